@@ -1,0 +1,49 @@
+# Thin: each target is one real command. PYTHON must be 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: setup demo up test check bench soak lint type dist clean help
+
+$(STAMP): pyproject.toml constraints.txt proto/build.py $(shell find proto/switchgear -name '*.proto')
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[server,train,dev]'
+	touch $(STAMP)
+
+setup: $(STAMP)  ## install everything into .venv
+
+demo: $(STAMP)  ## train a real model on simulated nodes, break it three times, recover it, prove it
+	$(BIN)/switchgear demo
+
+up: $(STAMP)  ## run the control plane on this machine
+	$(BIN)/switchgear up
+
+test: $(STAMP)  ## run all tests
+	$(BIN)/python -m pytest
+
+check: lint type  ## formatting, lint, layers, types
+
+lint: $(STAMP)  ## ruff and import-linter
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+type: $(STAMP)  ## mypy --strict
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## recovery time beside torchrun's, in one run
+	$(BIN)/python benchmarks/recovery.py
+
+soak: $(STAMP)  ## rounds of random faults, each with the proofs
+	$(BIN)/python benchmarks/soak.py
+
+dist: $(STAMP)  ## build the wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10

@@ -1,0 +1,196 @@
+"""gRPC as every process of ours speaks it: server with health, reflection and one error translation; channels with keep-alive.
+
+Nothing here listens beyond loopback: TLS and authentication come first.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from switchgear.core import errors
+from switchgear.core.errors import DOMAIN, Reason, SwitchgearError
+
+log = logging.getLogger(__name__)
+
+MESSAGE_BYTES_MAX = 4 * 1024 * 1024
+_DETAILS = "grpc-status-details-bin"
+_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a share of the traffic
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A restarted control plane is found again in a moment, not after gRPC's default of up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
+_BY_CODE: dict[grpc.StatusCode, type[SwitchgearError]] = {
+    grpc.StatusCode[cls.code]: cls
+    for cls in (
+        errors.Invalid,
+        errors.AlreadyExists,
+        errors.FailedPrecondition,
+        errors.Aborted,
+        errors.OutOfRange,
+        errors.ResourceExhausted,
+        errors.Unavailable,
+    )
+}
+
+
+def to_status(error: SwitchgearError) -> status_pb2.Status:
+    """The error as `google.rpc.Status` with its `ErrorInfo`."""
+    info = error_details_pb2.ErrorInfo(reason=error.reason.value, domain=DOMAIN, metadata=error.metadata)
+    detail = any_pb2.Any()
+    detail.Pack(info)
+    return status_pb2.Status(code=grpc.StatusCode[error.code].value[0], message=error.message, details=[detail])
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> SwitchgearError:
+    """What the server raised, as the class it raised; a failed connection becomes Unavailable."""
+    message, reason, metadata = error.details() or str(error.code()), Reason.INTERNAL, dict[str, str]()
+    for key, value in error.trailing_metadata() or ():
+        if key == _DETAILS and isinstance(value, bytes):
+            for detail in status_pb2.Status.FromString(value).details:
+                info = error_details_pb2.ErrorInfo()
+                if detail.Unpack(info) and info.reason in Reason.__members__:
+                    reason, metadata = Reason(info.reason), dict(info.metadata)
+    if error.code() is grpc.StatusCode.NOT_FOUND:
+        return errors.NotFound(metadata.get("name", ""), message)
+    if error.code() is grpc.StatusCode.UNAVAILABLE and reason is Reason.INTERNAL:
+        reason = Reason.SERVER_UNREACHABLE
+    cls = _BY_CODE.get(error.code(), SwitchgearError)
+    return cls(message, reason, **{k: v for k, v in metadata.items() if k not in ("message", "reason")})
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], method: str, error: Exception) -> None:
+    if not isinstance(error, SwitchgearError):
+        log.exception("internal error in %s", method, exc_info=error)
+        error = SwitchgearError("internal error; the server's log has the cause", Reason.INTERNAL)
+    await context.abort(grpc.StatusCode[error.code], error.message, ((_DETAILS, to_status(error).SerializeToString()),))
+
+
+class _ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Turns what a handler raises into a status with ErrorInfo; an unexpected exception is logged and becomes INTERNAL."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        handler = await continuation(handler_call_details)
+        method = str(handler_call_details.method)
+        # Only coroutine and async-generator handlers are ours; health and reflection bring their own.
+        if handler is None or method.startswith("/grpc."):
+            return handler
+        if handler.response_streaming:
+            inner_stream = handler.stream_stream if handler.request_streaming else handler.unary_stream
+
+            async def streaming(request: Any, context: Any) -> AsyncIterator[Any]:
+                try:
+                    async for response in inner_stream(request, context):  # type: ignore[union-attr,misc]
+                        yield response
+                except grpc.aio.AbortError:
+                    raise
+                except Exception as error:
+                    await _abort(context, method, error)
+
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            return make(streaming, handler.request_deserializer, handler.response_serializer)
+        inner_unary = handler.stream_unary if handler.request_streaming else handler.unary_unary
+
+        async def unary(request: Any, context: Any) -> Any:
+            try:
+                return await inner_unary(request, context)  # type: ignore[misc]
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:
+                return await _abort(context, method, error)
+
+        make_unary = (
+            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        )
+        return make_unary(unary, handler.request_deserializer, handler.response_serializer)
+
+
+class Server:
+    """A gRPC server with our habits. Register servicers on `grpc`, then `start`."""
+
+    def __init__(self) -> None:
+        self.grpc = grpc.aio.server(interceptors=[_ErrorInterceptor()], options=_OPTIONS)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+        self.address = ""
+
+    async def start(self, address: str, services: Sequence[str]) -> str:
+        """Binds, serves, and returns the address with the port that was taken.
+
+        services: full names of the registered services, for health and reflection.
+        Raises FailedPrecondition when the port is taken or the address is not loopback.
+        """
+        host, _, port = address.rpartition(":")
+        require_loopback(host)
+        require_free_port(host, int(port))
+        reflection.enable_server_reflection((*services, reflection.SERVICE_NAME), self.grpc)
+        bound = self.grpc.add_insecure_port(address)
+        await self.grpc.start()
+        for service in ("", *services):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        self.address = f"{host}:{bound}"
+        return self.address
+
+    async def stop(self, grace_s: float = 1.0) -> None:
+        await self._health.enter_graceful_shutdown()
+        await self.grpc.stop(grace_s)
+
+
+def require_loopback(host: str) -> None:
+    """Raises FailedPrecondition unless `host` is a loopback address or `localhost`."""
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise errors.FailedPrecondition(
+            f"refusing to listen on {host!r}: without TLS only loopback is allowed; use 127.0.0.1",
+            Reason.INSECURE_BIND,
+            host=host,
+        )
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Raises FailedPrecondition when somebody listens on the port already; port 0 is always free."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), port))
+        except OSError as error:
+            raise errors.FailedPrecondition(
+                f"cannot listen on {host}:{port} ({error.strerror}); stop what uses it or choose another port (0 takes a free one)",
+                Reason.ADDRESS_IN_USE,
+                address=f"{host}:{port}",
+            ) from error
+
+
+def channel(address: str) -> grpc.aio.Channel:
+    """A channel to one of our servers; it reconnects by itself."""
+    return grpc.aio.insecure_channel(address, options=[*_OPTIONS, ("grpc.enable_http_proxy", 0)])
