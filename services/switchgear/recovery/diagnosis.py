@@ -1,0 +1,131 @@
+"""Who failed and how we know: from the exits of an attempt's ranks to one cause in plain words."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from switchgear.recovery.model import Decision, Exit, Fault, Incident
+
+#: What a rank says when a *peer* went away; such a rank is a witness, not the culprit (gloo, NCCL, the TCP store).
+_PEER_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection refused",
+    "Broken pipe",
+    "remote process exited",
+    "DistNetworkError",
+    "DistStoreError",
+    "Socket Timeout",
+    "NCCL communicator was aborted",
+)
+#: Signals that a program's own fault raises (signal(7), "Action: Core").
+_OWN_SIGNALS = frozenset(
+    {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """The class of the fault, who it hit, and the same as a clause that a sentence begins with."""
+
+    fault: Fault
+    clause: str
+    signature: str
+    node: str = ""
+    rank: int | None = None
+    time_ns: int = 0
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def root_exit(exits: Iterable[Exit]) -> Exit | None:
+    """The exit that explains the others: the earliest that we did not cause and that does not blame a peer.
+
+    A rank that only reports a lost peer is chosen when there is nobody else to blame. None when all ended well or were
+    stopped by us.
+    """
+    failed = sorted((e for e in exits if e.code != 0 and not e.by_us), key=lambda e: e.time_ns)
+    return next((e for e in failed if not _blames_peer(e)), failed[0] if failed else None)
+
+
+def _blames_peer(rank_exit: Exit) -> bool:
+    return bool(rank_exit.exception) and any(phrase in rank_exit.exception for phrase in _PEER_LOST)
+
+
+def cause_of_exit(rank_exit: Exit) -> Cause:
+    """What the exit of the rank at fault says."""
+    subject = f"rank {rank_exit.rank} on {rank_exit.node}"
+    at = f" after step {rank_exit.step}" if rank_exit.step is not None else " before its first step"
+    if rank_exit.code < 0:
+        name = signal_name(-rank_exit.code)
+        own = -rank_exit.code in _OWN_SIGNALS
+        fault = Fault.RANK_CRASHED if own else Fault.RANK_KILLED
+        clause = f"{subject} {'crashed with' if own else 'was killed by'} {name}{at}"
+        signature = name
+    elif rank_exit.exception:
+        # Addresses differ from run to run and say nothing about the error.
+        fault, signature = Fault.RANK_EXCEPTION, re.sub(r"0x[0-9a-f]+", "0x…", rank_exit.exception)
+        clause = f"{subject} raised {shorten(rank_exit.exception)}{at}"
+    else:
+        fault, signature = Fault.RANK_EXITED, f"exit code {rank_exit.code}"
+        clause = f"{subject} ended with exit code {rank_exit.code}{at}"
+    return Cause(fault, clause, signature, rank_exit.node, rank_exit.rank, rank_exit.time_ns)
+
+
+def evidence_of_exit(rank_exit: Exit) -> str:
+    """One line on how an exit is known."""
+    how = signal_name(-rank_exit.code) if rank_exit.code < 0 else f"exit code {rank_exit.code}"
+    text = f"launcher on {rank_exit.node}: rank {rank_exit.rank} (pid {rank_exit.pid}) ended with {how}"
+    last = rank_exit.exception or next(
+        (line for line in reversed(rank_exit.stderr_tail.splitlines()) if line.strip()), ""
+    )
+    return f"{text}: {shorten(last, 300)}" if last else text
+
+
+def shorten(text: str, length_max: int = 160) -> str:
+    """The first line of `text`, cut to `length_max` characters."""
+    line = text.strip().splitlines()[0] if text.strip() else ""
+    return line if len(line) <= length_max else line[: length_max - 1] + "…"
+
+
+def summarize(incident: Incident) -> str:
+    """The incident in one sentence: who failed at which step, what was done, what it cost."""
+    clause = incident.cause[:1].upper() + incident.cause[1:]
+    if incident.decision is Decision.STOP:
+        return f"{clause}; the job was stopped: {incident.decision_reason}."
+    if incident.decision is None:
+        return f"{clause}; the attempt is being stopped."
+    parts = [clause]
+    if incident.quarantined:
+        count = len(incident.quarantined)
+        parts.append(f"{count} damaged checkpoint{'s were' if count > 1 else ' was'} put into quarantine")
+    where = (
+        "in place"
+        if incident.decision is Decision.RESTART_IN_PLACE
+        else f"without {incident.node or 'the failed node'}, which is cordoned"
+    )
+    if incident.new_generation:
+        start = "the start" if not incident.resume_step else f"the verified checkpoint of step {incident.resume_step}"
+        parts.append(f"the job was restarted {where} from {start}")
+    else:
+        parts.append(f"the job is being restarted {where}")
+    cost = _cost(incident)
+    return "; ".join([*parts, cost] if cost else parts) + "."
+
+
+def _cost(incident: Incident) -> str:
+    times = incident.timeline
+    if "first_new_step" not in times or "detected" not in times:
+        return ""
+    seconds = (times["first_new_step"] - times.get("fault", times["detected"])) / 1e9
+    redone = incident.steps_redone
+    steps = "" if redone is None else f" and {redone} step{'' if redone == 1 else 's'} made again"
+    return f"it cost {seconds:.1f} s until the first new step{steps}"

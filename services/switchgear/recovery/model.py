@@ -1,0 +1,490 @@
+"""What recovery knows of a job, what can happen to it and what it can answer: plain values, no world in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """Where a job stands between two attempts or in one."""
+
+    WAITING = "WAITING"  # for the launchers of its placement
+    CHECKING = "CHECKING"  # a launcher looks for the newest verified checkpoint
+    STARTING = "STARTING"  # attempt commanded, first step not yet made on all ranks
+    RUNNING = "RUNNING"
+    STOPPING = "STOPPING"  # until every process of the attempt is gone
+    REPLACING = "REPLACING"  # until the scheduler has placed it anew
+    ENDED = "ENDED"
+
+
+class Fault(StrEnum):
+    """Classes of faults that the policy tells apart."""
+
+    RANK_KILLED = "RANK_KILLED"  # ended by a signal from outside
+    RANK_CRASHED = "RANK_CRASHED"  # ended by a signal that its own code raised (SIGSEGV, SIGABRT, …)
+    RANK_EXCEPTION = "RANK_EXCEPTION"
+    RANK_EXITED = "RANK_EXITED"  # exit code other than 0 without a Python exception
+    GPU_LOST = "GPU_LOST"
+    NODE_FAULT = "NODE_FAULT"  # any other fatal signal of a node
+    NODE_LOST = "NODE_LOST"  # its launcher was silent for longer than its lease
+    LAUNCHER_LOST = "LAUNCHER_LOST"  # the launcher came back without its ranks
+    START_FAILED = "START_FAILED"
+
+
+class Decision(StrEnum):
+    """What the policy can answer."""
+
+    RESTART_IN_PLACE = "RESTART_IN_PLACE"
+    REPLACE_NODE = "REPLACE_NODE"
+    STOP = "STOP"
+
+
+class IncidentState(StrEnum):
+    OPEN = "OPEN"
+    ACTING = "ACTING"
+    VERIFYING = "VERIFYING"
+    RESOLVED = "RESOLVED"
+    ESCALATED = "ESCALATED"
+
+
+class AttemptState(StrEnum):
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    STOPPING = "STOPPING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    STOPPED = "STOPPED"
+
+
+class CheckpointState(StrEnum):
+    COMMITTED = "COMMITTED"
+    VERIFIED = "VERIFIED"
+    CORRUPT = "CORRUPT"
+    EXPIRED = "EXPIRED"
+
+
+class JobOutcome(StrEnum):
+    """States that recovery moves a job to; the names are those of `Job.State`."""
+
+    RUNNING = "RUNNING"
+    RECOVERING = "RECOVERING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """The time of an event: `monotonic_s` for leases and deadlines, `unix_ns` for the record."""
+
+    monotonic_s: float
+    unix_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A node of a placement; its position is the node rank."""
+
+    node: str
+    address: str
+    #: Placement epoch in which this node joined: launchers of older epochs are not listened to.
+    launcher_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a rank ended. code: 0 to 255, or minus the signal's number."""
+
+    rank: int
+    node: str
+    pid: int
+    time_ns: int
+    code: int
+    by_us: bool
+    exception: str = ""
+    stderr_tail: str = ""
+    step: int | None = None
+
+
+@dataclass(slots=True)
+class Launcher:
+    """What is known of the launcher on one node of the placement."""
+
+    connected: bool = False
+    ready: bool = False
+    launcher_id: str = ""
+    reserved_port: int = 0
+    #: Every process of this generation and older ones is gone from the node.
+    stopped_generation: int = 0
+    #: Monotonic time of the last word from it, or of the wish to have one.
+    seen_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Rank:
+    """Progress of a rank in the current attempt. Times are Unix nanoseconds, 0 = not yet."""
+
+    node: str
+    pid: int = 0
+    started_ns: int = 0
+    step: int | None = None
+    step_time_ns: int = 0
+    first_step_ns: int = 0
+    first_new_step_ns: int = 0
+    loaded_ns: int = 0
+    exit: Exit | None = None
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One start of the job on one placement; the generation is its fencing token."""
+
+    generation: int
+    state: AttemptState
+    nodes: list[str]
+    start_ns: int
+    high_water_step: int
+    master_address: str
+    master_port: int
+    resume_path: str = ""
+    resume_step: int | None = None
+    ranks: dict[int, Rank] = field(default_factory=dict)
+    #: Launcher process that each node had when the attempt was commanded.
+    launcher_ids: dict[str, str] = field(default_factory=dict)
+    end_ns: int = 0
+    end_reason: str = ""
+
+    def common_step(self) -> int | None:
+        """Newest step that all ranks have completed; None when one of them is unknown."""
+        steps = [rank.step for rank in self.ranks.values()]
+        known = [step for step in steps if step is not None]
+        return min(known) if known and len(known) == len(steps) else None
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    path: str
+    state: CheckpointState
+    step: int | None
+    size_bytes: int = 0
+    digest: str = ""
+    damage: str = ""
+    generation: int = 0
+    commit_ns: int = 0
+
+
+@dataclass(slots=True)
+class Incident:
+    """One fault from its first sign to the first new step after it; see `switchgear.v1.Incident` for the fields."""
+
+    incident_id: str
+    job: str
+    state: IncidentState
+    fault: Fault
+    node: str = ""
+    rank: int | None = None
+    evidence: list[str] = field(default_factory=list)
+    decision: Decision | None = None
+    decision_reason: str = ""
+    failed_generation: int = 0
+    new_generation: int = 0
+    failed_step: int | None = None
+    resume_step: int | None = None
+    quarantined: list[str] = field(default_factory=list)
+    timeline: dict[str, int] = field(default_factory=dict)
+    #: What happened, as the first half of the summary.
+    cause: str = ""
+    summary: str = ""
+
+    @property
+    def steps_redone(self) -> int | None:
+        if self.failed_step is None or self.resume_step is None:
+            return None
+        return max(0, self.failed_step - self.resume_step)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What the policy remembers of an attempt that failed."""
+
+    fault: Fault
+    #: Equal for the same error again: exception text, signal or exit code.
+    signature: str
+    step: int | None
+    #: Whether the attempt had made a step that no attempt before it had made.
+    progressed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What recovery needs of the job's specification."""
+
+    nnodes: int
+    nproc_per_node: int
+    max_restarts: int
+    checkpoint_directory: str
+
+    @property
+    def world_size(self) -> int:
+        return self.nnodes * self.nproc_per_node
+
+
+@dataclass(slots=True)
+class JobState:
+    """All that recovery knows of a job. It is written to the store before any effect of a step is carried out."""
+
+    job: str
+    spec: Spec
+    create_ns: int
+    phase: Phase = Phase.REPLACING
+    generation: int = 0
+    epoch: int = 0
+    slots: list[Slot] = field(default_factory=list)
+    launchers: dict[str, Launcher] = field(default_factory=dict)
+    attempt: Attempt | None = None
+    incident: Incident | None = None
+    incident_count: int = 0
+    #: Fatal evidence against nodes of the placement: node -> sentence. Cleared with the placement.
+    bad_nodes: dict[str, str] = field(default_factory=dict)
+    checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
+    #: Highest step that any generation has completed on all ranks.
+    high_water_step: int = 0
+    restarts_used: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    steps_redone: int = 0
+    #: Sum over the ended attempts; `productive_ns` of the machine adds the current one.
+    productive_ns: int = 0
+    end_ns: int = 0
+    #: Calls to other services that have not been confirmed yet, oldest first; carried out again after a crash.
+    outbox: list[Call] = field(default_factory=list)
+    calls_made: int = 0
+
+
+# What can happen.
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The scheduler has placed the job (anew)."""
+
+    epoch: int
+    slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EndedOutside:
+    """The job was cancelled or ended by the scheduler."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LauncherHello:
+    node: str
+    launcher_epoch: int
+    launcher_id: str
+    generation: int
+    reserved_port: int
+    ready: bool
+    ranks_alive: tuple[tuple[int, int, int], ...] = ()  # (rank, pid, started_ns)
+    exits: tuple[Exit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LauncherGone:
+    """The stream of a launcher broke; its ranks may go on until its lease ends."""
+
+    node: str
+    launcher_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class LauncherSeen:
+    node: str
+    launcher_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RankStarted:
+    node: str
+    generation: int
+    rank: int
+    pid: int
+    time_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class RankExited:
+    generation: int
+    exit: Exit
+
+
+@dataclass(frozen=True, slots=True)
+class RankStep:
+    rank: int
+    step: int | None
+    time_ns: int
+    first_step_ns: int
+    first_new_step_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    node: str
+    generation: int
+    ranks: tuple[RankStep, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    generation: int
+    rank: int
+    path: str
+    step: int | None
+    time_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptStopped:
+    node: str
+    generation: int
+    reserved_port: int
+    time_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed:
+    node: str
+    generation: int
+    message: str
+    permanent: bool
+    reserved_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSeen:
+    generation: int
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A launcher has walked the checkpoints from the newest to the first good one."""
+
+    node: str
+    checkpoints: tuple[Checkpoint, ...]
+    quarantined: tuple[str, ...]
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSignal:
+    """A fatal signal of the collector about a node."""
+
+    node: str
+    kind: str
+    evidence: str
+    time_ns: int
+    simulated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CallDone:
+    """A call of the outbox has been answered."""
+
+    call_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = (
+    Placed
+    | EndedOutside
+    | LauncherHello
+    | LauncherGone
+    | LauncherSeen
+    | RankStarted
+    | RankExited
+    | Progress
+    | Loaded
+    | AttemptStopped
+    | StartFailed
+    | CheckpointSeen
+    | Checked
+    | NodeSignal
+    | CallDone
+    | Tick
+)
+
+
+# What recovery can answer.
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start the attempt on one node."""
+
+    node: str
+    node_rank: int
+    attempt: Attempt
+    spec: Spec
+    restart_count: int
+    checkpoints: tuple[Checkpoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    node: str
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Find the newest good checkpoint."""
+
+    node: str
+    generation: int
+    checkpoints: tuple[Checkpoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    node: str
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SaveIncident:
+    incident: Incident
+
+
+@dataclass(frozen=True, slots=True)
+class SaveAttempt:
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class SaveCheckpoint:
+    checkpoint: Checkpoint
+
+
+@dataclass(slots=True)
+class Call:
+    """A call to the scheduler, idempotent by its id within the job. Kind: `set_state`, `cordon` or `replace`."""
+
+    call_id: int
+    kind: str
+    node: str = ""
+    reason: str = ""
+    outcome: JobOutcome | None = None
+    epoch: int = 0
+
+
+Command = Start | Stop | Check | Finish
+Record = SaveIncident | SaveAttempt | SaveCheckpoint
+Effect = Command | Record
