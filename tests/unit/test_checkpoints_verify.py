@@ -1,0 +1,169 @@
+"""Which checkpoint is handed out, and what happens to those that must not be."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from switchgear.launcher import checkpoints
+from switchgear.launcher.checkpoints import QUARANTINE, Known, checkpoint_paths, digest_file, verify_newest
+
+
+def save(folder: Path, step: int, *, written_s: int | None = None) -> Path:
+    path = folder / f"step-{step:08d}.pt"
+    torch.save({"weight": torch.full((100,), float(step))}, path)
+    os.utime(path, (written_s or step, written_s or step))
+    return path
+
+
+def truncate(path: Path) -> None:
+    written = path.stat().st_mtime
+    os.truncate(path, path.stat().st_size // 2)
+    os.utime(path, (written, written))
+
+
+def test_the_newest_good_one_wins_and_older_ones_are_not_read(tmp_path: Path) -> None:
+    old, newest = save(tmp_path, 10), save(tmp_path, 20)
+    truncate(old)
+    outcome = verify_newest(tmp_path, {str(newest): Known(20, digest_file(newest))})
+    assert outcome.newest_good is not None
+    assert (outcome.newest_good.path, outcome.newest_good.step) == (newest, 20)
+    assert outcome.newest_good.proven
+    assert outcome.newest_good.digest == digest_file(newest)
+    assert outcome.newest_good.size_bytes == newest.stat().st_size
+    assert outcome.newest_good.commit_time_unix_ns == 20 * 10**9
+    assert outcome.checked == [outcome.newest_good]
+    assert old.exists()
+
+
+def test_damaged_ones_move_into_quarantine_until_a_good_one_is_found(tmp_path: Path) -> None:
+    good, worse, worst = (save(tmp_path, step) for step in (10, 20, 30))
+    truncate(worse)
+    worst.write_bytes(b"")
+    content = worse.read_bytes()
+    outcome = verify_newest(tmp_path, {})
+    assert [(c.path, bool(c.damage)) for c in outcome.checked] == [(worst, True), (worse, True), (good, False)]
+    assert outcome.newest_good is not None
+    assert outcome.newest_good.path == good
+    moved = outcome.checked[1].quarantine_path
+    assert moved is not None
+    assert moved.parent == tmp_path / QUARANTINE
+    assert moved.read_bytes() == content
+    assert not worse.exists()
+    assert verify_newest(tmp_path, {}).checked == [outcome.newest_good], "a second call finds the work done"
+
+
+def test_no_checkpoint_is_left_when_all_are_damaged(tmp_path: Path) -> None:
+    for step in (10, 20):
+        truncate(save(tmp_path, step))
+    outcome = verify_newest(tmp_path, {})
+    assert outcome.newest_good is None
+    assert len(outcome.checked) == 2
+    assert checkpoint_paths(tmp_path) == []
+
+
+def test_a_file_of_the_same_name_can_go_bad_twice(tmp_path: Path) -> None:
+    for _ in range(2):
+        truncate(save(tmp_path, 10))
+        verify_newest(tmp_path, {})
+    assert len(list((tmp_path / QUARANTINE).iterdir())) == 2
+
+
+def test_only_checkpoints_are_touched(tmp_path: Path) -> None:
+    good = save(tmp_path, 10)
+    known = tmp_path / "state_without_suffix"
+    known.write_bytes(b"anything")
+    os.utime(known, (5, 5))
+    zipped = tmp_path / "weights"
+    zipped.write_bytes(good.read_bytes())
+    os.utime(zipped, (4, 4))
+    others = ["loss.jsonl", "train.log", ".hidden.pt", "step-30.pt.tmp", "step-30.tmp.1234.pt"]
+    for name in others:
+        (tmp_path / name).touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "model.pt").touch()
+    assert checkpoint_paths(tmp_path, {str(known): Known(None, "")}) == [good, known, zipped]
+    verify_newest(tmp_path, {})
+    assert all((tmp_path / name).exists() for name in others)
+
+
+def test_a_link_to_a_checkpoint_of_the_folder_is_no_checkpoint_of_its_own(tmp_path: Path) -> None:
+    newest = save(tmp_path, 10)
+    (tmp_path / "latest.pt").symlink_to(newest.name)
+    (tmp_path / "dangling.pt").symlink_to("nowhere")
+    assert checkpoint_paths(tmp_path) == [newest]
+
+
+def test_known_steps_order_before_the_time_of_the_last_write(tmp_path: Path) -> None:
+    copied_late, newest = save(tmp_path, 10, written_s=99), save(tmp_path, 20, written_s=50)
+    steps = {str(copied_late): Known(10, ""), str(newest): Known(20, "")}
+    assert checkpoint_paths(tmp_path, steps) == [newest, copied_late]
+    assert checkpoint_paths(tmp_path, {str(newest): Known(20, "")}) == [copied_late, newest]
+
+
+def test_names_order_what_was_written_at_the_same_time(tmp_path: Path) -> None:
+    first, second = save(tmp_path, 10, written_s=5), save(tmp_path, 20, written_s=5)
+    assert checkpoint_paths(tmp_path) == [second, first]
+
+
+def test_what_cannot_be_read_is_reported_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, unreadable = save(tmp_path, 10), save(tmp_path, 20)
+    real_open = Path.open
+
+    def failing_open(self: Path, *args: object, **kwargs: object) -> object:
+        if self == unreadable:
+            raise OSError(5, "Input/output error")
+        return real_open(self, *args, **kwargs)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", failing_open)  # a disk that fails cannot be had otherwise
+    outcome = verify_newest(tmp_path, {})
+    assert outcome.checked[0].damage == "it cannot be read: Input/output error"
+    assert outcome.checked[0].quarantine_path is None
+    assert unreadable.exists()
+    assert outcome.newest_good is not None
+    assert outcome.newest_good.path == good
+
+
+def test_a_damaged_file_that_cannot_be_moved_does_not_stop_the_search(tmp_path: Path) -> None:
+    good, damaged = save(tmp_path, 10), save(tmp_path, 20)
+    truncate(damaged)
+    (tmp_path / QUARANTINE).write_text("a file where the folder should be")
+    outcome = verify_newest(tmp_path, {})
+    assert "it stays where it is" in outcome.checked[0].damage
+    assert outcome.newest_good is not None
+    assert outcome.newest_good.path == good
+
+
+def test_a_file_without_sums_is_accepted_but_not_proven(tmp_path: Path) -> None:
+    path = tmp_path / "old.pt"
+    torch.save({"weight": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
+    outcome = verify_newest(tmp_path, {})
+    assert outcome.newest_good is not None
+    assert not outcome.newest_good.proven
+    outcome = verify_newest(tmp_path, {str(path): Known(None, digest_file(path))})
+    assert outcome.newest_good is not None
+    assert outcome.newest_good.proven
+
+
+def test_a_folder_that_does_not_exist_has_no_checkpoints(tmp_path: Path) -> None:
+    assert verify_newest(tmp_path / "none", {}) == checkpoints.VerifyOutcome([], None)
+
+
+def test_damaged_dcp_folders_move_as_a_whole(tmp_path: Path) -> None:
+    for step in (10, 20):
+        folder = tmp_path / f"step-{step}"
+        folder.mkdir()
+        (folder / "__0_0.distcp").write_bytes(b"shard")
+        (folder / ".metadata").write_bytes(b"\x80\x04N.")
+        os.utime(folder / ".metadata", (step, step))
+    (tmp_path / "step-20" / "__0_0.distcp").write_bytes(b"")
+    outcome = verify_newest(tmp_path, {})
+    assert [c.path.name for c in outcome.checked] == ["step-20", "step-10"]
+    moved = outcome.checked[0].quarantine_path
+    assert moved is not None
+    assert (moved / ".metadata").exists()
+    assert outcome.newest_good is not None
+    assert outcome.newest_good.size_bytes == 9
