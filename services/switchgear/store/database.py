@@ -1,0 +1,138 @@
+"""One database for a process: SQLite or PostgreSQL behind the same two words, `read` and `write`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+
+from switchgear.core.errors import FailedPrecondition, Invalid, Reason
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_DRIVERS = ("sqlite+aiosqlite", "postgresql+asyncpg")
+#: Any constant will do: it only has to be the same in all processes.
+_MIGRATE_LOCK = 7_294_451_002_713
+#: Another process may hold SQLite's write lock for a migration or a slow disk's fsync; beyond this the disk is ill.
+_BUSY_TIMEOUT_MS = 10_000
+
+
+class Database:
+    """A pool of connections to `sqlite+aiosqlite:///PATH` or `postgresql+asyncpg://…`.
+
+    Never await a network call or another `read` or `write` of the same task inside one: on SQLite there is one writer.
+    Raises Invalid for any other URL.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            parsed = make_url(url)
+        except ArgumentError:
+            parsed = None
+        if parsed is None or parsed.drivername not in _DRIVERS or not parsed.database or parsed.database == ":memory:":
+            # The URL itself may hold a password, so it is not repeated.
+            raise Invalid(
+                "the database URL must read sqlite+aiosqlite:///PATH or postgresql+asyncpg://USER@HOST/DATABASE",
+                Reason.BAD_FIELD,
+                field="database_url",
+            )
+        sqlite = parsed.drivername == "sqlite+aiosqlite"
+        # A server closes idle connections when it restarts; the probe costs one round trip and saves one failed call.
+        self._engine = create_async_engine(parsed, pool_pre_ping=not sqlite)
+        if sqlite:
+            event.listen(self._engine.sync_engine, "connect", _prepare_sqlite)
+            event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
+            self._writer = self._engine.execution_options(switchgear_write=True)
+            reader = self._engine
+        else:
+            self._writer = self._engine
+            # One snapshot for all statements of a read: a list and the revision that it names agree.
+            reader = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        # Two async sessions that read, modify and write lose updates on SQLite without any error; so they take turns.
+        self._turn: AbstractAsyncContextManager[Any] = asyncio.Lock() if sqlite else nullcontext()
+        self._read_sessions = async_sessionmaker(reader, expire_on_commit=False)
+        self._write_sessions = async_sessionmaker(self._writer, expire_on_commit=False)
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncSession]:
+        """A session that sees one snapshot and writes nothing."""
+        async with self._read_sessions() as session, session.begin():
+            yield session
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncSession]:
+        """A transaction: committed, on disk, when the block ends; rolled back when it raises.
+
+        On PostgreSQL writers run at the same time under READ COMMITTED. One that reads what it changes takes the
+        service's turn first: `lock_revision` or `next_revision`.
+        """
+        async with self._turn, self._write_sessions() as session, session.begin():
+            yield session
+
+    async def migrate(self) -> None:
+        """Brings the schema to this version's; safe when several processes do it at once.
+
+        Raises FailedPrecondition (STATE_NEWER) when a newer version has written here.
+        """
+        async with self._turn, self._writer.begin() as connection:
+            await connection.run_sync(_upgrade)
+
+    async def close(self) -> None:
+        """Closes all connections; open sessions must have ended."""
+        await self._engine.dispose()
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of the SQLite database in that file, whatever characters its path has. The folder must exist."""
+    return URL.create("sqlite+aiosqlite", database=str(path)).render_as_string()
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # the driver must not begin by itself: `_begin_sqlite` says how
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A deferred transaction that turns into a write fails at once when another process wrote meanwhile.
+    writes = connection.get_execution_options().get("switchgear_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def migrations() -> Config:
+    """Alembic's configuration of our chain of migrations."""
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def _upgrade(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATE_LOCK})
+    config = migrations()
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    present = MigrationContext.configure(connection).get_current_heads()
+    if unknown := sorted(set(present) - known):
+        raise FailedPrecondition(
+            f"the state was written by a newer version of Switchgear (schema {', '.join(unknown)}); "
+            "install that version or choose another state directory or database",
+            Reason.STATE_NEWER,
+            schema=",".join(unknown),
+        )
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

@@ -1,0 +1,149 @@
+"""The rules that every table of ours relies on, on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, text
+
+import switchgear
+from switchgear.core.errors import FailedPrecondition, Invalid, Reason
+from switchgear.store.base import Base
+from switchgear.store.database import Database, sqlite_url
+from switchgear.store.revisions import current_revision, lock_revision, next_revision
+
+
+async def test_250_concurrent_increments_give_250(database: Database) -> None:
+    async def increment() -> None:
+        async with database.write() as session:
+            await lock_revision(session, "counter")
+            value = (await session.execute(text("SELECT token FROM leases WHERE name = 'n'"))).scalar_one()
+            await session.execute(text("UPDATE leases SET token = :value WHERE name = 'n'"), {"value": value + 1})
+
+    async with database.write() as session:
+        await session.execute(text("INSERT INTO leases VALUES ('n', '', 0, 0)"))
+    await asyncio.gather(*(increment() for _ in range(250)))
+    async with database.read() as session:
+        assert (await session.execute(text("SELECT token FROM leases WHERE name = 'n'"))).scalar_one() == 250
+
+
+async def test_revisions_count_up_without_gaps_in_commit_order(database: Database) -> None:
+    seen: list[int] = []
+
+    async def write() -> None:
+        async with database.write() as session:
+            revision = await next_revision(session, "svc")
+            seen.append(revision)
+
+    await asyncio.gather(*(write() for _ in range(50)))
+    assert seen == list(range(1, 51))
+    async with database.read() as session:
+        assert await current_revision(session, "svc") == 50
+        assert await current_revision(session, "other") == 0
+
+
+async def test_a_write_that_raises_leaves_nothing(database: Database) -> None:
+    async def fail() -> None:
+        async with database.write() as session:
+            await next_revision(session, "svc")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await fail()
+    async with database.read() as session:
+        assert await current_revision(session, "svc") == 0
+
+
+async def test_a_read_sees_one_snapshot_while_others_write(database: Database) -> None:
+    async with database.read() as session:
+        assert await current_revision(session, "svc") == 0
+        async with database.write() as writer:
+            await next_revision(writer, "svc")
+        session.expire_all()
+        assert await current_revision(session, "svc") == 0
+
+
+async def test_the_models_are_what_the_migrations_build(database: Database) -> None:
+    for module in pkgutil.iter_modules(switchgear.__path__, "switchgear."):
+        if importlib.util.find_spec(f"{module.name}.store") is not None:
+            importlib.import_module(f"{module.name}.store")
+
+    def differences(connection: Connection) -> list[object]:
+        return list(compare_metadata(MigrationContext.configure(connection), Base.metadata))
+
+    async with database.read() as session:
+        assert await (await session.connection()).run_sync(differences) == []
+
+
+async def test_several_processes_may_migrate_at_once_and_again(database_url: str) -> None:
+    databases = [Database(database_url) for _ in range(4)]
+    try:
+        await asyncio.gather(*(database.migrate() for database in databases))
+        await databases[0].migrate()
+        async with databases[0].write() as session:
+            assert await next_revision(session, "svc") == 1
+    finally:
+        for database in databases:
+            await database.close()
+
+
+async def test_a_newer_schema_is_refused_with_the_remedy(database: Database) -> None:
+    async with database.write() as session:
+        await session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(FailedPrecondition, match="install that version") as caught:
+        await database.migrate()
+    assert caught.value.reason is Reason.STATE_NEWER
+
+
+@pytest.mark.parametrize(
+    "url", ["", "state.db", "mysql://host/db", "sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:"]
+)
+def test_another_kind_of_database_is_refused(url: str) -> None:
+    with pytest.raises(Invalid, match="sqlite"):
+        Database(url)
+
+
+_WRITER = """
+import asyncio, sys
+from switchgear.store.database import Database
+from switchgear.store.revisions import next_revision
+
+async def main():
+    database = Database(sys.argv[1])
+    while True:
+        async with database.write() as session:
+            revision = await next_revision(session, "svc")
+        print(revision, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_what_was_committed_survives_kill_9(database: Database, database_url: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _WRITER, database_url, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    committed = [int(await process.stdout.readline()) for _ in range(20)]
+    process.kill()
+    committed += [int(line) for line in (await process.stdout.read()).splitlines()]
+    await process.wait()
+    async with database.write() as session:
+        # The kill may fall between a commit and its print, or leave the server one statement behind.
+        assert await next_revision(session, "svc") in (committed[-1] + 1, committed[-1] + 2)
+
+
+async def test_a_closed_sqlite_database_is_one_file_under_the_path_that_was_given(tmp_path: Path) -> None:
+    path = tmp_path / "50% & a#b?.db"
+    database = Database(sqlite_url(path))
+    await database.migrate()
+    await database.close()
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
