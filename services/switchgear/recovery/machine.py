@@ -26,9 +26,22 @@ FAILURES_MAX = 50
 
 def step(state: m.JobState, event: m.Event, now: m.Now) -> tuple[m.JobState, list[m.Effect]]:
     """The next state, and what to do in this order after the state is stored. `state` itself is left as it was."""
-    machine = _Machine(copy.deepcopy(state), now)
+    machine = _Machine(_copied(state), now)
     machine.take(event)
     return machine.state, machine.effects
+
+
+def _copied(state: m.JobState) -> m.JobState:
+    """As deep as the machine changes things: progress comes several times a second, a deep copy of all would cost more than the step."""
+    new = copy.copy(state)
+    new.slots, new.failures, new.outbox = list(state.slots), list(state.failures), list(state.outbox)
+    new.bad_nodes, new.checkpoints = dict(state.bad_nodes), dict(state.checkpoints)
+    new.launchers = {node: copy.copy(launcher) for node, launcher in state.launchers.items()}
+    new.incident = copy.deepcopy(state.incident)
+    new.attempt = copy.copy(state.attempt)
+    if new.attempt:
+        new.attempt.ranks = {rank: copy.copy(view) for rank, view in new.attempt.ranks.items()}
+    return new
 
 
 def resume(state: m.JobState, now: m.Now) -> m.JobState:

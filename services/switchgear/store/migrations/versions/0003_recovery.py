@@ -45,8 +45,14 @@ def upgrade() -> None:
         sa.Column("commit_time_unix_ns", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("job", "checkpoint_id", name="pk_checkpoints"),
     )
+    op.create_table(
+        "recovery_cursors",
+        sa.Column("name", sa.String(63), nullable=False),
+        sa.Column("value", sa.BigInteger, nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_recovery_cursors"),
+    )
 
 
 def downgrade() -> None:
-    for table in ("checkpoints", "incidents", "attempts", "recovery_jobs"):
+    for table in ("recovery_cursors", "checkpoints", "incidents", "attempts", "recovery_jobs"):
         op.drop_table(table)

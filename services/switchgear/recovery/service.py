@@ -1,0 +1,123 @@
+"""The gRPC edge towards people and programs: `RecoveryService`, from the store and the live jobs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc.aio
+
+from switchgear.core import names
+from switchgear.core.clock import Clock
+from switchgear.core.errors import NotFound
+from switchgear.recovery import model as m
+from switchgear.recovery import store, translate
+from switchgear.store.database import Database
+from switchgear.store.feed import ChangeFeed
+from switchgear.store.paging import after_number, page_size, page_token
+from switchgear.store.revisions import current_revision
+from switchgear.v1 import recovery_service_pb2 as pb
+from switchgear.v1 import recovery_service_pb2_grpc as rpc
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class RecoveryApi(rpc.RecoveryServiceServicer):
+    """live: the newest state of a job that has not ended, or None."""
+
+    def __init__(
+        self, database: Database, feed: ChangeFeed, clock: Clock, live: Callable[[str], m.JobState | None]
+    ) -> None:
+        self._database, self._feed, self._clock, self._live = database, feed, clock, live
+
+    async def GetIncident(self, request: pb.GetIncidentRequest, context: _Context) -> pb.Incident:  # noqa: N802, ARG002
+        (incident_id,) = names.parse(request.name, "incidents/*")
+        async with self._database.read() as session:
+            incident = await store.incident(session, incident_id)
+        if incident is None:
+            raise NotFound(request.name)
+        return translate.incident_to_proto(incident)
+
+    async def ListIncidents(  # noqa: N802
+        self,
+        request: pb.ListIncidentsRequest,
+        context: _Context,  # noqa: ARG002
+    ) -> pb.ListIncidentsResponse:
+        if request.job:
+            names.parse(request.job, "jobs/*")
+        size, collection = page_size(request.page_size), f"incidents of {request.job}"
+        before = after_number(collection, request.page_token)
+        async with self._database.read() as session:
+            rows = await store.incidents(session, request.job, before, size + 1)
+            revision = await current_revision(session, store.SERVICE)
+        page = rows[:size]
+        return pb.ListIncidentsResponse(
+            incidents=[translate.incident_to_proto(incident) for _, incident in page],
+            next_page_token=page_token(collection, page[-1][0]) if len(rows) > size else "",
+            revision=revision,
+        )
+
+    async def WatchIncidents(  # noqa: N802
+        self,
+        request: pb.WatchIncidentsRequest,
+        context: _Context,  # noqa: ARG002
+    ) -> AsyncIterator[pb.WatchIncidentsResponse]:
+        async for revision, incident in self._feed.watch(request.revision, store.incidents_after):
+            message = translate.incident_to_proto(incident) if incident else None
+            yield pb.WatchIncidentsResponse(incident=message, revision=revision)
+
+    async def ListAttempts(  # noqa: N802
+        self,
+        request: pb.ListAttemptsRequest,
+        context: _Context,  # noqa: ARG002
+    ) -> pb.ListAttemptsResponse:
+        names.parse(request.parent, "jobs/*")
+        size, collection = page_size(request.page_size), f"attempts of {request.parent}"
+        after = after_number(collection, request.page_token) or 0
+        async with self._database.read() as session:
+            await self._require_job(session, request.parent)
+            rows = await store.attempts(session, request.parent, after, size + 1)
+        page = rows[:size]
+        return pb.ListAttemptsResponse(
+            attempts=[translate.attempt_to_proto(request.parent, attempt) for attempt in page],
+            next_page_token=page_token(collection, page[-1].generation) if len(rows) > size else "",
+        )
+
+    async def ListCheckpoints(  # noqa: N802
+        self,
+        request: pb.ListCheckpointsRequest,
+        context: _Context,  # noqa: ARG002
+    ) -> pb.ListCheckpointsResponse:
+        names.parse(request.parent, "jobs/*")
+        size, collection = page_size(request.page_size), f"checkpoints of {request.parent}"
+        start = after_number(collection, request.page_token) or 0
+        async with self._database.read() as session:
+            await self._require_job(session, request.parent)
+            # At most 1,000 a job are remembered, so the sorted list is cut here and not in SQL.
+            rows = await store.checkpoints(session, request.parent)
+        page = rows[start : start + size]
+        end = start + len(page)
+        return pb.ListCheckpointsResponse(
+            checkpoints=[
+                translate.checkpoint_to_proto(request.parent, store.checkpoint_id(row.path), row) for row in page
+            ],
+            next_page_token=page_token(collection, end) if end < len(rows) else "",
+        )
+
+    async def GetJobProgress(  # noqa: N802
+        self,
+        request: pb.GetJobProgressRequest,
+        context: _Context,  # noqa: ARG002
+    ) -> pb.JobProgress:
+        (job,) = names.parse(request.name, "jobs/*/progress")
+        state = self._live(f"jobs/{job}")
+        if state is None:
+            async with self._database.read() as session:
+                state = await store.state_of(session, f"jobs/{job}")
+        if state is None:
+            raise NotFound(request.name, f"jobs/{job} does not exist or has not been placed yet")
+        return translate.progress_to_proto(state, self._clock.unix_ns())
+
+    async def _require_job(self, session: Any, job: str) -> None:
+        if await store.state_of(session, job) is None:
+            raise NotFound(job, f"{job} does not exist or has not been placed yet")

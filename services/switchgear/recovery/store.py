@@ -1,0 +1,189 @@
+"""Recovery's own tables: the state of each job as the machine left it, and its records for lists and watches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import TypeAdapter
+from sqlalchemy import BigInteger, Boolean, String, delete, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+
+from switchgear.recovery import model as m
+from switchgear.store.base import Base, Json
+from switchgear.store.revisions import next_revision
+
+SERVICE = "recovery"
+#: Records that are kept for each job; a job that fails more often than this has other worries than its history.
+ATTEMPTS_MAX = 1000
+CHECKPOINTS_MAX = 1000
+
+_STATE = TypeAdapter(m.JobState)
+_ATTEMPT = TypeAdapter(m.Attempt)
+_INCIDENT = TypeAdapter(m.Incident)
+_CHECKPOINT = TypeAdapter(m.Checkpoint)
+
+
+class RecoveryJobRow(Base):
+    __tablename__ = "recovery_jobs"
+
+    job: Mapped[str] = mapped_column(String(80), primary_key=True)
+    state: Mapped[Any] = mapped_column(Json)
+    ended: Mapped[bool] = mapped_column(Boolean, index=True)
+
+
+class AttemptRow(Base):
+    __tablename__ = "attempts"
+
+    job: Mapped[str] = mapped_column(String(80), primary_key=True)
+    generation: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    attempt: Mapped[Any] = mapped_column(Json)
+
+
+class IncidentRow(Base):
+    __tablename__ = "incidents"
+
+    incident_id: Mapped[str] = mapped_column(String(80), primary_key=True)
+    job: Mapped[str] = mapped_column(String(80), index=True)
+    incident: Mapped[Any] = mapped_column(Json)
+    create_revision: Mapped[int] = mapped_column(BigInteger, index=True, unique=True)
+    revision: Mapped[int] = mapped_column(BigInteger, index=True)
+
+
+class CheckpointRow(Base):
+    __tablename__ = "checkpoints"
+
+    job: Mapped[str] = mapped_column(String(80), primary_key=True)
+    checkpoint_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    checkpoint: Mapped[Any] = mapped_column(Json)
+    commit_time_unix_ns: Mapped[int] = mapped_column(BigInteger)
+
+
+class CursorRow(Base):
+    """How far a stream of another service has been dealt with."""
+
+    __tablename__ = "recovery_cursors"
+
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    value: Mapped[int] = mapped_column(BigInteger)
+
+
+def checkpoint_id(path: str) -> str:
+    """A checkpoint's id in its resource name: the same for the same path."""
+    return hashlib.sha256(path.encode()).hexdigest()[:16]
+
+
+async def save(session: AsyncSession, state: m.JobState, records: Sequence[m.Effect]) -> None:
+    """Writes the state and the records of one step, in one transaction."""
+    row = RecoveryJobRow(
+        job=state.job, state=_STATE.dump_python(state, mode="json"), ended=state.phase is m.Phase.ENDED
+    )
+    await session.merge(row)
+    for record in records:
+        match record:
+            case m.SaveAttempt(attempt):
+                dumped = _ATTEMPT.dump_python(attempt, mode="json")
+                await session.merge(AttemptRow(job=state.job, generation=attempt.generation, attempt=dumped))
+                old = attempt.generation - ATTEMPTS_MAX
+                await session.execute(
+                    delete(AttemptRow).where(AttemptRow.job == state.job, AttemptRow.generation <= old)
+                )
+            case m.SaveIncident(incident):
+                await _save_incident(session, incident)
+            case m.SaveCheckpoint(checkpoint):
+                await session.merge(
+                    CheckpointRow(
+                        job=state.job,
+                        checkpoint_id=checkpoint_id(checkpoint.path),
+                        checkpoint=_CHECKPOINT.dump_python(checkpoint, mode="json"),
+                        commit_time_unix_ns=checkpoint.commit_ns,
+                    )
+                )
+                await _forget_old_checkpoints(session, state.job)
+            case _:
+                pass
+
+
+async def _save_incident(session: AsyncSession, incident: m.Incident) -> None:
+    revision = await next_revision(session, SERVICE)
+    row = await session.get(IncidentRow, incident.incident_id)
+    if row is None:
+        row = IncidentRow(incident_id=incident.incident_id, job=incident.job, create_revision=revision)
+        session.add(row)
+    row.incident, row.revision = _INCIDENT.dump_python(incident, mode="json"), revision
+    await session.flush()
+
+
+async def _forget_old_checkpoints(session: AsyncSession, job: str) -> None:
+    mine = CheckpointRow.job == job
+    await session.flush()
+    if (await session.scalar(select(func.count()).select_from(CheckpointRow).where(mine)) or 0) <= CHECKPOINTS_MAX:
+        return
+    keep = (
+        select(CheckpointRow.checkpoint_id)
+        .where(mine)
+        .order_by(CheckpointRow.commit_time_unix_ns.desc())
+        .limit(CHECKPOINTS_MAX)
+    )
+    await session.execute(delete(CheckpointRow).where(mine, CheckpointRow.checkpoint_id.not_in(keep)))
+
+
+async def running(session: AsyncSession) -> list[m.JobState]:
+    """The states of all jobs that have not ended, or that still have calls to make."""
+    rows = await session.scalars(select(RecoveryJobRow).where(RecoveryJobRow.ended.is_(False)))
+    return [_STATE.validate_python(row.state) for row in rows]
+
+
+async def signal_cursor(session: AsyncSession) -> int:
+    """Revision of the newest signal that has been dealt with."""
+    return await session.scalar(select(CursorRow.value).where(CursorRow.name == "signals")) or 0
+
+
+async def move_signal_cursor(session: AsyncSession, revision: int) -> None:
+    await session.merge(CursorRow(name="signals", value=revision))
+
+
+async def state_of(session: AsyncSession, job: str) -> m.JobState | None:
+    row = await session.get(RecoveryJobRow, job)
+    return None if row is None else _STATE.validate_python(row.state)
+
+
+async def attempts(session: AsyncSession, job: str, after: int, limit: int) -> list[m.Attempt]:
+    """Attempts with generation > after, oldest first."""
+    query = (
+        select(AttemptRow)
+        .where(AttemptRow.job == job, AttemptRow.generation > after)
+        .order_by(AttemptRow.generation)
+        .limit(limit)
+    )
+    return [_ATTEMPT.validate_python(row.attempt) for row in await session.scalars(query)]
+
+
+async def checkpoints(session: AsyncSession, job: str) -> list[m.Checkpoint]:
+    """All checkpoints of the job that are remembered, newest step first; those of unknown step last."""
+    rows = await session.scalars(select(CheckpointRow).where(CheckpointRow.job == job))
+    found = [_CHECKPOINT.validate_python(row.checkpoint) for row in rows]
+    return sorted(found, key=lambda c: (-1 if c.step is None else c.step, c.commit_ns, c.path), reverse=True)
+
+
+async def incident(session: AsyncSession, incident_id: str) -> m.Incident | None:
+    row = await session.get(IncidentRow, incident_id)
+    return None if row is None else _INCIDENT.validate_python(row.incident)
+
+
+async def incidents(session: AsyncSession, job: str, before: int | None, limit: int) -> list[tuple[int, m.Incident]]:
+    """Incidents with their creation revision, newest first, older than `before`; all jobs when `job` is empty."""
+    query = select(IncidentRow).order_by(IncidentRow.create_revision.desc()).limit(limit)
+    if job:
+        query = query.where(IncidentRow.job == job)
+    if before is not None:
+        query = query.where(IncidentRow.create_revision < before)
+    return [(row.create_revision, _INCIDENT.validate_python(row.incident)) for row in await session.scalars(query)]
+
+
+async def incidents_after(session: AsyncSession, after: int, limit: int) -> list[tuple[int, m.Incident]]:
+    """Incidents that changed after a revision, in revision order."""
+    query = select(IncidentRow).where(IncidentRow.revision > after).order_by(IncidentRow.revision).limit(limit)
+    return [(row.revision, _INCIDENT.validate_python(row.incident)) for row in await session.scalars(query)]

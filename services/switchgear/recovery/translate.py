@@ -1,0 +1,227 @@
+"""Between the wire and the machine: launcher reports become events, commands and records become messages."""
+
+from __future__ import annotations
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from switchgear.core import names
+from switchgear.recovery import model as m
+from switchgear.recovery.machine import productive_ns, steps_redone
+from switchgear.v1 import job_service_pb2 as job_pb
+from switchgear.v1 import recovery_service_pb2 as pb
+from switchgear.v1alpha import launcher_service_pb2 as wire
+
+#: The newest checkpoints are the ones that a rank may load; a start command stays small.
+CHECKPOINTS_IN_COMMAND_MAX = 100
+
+
+def spec_from_proto(spec: job_pb.JobSpec) -> m.Spec:
+    return m.Spec(
+        nnodes=spec.nnodes,
+        nproc_per_node=spec.nproc_per_node,
+        max_restarts=spec.max_restarts,
+        checkpoint_directory=spec.checkpoint_directory,
+    )
+
+
+def placed_from_proto(placement: job_pb.Placement) -> m.Placed:
+    return m.Placed(
+        placement.epoch, tuple(m.Slot(node.node, node.address, node.launcher_epoch) for node in placement.nodes)
+    )
+
+
+def _exit(node: str, exited: wire.RankExited) -> m.Exit:
+    return m.Exit(
+        rank=exited.rank,
+        node=node,
+        pid=exited.pid,
+        time_ns=exited.time_unix_ns,
+        code=exited.exit_code,
+        by_us=exited.stopped_by_us,
+        exception=exited.exception,
+        stderr_tail=exited.stderr_tail,
+        step=exited.step if exited.HasField("step") else None,
+    )
+
+
+def _checkpoint(report: wire.CheckpointReport) -> m.Checkpoint:
+    return m.Checkpoint(
+        path=report.path,
+        state=m.CheckpointState(wire.CheckpointReport.State.Name(report.state)),
+        step=report.step if report.HasField("step") else None,
+        size_bytes=report.size_bytes,
+        digest=report.digest,
+        damage=report.damage,
+        commit_ns=report.commit_time_unix_ns,
+    )
+
+
+def event_from_report(node: str, launcher_id: str, report: wire.LauncherReport) -> m.Event | None:
+    """The event that a report of the launcher on `node` stands for; None when it is only for the log (`rejected`)."""
+    generation = report.generation
+    match report.WhichOneof("kind"):
+        case "hello":
+            hello = report.hello
+            return m.LauncherHello(
+                node=node,
+                launcher_epoch=hello.placement_epoch,
+                launcher_id=hello.launcher_id,
+                generation=generation,
+                reserved_port=hello.reserved_port,
+                ready=hello.ready,
+                ranks_alive=tuple((rank.rank, rank.pid, rank.time_unix_ns) for rank in hello.ranks_alive),
+                exits=tuple(_exit(node, exited) for exited in hello.ranks_exited),
+            )
+        case "heartbeat":
+            return m.LauncherSeen(node, launcher_id)
+        case "rank_started":
+            started = report.rank_started
+            return m.RankStarted(node, generation, started.rank, started.pid, started.time_unix_ns)
+        case "rank_exited":
+            return m.RankExited(generation, _exit(node, report.rank_exited))
+        case "progress":
+            ranks = tuple(
+                m.RankStep(
+                    rank=rank.rank,
+                    step=rank.step if rank.HasField("step") else None,
+                    time_ns=rank.time_unix_ns,
+                    first_step_ns=rank.first_step_time_unix_ns,
+                    first_new_step_ns=rank.first_new_step_time_unix_ns,
+                )
+                for rank in report.progress.ranks
+            )
+            return m.Progress(node, generation, ranks)
+        case "loaded":
+            loaded = report.loaded
+            step = loaded.step if loaded.HasField("step") else None
+            return m.Loaded(generation, loaded.rank, loaded.path, step, loaded.time_unix_ns)
+        case "attempt_stopped":
+            stopped = report.attempt_stopped
+            return m.AttemptStopped(node, generation, stopped.reserved_port, stopped.time_unix_ns)
+        case "start_failed":
+            failed = report.start_failed
+            return m.StartFailed(node, generation, failed.message, failed.permanent, failed.reserved_port)
+        case "checkpoint":
+            return m.CheckpointSeen(generation, _checkpoint(report.checkpoint))
+        case "verify_result":
+            result = report.verify_result
+            return m.Checked(
+                node=node,
+                checkpoints=tuple(_checkpoint(checkpoint) for checkpoint in result.checkpoints),
+                quarantined=tuple(c.quarantine_path for c in result.checkpoints if c.quarantine_path),
+                error=result.error,
+            )
+        case _:
+            return None
+
+
+def _known_steps(checkpoints: tuple[m.Checkpoint, ...]) -> list[wire.CheckpointStep]:
+    newest = sorted((c for c in checkpoints if c.step is not None), key=lambda c: c.step or 0)[
+        -CHECKPOINTS_IN_COMMAND_MAX:
+    ]
+    return [wire.CheckpointStep(path=c.path, step=c.step or 0, digest=c.digest) for c in newest]
+
+
+def command_to_proto(command: m.Command) -> wire.LauncherCommand:
+    match command:
+        case m.Start():
+            attempt, spec = command.attempt, command.spec
+            start = wire.StartAttempt(
+                world_size=spec.world_size,
+                node_rank=command.node_rank,
+                nnodes=spec.nnodes,
+                first_rank=command.node_rank * spec.nproc_per_node,
+                master_address=attempt.master_address,
+                master_port=attempt.master_port,
+                resume_path=attempt.resume_path,
+                resume_step=attempt.resume_step,
+                high_water_step=attempt.high_water_step,
+                restart_count=command.restart_count,
+                known_steps=_known_steps(command.checkpoints),
+            )
+            return wire.LauncherCommand(generation=attempt.generation, start=start)
+        case m.Stop():
+            return wire.LauncherCommand(generation=command.generation, stop=wire.StopAttempt(reason=command.reason))
+        case m.Check():
+            verify = wire.VerifyCheckpoints(known=_known_steps(command.checkpoints))
+            return wire.LauncherCommand(generation=command.generation, verify=verify)
+        case m.Finish():
+            return wire.LauncherCommand(generation=command.generation, finish=wire.Finish(reason=command.reason))
+
+
+def _time(unix_ns: int) -> Timestamp | None:
+    if not unix_ns:
+        return None
+    stamp = Timestamp()
+    stamp.FromNanoseconds(unix_ns)
+    return stamp
+
+
+def incident_to_proto(incident: m.Incident) -> pb.Incident:
+    order = sorted(incident.timeline.items(), key=lambda entry: entry[1])
+    return pb.Incident(
+        name=names.incident_name(incident.incident_id),
+        job=incident.job,
+        state=incident.state.value,
+        fault=incident.fault.value,
+        node=incident.node,
+        rank=incident.rank,
+        evidence=incident.evidence,
+        decision=incident.decision.value if incident.decision else "",
+        decision_reason=incident.decision_reason,
+        failed_generation=incident.failed_generation,
+        new_generation=incident.new_generation,
+        failed_step=incident.failed_step,
+        resume_step=incident.resume_step,
+        steps_redone=incident.steps_redone,
+        quarantined_checkpoints=incident.quarantined,
+        timeline=[pb.TimelineEntry(phase=phase, time=_time(unix_ns)) for phase, unix_ns in order],
+        summary=incident.summary,
+    )
+
+
+def attempt_to_proto(job: str, attempt: m.Attempt) -> pb.Attempt:
+    return pb.Attempt(
+        name=names.attempt_name(job, attempt.generation),
+        generation=attempt.generation,
+        state=attempt.state.value,
+        world_size=len(attempt.ranks),
+        nodes=attempt.nodes,
+        start_time=_time(attempt.start_ns),
+        end_time=_time(attempt.end_ns),
+        resume_step=attempt.resume_step,
+        last_step=attempt.common_step(),
+        end_reason=attempt.end_reason,
+    )
+
+
+def checkpoint_to_proto(job: str, checkpoint_id: str, checkpoint: m.Checkpoint) -> pb.Checkpoint:
+    return pb.Checkpoint(
+        name=f"{job}/checkpoints/{checkpoint_id}",
+        path=checkpoint.path,
+        state=checkpoint.state.value,
+        step=checkpoint.step,
+        size_bytes=checkpoint.size_bytes,
+        digest=checkpoint.digest,
+        damage=checkpoint.damage,
+        generation=checkpoint.generation,
+        commit_time=_time(checkpoint.commit_ns),
+    )
+
+
+def progress_to_proto(state: m.JobState, now_unix_ns: int) -> pb.JobProgress:
+    attempt = state.attempt
+    wall_s = max(0.0, ((state.end_ns or now_unix_ns) - state.create_ns) / 1e9)
+    productive_s = productive_ns(state) / 1e9
+    ranks = attempt.ranks.items() if attempt else ()
+    return pb.JobProgress(
+        name=f"{state.job}/progress",
+        generation=state.generation,
+        step=attempt.common_step() if attempt else None,
+        ranks=[pb.RankProgress(rank=number, node=rank.node, pid=rank.pid, step=rank.step) for number, rank in ranks],
+        steps_productive=state.high_water_step,
+        steps_redone=steps_redone(state),
+        wall_seconds=wall_s,
+        productive_seconds=productive_s,
+        goodput=min(1.0, productive_s / wall_s) if wall_s else 0.0,
+    )
