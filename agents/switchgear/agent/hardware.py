@@ -1,0 +1,89 @@
+"""What there is to watch on this node: real, or simulated GPUs with their own kernel log."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from switchgear.agent.settings import AgentSettings
+from switchgear.agent.sources.base import Source
+from switchgear.agent.sources.gpu import GpuDevice, GpuSource, normal_pci
+from switchgear.agent.sources.host import FilesystemSource, HostSource
+from switchgear.agent.sources.log_reader import KernelRing, LogReader, TextLog
+from switchgear.agent.sources.network import NetworkSource
+from switchgear.core import names
+from switchgear.core.clock import Clock
+from switchgear.sim.gpus import SimulatedGpus
+from switchgear.v1 import fleet_service_pb2
+
+log = logging.getLogger(__name__)
+
+_KMSG = Path("/dev/kmsg")
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """log: the kernel log, or None where it cannot be read. by_pci: index of each GPU by its normal PCI address."""
+
+    sources: Sequence[Source]
+    devices: Sequence[GpuDevice]
+    log: LogReader | None
+
+    @property
+    def by_pci(self) -> Mapping[str, int]:
+        return {normal_pci(device.pci_bus_id): device.index for device in self.devices}
+
+    def gpus(self, node: str) -> list[fleet_service_pb2.Gpu]:
+        """The inventory of `nodes/{node}`."""
+        return [
+            fleet_service_pb2.Gpu(
+                name=names.gpu_name(node, device.index),
+                index=device.index,
+                uuid=device.uuid,
+                model=device.model,
+                memory_bytes=device.memory_bytes,
+                pci_bus_id=device.pci_bus_id,
+                simulated=device.simulated,
+            )
+            for device in self.devices
+        ]
+
+
+@contextmanager
+def open_hardware(settings: AgentSettings, kernel_boot_id: str, log_cursor: str, clock: Clock) -> Iterator[Hardware]:
+    """log_cursor: where an earlier agent left the kernel log; "" for the first."""
+    host: list[Source] = [HostSource(), FilesystemSource(), NetworkSource()]
+    if settings.sim_gpus:
+        driver = SimulatedGpus(settings.node, settings.sim_gpus, settings.state_dir, clock)
+        driver.follow_faults()
+        gpus = [GpuSource(driver, device, settings.node) for device in driver.devices()]
+        with running_thread(driver.run, driver.close, "simulated-faults"):
+            yield Hardware([*host, *gpus], driver.devices(), TextLog(driver.kernel_log, log_cursor))
+    else:
+        yield Hardware(host, (), _kernel_log(settings.kernel_log, kernel_boot_id, log_cursor))
+
+
+@contextmanager
+def running_thread(run: Callable[[], None], close: Callable[[], None], name: str) -> Iterator[None]:
+    """A daemon thread that lives as long as the block; it may hang in a read, and then the agent ends without it."""
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        close()
+        thread.join(timeout=1.0)
+
+
+def _kernel_log(file: Path | None, kernel_boot_id: str, cursor: str) -> LogReader | None:
+    if file is not None:
+        return TextLog(file, cursor, from_end=True)
+    try:
+        return KernelRing(kernel_boot_id, cursor)
+    except OSError as error:
+        log.warning("%s cannot be read (%s): XIDs stay unseen; run as root or give --kernel-log", _KMSG, error.strerror)
+        return None

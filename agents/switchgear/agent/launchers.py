@@ -1,0 +1,266 @@
+"""The launchers of this node: started apart from the agent, found again after its restart, stopped on command.
+
+A launcher is written down before it is started and again, with pid and start time, once it runs. Whatever moment the agent dies at,
+the next one finds what is alive and no other process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from google.protobuf import json_format
+
+from switchgear.agent.processes import find_by_arguments, start_ticks
+from switchgear.core import names
+from switchgear.v1alpha import node_agent_service_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+#: What a launcher gets to stop its ranks after SIGTERM.
+STOP_GRACE_S = 10.0
+#: A node runs a few jobs; more than this is a server that went astray.
+LAUNCHERS_MAX = 256
+#: Folders of ended launchers that are kept for a look at their logs.
+FOLDERS_MAX = 200
+_STATE_FILE = "agent.json"
+
+
+@dataclass(frozen=True, slots=True)
+class LauncherSettings:
+    """What all launchers of a node have in common.
+
+    command: how a launcher is called, before its arguments. address: where other nodes reach its ranks.
+    recovery: where a launcher reports unless the command to start it says otherwise.
+    """
+
+    command: tuple[str, ...]
+    node: str
+    address: str
+    recovery: str
+    state_dir: Path
+
+
+@dataclass(slots=True)
+class _Running:
+    job: str
+    placement_epoch: int
+    pid: int
+    pidfd: int
+    stopping: bool = False
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Launchers:
+    """Starts and stops launchers; of one event loop.
+
+    report: called with what the scheduler has to know, also while nobody is connected.
+    """
+
+    def __init__(self, settings: LauncherSettings, report: Callable[[pb.NodeAgentReport], None]) -> None:
+        self._settings = settings
+        self._report = report
+        self._root = settings.state_dir / "launchers"
+        self._root.mkdir(parents=True, exist_ok=True)
+        self._running: dict[str, _Running] = {}
+        self._wanted: dict[str, pb.StartLauncher] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def running(self) -> list[pb.RunningLauncher]:
+        """What is alive now, in job order."""
+        return [
+            pb.RunningLauncher(job=one.job, placement_epoch=one.placement_epoch, pid=one.pid)
+            for _, one in sorted(self._running.items())
+        ]
+
+    def adopt(self) -> None:
+        """Takes over the launchers that an earlier agent with this state directory started."""
+        for folder in sorted(self._root.iterdir()):
+            try:
+                state = json.loads((folder / _STATE_FILE).read_text())
+                job, epoch, arguments = state["job"], state["placement_epoch"], state["arguments"]
+            except (FileNotFoundError, ValueError, KeyError):
+                continue
+            pid, ticks = state.get("pid"), state.get("start_ticks")
+            if pid is None:  # the agent died between start and note
+                pid = next(find_by_arguments(arguments), None)
+                ticks = start_ticks(pid) if pid else None
+            if pid is not None and ticks is not None and start_ticks(pid) == ticks:
+                log.info("adopting the launcher of %s", job, extra={"pid": pid, "placement_epoch": epoch})
+                self._write_state(folder, job, epoch, arguments, pid)
+                self._follow(job, epoch, pid)
+
+    def start(self, command: pb.StartLauncher) -> None:
+        """Idempotent by (job, placement epoch); a launcher of an older epoch is stopped first."""
+        job, epoch = command.job, command.placement_epoch
+        running, wanted = self._running.get(job), self._wanted.get(job)
+        if running and (epoch < running.placement_epoch or (epoch == running.placement_epoch and not running.stopping)):
+            return
+        if wanted and epoch <= wanted.placement_epoch:
+            return
+        try:
+            names.parse(job, "jobs/*")
+            if len(self._running.keys() | self._wanted.keys() | {job}) > LAUNCHERS_MAX:
+                raise ValueError(f"{LAUNCHERS_MAX} launchers on one node are the limit; stop some of them")
+        except Exception as error:
+            self._fail(job, epoch, str(error))
+            return
+        self._wanted[job] = command
+        self._converge_soon(job)
+
+    def stop(self, job: str, placement_epoch: int) -> None:
+        """Stops what runs, or is about to run, for the job in this placement epoch or an older one."""
+        wanted, running = self._wanted.get(job), self._running.get(job)
+        if wanted and wanted.placement_epoch <= placement_epoch:
+            del self._wanted[job]
+        if running and running.placement_epoch <= placement_epoch:
+            running.stopping = True
+            self._converge_soon(job)
+
+    async def close(self) -> None:
+        """Lets go of the launchers; they live on."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for running in self._running.values():
+            asyncio.get_running_loop().remove_reader(running.pidfd)
+            os.close(running.pidfd)
+        self._running.clear()
+
+    def _converge_soon(self, job: str) -> None:
+        if job not in self._tasks:
+            task = asyncio.get_running_loop().create_task(self._converge(job))
+            self._tasks[job] = task
+            task.add_done_callback(lambda _: self._tasks.pop(job, None))
+
+    async def _converge(self, job: str) -> None:
+        """Stops what is not wanted any more, then starts what is; commands that arrive meanwhile are seen."""
+        while True:
+            running, wanted = self._running.get(job), self._wanted.get(job)
+            if running and (running.stopping or wanted):
+                running.stopping = True
+                await _terminate(running)
+            elif wanted:
+                del self._wanted[job]
+                try:
+                    self._spawn(wanted)
+                except OSError as error:
+                    self._fail(job, wanted.placement_epoch, f"cannot start the launcher: {error}")
+            else:
+                return
+
+    def _spawn(self, command: pb.StartLauncher) -> None:
+        (job,) = names.parse(command.job, "jobs/*")
+        folder = self._root / job
+        folder.mkdir(exist_ok=True)
+        self._prune(folder)
+        spec = folder / "spec.json"
+        spec.write_text(json_format.MessageToJson(command.spec))
+        arguments = self._arguments(command, spec, folder)
+        self._write_state(folder, command.job, command.placement_epoch, arguments, None)
+        output = os.open(folder / "launcher.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            pid = os.posix_spawn(
+                self._settings.command[0],
+                [*self._settings.command, *arguments],
+                os.environ,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, output, 1),
+                    (os.POSIX_SPAWN_DUP2, output, 2),
+                ],
+                setsid=True,
+                setsigmask=[],
+                setsigdef=[signal.SIGTERM, signal.SIGINT, signal.SIGPIPE],
+            )
+        finally:
+            os.close(output)
+        self._write_state(folder, command.job, command.placement_epoch, arguments, pid)
+        log.info(
+            "started a launcher for %s", command.job, extra={"pid": pid, "placement_epoch": command.placement_epoch}
+        )
+        self._follow(command.job, command.placement_epoch, pid)
+
+    def _prune(self, new: Path) -> None:
+        """Forgets the folders of launchers that ended long ago."""
+        in_use = {self._root / job.partition("/")[2] for job in self._running} | {new}
+        ended = sorted(set(self._root.iterdir()) - in_use, key=lambda folder: folder.stat().st_mtime)
+        for folder in ended[:-FOLDERS_MAX]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _arguments(self, command: pb.StartLauncher, spec: Path, folder: Path) -> list[str]:
+        return [
+            *("--job", command.job),
+            *("--placement-epoch", str(command.placement_epoch)),
+            *("--node", self._settings.node),
+            *("--address", self._settings.address),
+            *("--gpu-indices", ",".join(map(str, command.gpu_indices))),
+            *("--recovery", command.recovery_address or self._settings.recovery),
+            *("--spec", str(spec)),
+            *("--state-dir", str(folder)),
+        ]
+
+    def _write_state(self, folder: Path, job: str, epoch: int, arguments: Sequence[str], pid: int | None) -> None:
+        state = {
+            "job": job,
+            "placement_epoch": epoch,
+            "arguments": list(arguments),
+            "pid": pid,
+            "start_ticks": start_ticks(pid) if pid else None,
+        }
+        temporary = folder / f"{_STATE_FILE}.tmp"
+        temporary.write_text(json.dumps(state))
+        temporary.replace(folder / _STATE_FILE)
+
+    def _follow(self, job: str, epoch: int, pid: int) -> None:
+        """A pidfd becomes readable when the process ends, whoever its parent is."""
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._report_exit(job, epoch, None)
+            return
+        running = self._running[job] = _Running(job, epoch, pid, pidfd)
+        asyncio.get_running_loop().add_reader(pidfd, self._ended, running)
+
+    def _ended(self, running: _Running) -> None:
+        asyncio.get_running_loop().remove_reader(running.pidfd)
+        os.close(running.pidfd)
+        del self._running[running.job]
+        running.ended.set()
+        exit_code: int | None = None
+        with contextlib.suppress(ChildProcessError):  # adopted: its exit status went to somebody else
+            exit_code = os.waitstatus_to_exitcode(os.waitpid(running.pid, 0)[1])
+        log.info("the launcher of %s ended", running.job, extra={"exit_code": exit_code})
+        self._report_exit(running.job, running.placement_epoch, exit_code)
+
+    def _report_exit(self, job: str, epoch: int, exit_code: int | None) -> None:
+        exited = pb.LauncherExited(job=job, placement_epoch=epoch, exit_code=exit_code)
+        self._report(pb.NodeAgentReport(launcher_exited=exited))
+
+    def _fail(self, job: str, epoch: int, message: str) -> None:
+        log.error("launcher of %s: %s", job, message)
+        failed = pb.LauncherFailed(job=job, placement_epoch=epoch, message=message[:1000])
+        self._report(pb.NodeAgentReport(launcher_failed=failed))
+
+
+async def _terminate(running: _Running) -> None:
+    """SIGTERM, a grace, SIGKILL. The launcher's own watch sees to its ranks in either case."""
+    for sig, grace_s in ((signal.SIGTERM, STOP_GRACE_S), (signal.SIGKILL, STOP_GRACE_S)):
+        if running.ended.is_set():
+            return
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(running.pidfd, sig)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(running.ended.wait(), grace_s)
+    if not running.ended.is_set():
+        log.error("the launcher of %s survives SIGKILL", running.job, extra={"pid": running.pid})
+        await running.ended.wait()

@@ -1,0 +1,162 @@
+"""The node agent: composes the parts, as a process of its own or as a task in `switchgear up`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import importlib.metadata
+import logging
+import signal
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from switchgear.agent.control import Control, Reports
+from switchgear.agent.exporter import Exporter
+from switchgear.agent.hardware import open_hardware, running_thread
+from switchgear.agent.kernel_log_follower import SOURCE as KERNEL_LOG
+from switchgear.agent.kernel_log_follower import KernelLogFollower
+from switchgear.agent.launchers import Launchers, LauncherSettings
+from switchgear.agent.metrics import AgentMetrics
+from switchgear.agent.sampler import Sampler
+from switchgear.agent.settings import AgentSettings
+from switchgear.agent.spool import Spool
+from switchgear.agent.stream import Identity, Outbox, TelemetryStream
+from switchgear.agent.ticker import Ticker
+from switchgear.agent.worker import Worker
+from switchgear.core import names
+from switchgear.core.clock import SystemClock
+from switchgear.core.errors import FailedPrecondition, Reason
+from switchgear.v1 import fleet_service_pb2
+
+log = logging.getLogger(__name__)
+
+#: In the state directory: where `/metrics` of the running agent is.
+METRICS_ADDRESS_FILE = "metrics-address"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `switchgear agent`."""
+    parser.add_argument("--server", default="127.0.0.1:7070", help="address of all services (default: %(default)s)")
+    for service in ("collector", "scheduler", "recovery"):
+        parser.add_argument(f"--{service}", help=f"address of the {service}, when it is not at --server")
+    parser.add_argument(
+        "--node", default=names.to_id(socket.gethostname()), help="id of this node (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--address", default="127.0.0.1", help="where other nodes reach ranks here (default: %(default)s)"
+    )
+    parser.add_argument("--state-dir", type=Path, required=True, help="the agent's own folder")
+    parser.add_argument("--sim-gpus", type=int, default=0, help="simulate so many GPUs (default: none)")
+    parser.add_argument("--interval", type=float, default=1.0, help="seconds between samples (default: %(default)s)")
+    parser.add_argument(
+        "--metrics-port", type=int, default=0, help="port of /metrics on loopback (default: a free one)"
+    )
+    parser.add_argument("--kernel-log", type=Path, help="text file to follow instead of /dev/kmsg")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs the agent until SIGTERM or SIGINT; launchers live on."""
+    settings = AgentSettings(
+        node=args.node,
+        collector=args.collector or args.server,
+        scheduler=args.scheduler or args.server,
+        recovery=args.recovery or args.server,
+        state_dir=args.state_dir,
+        address=args.address,
+        sim_gpus=args.sim_gpus,
+        interval_s=args.interval,
+        metrics_port=args.metrics_port,
+        kernel_log=args.kernel_log,
+    )
+    asyncio.run(_run_until_signal(settings))
+    return 0
+
+
+async def _run_until_signal(settings: AgentSettings) -> None:
+    agent = asyncio.create_task(run_agent(settings))
+    for sig in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(sig, agent.cancel)
+    try:
+        await agent
+    except asyncio.CancelledError:
+        pass
+
+
+async def run_agent(settings: AgentSettings) -> None:
+    """Runs one agent until cancelled. Several may run in a process, each with its own node and state directory.
+
+    Raises FailedPrecondition when another agent uses the state directory or the metrics port.
+    """
+    clock = SystemClock()
+    node = names.node_name(settings.node)
+    version = importlib.metadata.version("switchgear")
+    simulated = settings.sim_gpus > 0
+    kernel_boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        stack.enter_context(_only_agent(settings.state_dir))
+        spool = Spool(settings.state_dir / "spool", kernel_boot_id)
+        stack.callback(spool.close)
+        outbox = Outbox(Sampler(), spool)
+        hardware = stack.enter_context(open_hardware(settings, kernel_boot_id, spool.cursor(KERNEL_LOG), clock))
+        if hardware.log is not None:
+            follower = KernelLogFollower(
+                hardware.log, hardware.by_pci, spool, clock, outbox.wake_from_thread, simulated=simulated
+            )
+            stack.enter_context(running_thread(follower.run, follower.close, "kernel-log"))
+
+        identity = Identity(node=node, boot_id=spool.boot_id, epoch=uuid.uuid4().hex, agent_version=version)
+        stream = TelemetryStream(settings.collector, identity, outbox, clock)
+        registry = CollectorRegistry()
+        metrics = AgentMetrics(registry, outbox, stream)
+        exporter = Exporter(outbox.sampler, registry, settings.metrics_port)
+        stack.callback(exporter.close)
+        (settings.state_dir / METRICS_ADDRESS_FILE).write_text(exporter.address)
+
+        workers = [Worker(source) for source in hardware.sources]
+        for worker in workers:
+            stack.callback(worker.close)
+        ticker = Ticker(
+            workers, outbox, stream, metrics=metrics, clock=clock, interval_s=settings.interval_s, simulated=simulated
+        )
+
+        reports = Reports()
+        launchers = Launchers(
+            LauncherSettings(
+                settings.launcher_command, node, settings.address, settings.recovery, settings.state_dir.resolve()
+            ),
+            reports.put,
+        )
+        launchers.adopt()
+        inventory = fleet_service_pb2.Node(
+            name=node, address=settings.address, gpus=hardware.gpus(node), agent_version=version
+        )
+        control = Control(settings.scheduler, inventory, launchers, reports, clock)
+        log.info("agent of %s", node, extra={"gpus": len(inventory.gpus), "metrics": exporter.address})
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for part in (ticker.run(), stream.run(), control.run()):
+                    tasks.create_task(part)
+        finally:
+            await launchers.close()
+
+
+@contextmanager
+def _only_agent(state_dir: Path) -> Iterator[None]:
+    """Two agents on one spool would number different events alike."""
+    with (state_dir / "agent.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FailedPrecondition(
+                f"another agent uses {state_dir}; stop it or choose another --state-dir",
+                Reason.STATE_LOCKED,
+                state_dir=str(state_dir),
+            ) from None
+        yield

@@ -1,0 +1,44 @@
+"""The agent's own metrics, read from its parts when they are scraped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import Counter
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from switchgear.agent.stream import Outbox, TelemetryStream
+
+
+class AgentMetrics(Collector):
+    """Registers itself; `deadline_misses` is counted by the ticker, by source."""
+
+    def __init__(self, registry: CollectorRegistry, outbox: Outbox, stream: TelemetryStream) -> None:
+        self._outbox = outbox
+        self._stream = stream
+        self.deadline_misses = Counter(
+            "switchgear_agent_source_deadline_misses",
+            "Samples that a source did not answer within its deadline",
+            ["source"],
+            registry=registry,
+        )
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        outbox, spool = self._outbox, self._outbox.spool
+        for name, value, what in (
+            ("blocks_sent", outbox.blocks_sent, "Blocks written to the collector's stream"),
+            ("blocks_lost", outbox.blocks_lost, "Blocks given up because the collector was away"),
+            ("events_dropped", spool.dropped, "Events that found the spool full"),
+            ("spool_write_errors", spool.write_errors, "Writes of events that the disk refused"),
+        ):
+            yield CounterMetricFamily(f"switchgear_agent_{name}", what, value=value)
+        for name, level, what in (
+            ("collector_connected", int(self._stream.connected), "1 while the collector answers"),
+            ("blocks_queued", len(outbox.blocks), "Blocks that are not acked yet"),
+            ("spool_bytes", spool.pending_bytes, "Bytes of events that are not acked yet"),
+            ("series", len(outbox.sampler.dictionary()), "Series in the dictionary"),
+            ("series_refused", outbox.sampler.refused, "Series that did not fit into the dictionary"),
+        ):
+            yield GaugeMetricFamily(f"switchgear_agent_{name}", what, value=level)

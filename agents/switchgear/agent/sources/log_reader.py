@@ -1,0 +1,114 @@
+"""Kernel-log lines from where the agent left off: a text file that may be rotated, or the kernel's own ring."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+#: What one call reads at most, so that a huge backlog is taken in bites.
+CHUNK_BYTES_MAX = 1 << 20
+#: The kernel's own lines end at 1 KiB or so; a longer one is cut to its end.
+LINE_BYTES_MAX = 1 << 16
+
+
+class LogReader(Protocol):
+    def read(self) -> Iterator[tuple[str, str]]:
+        """New lines, each with the cursor from which reading goes on after it. Does not block."""
+
+
+class TextLog:
+    """A text file, followed by inode and offset through rotation and truncation.
+
+    cursor: from an earlier `read`, or "". from_end: without a cursor, skip what is there already: old faults may be mended.
+    """
+
+    def __init__(self, path: Path, cursor: str = "", *, from_end: bool = False) -> None:
+        self._path = path
+        self._fd = -1
+        self._inode = self._offset = 0
+        self._partial = b""
+        if cursor:
+            inode, offset = cursor.split(":")
+            self._inode, self._offset = int(inode), int(offset)
+        elif from_end and path.exists():
+            stat = path.stat()
+            self._inode, self._offset = stat.st_ino, stat.st_size
+
+    def read(self) -> Iterator[tuple[str, str]]:
+        if self._fd < 0 and not self._open():
+            return
+        if os.fstat(self._fd).st_size < self._offset + len(self._partial):
+            self._offset, self._partial = 0, b""
+        chunk = os.pread(self._fd, CHUNK_BYTES_MAX, self._offset + len(self._partial))
+        if not chunk:
+            self._follow_rotation()
+            return
+        *lines, self._partial = (self._partial + chunk).split(b"\n")
+        for line in lines:
+            self._offset += len(line) + 1
+            yield line[-LINE_BYTES_MAX:].decode(errors="replace"), f"{self._inode}:{self._offset}"
+        if len(self._partial) > LINE_BYTES_MAX:
+            self._offset += len(self._partial) - LINE_BYTES_MAX
+            self._partial = self._partial[-LINE_BYTES_MAX:]
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _open(self) -> bool:
+        try:
+            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        inode = os.fstat(self._fd).st_ino
+        if inode != self._inode:
+            self._inode, self._offset, self._partial = inode, 0, b""
+        return True
+
+    def _follow_rotation(self) -> None:
+        try:
+            rotated = self._path.stat().st_ino != self._inode
+        except FileNotFoundError:
+            return
+        if rotated:
+            self.close()
+
+
+class KernelRing:
+    """`/dev/kmsg`. The cursor is the boot and the kernel's sequence number of the record."""
+
+    def __init__(self, boot_id: str, cursor: str = "", path: Path = Path("/dev/kmsg")) -> None:
+        self._boot_id = boot_id
+        boot, _, sequence = cursor.partition(":")
+        self._after = int(sequence) if boot == boot_id else -1
+        #: Times that the kernel overwrote records before they were read.
+        self.overruns = 0
+        self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not cursor:  # a fresh installation: what lies in the ring may be mended
+            os.lseek(self._fd, 0, os.SEEK_END)
+
+    def read(self) -> Iterator[tuple[str, str]]:
+        while True:
+            try:
+                record = os.read(self._fd, 8192)
+            except BlockingIOError:
+                return
+            except BrokenPipeError:
+                self.overruns += 1
+                continue
+            sequence, line = parse_record(record)
+            if sequence > self._after:
+                yield line, f"{self._boot_id}:{sequence}"
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def parse_record(record: bytes) -> tuple[int, str]:
+    """Sequence number and text of one record of `/dev/kmsg` (kernel documentation, ABI/testing/dev-kmsg), stamped as dmesg does."""
+    head, _, body = record.decode(errors="replace").partition(";")
+    _, sequence, microseconds, *_ = head.split(",")
+    return int(sequence), f"[{int(microseconds) / 1e6:.6f}] {body.partition(chr(10))[0]}"
