@@ -24,6 +24,7 @@ def check_id(value: str, what: str) -> str:
 
 
 def node_name(node: str) -> str:
+    """`nodes/{node}`. Raises Invalid when the id is none (see `check_id`)."""
     return f"nodes/{check_id(node, 'node')}"
 
 
@@ -33,6 +34,7 @@ def gpu_name(node: str, index: int) -> str:
 
 
 def job_name(job: str) -> str:
+    """`jobs/{job}`. Raises Invalid when the id is none (see `check_id`)."""
     return f"jobs/{check_id(job, 'job')}"
 
 
@@ -42,10 +44,12 @@ def attempt_name(job: str, generation: int) -> str:
 
 
 def incident_name(incident: str) -> str:
+    """`incidents/{incident}`. Raises Invalid when the id is none (see `check_id`)."""
     return f"incidents/{check_id(incident, 'incident')}"
 
 
 def signal_name(signal: str) -> str:
+    """`signals/{signal}`. Raises Invalid when the id is none (see `check_id`)."""
     return f"signals/{check_id(signal, 'signal')}"
 
 
