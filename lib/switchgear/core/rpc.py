@@ -9,7 +9,7 @@ import ipaddress
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
@@ -61,7 +61,20 @@ def to_status(error: SwitchgearError) -> status_pb2.Status:
     return status_pb2.Status(code=grpc.StatusCode[error.code].value[0], message=error.message, details=[detail])
 
 
-def from_rpc_error(error: grpc.aio.AioRpcError) -> SwitchgearError:
+def to_error_dict(error: SwitchgearError) -> dict[str, object]:
+    """The error as a JSON object for programs."""
+    return {"status": error.code, "reason": error.reason.value, "message": error.message, "metadata": error.metadata}
+
+
+class FailedCall(Protocol):
+    """What `grpc.aio.AioRpcError` and the synchronous `grpc.RpcError` have in common."""
+
+    def code(self) -> grpc.StatusCode: ...
+    def details(self) -> str | None: ...
+    def trailing_metadata(self) -> Any: ...
+
+
+def from_rpc_error(error: FailedCall) -> SwitchgearError:
     """What the server raised, as the class it raised; a failed connection becomes Unavailable."""
     message, reason, metadata = error.details() or str(error.code()), Reason.INTERNAL, dict[str, str]()
     for key, value in error.trailing_metadata() or ():
@@ -189,6 +202,11 @@ def require_free_port(host: str, port: int) -> None:
                 Reason.ADDRESS_IN_USE,
                 address=f"{host}:{port}",
             ) from error
+
+
+def sync_channel(address: str) -> grpc.Channel:
+    """As `channel`, for a command that makes a few calls and ends."""
+    return grpc.insecure_channel(address, options=[*_OPTIONS, ("grpc.enable_http_proxy", 0)])
 
 
 def channel(address: str) -> grpc.aio.Channel:

@@ -1,0 +1,86 @@
+"""`switchgear cancel | cordon | uncordon | sim inject`: changes of one thing."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import uuid
+from pathlib import Path
+
+from switchgear.cli import exits
+from switchgear.cli.client import connect
+from switchgear.cli.output import print_json
+from switchgear.cli.show import qualified
+from switchgear.v1 import fleet_service_pb2 as fleet
+from switchgear.v1 import job_service_pb2 as jobs
+
+
+def _actor() -> str:
+    return f"user:{getpass.getuser()}"
+
+
+def add_cancel(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", help="the job to end")
+
+
+def cancel(args: argparse.Namespace) -> int:
+    with connect(args.server) as client:
+        job = client.jobs.CancelJob(
+            jobs.CancelJobRequest(name=qualified(args.job, "jobs"), request_id=uuid.uuid4().hex)
+        )
+    if args.json:
+        print_json(job)
+    else:
+        print(f"{job.name} is {jobs.Job.State.Name(job.state)}")
+    return exits.OK
+
+
+def add_cordon(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("node", help="the node to take out of placement; what runs there goes on")
+    parser.add_argument("--reason", required=True, help="shown wherever the node is")
+
+
+def cordon(args: argparse.Namespace) -> int:
+    with connect(args.server) as client:
+        node = client.fleet.CordonNode(
+            fleet.CordonNodeRequest(
+                name=qualified(args.node, "nodes"), reason=args.reason, actor=_actor(), request_id=uuid.uuid4().hex
+            )
+        )
+    return _show(node, as_json=args.json)
+
+
+def add_uncordon(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("node", help="the node to put back into placement")
+
+
+def uncordon(args: argparse.Namespace) -> int:
+    with connect(args.server) as client:
+        node = client.fleet.UncordonNode(
+            fleet.UncordonNodeRequest(name=qualified(args.node, "nodes"), actor=_actor(), request_id=uuid.uuid4().hex)
+        )
+    return _show(node, as_json=args.json)
+
+
+def _show(node: fleet.Node, *, as_json: bool) -> int:
+    if as_json:
+        print_json(node)
+    else:
+        print(f"{node.name} is {fleet.Node.State.Name(node.state)}" + (f": {node.reason}" if node.reason else ""))
+    return exits.OK
+
+
+def add_inject(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--agent-state-dir", type=Path, required=True, help="state directory of the agent with simulated GPUs"
+    )
+    parser.add_argument("--gpu", type=int, default=0, help="index of the simulated GPU (default 0)")
+    parser.add_argument("--xid", type=int, default=79, help="XID that it reports (default 79, fallen off the bus)")
+
+
+def inject(args: argparse.Namespace) -> int:
+    from switchgear.sim.inject import inject_xid
+
+    inject_xid(args.agent_state_dir, args.gpu, args.xid)
+    print(f"simulated GPU {args.gpu} reports XID {args.xid}")
+    return exits.OK

@@ -1,0 +1,72 @@
+"""The control plane's services for one command: synchronous stubs, our errors instead of gRPC's, whole lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import grpc
+
+from switchgear.cli.state import server_address
+from switchgear.core.errors import Reason, Unavailable
+from switchgear.core.rpc import FailedCall, from_rpc_error, sync_channel
+from switchgear.v1.fleet_service_pb2_grpc import FleetServiceStub
+from switchgear.v1.job_service_pb2_grpc import JobServiceStub
+from switchgear.v1.recovery_service_pb2_grpc import RecoveryServiceStub
+from switchgear.v1.signal_service_pb2_grpc import SignalServiceStub
+from switchgear.v1alpha.telemetry_service_pb2_grpc import TelemetryServiceStub
+
+PAGE_SIZE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Stubs of all services on one channel."""
+
+    fleet: FleetServiceStub
+    jobs: JobServiceStub
+    recovery: RecoveryServiceStub
+    signals: SignalServiceStub
+    telemetry: TelemetryServiceStub
+
+
+@contextmanager
+def connect(server: str | None) -> Iterator[Client]:
+    """A client of the control plane at `server`, or of the one that `server_address` finds.
+
+    Raises Unavailable (SERVER_UNREACHABLE) when it does not answer, and what the calls inside raise as our own errors.
+    """
+    address = server_address(server)
+    with sync_channel(address) as channel:
+        try:
+            yield Client(
+                FleetServiceStub(channel),
+                JobServiceStub(channel),
+                RecoveryServiceStub(channel),
+                SignalServiceStub(channel),
+                TelemetryServiceStub(channel),
+            )
+        except grpc.RpcError as rpc_error:
+            error = from_rpc_error(cast(FailedCall, rpc_error))
+            if isinstance(error, Unavailable) and error.reason is Reason.SERVER_UNREACHABLE:
+                error = Unavailable(
+                    f"no control plane answers at {address}; start one with `switchgear up`, name it with --server HOST:PORT, "
+                    "or run without one: `switchgear run --standalone`",
+                    Reason.SERVER_UNREACHABLE,
+                    address=address,
+                )
+            raise error from rpc_error
+
+
+def whole_list(call: Any, request: Any, field: str) -> list[Any]:
+    """All items of a paged list, `field` being the repeated field of its responses."""
+    items: list[Any] = []
+    request.page_size = PAGE_SIZE
+    while True:
+        response = call(request)
+        items += getattr(response, field)
+        if not response.next_page_token:
+            return items
+        request.page_token = response.next_page_token

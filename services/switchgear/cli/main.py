@@ -1,0 +1,136 @@
+"""The `switchgear` command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.metadata import version
+
+from switchgear.cli import exits
+from switchgear.core.errors import Reason, SwitchgearError
+from switchgear.core.rpc import to_error_dict
+
+EXAMPLES = """examples:
+  switchgear run --standalone --nproc-per-node 2 -- train.py --epochs 3
+  switchgear up --sim-gpus 4
+  switchgear run --nproc-per-node 2 --checkpoint-dir /data/llama -- train.py
+  switchgear jobs llama
+  switchgear logs llama --follow
+  switchgear incidents
+  switchgear demo
+"""
+
+#: name: (module, function that adds arguments or "", function that runs, help)
+_COMMANDS: dict[str, tuple[str, str, str, str]] = {
+    "run": (
+        "switchgear.cli.run",
+        "add_arguments",
+        "main",
+        "run a training script: here without a server, or on the cluster",
+    ),
+    "up": ("switchgear.cli.up", "add_arguments", "main", "run the whole control plane on this machine"),
+    "demo": (
+        "switchgear.cli.demo.main",
+        "add_arguments",
+        "main",
+        "train on simulated nodes, break it, recover it, prove it",
+    ),
+    "agent": ("switchgear.agent.main", "add_arguments", "main", "run the node agent"),
+    "nodes": ("switchgear.cli.show", "add_nodes", "nodes", "list nodes, or show one with its telemetry"),
+    "jobs": ("switchgear.cli.show", "add_jobs", "jobs_command", "list jobs, or show one with its attempts"),
+    "incidents": ("switchgear.cli.show", "add_incidents", "incidents", "list incidents, or show one with its timeline"),
+    "checkpoints": ("switchgear.cli.show", "add_checkpoints", "checkpoints", "list the checkpoints of a job"),
+    "signals": ("switchgear.cli.show", "add_signals", "signals_command", "list what the detectors found"),
+    "logs": ("switchgear.cli.logs", "add_arguments", "main", "show the logs of a job's ranks"),
+    "cancel": ("switchgear.cli.act", "add_cancel", "cancel", "end a job"),
+    "cordon": ("switchgear.cli.act", "add_cordon", "cordon", "take a node out of placement"),
+    "uncordon": ("switchgear.cli.act", "add_uncordon", "uncordon", "put a node back into placement"),
+    "inject": ("switchgear.cli.act", "add_inject", "inject", "let a simulated GPU report a fault"),
+}
+
+
+def parser(chosen: str | None = None) -> argparse.ArgumentParser:
+    """The command line. Only the arguments of the `chosen` command are added, so that the others' modules stay unread."""
+    top = argparse.ArgumentParser(
+        prog="switchgear",
+        description="Control plane for GPU clusters: telemetry, and recovery of distributed training.",
+        epilog=f"{EXAMPLES}\n{exits.TABLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"switchgear {version('switchgear')}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, add, _, help_text) in _COMMANDS.items():
+        command = commands.add_parser(
+            name, help=help_text, description=help_text, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        if name != chosen:
+            continue
+        command.add_argument(
+            "--log-level",
+            default="warning",
+            choices=("debug", "info", "warning", "error"),
+            help="of our own log on stderr",
+        )
+        if module in ("switchgear.cli.show", "switchgear.cli.act", "switchgear.cli.logs", "switchgear.cli.run"):
+            command.add_argument(
+                "--server",
+                metavar="HOST:PORT",
+                help="control plane (default: $SWITCHGEAR_SERVER, or the one of this machine)",
+            )
+        if module in ("switchgear.cli.show", "switchgear.cli.act"):
+            command.add_argument("--json", action="store_true", help="print canonical JSON")
+        getattr(import_module(module), add)(command)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    chosen = next((word for word in given if not word.startswith("-")), None)
+    try:
+        args = parser(chosen).parse_args(given)
+        module, _, function, _ = _COMMANDS[args.command]
+        run: Callable[[argparse.Namespace], int] = getattr(import_module(module), function)
+        from switchgear.core.log import configure
+
+        configure(args.log_level)
+        try:
+            return run(args)
+        except ExceptionGroup as group:  # one of the tasks of a service ended the others
+            raise _first(group) from group
+    except SwitchgearError as error:
+        if "--json" in given:
+            print(json.dumps({"error": to_error_dict(error)}))
+        print(f"switchgear: {error.message}", file=sys.stderr)
+        return exits.exit_code(error.reason)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "switchgear":
+            raise
+        print(
+            f"switchgear: this command needs {error.name}, which is not installed; install it with pip install 'switchgear[server]'",
+            file=sys.stderr,
+        )
+        return exits.exit_code(Reason.MISSING_EXTRA)
+    except KeyboardInterrupt:
+        return exits.INTERRUPTED
+    except BrokenPipeError:
+        # `switchgear jobs | head`: nobody reads any more, which is no error.
+        sys.stderr.close()
+        return exits.OK
+    except Exception:
+        logging.getLogger(__name__).exception("unexpected error; please report it with the lines above")
+        return exits.INTERNAL
+
+
+def _first(error: Exception) -> Exception:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""Tables and JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import UTC
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
+    """Aligned columns; the last one is not cut. `empty` is the sentence for no rows."""
+    table = [[str(cell) for cell in row] for row in rows]
+    if not table:
+        print(empty)
+        return
+    widths = [max(len(line[i]) for line in [list(header), *table]) for i in range(len(header))]
+    for line in [list(header), *table]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def to_dict(message: Message) -> dict[str, Any]:
+    """Canonical proto3 JSON as Python values."""
+    return MessageToDict(message, preserving_proto_field_name=False)
+
+
+def print_json(value: Message | Sequence[Message] | dict[str, Any]) -> None:
+    if isinstance(value, Message):
+        print(json.dumps(to_dict(value), indent=2))
+    elif isinstance(value, dict):
+        print(json.dumps(value, indent=2))
+    else:
+        print(json.dumps([to_dict(message) for message in value], indent=2))
+
+
+def local_time(stamp: Timestamp) -> str:
+    """A time of the record in this machine's time zone; a dash when there is none."""
+    if not stamp.seconds:
+        return "-"
+    return stamp.ToDatetime(UTC).astimezone().strftime("%H:%M:%S")
+
+
+def last(name: str) -> str:
+    """The id at the end of a resource name."""
+    return name.rsplit("/", 1)[-1]

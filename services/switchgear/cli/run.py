@@ -1,0 +1,132 @@
+"""`switchgear run`: a training script, here without any server or as a job of the cluster."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import secrets
+import sys
+import time
+import uuid
+from pathlib import Path
+
+from switchgear.cli import exits
+from switchgear.cli.client import connect
+from switchgear.cli.logs import Shown
+from switchgear.core import names
+from switchgear.core.errors import Invalid, Reason
+from switchgear.v1 import job_service_pb2 as jobs
+
+POLL_S = 0.2
+MAX_RESTARTS_DEFAULT = 3
+_FINAL = {jobs.Job.SUCCEEDED, jobs.Job.FAILED, jobs.Job.CANCELLED}
+
+EPILOG = """examples:
+  switchgear run --standalone --nproc-per-node 2 -- train.py --epochs 3
+  switchgear run --nnodes 2 --nproc-per-node 8 --checkpoint-dir /data/llama --name llama -- train.py
+
+The script needs no change: it sees the environment variables of torchrun. With --checkpoint-dir the checkpoints that it
+writes there are verified, damaged ones are moved aside before a restart, and SWITCHGEAR_RESUME_FROM names the newest good one."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = f"{EPILOG}\n\n{exits.TABLE}"
+    parser.add_argument("--standalone", action="store_true", help="run on this machine, with no server")
+    parser.add_argument("--nnodes", type=int, default=1, metavar="N", help="nodes (default: 1)")
+    parser.add_argument(
+        "--nproc-per-node",
+        "--nproc_per_node",
+        type=int,
+        default=1,
+        metavar="K",
+        help="ranks a node, one GPU each on a cluster (default: 1)",
+    )
+    parser.add_argument(
+        "--max-restarts",
+        "--max_restarts",
+        type=int,
+        default=MAX_RESTARTS_DEFAULT,
+        metavar="N",
+        help="restarts that the script's own failures may use; faults of the machines do not count; 0: never restart (default: 3)",
+    )
+    parser.add_argument(
+        "--checkpoint-dir", type=Path, metavar="DIR", help="folder in which the script keeps its checkpoints"
+    )
+    parser.add_argument("--name", help="name of the job (default: the script's name and a random part)")
+    parser.add_argument(
+        "--log-dir", type=Path, metavar="DIR", help="folder for the ranks' logs (default: in the state directory)"
+    )
+    parser.add_argument(
+        "--python", default=sys.executable, help="interpreter of the ranks (default: the one of this command)"
+    )
+    parser.add_argument("--detach", action="store_true", help="with a server: submit and return at once")
+    parser.add_argument("script", help="the training script")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments")
+
+
+def main(args: argparse.Namespace) -> int:
+    spec = _spec(args)
+    name = names.check_id(args.name or f"{names.to_id(Path(args.script).stem)[:50]}-{secrets.token_hex(3)}", "--name")
+    if args.standalone:
+        from switchgear.cli.standalone import run
+
+        if args.nnodes != 1:
+            raise Invalid(
+                "--standalone runs on this machine only: leave --nnodes away", Reason.BAD_FIELD, field="nnodes"
+            )
+        return asyncio.run(run(name, spec))
+    return _submit(args.server, name, spec, detach=args.detach)
+
+
+def _spec(args: argparse.Namespace) -> jobs.JobSpec:
+    for field in ("nnodes", "nproc_per_node"):
+        if getattr(args, field) < 1:
+            raise Invalid(f"--{field.replace('_', '-')} must be 1 or more", Reason.BAD_FIELD, field=field)
+    if args.max_restarts < 0:
+        raise Invalid("--max-restarts must be 0 or more", Reason.BAD_FIELD, field="max_restarts")
+    script = Path(args.script)
+    if not script.is_file() or not os.access(script, os.R_OK):
+        what = (
+            "is not a file"
+            if script.exists() and not script.is_file()
+            else "does not exist"
+            if not script.exists()
+            else "cannot be read"
+        )
+        raise Invalid(
+            f"the script {args.script} {what}; name a Python file that this user can read (its own options go behind it)",
+            Reason.SCRIPT_UNREADABLE,
+            script=args.script,
+        )
+    return jobs.JobSpec(
+        argv=[args.script, *args.arguments],
+        working_directory=str(Path.cwd()),
+        python=args.python,
+        nnodes=args.nnodes,
+        nproc_per_node=args.nproc_per_node,
+        max_restarts=args.max_restarts,
+        checkpoint_directory=str(args.checkpoint_dir.absolute()) if args.checkpoint_dir else "",
+        log_directory=str(args.log_dir.absolute()) if args.log_dir else "",
+    )
+
+
+def _submit(server: str | None, name: str, spec: jobs.JobSpec, *, detach: bool) -> int:
+    with connect(server) as client:
+        request = jobs.CreateJobRequest(job=jobs.Job(spec=spec), job_id=name, request_id=uuid.uuid4().hex)
+        job = client.jobs.CreateJob(request)
+        print(f"submitted {job.name}", file=sys.stderr)
+        if detach:
+            return exits.OK
+        shown = Shown(Path(job.spec.log_directory), 1, sys.maxsize, None)
+        told = ("", "")
+        while True:
+            job = client.jobs.GetJob(jobs.GetJobRequest(name=job.name))
+            shown.poll(end=job.state in _FINAL)
+            news = (jobs.Job.State.Name(job.state), job.message)
+            if news != told:
+                told = news
+                print(f"{job.name} {news[0]}: {news[1]}" if news[1] else f"{job.name} {news[0]}", file=sys.stderr)
+            if job.state in _FINAL:
+                return exits.OK if job.state == jobs.Job.SUCCEEDED else exits.JOB_FAILED
+            time.sleep(POLL_S)

@@ -1,0 +1,50 @@
+"""Where this machine keeps Switchgear's state, and how a command finds the control plane that runs here."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+DEFAULT_GRPC = "127.0.0.1:7070"
+DEFAULT_HTTP = "127.0.0.1:7080"
+
+
+def default_state_dir() -> Path:
+    """`$SWITCHGEAR_STATE_DIR`, or `switchgear` in the user's state folder (XDG Base Directory)."""
+    if chosen := os.environ.get("SWITCHGEAR_STATE_DIR"):
+        return Path(chosen)
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "switchgear"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What `switchgear up` writes when it serves."""
+
+    pid: int
+    grpc: str
+    http: str
+
+
+def write_running(state_dir: Path, running: Running) -> None:
+    temporary = state_dir / "endpoints.json.tmp"
+    temporary.write_text(json.dumps(asdict(running)) + "\n")
+    temporary.replace(state_dir / "endpoints.json")
+
+
+def read_running(state_dir: Path) -> Running | None:
+    """The endpoints of the newest `up` on this state directory, alive or not; None when there is none."""
+    try:
+        return Running(**json.loads((state_dir / "endpoints.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def server_address(chosen: str | None) -> str:
+    """The gRPC address to speak to: the one asked for, `$SWITCHGEAR_SERVER`, the local `up`, or the default port."""
+    if address := chosen or os.environ.get("SWITCHGEAR_SERVER"):
+        return address
+    running = read_running(default_state_dir())
+    return running.grpc if running else DEFAULT_GRPC

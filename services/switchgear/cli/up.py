@@ -1,0 +1,178 @@
+"""`switchgear up`: all services, the gateway and one node agent in one process. State in SQLite under one directory."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from switchgear.agent.main import run_agent
+from switchgear.agent.settings import AgentSettings
+from switchgear.cli import exits
+from switchgear.cli.state import DEFAULT_GRPC, DEFAULT_HTTP, Running, default_state_dir, write_running
+from switchgear.collector import main as collector
+from switchgear.core import names
+from switchgear.core.clock import SystemClock
+from switchgear.core.errors import FailedPrecondition, Reason
+from switchgear.core.rpc import Server
+from switchgear.core.service import Endpoints, Service
+from switchgear.gateway import main as gateway
+from switchgear.recovery import main as recovery
+from switchgear.scheduler import main as scheduler
+from switchgear.store.database import Database
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpSettings:
+    """grpc, http: HOST:PORT to listen on, port 0 takes a free one. database_url: empty for SQLite in the state directory.
+
+    agent: whether this process is also the agent of this machine. sim_gpus: simulated GPUs of that agent.
+    """
+
+    state_dir: Path
+    grpc: str = DEFAULT_GRPC
+    http: str = DEFAULT_HTTP
+    database_url: str = ""
+    agent: bool = True
+    node: str = ""
+    sim_gpus: int = 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--state-dir",
+        type=Path,
+        help="where all state lives (default: $SWITCHGEAR_STATE_DIR or ~/.local/state/switchgear)",
+    )
+    parser.add_argument(
+        "--grpc",
+        default=DEFAULT_GRPC,
+        metavar="HOST:PORT",
+        help="gRPC address (default: %(default)s; port 0: a free one)",
+    )
+    parser.add_argument(
+        "--http",
+        default=DEFAULT_HTTP,
+        metavar="HOST:PORT",
+        help="REST address (default: %(default)s; port 0: a free one)",
+    )
+    parser.add_argument(
+        "--database-url", default="", help="postgresql+asyncpg://… instead of SQLite in the state directory"
+    )
+    parser.add_argument("--no-agent", action="store_true", help="run no node agent in this process")
+    parser.add_argument("--node", default="", help="name of this machine's node (default: its host name)")
+    parser.add_argument(
+        "--sim-gpus", type=int, default=0, metavar="N", help="simulate N GPUs on this machine's node (default: none)"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Serves until SIGTERM or SIGINT; jobs and their launchers go on."""
+    settings = UpSettings(
+        state_dir=(args.state_dir or default_state_dir()).absolute(),
+        grpc=args.grpc,
+        http=args.http,
+        database_url=args.database_url,
+        agent=not args.no_agent,
+        node=args.node or names.to_id(socket.gethostname()),
+        sim_gpus=args.sim_gpus,
+    )
+    asyncio.run(_until_signal(settings))
+    return exits.OK
+
+
+async def _until_signal(settings: UpSettings) -> None:
+    serving = asyncio.create_task(serve(settings))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
+    try:
+        await serving
+    except asyncio.CancelledError:
+        pass
+
+
+async def serve(settings: UpSettings) -> None:
+    """Runs the control plane until cancelled.
+
+    Raises FailedPrecondition when the state directory or a port is in use, the state is of a newer version or an address
+    is not loopback.
+    """
+    clock = SystemClock()
+    with _only_one(settings.state_dir):
+        url = settings.database_url or f"sqlite+aiosqlite:///{settings.state_dir / 'switchgear.db'}"
+        database = Database(url)
+        server = Server()
+        try:
+            await database.migrate()
+            services: list[Service] = [
+                collector.build(database, clock),
+                scheduler.build(database, clock, scheduler.SchedulerSettings(state_dir=settings.state_dir)),
+                recovery.build(database, clock),
+            ]
+            for service in services:
+                service.register(server.grpc)
+            grpc = await server.start(settings.grpc, [name for service in services for name in service.service_names])
+            await _run(settings, Endpoints.all_at(grpc), services)
+        finally:
+            await server.stop()
+            await database.close()
+
+
+async def _run(settings: UpSettings, endpoints: Endpoints, services: list[Service]) -> None:
+    host, _, port = settings.http.rpartition(":")
+    async with gateway.serving(gateway.build_app(endpoints), host, int(port)) as http, asyncio.TaskGroup() as tasks:
+        for service in services:
+            tasks.create_task(service.run(endpoints))
+        if settings.agent:
+            tasks.create_task(run_agent(_agent_settings(settings, endpoints)))
+        write_running(settings.state_dir, Running(os.getpid(), endpoints.scheduler, http))
+        print(
+            f"Switchgear is up: gRPC {endpoints.scheduler}, REST http://{http}/v1/nodes, state {settings.state_dir}",
+            file=sys.stderr,
+        )
+        if settings.agent and not settings.sim_gpus:
+            print("this node has no GPUs to offer (NVML comes later); simulate some with --sim-gpus N", file=sys.stderr)
+
+
+def _agent_settings(settings: UpSettings, endpoints: Endpoints) -> AgentSettings:
+    return AgentSettings(
+        node=settings.node,
+        collector=endpoints.collector,
+        scheduler=endpoints.scheduler,
+        recovery=endpoints.recovery,
+        state_dir=settings.state_dir / "agent",
+        sim_gpus=settings.sim_gpus,
+    )
+
+
+@contextmanager
+def _only_one(state_dir: Path) -> Iterator[None]:
+    """Holds the state directory; raises FailedPrecondition (STATE_LOCKED) while another process does."""
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        lock = os.open(state_dir / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"cannot use {state_dir} as state directory ({error.strerror}); choose another with --state-dir",
+            Reason.STATE_LOCKED,
+        ) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FailedPrecondition(
+                f"another `switchgear up` uses {state_dir}; stop it or choose another directory with --state-dir",
+                Reason.STATE_LOCKED,
+                state_dir=str(state_dir),
+            ) from None
+        yield
+    finally:
+        os.close(lock)
