@@ -49,7 +49,7 @@ class World:
 
     def hello(self, node: str, generation: int = 0, epoch: int = 1, who: str = "", **kw: object) -> list[m.Effect]:
         return self.happen(
-            m.LauncherHello(node, epoch, who or f"launcher-{node}", generation, reserved_port=5000, ready=True, **kw)  # type: ignore[arg-type]
+            m.LauncherHello(node, epoch, who or f"launcher-{node}", generation, reserved_port=5000, **kw)  # type: ignore[arg-type]
         )
 
     def checked(
@@ -109,7 +109,7 @@ def kinds(effects: list[m.Effect]) -> list[str]:
     return [type(effect).__name__ for effect in effects]
 
 
-def test_an_attempt_starts_once_every_launcher_is_ready_and_the_checkpoints_are_checked() -> None:
+def test_an_attempt_starts_once_every_launcher_reports_and_the_checkpoints_are_checked() -> None:
     world = World()
     assert kinds(world.place("nodes/a", "nodes/b")) == []
     assert kinds(world.hello("nodes/a")) == []

@@ -15,7 +15,7 @@ from switchgear.cli import exits
 from switchgear.cli.client import connect
 from switchgear.cli.logs import Shown
 from switchgear.core import names
-from switchgear.core.errors import Invalid, Reason
+from switchgear.core.errors import Invalid, Reason, Unavailable
 from switchgear.v1 import job_service_pb2 as jobs
 
 POLL_S = 0.2
@@ -115,18 +115,31 @@ def _submit(server: str | None, name: str, spec: jobs.JobSpec, *, detach: bool) 
     with connect(server) as client:
         request = jobs.CreateJobRequest(job=jobs.Job(spec=spec), job_id=name, request_id=uuid.uuid4().hex)
         job = client.jobs.CreateJob(request)
-        print(f"submitted {job.name}", file=sys.stderr)
-        if detach:
-            return exits.OK
-        shown = Shown(Path(job.spec.log_directory), 1, sys.maxsize, None)
-        told = ("", "")
-        while True:
-            job = client.jobs.GetJob(jobs.GetJobRequest(name=job.name))
-            shown.poll(end=job.state in _FINAL)
-            news = (jobs.Job.State.Name(job.state), job.message)
-            if news != told:
-                told = news
-                print(f"{job.name} {news[0]}: {news[1]}" if news[1] else f"{job.name} {news[0]}", file=sys.stderr)
-            if job.state in _FINAL:
-                return exits.OK if job.state == jobs.Job.SUCCEEDED else exits.JOB_FAILED
-            time.sleep(POLL_S)
+    print(f"submitted {job.name}", file=sys.stderr)
+    if detach:
+        return exits.OK
+    try:
+        return _follow(server, job)
+    except KeyboardInterrupt:
+        print(f"\n{job.name} goes on; `switchgear cancel {name}` ends it", file=sys.stderr)
+        raise
+
+
+def _follow(server: str | None, job: jobs.Job) -> int:
+    """Shows state and logs until the job ends, also through a restart of the control plane."""
+    shown = Shown(Path(job.spec.log_directory), 1, sys.maxsize, None)
+    told = ""
+    while True:
+        try:
+            with connect(server) as client:
+                job = client.jobs.GetJob(jobs.GetJobRequest(name=job.name))
+            news = f"{job.name} {jobs.Job.State.Name(job.state)}" + (f": {job.message}" if job.message else "")
+        except Unavailable:
+            news = "the control plane does not answer; the job goes on, waiting for it"
+        shown.poll(end=job.state in _FINAL)
+        if news != told:
+            told = news
+            print(news, file=sys.stderr)
+        if job.state in _FINAL:
+            return exits.OK if job.state == jobs.Job.SUCCEEDED else exits.JOB_FAILED
+        time.sleep(POLL_S)

@@ -48,7 +48,7 @@ def resume(state: m.JobState, now: m.Now) -> m.JobState:
     """A state read back from the store: nobody is connected, and every lease counts from now."""
     state = copy.deepcopy(state)
     for launcher in state.launchers.values():
-        launcher.connected, launcher.ready, launcher.seen_s = False, False, now.monotonic_s
+        launcher.connected, launcher.seen_s = False, now.monotonic_s
     return state
 
 
@@ -159,7 +159,7 @@ class _Machine(Records):
             )
             return
         launcher = state.launchers[hello.node]
-        launcher.connected, launcher.ready = True, hello.ready
+        launcher.connected = True
         launcher.launcher_id, launcher.reserved_port = hello.launcher_id, hello.reserved_port
         launcher.seen_s = self.now.monotonic_s
         if not hello.ranks_alive:
@@ -216,7 +216,7 @@ class _Machine(Records):
     def _gone(self, event: m.LauncherGone) -> None:
         launcher = self._launcher(event.node, event.launcher_id)
         if launcher:
-            launcher.connected = launcher.ready = False
+            launcher.connected = False
 
     def _seen(self, event: m.LauncherSeen) -> None:
         launcher = self._launcher(event.node, event.launcher_id)
@@ -247,7 +247,7 @@ class _Machine(Records):
         if state.phase is not m.Phase.WAITING or not state.slots:
             return
         if any(
-            not (launcher.connected and launcher.ready and launcher.stopped_generation >= state.generation)
+            not (launcher.connected and launcher.stopped_generation >= state.generation)
             for launcher in state.launchers.values()
         ):
             return
@@ -566,7 +566,7 @@ class _Machine(Records):
         self._end(m.JobOutcome.SUCCEEDED, f"all {self.state.spec.world_size} ranks ended with exit code 0")
 
     def _end(self, outcome: m.JobOutcome, message: str) -> None:
-        self.state.phase, self.state.end_ns = m.Phase.ENDED, self.now.unix_ns
+        self.state.phase, self.state.end_ns, self.state.outcome = m.Phase.ENDED, self.now.unix_ns, outcome
         self.set_state(outcome, message)
         self._finish(message)
 

@@ -111,7 +111,6 @@ class Launcher:
     """What is known of the launcher on one node of the placement."""
 
     connected: bool = False
-    ready: bool = False
     launcher_id: str = ""
     reserved_port: int = 0
     #: Every process of this generation and older ones is gone from the node.
@@ -255,6 +254,8 @@ class JobState:
     #: Sum over the ended attempts; `productive_ns` of the machine adds the current one.
     productive_ns: int = 0
     end_ns: int = 0
+    #: How the job ended, when recovery ended it.
+    outcome: JobOutcome | None = None
     #: Calls to other services that have not been confirmed yet, oldest first; carried out again after a crash.
     outbox: list[Call] = field(default_factory=list)
     calls_made: int = 0
@@ -285,7 +286,6 @@ class LauncherHello:
     launcher_id: str
     generation: int
     reserved_port: int
-    ready: bool
     ranks_alive: tuple[tuple[int, int, int], ...] = ()  # (rank, pid, started_ns)
     exits: tuple[Exit, ...] = ()
 

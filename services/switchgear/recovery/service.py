@@ -30,7 +30,7 @@ class RecoveryApi(rpc.RecoveryServiceServicer):
     ) -> None:
         self._database, self._feed, self._clock, self._live = database, feed, clock, live
 
-    async def GetIncident(self, request: pb.GetIncidentRequest, context: _Context) -> pb.Incident:  # noqa: N802, ARG002
+    async def GetIncident(self, request: pb.GetIncidentRequest, context: _Context) -> pb.Incident:
         (incident_id,) = names.parse(request.name, "incidents/*")
         async with self._database.read() as session:
             incident = await store.incident(session, incident_id)
@@ -38,10 +38,10 @@ class RecoveryApi(rpc.RecoveryServiceServicer):
             raise NotFound(request.name)
         return translate.incident_to_proto(incident)
 
-    async def ListIncidents(  # noqa: N802
+    async def ListIncidents(
         self,
         request: pb.ListIncidentsRequest,
-        context: _Context,  # noqa: ARG002
+        context: _Context,
     ) -> pb.ListIncidentsResponse:
         if request.job:
             names.parse(request.job, "jobs/*")
@@ -57,19 +57,19 @@ class RecoveryApi(rpc.RecoveryServiceServicer):
             revision=revision,
         )
 
-    async def WatchIncidents(  # noqa: N802
+    async def WatchIncidents(
         self,
         request: pb.WatchIncidentsRequest,
-        context: _Context,  # noqa: ARG002
+        context: _Context,
     ) -> AsyncIterator[pb.WatchIncidentsResponse]:
         async for revision, incident in self._feed.watch(request.revision, store.incidents_after):
             message = translate.incident_to_proto(incident) if incident else None
             yield pb.WatchIncidentsResponse(incident=message, revision=revision)
 
-    async def ListAttempts(  # noqa: N802
+    async def ListAttempts(
         self,
         request: pb.ListAttemptsRequest,
-        context: _Context,  # noqa: ARG002
+        context: _Context,
     ) -> pb.ListAttemptsResponse:
         names.parse(request.parent, "jobs/*")
         size, collection = page_size(request.page_size), f"attempts of {request.parent}"
@@ -83,10 +83,10 @@ class RecoveryApi(rpc.RecoveryServiceServicer):
             next_page_token=page_token(collection, page[-1].generation) if len(rows) > size else "",
         )
 
-    async def ListCheckpoints(  # noqa: N802
+    async def ListCheckpoints(
         self,
         request: pb.ListCheckpointsRequest,
-        context: _Context,  # noqa: ARG002
+        context: _Context,
     ) -> pb.ListCheckpointsResponse:
         names.parse(request.parent, "jobs/*")
         size, collection = page_size(request.page_size), f"checkpoints of {request.parent}"
@@ -104,10 +104,10 @@ class RecoveryApi(rpc.RecoveryServiceServicer):
             next_page_token=page_token(collection, end) if end < len(rows) else "",
         )
 
-    async def GetJobProgress(  # noqa: N802
+    async def GetJobProgress(
         self,
         request: pb.GetJobProgressRequest,
-        context: _Context,  # noqa: ARG002
+        context: _Context,
     ) -> pb.JobProgress:
         (job,) = names.parse(request.name, "jobs/*/progress")
         state = self._live(f"jobs/{job}")

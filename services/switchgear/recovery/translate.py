@@ -68,7 +68,6 @@ def event_from_report(node: str, launcher_id: str, report: wire.LauncherReport) 
                 launcher_id=hello.launcher_id,
                 generation=generation,
                 reserved_port=hello.reserved_port,
-                ready=hello.ready,
                 ranks_alive=tuple((rank.rank, rank.pid, rank.time_unix_ns) for rank in hello.ranks_alive),
                 exits=tuple(_exit(node, exited) for exited in hello.ranks_exited),
             )

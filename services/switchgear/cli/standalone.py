@@ -1,0 +1,139 @@
+"""`switchgear run --standalone`: the launcher and the recovery machine in one process, with no server and no database."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from switchgear.cli import exits
+from switchgear.cli.state import default_state_dir
+from switchgear.core import names
+from switchgear.core.clock import SystemClock
+from switchgear.launcher.state import is_held
+from switchgear.launcher.supervisor import LauncherSettings, Supervisor
+from switchgear.recovery import model as m
+from switchgear.recovery import translate
+from switchgear.recovery.actor import JobActor
+from switchgear.v1.job_service_pb2 import JobSpec
+
+log = logging.getLogger(__name__)
+
+#: Folders of ended standalone jobs that are kept for `switchgear logs`.
+JOBS_KEPT = 50
+#: What ranks get to end by themselves when the user ends the run.
+GRACE_S = 3.0
+INCIDENTS_FILE = "incidents.jsonl"
+
+
+async def run(name: str, spec: JobSpec) -> int:
+    """Runs the job to its end; returns the exit code.
+
+    Raises FailedPrecondition (JOB_ALREADY_RUNNING) when a job of this name runs here.
+    """
+    folder = default_state_dir() / "standalone" / name
+    _forget_old(folder.parent)
+    job = Standalone(names.job_name(name), spec, folder)
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.create_task(job.run())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.cancel)
+    try:
+        return await stopping
+    except asyncio.CancelledError:
+        print(f"{job.name} was stopped", file=sys.stderr)
+        return exits.INTERRUPTED
+
+
+class Standalone:
+    """One job on this machine."""
+
+    def __init__(self, name: str, spec: JobSpec, folder: Path) -> None:
+        self.name = name
+        self._spec, self._folder = spec, folder
+        if not spec.log_directory:
+            spec.log_directory = str(folder / "logs")
+        self._clock = SystemClock()
+        self._node = names.node_name(names.to_id(socket.gethostname()))
+        self._supervisor = Supervisor(
+            LauncherSettings(
+                job=name,
+                node=self._node,
+                placement_epoch=1,
+                address="127.0.0.1",
+                gpu_indices=None,
+                spec=spec,
+                state_dir=folder,
+                echo=True,
+            ),
+            self._clock,
+        )
+        self._commands: asyncio.Queue[m.Command] = asyncio.Queue()
+
+    async def run(self) -> int:
+        grace_s = 0.0
+        try:
+            await self._supervisor.start()
+            hello = self._supervisor.hello()
+            # Generations of a job of this name go on counting: they fence off what an earlier run may have left.
+            state = m.JobState(
+                self.name, translate.spec_from_proto(self._spec), self._clock.unix_ns(), generation=hello.generation
+            )
+            actor = JobActor(state, self._clock, keep=self._keep, send=self._commands.put_nowait, carry=self._tell)
+            async with asyncio.TaskGroup() as tasks:
+                helpers = [tasks.create_task(self._obey()), tasks.create_task(self._report(actor))]
+                await actor.post(m.Placed(1, (m.Slot(self._node, "127.0.0.1", 1),)))
+                event = translate.event_from_report(self._node, hello.hello.launcher_id, hello)
+                if event:
+                    await actor.post(event)
+                await actor.run()
+                for helper in helpers:
+                    helper.cancel()
+            return exits.OK if actor.state.outcome is m.JobOutcome.SUCCEEDED else exits.JOB_FAILED
+        except asyncio.CancelledError:
+            grace_s = GRACE_S
+            raise
+        finally:
+            await self._supervisor.close(grace_s)
+
+    async def _obey(self) -> None:
+        while True:
+            await self._supervisor.handle(translate.command_to_proto(await self._commands.get()))
+
+    async def _report(self, actor: JobActor) -> None:
+        async for report in self._supervisor.reports():
+            event = translate.event_from_report(self._node, "", report)
+            if event:
+                await actor.post(event)
+
+    async def _keep(self, state: m.JobState, records: Sequence[m.Effect]) -> None:  # noqa: ARG002
+        """Only incidents are for later: the launcher itself keeps the generation, and nobody else waits for the rest."""
+        for record in records:
+            if isinstance(record, m.SaveIncident) and record.incident.state in (
+                m.IncidentState.RESOLVED,
+                m.IncidentState.ESCALATED,
+            ):
+                entry = {"summary": record.incident.summary, "timeline_unix_ns": record.incident.timeline}
+                with (self._folder / INCIDENTS_FILE).open("a") as file:
+                    file.write(json.dumps(entry) + "\n")
+                print(f"switchgear: {record.incident.summary}", file=sys.stderr)
+
+    async def _tell(self, call: m.Call) -> None:
+        if call.kind == "set_state" and call.outcome is m.JobOutcome.RECOVERING:
+            print(f"switchgear: {call.reason}; stopping the attempt", file=sys.stderr)
+
+
+def _forget_old(folder: Path) -> None:
+    try:
+        ended = [path for path in folder.iterdir() if path.is_dir() and not is_held(path)]
+        old = sorted(ended, key=lambda path: path.stat().st_mtime)[:-JOBS_KEPT]
+    except OSError:
+        return
+    for path in old:
+        shutil.rmtree(path, ignore_errors=True)
