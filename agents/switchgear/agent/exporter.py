@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from switchgear.agent.readings import Reading
+from switchgear.agent.readings import Reading, SeriesKey
 from switchgear.agent.sampler import Sampler
 from switchgear.core import rpc
 
@@ -23,17 +23,16 @@ def exposition(readings: Iterable[Reading]) -> str:
 
     Not prometheus_client's: it puts `_total` behind every counter's name, and dcgm-exporter's counters have none.
     """
-    families = dict[str, list[Reading]]()
+    families = dict[str, list[tuple[SeriesKey, float]]]()
     for reading in readings:
         if reading.value is not None:
-            families.setdefault(reading.key.metric, []).append(reading)
+            families.setdefault(reading.key.metric, []).append((reading.key, reading.value))
     lines = list[str]()
     for metric, family in families.items():
-        lines.append(f"# TYPE {metric} {family[0].key.kind.value}")
-        for reading in family:
-            labels = ",".join(f'{name}="{_escape(value)}"' for name, value in reading.key.labels)
-            value = _number(reading.value)
-            lines.append(f"{metric}{{{labels}}} {value}" if labels else f"{metric} {value}")
+        lines.append(f"# TYPE {metric} {family[0][0].kind.value}")
+        for key, value in family:
+            labels = ",".join(f'{name}="{_escape(text)}"' for name, text in key.labels)
+            lines.append(f"{metric}{{{labels}}} {_number(value)}" if labels else f"{metric} {_number(value)}")
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -32,21 +32,23 @@ _REFUSALS = (
 async def keep_connected(what: str, connect: Callable[[], Awaitable[None]], clock: Clock) -> None:
     """Calls `connect` again and again, with growing, jittered waits in between, until cancelled."""
     backoff_s = BACKOFF_S_MIN
+    told = ""
     while True:
         start_s = clock.monotonic_s()
         wait_s_max = BACKOFF_S_MAX
+        why = "closed by the server"
         try:
             await connect()
-            log.info("%s closed by the server", what)
         except* grpc.aio.AioRpcError as group:
             error = next(_leaves(group))
             if error.code() in _REFUSALS:
                 wait_s_max = backoff_s = REFUSED_BACKOFF_S
-                log.error("%s refused: %s", what, error.details())
-            else:
-                log.info("%s lost: %s %s", what, error.code().name, error.details())
+            why = f"{error.code().name} {error.details()}"
+        # Once for each reason: a server that is away for a day is not worth a line every two seconds.
+        log.log(logging.DEBUG if why == told else logging.WARNING, "%s lost: %s", what, why)
+        told = why
         if clock.monotonic_s() - start_s > _GOOD_S:
-            backoff_s = BACKOFF_S_MIN
+            backoff_s, told = BACKOFF_S_MIN, ""
         await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
         backoff_s = min(2 * backoff_s, wait_s_max)
 

@@ -181,6 +181,7 @@ def _values(phase: float, now_s: float, start_s: float) -> dict[str, float | str
         "DCGM_FI_DEV_FB_FREE": memory_mib - used_mib - reserved_mib,
         "DCGM_FI_DEV_FB_USED": float(used_mib),
         "DCGM_FI_DEV_FB_RESERVED": reserved_mib,
+        "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL": float(round(energy_j * 100)),
         "DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS": 0.0,
         "DCGM_FI_DEV_CORRECTABLE_REMAPPED_ROWS": 0.0,
         "DCGM_FI_DEV_ROW_REMAP_FAILURE": 0.0,

@@ -1,0 +1,78 @@
+"""From what agents tell, and from their silence, to signals. Pure: times are passed in."""
+
+from __future__ import annotations
+
+from switchgear.collector.model import Event, Severity, Signal, signal_id
+from switchgear.collector.xid import GPU_LOST_CODE, verdict
+
+
+def signals_of(event: Event) -> list[Signal]:
+    """The signals that one event raises; none for a kind that is not known here."""
+    match event.kind:
+        case "XID" if event.code is not None:
+            found = verdict(event.code, event.text)
+            kind = "GPU_LOST" if event.code == GPU_LOST_CODE else "XID"
+            return [_signal(event, kind, found.severity, found.action)]
+        case "SXID":
+            return [_signal(event, "SXID", Severity.WARNING, "")]
+        case "SXID_FATAL":
+            return [_signal(event, "SXID", Severity.FATAL, "")]
+        case "SOURCE_STALLED":
+            return [_signal(event, "SOURCE_STALLED", Severity.WARNING, "")]
+    return []
+
+
+def _signal(event: Event, kind: str, severity: Severity, action: str) -> Signal:
+    return Signal(
+        signal_id=signal_id(*event.key),
+        node=event.node,
+        gpu=event.gpu,
+        kind=kind,
+        severity=severity,
+        action=action,
+        evidence=event.text,
+        time_unix_ns=event.time_unix_ns,
+        simulated=event.simulated,
+    )
+
+
+class Silence:
+    """Notices agents that are gone for longer than `silence_s`; each silence is told once.
+
+    Times are of one monotonic clock, in seconds. Bounded by the number of nodes.
+    """
+
+    def __init__(self, silence_s: float) -> None:
+        self._silence_s = silence_s
+        self._gone_since_s: dict[str, float] = {}
+
+    def heard(self, node: str) -> None:
+        """The agent of `nodes/{node}` has a stream."""
+        self._gone_since_s.pop(node, None)
+
+    def gone(self, node: str, now_s: float) -> None:
+        """The agent has no stream any more, or none yet."""
+        self._gone_since_s.setdefault(node, now_s)
+
+    def due(self, now_s: float) -> list[tuple[str, float]]:
+        """Nodes whose silence is to be told now, each with its length in seconds; call `heard` when that is done."""
+        return [
+            (node, now_s - since_s)
+            for node, since_s in sorted(self._gone_since_s.items())
+            if now_s - since_s > self._silence_s
+        ]
+
+
+def silence_signal(node: str, silent_s: float, now_unix_ns: int) -> Signal:
+    """A warning, no more: the agent may have died alone while the ranks go on; their launcher's own silence decides that."""
+    return Signal(
+        signal_id=signal_id("silence", node, now_unix_ns),
+        node=node,
+        gpu=None,
+        kind="NODE_SILENT",
+        severity=Severity.WARNING,
+        action="",
+        evidence=f"no telemetry stream from the node's agent for {silent_s:.0f} s",
+        time_unix_ns=now_unix_ns,
+        simulated=False,
+    )

@@ -1,0 +1,149 @@
+"""Composes the collector."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc.aio
+from prometheus_client import CollectorRegistry
+
+from switchgear.collector import store
+from switchgear.collector.detectors import Silence, signals_of, silence_signal
+from switchgear.collector.event_writer import EventWriter
+from switchgear.collector.ingest import Ingest
+from switchgear.collector.metrics import CollectorMetrics
+from switchgear.collector.model import Event
+from switchgear.collector.service import SignalApi, TelemetryApi
+from switchgear.collector.windows import Windows
+from switchgear.core.clock import Clock
+from switchgear.core.service import Endpoints, Service
+from switchgear.store.database import Database
+from switchgear.store.feed import ChangeFeed
+from switchgear.v1.signal_service_pb2_grpc import add_SignalServiceServicer_to_server
+from switchgear.v1alpha.telemetry_service_pb2_grpc import add_TelemetryServiceServicer_to_server
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 0.5
+_PRUNE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectorSettings:
+    """silence_s: how long an agent may be gone before its node counts as silent.
+
+    window_ticks: samples of each series in memory; 600 are ten minutes at 1 Hz. window_bytes_max: of all nodes together;
+    2 GiB hold about 1,000 nodes with 400 series each.
+    events_max, signals_max: rows that are kept; the oldest go first.
+    """
+
+    silence_s: float = 10.0
+    window_ticks: int = 600
+    window_bytes_max: int = 2 * 1024**3
+    events_max: int = 100_000
+    signals_max: int = 100_000
+
+
+class CollectorService:
+    """See `core.service.Service`."""
+
+    service_names: Sequence[str] = ("switchgear.v1alpha.TelemetryService", "switchgear.v1.SignalService")
+
+    def __init__(
+        self, database: Database, clock: Clock, settings: CollectorSettings, registry: CollectorRegistry
+    ) -> None:
+        self._database, self._clock, self._settings = database, clock, settings
+        self._feed = ChangeFeed(database, store.SERVICE)
+        self._metrics = CollectorMetrics(registry)
+        self._silence = Silence(settings.silence_s)
+        self._streaming = set[str]()
+        self._expected = set[str]()
+        self._windows = Windows(ticks=settings.window_ticks, bytes_max=settings.window_bytes_max)
+        self._writer = EventWriter(self._commit)
+        self._ingest = Ingest(
+            self._windows,
+            self._writer,
+            clock,
+            self._metrics,
+            connected=self._connected,
+            disconnected=self._disconnected,
+        )
+
+    def register(self, server: grpc.aio.Server) -> None:
+        add_TelemetryServiceServicer_to_server(TelemetryApi(self._ingest, self._windows), server)
+        add_SignalServiceServicer_to_server(SignalApi(self._database, self._feed), server)
+
+    async def run(self, endpoints: Endpoints) -> None:  # noqa: ARG002 - the collector calls nobody
+        async with self._database.read() as session:
+            self._expected |= set(await store.expected_nodes(session))
+        for node in self._expected - self._streaming:
+            self._silence.gone(node, self._clock.monotonic_s())
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._writer.run())
+            tasks.create_task(self._tell_silence())
+            tasks.create_task(self._prune())
+
+    async def _commit(self, events: Sequence[Event]) -> None:
+        async with self._database.write() as session:
+            stored, raised = await store.add_events(session, [(event, signals_of(event)) for event in events])
+        self._metrics.events.inc(stored)
+        self._metrics.event_duplicates.inc(len(events) - stored)
+        self._metrics.signals.inc(raised)
+        if raised:
+            self._feed.changed()
+
+    async def _connected(self, node: str) -> None:
+        self._streaming.add(node)
+        self._metrics.streams.set(len(self._streaming))
+        self._silence.heard(node)
+        if node not in self._expected:
+            async with self._database.write() as session:
+                await store.expect_node(session, node)
+            self._expected.add(node)
+
+    def _disconnected(self, node: str) -> None:
+        self._streaming.discard(node)
+        self._metrics.streams.set(len(self._streaming))
+        self._silence.gone(node, self._clock.monotonic_s())
+
+    async def _tell_silence(self) -> None:
+        while True:
+            for node, silent_s in self._silence.due(self._clock.monotonic_s()):
+                # Before the write: an agent that comes back meanwhile is expected anew.
+                self._expected.discard(node)
+                signal = silence_signal(node, silent_s, self._clock.unix_ns())
+                try:
+                    async with self._database.write() as session:
+                        await store.add_silence(session, signal)
+                except Exception:
+                    self._expected.add(node)
+                    log.exception("cannot store that %s is silent; trying again", node)
+                    break
+                self._silence.heard(node)
+                self._metrics.signals.inc()
+                self._feed.changed()
+            await asyncio.sleep(_TICK_S)
+
+    async def _prune(self) -> None:
+        while True:
+            await asyncio.sleep(_PRUNE_S)
+            try:
+                async with self._database.write() as session:
+                    await store.prune(
+                        session, events_max=self._settings.events_max, signals_max=self._settings.signals_max
+                    )
+            except Exception:
+                log.exception("cannot prune; trying again")
+
+
+def build(
+    database: Database,
+    clock: Clock,
+    settings: CollectorSettings | None = None,
+    registry: CollectorRegistry | None = None,
+) -> Service:
+    """The collector. registry: where its metrics go; a private one when left out."""
+    return CollectorService(database, clock, settings or CollectorSettings(), registry or CollectorRegistry())

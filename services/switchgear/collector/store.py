@@ -1,0 +1,146 @@
+"""The collector's tables: events, each once; the signals that they raised; the nodes whose agents are expected to speak."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import BigInteger, Boolean, Index, Integer, String, Text, UniqueConstraint, delete, func, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+
+from switchgear.collector.model import Event, Severity, Signal
+from switchgear.core.errors import OutOfRange, Reason
+from switchgear.store.base import Base
+from switchgear.store.revisions import lock_revision, next_revision
+
+SERVICE = "collector"
+
+
+class EventRow(Base):
+    __tablename__ = "collector_events"
+
+    ordinal: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    node: Mapped[str] = mapped_column(String(80))
+    boot_id: Mapped[str] = mapped_column(String(128))
+    source: Mapped[str] = mapped_column(String(64))
+    sequence: Mapped[int] = mapped_column(BigInteger)
+    time_unix_ns: Mapped[int] = mapped_column(BigInteger)
+    kind: Mapped[str] = mapped_column(String(64))
+    gpu: Mapped[int | None] = mapped_column(Integer)
+    code: Mapped[int | None] = mapped_column(Integer)
+    text: Mapped[str] = mapped_column(Text)
+    simulated: Mapped[bool] = mapped_column(Boolean)
+
+    __table_args__ = (UniqueConstraint("boot_id", "source", "sequence"),)
+
+
+class SignalRow(Base):
+    __tablename__ = "collector_signals"
+
+    #: Each signal takes one revision and never changes, so revisions have no gaps but those that pruning leaves at their begin.
+    revision: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    signal_id: Mapped[str] = mapped_column(String(64), unique=True)
+    node: Mapped[str] = mapped_column(String(80))
+    gpu: Mapped[int | None] = mapped_column(Integer)
+    kind: Mapped[str] = mapped_column(String(64))
+    severity: Mapped[str] = mapped_column(String(16))
+    action: Mapped[str] = mapped_column(String(64))
+    evidence: Mapped[str] = mapped_column(Text)
+    time_unix_ns: Mapped[int] = mapped_column(BigInteger)
+    simulated: Mapped[bool] = mapped_column(Boolean)
+
+    __table_args__ = (Index("ix_collector_signals_node_revision", "node", "revision"),)
+
+
+class NodeRow(Base):
+    """A node whose agent has streamed and whose silence has not been told; it outlives a restart of the collector."""
+
+    __tablename__ = "collector_nodes"
+
+    node: Mapped[str] = mapped_column(String(80), primary_key=True)
+
+
+_EVENT_FIELDS = Event.__dataclass_fields__.keys()
+_SIGNAL_FIELDS = Signal.__dataclass_fields__.keys()
+
+
+async def add_events(session: AsyncSession, found: Sequence[tuple[Event, Sequence[Signal]]]) -> tuple[int, int]:
+    """Stores the events that are new, with their signals; returns how many of each. Call it in a `write` transaction."""
+    await lock_revision(session, SERVICE)
+    columns = (EventRow.boot_id, EventRow.source, EventRow.sequence)
+    keys = [event.key for event, _ in found]
+    seen = {row._tuple() for row in await session.execute(select(*columns).where(tuple_(*columns).in_(keys)))}
+    new = list[tuple[Event, Sequence[Signal]]]()
+    for event, raised in found:
+        if event.key not in seen:
+            seen.add(event.key)
+            new.append((event, raised))
+    session.add_all(EventRow(**{field: getattr(event, field) for field in _EVENT_FIELDS}) for event, _ in new)
+    signals = [signal for _, raised in new for signal in raised]
+    for signal in signals:
+        await add_signal(session, signal)
+    return len(new), len(signals)
+
+
+async def add_signal(session: AsyncSession, signal: Signal) -> None:
+    values = {field: getattr(signal, field) for field in _SIGNAL_FIELDS}
+    session.add(SignalRow(revision=await next_revision(session, SERVICE), **values))
+
+
+async def signals_after(session: AsyncSession, revision: int, limit: int) -> list[tuple[int, Signal]]:
+    """Signals with a greater revision, oldest first.
+
+    Raises OutOfRange (REVISION_UNKNOWN) when some of them have been pruned.
+    """
+    rows = await session.scalars(
+        select(SignalRow).where(SignalRow.revision > revision).order_by(SignalRow.revision).limit(limit)
+    )
+    signals = [(row.revision, _signal(row)) for row in rows]
+    if signals and signals[0][0] > revision + 1:
+        raise OutOfRange(
+            f"signals after revision {revision} have been pruned; list them and watch from the list's revision",
+            Reason.REVISION_UNKNOWN,
+            revision=str(revision),
+        )
+    return signals
+
+
+async def signals_before(session: AsyncSession, node: str, before: int | None, limit: int) -> list[tuple[int, Signal]]:
+    """Signals with a smaller revision than `before` (None: all), newest first; of one node, or of all when it is ""."""
+    query = select(SignalRow).order_by(SignalRow.revision.desc()).limit(limit)
+    if before is not None:
+        query = query.where(SignalRow.revision < before)
+    if node:
+        query = query.where(SignalRow.node == node)
+    return [(row.revision, _signal(row)) for row in await session.scalars(query)]
+
+
+async def expected_nodes(session: AsyncSession) -> list[str]:
+    return list(await session.scalars(select(NodeRow.node).order_by(NodeRow.node)))
+
+
+async def expect_node(session: AsyncSession, node: str) -> None:
+    """Call it in a `write` transaction."""
+    await lock_revision(session, SERVICE)  # not between the delete of `add_silence` and its commit
+    await session.merge(NodeRow(node=node))
+
+
+async def add_silence(session: AsyncSession, signal: Signal) -> None:
+    """Stores that a node is silent; it is not told again before its agent has come back. Call it in a `write` transaction."""
+    await lock_revision(session, SERVICE)
+    gone = await session.execute(delete(NodeRow).where(NodeRow.node == signal.node).returning(NodeRow.node))
+    if gone.first() is not None:
+        await add_signal(session, signal)
+
+
+async def prune(session: AsyncSession, *, events_max: int, signals_max: int) -> None:
+    """Keeps the newest of both."""
+    newest_event = await session.scalar(select(func.max(EventRow.ordinal))) or 0
+    await session.execute(delete(EventRow).where(EventRow.ordinal <= newest_event - events_max))
+    newest_signal = await session.scalar(select(func.max(SignalRow.revision))) or 0
+    await session.execute(delete(SignalRow).where(SignalRow.revision <= newest_signal - signals_max))
+
+
+def _signal(row: SignalRow) -> Signal:
+    values = {field: getattr(row, field) for field in _SIGNAL_FIELDS}
+    return Signal(**(values | {"severity": Severity(row.severity)}))

@@ -1,0 +1,226 @@
+"""The recent samples of each node: rings of numpy rows, decoded without a loop over samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+import numpy as np
+import numpy.typing as npt
+
+from switchgear.core.errors import Invalid, Reason, ResourceExhausted
+
+SERIES_MAX = 4096
+REASON_CHARS_MAX = 256
+#: A ring grows by this many series at a time.
+_GROWTH = 64
+NOT_REPORTED = "not reported yet"
+NOT_A_NUMBER = "not a number"
+
+Values = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesKey:
+    metric: str
+    unit: str
+    labels: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One tick as it came over the wire; see `switchgear.v1alpha.Block`."""
+
+    time_unix_ns: int
+    sequence: int
+    keyframe: bool
+    series_ids: bytes
+    values_f64: bytes
+    unknown: Mapping[int, str]
+
+
+class Outcome(Enum):
+    APPLIED = auto()
+    #: It came before; nothing changed.
+    DUPLICATE = auto()
+    #: What it builds on is missing: nothing can be used until a keyframe comes.
+    NEED_KEYFRAME = auto()
+
+
+class NodeWindow:
+    """One node's samples of the newest `ticks` ticks, in one epoch.
+
+    NaN is unknown; for the newest tick `reasons` says why. After a gap nothing is guessed: rows go on at the next keyframe.
+    """
+
+    def __init__(self, epoch: str, ticks: int) -> None:
+        self.epoch = epoch
+        self.series: list[SeriesKey] = []
+        self.reasons: dict[int, str] = {}
+        self.time_unix_ns = 0
+        #: Blocks that the agent made and that are not in the window.
+        self.blocks_lost = 0
+        self._ticks = ticks
+        self._rows = 0
+        self._sequence: int | None = None
+        self._in_step = False
+        self._times = np.zeros(ticks, np.int64)
+        self._values: Values = np.empty((ticks, 0))
+
+    @property
+    def nbytes(self) -> int:
+        return self._values.nbytes + self._times.nbytes
+
+    def nbytes_with(self, series: int) -> int:
+        """What the window takes once it holds so many series."""
+        width = max(_capacity(series), self._values.shape[1])
+        return self._times.nbytes + self._ticks * width * self._values.itemsize
+
+    def define(self, first_id: int, keys: Sequence[SeriesKey]) -> None:
+        """Adds series from `first_id` on; what is defined already must be the same.
+
+        Raises Invalid (STREAM_PROTOCOL) when ids leave a gap or change their meaning.
+        """
+        known = self.series[first_id : first_id + len(keys)]
+        if first_id > len(self.series) or known != list(keys[: len(known)]):
+            raise _protocol("the dictionary leaves a gap or gives an id another meaning; begin a new epoch for that")
+        new = keys[len(known) :]
+        self.reasons.update((len(self.series) + offset, NOT_REPORTED) for offset in range(len(new)))
+        self.series += new
+        width = _capacity(len(self.series))
+        if width > self._values.shape[1]:
+            grown = np.full((self._ticks, width), np.nan)
+            grown[:, : self._values.shape[1]] = self._values
+            self._values = grown
+
+    def apply(self, block: Block) -> Outcome:
+        """Takes in one block. Raises Invalid (STREAM_PROTOCOL) when it contradicts itself or the dictionary."""
+        ids, values = self._decode(block)
+        if self._sequence is not None and block.sequence <= self._sequence:
+            return Outcome.DUPLICATE
+        # A window that has seen nothing cannot know what was sent before it: it counts from here.
+        skipped = block.sequence - self._sequence - 1 if self._sequence is not None else 0
+        self._sequence = block.sequence
+        self.blocks_lost += skipped
+        if not block.keyframe and (skipped or not self._in_step):
+            self._in_step = False
+            self.blocks_lost += 1
+            return Outcome.NEED_KEYFRAME
+        self._in_step = True
+        self._write(block, ids, values)
+        return Outcome.APPLIED
+
+    def latest(self) -> Values:
+        """Newest value of each series; NaN where it is unknown."""
+        if self._rows == 0:
+            return np.full(len(self.series), np.nan)
+        return self._values[(self._rows - 1) % self._ticks, : len(self.series)].copy()
+
+    def history(self) -> tuple[npt.NDArray[np.int64], Values]:
+        """Times in ns, shape (n,), and values, shape (n, series), oldest first; n is at most `ticks`."""
+        count = min(self._rows, self._ticks)
+        order = np.arange(self._rows - count, self._rows) % self._ticks
+        return self._times[order], self._values[order, : len(self.series)]
+
+    def _decode(self, block: Block) -> tuple[Ids | slice, Values]:
+        if len(block.values_f64) % 8 or len(block.series_ids) % 4:
+            raise _protocol("values must be float64 and ids uint32")
+        values = np.frombuffer(block.values_f64, "<f8")
+        count = len(self.series)
+        if any(not 0 <= series_id < count for series_id in block.unknown):
+            raise _protocol("an unknown value has an id that is not in the dictionary")
+        if not block.series_ids and block.keyframe:
+            if len(values) > count:
+                raise _protocol("a keyframe has more values than the dictionary has series")
+            return slice(0, len(values)), values
+        ids = np.frombuffer(block.series_ids, "<u4")
+        if len(ids) != len(values) or (len(ids) and int(ids.max()) >= count):
+            raise _protocol("ids and values differ in number, or an id is not in the dictionary")
+        return ids, values
+
+    def _write(self, block: Block, ids: Ids | slice, values: Values) -> None:
+        row = self._values[self._rows % self._ticks]
+        if block.keyframe:
+            row[:] = np.nan
+        else:
+            row[:] = self._values[(self._rows - 1) % self._ticks]
+        row[ids] = values
+        if block.keyframe:
+            missing = np.flatnonzero(np.isnan(row[: len(self.series)]))
+            self.reasons = dict.fromkeys(missing.tolist(), NOT_REPORTED)
+        elif self.reasons:
+            self.reasons = {series_id: reason for series_id, reason in self.reasons.items() if np.isnan(row[series_id])}
+        if np.isnan(values).any():
+            positions = np.flatnonzero(np.isnan(values)).tolist()
+            self.reasons.update((int(ids[at]) if isinstance(ids, np.ndarray) else at, NOT_A_NUMBER) for at in positions)
+        for series_id, reason in block.unknown.items():
+            row[series_id] = np.nan
+            self.reasons[series_id] = reason
+        self.time_unix_ns = block.time_unix_ns
+        self._times[self._rows % self._ticks] = block.time_unix_ns
+        self._rows += 1
+
+
+class Windows:
+    """The windows of all nodes, within `bytes_max` bytes together."""
+
+    def __init__(self, *, ticks: int, bytes_max: int) -> None:
+        self._ticks = ticks
+        self._bytes_max = bytes_max
+        self._by_node: dict[str, NodeWindow] = {}
+        self._connected: set[str] = set()
+
+    def get(self, node: str) -> NodeWindow | None:
+        return self._by_node.get(node)
+
+    def connect(self, node: str, epoch: str) -> NodeWindow:
+        """The window for a node's stream: as it was when the agent only lost its connection, empty in a new epoch."""
+        window = self._by_node.pop(node, None)
+        if window is None or window.epoch != epoch:
+            window = NodeWindow(epoch, self._ticks)
+        self._by_node[node] = window  # at the end: the order is the order of the newest connection
+        self._connected.add(node)
+        return window
+
+    def disconnect(self, node: str) -> None:
+        self._connected.discard(node)
+
+    def define(self, window: NodeWindow, first_id: int, keys: Sequence[SeriesKey]) -> None:
+        """As `NodeWindow.define`; forgets nodes that are gone when memory is short.
+
+        Raises ResourceExhausted when it does not suffice, or beyond 4,096 series of one node.
+        """
+        total = first_id + len(keys)
+        if total > SERIES_MAX:
+            raise ResourceExhausted(
+                f"{total} series are more than a node may have ({SERIES_MAX}); report fewer",
+                Reason.LIMIT_EXCEEDED,
+                series=str(total),
+            )
+        needed = window.nbytes_with(total) - window.nbytes
+        if needed:
+            self._make_room(needed)
+        window.define(first_id, keys)
+
+    def _make_room(self, needed: int) -> None:
+        used = sum(window.nbytes for window in self._by_node.values())
+        for node in [node for node in self._by_node if node not in self._connected]:
+            if used + needed <= self._bytes_max:
+                return
+            used -= self._by_node.pop(node).nbytes
+        if used + needed > self._bytes_max:
+            raise ResourceExhausted(
+                f"the windows of {len(self._by_node)} nodes fill the {self._bytes_max} bytes that they may have; "
+                "raise window_bytes_max or run another collector",
+                Reason.LIMIT_EXCEEDED,
+            )
+
+
+def _capacity(series: int) -> int:
+    return -(-series // _GROWTH) * _GROWTH
+
+
+def _protocol(message: str) -> Invalid:
+    return Invalid(message, Reason.STREAM_PROTOCOL)
