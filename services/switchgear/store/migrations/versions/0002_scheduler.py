@@ -13,15 +13,16 @@ def upgrade() -> None:
     op.create_table(
         "nodes",
         sa.Column("name", sa.String(80), nullable=False),
-        sa.Column("address", sa.String(255), nullable=False),
+        sa.Column("address", sa.Text, nullable=False),
         sa.Column("gpus", Json, nullable=False),
-        sa.Column("agent_version", sa.String(64), nullable=False),
+        sa.Column("agent_version", sa.Text, nullable=False),
         sa.Column("last_seen_unix_ns", sa.BigInteger, nullable=False),
         sa.Column("reachable", sa.Boolean, nullable=False),
         sa.Column("standing", sa.String(16), nullable=False),
         sa.Column("reason", sa.Text, nullable=False),
-        sa.Column("actor", sa.String(255), nullable=False),
+        sa.Column("actor", sa.Text, nullable=False),
         sa.Column("revision", sa.BigInteger, nullable=False),
+        sa.Column("healthy_revision", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("name", name="pk_nodes"),
     )
     op.create_index("ix_nodes_revision", "nodes", ["revision"])
@@ -40,7 +41,7 @@ def upgrade() -> None:
         sa.Column("revision", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("name", name="pk_jobs"),
     )
-    op.create_index("ix_jobs_state", "jobs", ["state"])
+    op.create_index("ix_jobs_end_time_unix_ns", "jobs", ["end_time_unix_ns"])
     op.create_index("ix_jobs_create_revision", "jobs", ["create_revision"], unique=True)
     op.create_index("ix_jobs_revision", "jobs", ["revision"])
 

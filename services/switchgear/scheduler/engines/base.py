@@ -1,0 +1,24 @@
+"""What the scheduler needs of an engine: the thing that starts launchers on nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from switchgear.scheduler.model import Observation, Wanted
+
+
+class Engine(Protocol):
+    """Sees nodes, and makes what runs on them what is wanted.
+
+    An engine keeps nothing: what it sees it learns from the nodes again after a restart, what is wanted it is told again.
+    """
+
+    def observe(self) -> Observation:
+        """What it sees now; equal to the answer before when nothing has changed."""
+
+    def last_heard(self) -> Mapping[str, int]:
+        """When each connected node was last heard, in Unix nanoseconds."""
+
+    def want(self, wanted: Mapping[str, Wanted]) -> None:
+        """What should run, by node: launchers that miss are started, others are stopped. Until the first call nothing is."""

@@ -1,0 +1,68 @@
+"""Composes the scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc.aio
+
+from switchgear.core.clock import Clock
+from switchgear.core.service import Endpoints, Service
+from switchgear.scheduler.engines.local import LocalEngine
+from switchgear.scheduler.reconciler import Reconciler
+from switchgear.scheduler.repository import Repository
+from switchgear.scheduler.service import FleetServicer, JobServicer, PlacementServicer
+from switchgear.store.database import Database
+from switchgear.v1 import fleet_service_pb2_grpc, job_service_pb2_grpc
+from switchgear.v1alpha import node_agent_service_pb2_grpc, placement_service_pb2_grpc
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerSettings:
+    """How the scheduler runs."""
+
+    #: Folder under which the logs of jobs go that name none; under the same path on every node.
+    state_dir: Path
+    #: The longest time between two looks at nodes and queue; most changes are seen at once.
+    pass_interval_s: float = 1.0
+
+
+class Scheduler:
+    """`FleetService`, `JobService`, `PlacementService` and `NodeAgentService` on one database."""
+
+    service_names: Sequence[str] = (
+        "switchgear.v1.FleetService",
+        "switchgear.v1.JobService",
+        "switchgear.v1alpha.PlacementService",
+        "switchgear.v1alpha.NodeAgentService",
+    )
+
+    def __init__(self, database: Database, clock: Clock, settings: SchedulerSettings) -> None:
+        self._settings = settings
+        self._repository = Repository(database, clock)
+        wake = asyncio.Event()
+        self._repository.listeners.append(wake.set)
+        self._engine = LocalEngine(clock, changed=wake.set)
+        self._reconciler = Reconciler(self._repository, self._engine, wake, interval_s=settings.pass_interval_s)
+
+    def register(self, server: grpc.aio.Server) -> None:
+        fleet_service_pb2_grpc.add_FleetServiceServicer_to_server(FleetServicer(self._repository), server)
+        job_service_pb2_grpc.add_JobServiceServicer_to_server(
+            JobServicer(self._repository, self._settings.state_dir), server
+        )
+        placement_service_pb2_grpc.add_PlacementServiceServicer_to_server(
+            PlacementServicer(self._repository, self._engine), server
+        )
+        node_agent_service_pb2_grpc.add_NodeAgentServiceServicer_to_server(self._engine, server)
+
+    async def run(self, endpoints: Endpoints) -> None:
+        self._engine.serve(endpoints.recovery)
+        await self._reconciler.run()
+
+
+def build(database: Database, clock: Clock, settings: SchedulerSettings) -> Service:
+    """The scheduler on a migrated database."""
+    return Scheduler(database, clock, settings)

@@ -1,0 +1,46 @@
+"""The life cycle of a node. Every function answers with the node as it is after the event."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from switchgear.scheduler.model import Inventory, NodeRecord, NodeState
+
+#: Ten missed heartbeats of 1 s: a network that drops for a moment or an agent that restarts is no lost node.
+SILENCE_LIMIT_S = 10.0
+ACTOR_AGENT = "agent"
+ACTOR_POLICY = "policy:scheduler"
+
+
+def heard(node: NodeRecord | None, name: str, inventory: Inventory, now_unix_ns: int) -> NodeRecord:
+    """A report arrived. A new node is HEALTHY; one that was UNREACHABLE has its old standing again."""
+    if node is None:
+        return NodeRecord(name, inventory, now_unix_ns, actor=ACTOR_AGENT)
+    if node.reachable and node.inventory == inventory:
+        return node
+    return replace(node, inventory=inventory, reachable=True, last_seen_unix_ns=now_unix_ns)
+
+
+def lost(node: NodeRecord) -> NodeRecord:
+    """No report for longer than `SILENCE_LIMIT_S`."""
+    return replace(node, reachable=False)
+
+
+def cordon(node: NodeRecord, reason: str, actor: str) -> NodeRecord:
+    """Takes the node out of placement; of an unreachable node it is remembered."""
+    return replace(node, standing=NodeState.CORDONED, reason=reason, actor=actor)
+
+
+def uncordon(node: NodeRecord, actor: str) -> NodeRecord:
+    """Puts the node back into placement, once it is reachable."""
+    if node.standing is NodeState.HEALTHY:
+        return node
+    return replace(node, standing=NodeState.HEALTHY, reason="", actor=actor)
+
+
+def reason(node: NodeRecord) -> str:
+    """Why the node is in its state, for a person; empty when HEALTHY."""
+    if node.reachable:
+        return node.reason
+    silence = f"no heartbeat for more than {SILENCE_LIMIT_S:.0f} s"
+    return silence if node.standing is NodeState.HEALTHY else f"{silence}; {node.standing.lower()}: {node.reason}"

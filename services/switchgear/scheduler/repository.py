@@ -1,0 +1,153 @@
+"""What is written about nodes and jobs: every write takes a revision, and whoever listens is told."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from switchgear.core.clock import Clock
+from switchgear.core.errors import AlreadyExists, NotFound, Reason, ResourceExhausted
+from switchgear.scheduler import store
+from switchgear.scheduler.decide import FINISH_GRACE_S, Snapshot
+from switchgear.scheduler.model import JobRecord, NodeRecord, NodeState
+from switchgear.store.database import Database
+from switchgear.store.feed import ChangeFeed
+from switchgear.store.revisions import current_revision, lock_revision, next_revision
+
+SERVICE = "scheduler"
+
+#: Every pass of the scheduler reads all jobs that have not ended.
+JOBS_ALIVE_MAX = 10_000
+#: History for people; a year of a job every hour.
+JOBS_ENDED_MAX = 10_000
+
+
+@dataclass(slots=True)
+class Transaction:
+    """One write. Nobody else writes while it is open, so what it reads stays true."""
+
+    session: AsyncSession
+    revision: int
+    now_unix_ns: int
+
+    async def node(self, name: str) -> NodeRecord:
+        """Raises NotFound."""
+        node = await store.get_node(self.session, name)
+        if node is None:
+            raise NotFound(name)
+        return node
+
+    async def job(self, name: str) -> JobRecord:
+        """Raises NotFound."""
+        job = await store.get_job(self.session, name)
+        if job is None:
+            raise NotFound(name)
+        return job
+
+    async def snapshot(self) -> Snapshot:
+        return await _snapshot(self.session, self.now_unix_ns)
+
+    async def put_node(self, node: NodeRecord) -> NodeRecord:
+        """Writes the node, if it differs from what is stored, and answers with it as stored."""
+        before = await store.get_node(self.session, node.name)
+        return node if node == before else await self._write_node(before, node)
+
+    async def put_job(self, job: JobRecord) -> JobRecord:
+        """Writes the job, if it differs from what is stored, and the nodes whose GPUs it takes or frees."""
+        before = await store.get_job(self.session, job.name)
+        if job == before:
+            return job
+        revision = await self._next()
+        after = replace(job, revision=revision, create_revision=job.create_revision or revision)
+        await store.save_job(self.session, after)
+        held, holds = _holding(before), _holding(after)
+        for name in sorted({*held, *holds}):
+            node = await store.get_node(self.session, name)
+            if node is not None and held.get(name) != holds.get(name):
+                await self._write_node(node, node)
+        if after.ended and not (before and before.ended):
+            await store.forget_ended_jobs(self.session, JOBS_ENDED_MAX)
+        return after
+
+    async def add_job(self, job: JobRecord) -> JobRecord:
+        """Raises AlreadyExists, and ResourceExhausted when too many jobs have not ended."""
+        if await store.get_job(self.session, job.name) is not None:
+            raise AlreadyExists(
+                f"{job.name} exists already; choose another job_id or leave it out",
+                Reason.ALREADY_EXISTS,
+                name=job.name,
+            )
+        if await store.count_jobs_alive(self.session) >= JOBS_ALIVE_MAX:
+            raise ResourceExhausted(
+                f"{JOBS_ALIVE_MAX} jobs have not ended yet; wait or cancel some",
+                Reason.LIMIT_EXCEEDED,
+                limit=str(JOBS_ALIVE_MAX),
+            )
+        return await self.put_job(job)
+
+    async def _write_node(self, before: NodeRecord | None, node: NodeRecord) -> NodeRecord:
+        revision = await self._next()
+        healthy_anew = node.state is NodeState.HEALTHY and (before is None or before.state is not NodeState.HEALTHY)
+        after = replace(node, revision=revision, healthy_revision=revision if healthy_anew else node.healthy_revision)
+        await store.save_node(self.session, after)
+        return after
+
+    async def _next(self) -> int:
+        self.revision = await next_revision(self.session, SERVICE)
+        return self.revision
+
+
+@dataclass(slots=True)
+class Repository:
+    """The scheduler's view of the database."""
+
+    database: Database
+    clock: Clock
+    feed: ChangeFeed = field(init=False)
+    #: Called after each write has been committed.
+    listeners: list[Callable[[], None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.feed = ChangeFeed(self.database, SERVICE)
+        self.listeners.append(self.feed.changed)
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[Transaction]:
+        async with self.database.write() as session:
+            revision = await lock_revision(session, SERVICE)
+            transaction = Transaction(session, revision, self.clock.unix_ns())
+            yield transaction
+        if transaction.revision != revision:
+            for listener in self.listeners:
+                listener()
+
+    async def snapshot(self) -> tuple[int, Snapshot]:
+        """All that counts now, with its revision."""
+        async with self.database.read() as session:
+            return await current_revision(session, SERVICE), await _snapshot(session, self.clock.unix_ns())
+
+    async def revision(self) -> int:
+        async with self.database.read() as session:
+            return await current_revision(session, SERVICE)
+
+    async def save_last_seen(self, last_seen_unix_ns: Mapping[str, int]) -> None:
+        """Writes when nodes were last heard, without a revision."""
+        async with self.write() as transaction:
+            await store.save_last_seen(transaction.session, last_seen_unix_ns)
+
+
+async def _snapshot(session: AsyncSession, now_unix_ns: int) -> Snapshot:
+    grace_ns = int(FINISH_GRACE_S * 1e9)
+    return Snapshot(
+        tuple(await store.nodes_after_name(session, "")),
+        tuple(await store.jobs_ended_after(session, now_unix_ns - grace_ns)),
+    )
+
+
+def _holding(job: JobRecord | None) -> dict[str, tuple[int, ...]]:
+    if job is None or job.ended:
+        return {}
+    return {seat.node: seat.gpu_indices for seat in job.placement.nodes}

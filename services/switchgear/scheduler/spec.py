@@ -1,0 +1,119 @@
+"""What a job must look like before anything is done about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from switchgear.core.errors import FailedPrecondition, Invalid, Reason
+from switchgear.scheduler.model import JobSpec
+from switchgear.scheduler.placement import Request, could_ever_fit, counted
+from switchgear.v1 import job_service_pb2 as job_pb
+
+#: Together with a start command they stay far below the 4 MiB of a message.
+ARGV_ITEMS_MAX = 1000
+ARGV_BYTES_MAX = 64 * 1024
+ENVIRONMENT_BYTES_MAX = 64 * 1024
+#: PATH_MAX of Linux.
+PATH_BYTES_MAX = 4096
+#: A job that fails more often than this is broken.
+RESTARTS_MAX = 1000
+#: `nnodes` and `nproc_per_node`: the largest clusters known have some ten thousand nodes.
+GANG_MAX = 100_000
+
+
+def spec_from_proto(spec: job_pb.JobSpec) -> JobSpec:
+    """The specification, checked. Raises Invalid (BAD_FIELD, LIMIT_EXCEEDED) that names the field."""
+    _check_argv(spec.argv)
+    _check_environment(dict(spec.environment))
+    for field in ("working_directory", "checkpoint_directory", "log_directory"):
+        _check_folder(field, getattr(spec, field), required=field == "working_directory")
+    _check_text("python", spec.python, PATH_BYTES_MAX)
+    for field, low, high in (
+        ("nnodes", 1, GANG_MAX),
+        ("nproc_per_node", 1, GANG_MAX),
+        ("max_restarts", 0, RESTARTS_MAX),
+    ):
+        value: int = getattr(spec, field)
+        if not low <= value <= high:
+            raise _bad(field, f"must be {low} to {high}, not {value}")
+    return JobSpec(
+        argv=tuple(spec.argv),
+        working_directory=spec.working_directory,
+        environment=tuple(sorted(spec.environment.items())),
+        python=spec.python,
+        nnodes=spec.nnodes,
+        nproc_per_node=spec.nproc_per_node,
+        max_restarts=spec.max_restarts,
+        checkpoint_directory=spec.checkpoint_directory,
+        log_directory=spec.log_directory,
+    )
+
+
+def require_room(spec: JobSpec, gpus_per_node: Sequence[int]) -> None:
+    """Raises FailedPrecondition (JOB_TOO_LARGE) when an empty fleet of these nodes could not hold the job."""
+    if could_ever_fit(Request(spec.nnodes, spec.nproc_per_node), gpus_per_node):
+        return
+    asked = f"asked for {counted(spec.nnodes, 'node')} with {counted(spec.nproc_per_node, 'GPU')} each"
+    if gpus_per_node:
+        has = (
+            f"the fleet has {counted(len(gpus_per_node), 'node')}, the largest with {counted(max(gpus_per_node), 'GPU')}; "
+            "ask for less or add nodes"
+        )
+    else:
+        has = "no node has registered yet; start an agent (switchgear agent) and try again"
+    raise FailedPrecondition(
+        f"{asked}, but {has}",
+        Reason.JOB_TOO_LARGE,
+        nnodes=str(spec.nnodes),
+        nproc_per_node=str(spec.nproc_per_node),
+        fleet_nodes=str(len(gpus_per_node)),
+        largest_node_gpus=str(max(gpus_per_node, default=0)),
+    )
+
+
+def _check_argv(argv: Sequence[str]) -> None:
+    if not argv or not argv[0]:
+        raise _bad("argv", "is empty; give the script and its arguments after --")
+    if len(argv) > ARGV_ITEMS_MAX:
+        raise _too_large("argv", f"has {len(argv)} items, {ARGV_ITEMS_MAX} are allowed; pass a file")
+    size = sum(len(item.encode()) + 1 for item in argv)
+    if size > ARGV_BYTES_MAX:
+        raise _too_large("argv", f"has {size} bytes, {ARGV_BYTES_MAX} are allowed; pass a file")
+    if any("\0" in item for item in argv):
+        raise _bad("argv", "must not contain NUL")
+
+
+def _check_environment(environment: dict[str, str]) -> None:
+    size = sum(len(key.encode()) + len(value.encode()) + 2 for key, value in environment.items())
+    if size > ENVIRONMENT_BYTES_MAX:
+        raise _too_large("environment", f"has {size} bytes, {ENVIRONMENT_BYTES_MAX} are allowed; pass a file")
+    for key, value in environment.items():
+        if not key or "=" in key or "\0" in key or "\0" in value:
+            raise _bad(
+                "environment",
+                f"has the variable {key[:100]!r}: a name must not be empty nor hold =, and no NUL anywhere",
+            )
+
+
+def _check_folder(field: str, path: str, *, required: bool) -> None:
+    _check_text(field, path, PATH_BYTES_MAX)
+    if not path and not required:
+        return
+    if not PurePosixPath(path).is_absolute():
+        raise _bad(field, f"must be an absolute path, not {path[:200]!r}: it is used on every node")
+
+
+def _check_text(field: str, text: str, bytes_max: int) -> None:
+    if len(text.encode()) > bytes_max:
+        raise _too_large(field, f"is longer than {bytes_max} bytes; shorten it")
+    if "\0" in text:
+        raise _bad(field, "must not contain NUL")
+
+
+def _bad(field: str, problem: str) -> Invalid:
+    return Invalid(f"spec.{field} {problem}", Reason.BAD_FIELD, field=f"spec.{field}")
+
+
+def _too_large(field: str, problem: str) -> Invalid:
+    return Invalid(f"spec.{field} {problem}", Reason.LIMIT_EXCEEDED, field=f"spec.{field}")

@@ -1,0 +1,217 @@
+"""The scheduler's tables, and how its values go in and out of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import BigInteger, Index, Select, String, Text, delete, func, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+
+from switchgear.scheduler.model import (
+    ExcludedNode,
+    GpuRecord,
+    Inventory,
+    JobRecord,
+    JobSpec,
+    JobState,
+    NodeRecord,
+    NodeState,
+    PlacedNode,
+    PlacementRecord,
+)
+from switchgear.store.base import Base, Json
+
+
+class NodeRow(Base):
+    __tablename__ = "nodes"
+
+    name: Mapped[str] = mapped_column(String(80), primary_key=True)
+    address: Mapped[str] = mapped_column(Text)
+    gpus: Mapped[list[dict[str, Any]]] = mapped_column(Json)
+    agent_version: Mapped[str] = mapped_column(Text)
+    last_seen_unix_ns: Mapped[int] = mapped_column(BigInteger)
+    reachable: Mapped[bool]
+    standing: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(Text)
+    actor: Mapped[str] = mapped_column(Text)
+    revision: Mapped[int] = mapped_column(BigInteger, index=True)
+    healthy_revision: Mapped[int] = mapped_column(BigInteger)
+
+
+class JobRow(Base):
+    __tablename__ = "jobs"
+
+    name: Mapped[str] = mapped_column(String(80), primary_key=True)
+    spec: Mapped[dict[str, Any]] = mapped_column(Json)
+    state: Mapped[str] = mapped_column(String(16))
+    message: Mapped[str] = mapped_column(Text)
+    placement_epoch: Mapped[int] = mapped_column(BigInteger)
+    placed_nodes: Mapped[list[dict[str, Any]]] = mapped_column(Json)
+    excluded_nodes: Mapped[list[dict[str, Any]]] = mapped_column(Json)
+    create_revision: Mapped[int] = mapped_column(BigInteger)
+    create_time_unix_ns: Mapped[int] = mapped_column(BigInteger)
+    #: Null while the job has not ended.
+    end_time_unix_ns: Mapped[int | None] = mapped_column(BigInteger, index=True)
+    revision: Mapped[int] = mapped_column(BigInteger, index=True)
+
+    __table_args__ = (Index("ix_jobs_create_revision", "create_revision", unique=True),)
+
+
+async def get_node(session: AsyncSession, name: str) -> NodeRecord | None:
+    row = await session.get(NodeRow, name)
+    return None if row is None else _node(row)
+
+
+async def nodes_after_name(session: AsyncSession, after: str, limit: int | None = None) -> list[NodeRecord]:
+    """Nodes in name order."""
+    return await _nodes(session, select(NodeRow).where(NodeRow.name > after).order_by(NodeRow.name).limit(limit))
+
+
+async def nodes_after_revision(session: AsyncSession, after: int, limit: int) -> list[NodeRecord]:
+    """Nodes in the order of their newest write."""
+    return await _nodes(
+        session, select(NodeRow).where(NodeRow.revision > after).order_by(NodeRow.revision).limit(limit)
+    )
+
+
+async def save_node(session: AsyncSession, node: NodeRecord) -> None:
+    await session.merge(
+        NodeRow(
+            name=node.name,
+            address=node.inventory.address,
+            gpus=[asdict(gpu) for gpu in node.inventory.gpus],
+            agent_version=node.inventory.agent_version,
+            last_seen_unix_ns=node.last_seen_unix_ns,
+            reachable=node.reachable,
+            standing=node.standing.value,
+            reason=node.reason,
+            actor=node.actor,
+            revision=node.revision,
+            healthy_revision=node.healthy_revision,
+        )
+    )
+    await session.flush()
+
+
+async def save_last_seen(session: AsyncSession, last_seen_unix_ns: Mapping[str, int]) -> None:
+    """When nodes were last heard. Not a change that a watcher is told of, so their revisions stay."""
+    for name, time_unix_ns in last_seen_unix_ns.items():
+        await session.execute(update(NodeRow).where(NodeRow.name == name).values(last_seen_unix_ns=time_unix_ns))
+
+
+async def get_job(session: AsyncSession, name: str) -> JobRecord | None:
+    row = await session.get(JobRow, name)
+    return None if row is None else _job(row)
+
+
+async def jobs_before(session: AsyncSession, create_revision: int | None, limit: int) -> list[JobRecord]:
+    """Jobs created before that one, newest first; all when None."""
+    query = select(JobRow).order_by(JobRow.create_revision.desc()).limit(limit)
+    return await _jobs(
+        session, query if create_revision is None else query.where(JobRow.create_revision < create_revision)
+    )
+
+
+async def jobs_after_revision(session: AsyncSession, after: int, limit: int) -> list[JobRecord]:
+    """Jobs in the order of their newest write."""
+    return await _jobs(session, select(JobRow).where(JobRow.revision > after).order_by(JobRow.revision).limit(limit))
+
+
+async def jobs_ended_after(session: AsyncSession, time_unix_ns: int) -> list[JobRecord]:
+    """Jobs that ended after that time, and all that have not ended."""
+    alive = or_(JobRow.end_time_unix_ns.is_(None), JobRow.end_time_unix_ns > time_unix_ns)
+    return await _jobs(session, select(JobRow).where(alive).order_by(JobRow.create_revision))
+
+
+async def gpus_allocated(session: AsyncSession) -> dict[str, int]:
+    """GPUs in placements of jobs that have not ended, by node."""
+    counts: dict[str, int] = {}
+    for placed in await session.scalars(select(JobRow.placed_nodes).where(JobRow.end_time_unix_ns.is_(None))):
+        for node in placed:
+            counts[node["node"]] = counts.get(node["node"], 0) + len(node["gpu_indices"])
+    return counts
+
+
+async def count_jobs_alive(session: AsyncSession) -> int:
+    query = select(func.count()).select_from(JobRow).where(JobRow.end_time_unix_ns.is_(None))
+    return await session.scalar(query) or 0
+
+
+async def save_job(session: AsyncSession, job: JobRecord) -> None:
+    await session.merge(
+        JobRow(
+            name=job.name,
+            spec=asdict(job.spec),
+            state=job.state.value,
+            message=job.message,
+            placement_epoch=job.placement.epoch,
+            placed_nodes=[asdict(node) for node in job.placement.nodes],
+            excluded_nodes=[asdict(node) for node in job.excluded],
+            create_revision=job.create_revision,
+            create_time_unix_ns=job.create_time_unix_ns,
+            end_time_unix_ns=job.end_time_unix_ns,
+            revision=job.revision,
+        )
+    )
+    await session.flush()
+
+
+async def forget_ended_jobs(session: AsyncSession, keep: int) -> None:
+    """Deletes all but the `keep` jobs that ended last."""
+    ended = select(JobRow.end_time_unix_ns).where(JobRow.end_time_unix_ns.is_not(None))
+    oldest_kept = await session.scalar(ended.order_by(JobRow.end_time_unix_ns.desc()).offset(keep).limit(1))
+    if oldest_kept is not None:
+        await session.execute(delete(JobRow).where(JobRow.end_time_unix_ns <= oldest_kept))
+
+
+async def _nodes(session: AsyncSession, query: Select[NodeRow]) -> list[NodeRecord]:
+    return [_node(row) for row in await session.scalars(query)]
+
+
+async def _jobs(session: AsyncSession, query: Select[JobRow]) -> list[JobRecord]:
+    return [_job(row) for row in await session.scalars(query)]
+
+
+def _node(row: NodeRow) -> NodeRecord:
+    return NodeRecord(
+        name=row.name,
+        inventory=Inventory(row.address, tuple(GpuRecord(**gpu) for gpu in row.gpus), row.agent_version),
+        last_seen_unix_ns=row.last_seen_unix_ns,
+        reachable=row.reachable,
+        standing=NodeState(row.standing),
+        reason=row.reason,
+        actor=row.actor,
+        revision=row.revision,
+        healthy_revision=row.healthy_revision,
+    )
+
+
+def _job(row: JobRow) -> JobRecord:
+    return JobRecord(
+        name=row.name,
+        spec=_spec(row.spec),
+        create_time_unix_ns=row.create_time_unix_ns,
+        state=JobState(row.state),
+        message=row.message,
+        placement=PlacementRecord(
+            row.placement_epoch,
+            tuple(
+                PlacedNode(seat["node"], tuple(seat["gpu_indices"]), seat["address"], seat["launcher_epoch"])
+                for seat in row.placed_nodes
+            ),
+        ),
+        excluded=tuple(ExcludedNode(**entry) for entry in row.excluded_nodes),
+        end_time_unix_ns=row.end_time_unix_ns,
+        create_revision=row.create_revision,
+        revision=row.revision,
+    )
+
+
+def _spec(stored: Mapping[str, Any]) -> JobSpec:
+    environment: Sequence[Sequence[str]] = stored["environment"]
+    return JobSpec(
+        **{**stored, "argv": tuple(stored["argv"]), "environment": tuple((key, value) for key, value in environment)}
+    )

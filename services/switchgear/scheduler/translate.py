@@ -1,0 +1,131 @@
+"""Between the wire and the scheduler's values."""
+
+from __future__ import annotations
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from switchgear.core import names
+from switchgear.core.errors import Invalid, Reason
+from switchgear.scheduler import nodes as node_life
+from switchgear.scheduler.model import GpuRecord, Inventory, JobRecord, JobSpec, NodeRecord, WantedLauncher
+from switchgear.v1 import fleet_service_pb2 as fleet_pb
+from switchgear.v1 import job_service_pb2 as job_pb
+from switchgear.v1alpha import node_agent_service_pb2 as agent_pb
+
+#: No board that we know has more than 16; a node cut into MIG slices has more.
+GPUS_MAX = 256
+
+
+def clean(text: str, length_max: int) -> str:
+    """Text of others as it may be stored and shown: bounded, and without NUL, which PostgreSQL does not take."""
+    return text[:length_max].replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def inventory_from_proto(node: fleet_pb.Node) -> Inventory:
+    """Raises Invalid when GPUs are too many or share an index, or the address is missing."""
+    indices = [gpu.index for gpu in node.gpus]
+    if len(indices) > GPUS_MAX or len(set(indices)) < len(indices) or min(indices, default=0) < 0:
+        raise Invalid(
+            f"gpus must be at most {GPUS_MAX} with different indices from 0 on", Reason.BAD_FIELD, field="node.gpus"
+        )
+    if not node.address:
+        raise Invalid(
+            "address is missing: other nodes reach the ranks of this node there", Reason.BAD_FIELD, field="node.address"
+        )
+    return Inventory(
+        clean(node.address, 255),
+        tuple(
+            GpuRecord(
+                index=gpu.index,
+                uuid=clean(gpu.uuid, 100),
+                model=clean(gpu.model, 200),
+                memory_bytes=gpu.memory_bytes,
+                pci_bus_id=clean(gpu.pci_bus_id, 100),
+                simulated=gpu.simulated,
+            )
+            for gpu in sorted(node.gpus, key=lambda gpu: gpu.index)
+        ),
+        clean(node.agent_version, 64),
+    )
+
+
+def node_to_proto(node: NodeRecord, gpus_allocated: int) -> fleet_pb.Node:
+    return fleet_pb.Node(
+        name=node.name,
+        state=node.state.value,
+        reason=node_life.reason(node),
+        actor=node.actor if node.reachable else node_life.ACTOR_POLICY,
+        address=node.inventory.address,
+        gpus=[
+            fleet_pb.Gpu(
+                name=names.gpu_name(node.name, gpu.index),
+                index=gpu.index,
+                uuid=gpu.uuid,
+                model=gpu.model,
+                memory_bytes=gpu.memory_bytes,
+                pci_bus_id=gpu.pci_bus_id,
+                simulated=gpu.simulated,
+            )
+            for gpu in node.inventory.gpus
+        ],
+        gpus_allocated=gpus_allocated,
+        agent_version=node.inventory.agent_version,
+        last_seen_time=_timestamp(node.last_seen_unix_ns),
+        etag=str(node.revision),
+    )
+
+
+def job_to_proto(job: JobRecord) -> job_pb.Job:
+    return job_pb.Job(
+        name=job.name,
+        spec=spec_to_proto(job.spec),
+        state=job.state.value,
+        message=job.message,
+        placement=job_pb.Placement(
+            epoch=job.placement.epoch,
+            nodes=[
+                job_pb.PlacedNode(
+                    node=seat.node,
+                    gpu_indices=seat.gpu_indices,
+                    address=seat.address,
+                    launcher_epoch=seat.launcher_epoch,
+                )
+                for seat in job.placement.nodes
+            ],
+        ),
+        create_time=_timestamp(job.create_time_unix_ns),
+        end_time=None if job.end_time_unix_ns is None else _timestamp(job.end_time_unix_ns),
+        etag=str(job.revision),
+    )
+
+
+def spec_to_proto(spec: JobSpec) -> job_pb.JobSpec:
+    return job_pb.JobSpec(
+        argv=spec.argv,
+        working_directory=spec.working_directory,
+        environment=dict(spec.environment),
+        python=spec.python,
+        nnodes=spec.nnodes,
+        nproc_per_node=spec.nproc_per_node,
+        max_restarts=spec.max_restarts,
+        checkpoint_directory=spec.checkpoint_directory,
+        log_directory=spec.log_directory,
+    )
+
+
+def start_launcher(launcher: WantedLauncher, recovery_address: str) -> agent_pb.NodeAgentCommand:
+    return agent_pb.NodeAgentCommand(
+        start_launcher=agent_pb.StartLauncher(
+            job=launcher.ref.job,
+            placement_epoch=launcher.ref.epoch,
+            spec=spec_to_proto(launcher.spec),
+            gpu_indices=launcher.gpu_indices,
+            recovery_address=recovery_address,
+        )
+    )
+
+
+def _timestamp(unix_ns: int) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromNanoseconds(unix_ns)
+    return timestamp

@@ -1,0 +1,237 @@
+"""The scheduler's policy on small fleets, one moment at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pytest
+
+from switchgear.core.errors import FailedPrecondition
+from switchgear.scheduler import jobs as job_life
+from switchgear.scheduler import nodes as node_life
+from switchgear.scheduler.decide import Snapshot, decide, replace_nodes, wanted
+from switchgear.scheduler.model import (
+    GpuRecord,
+    Inventory,
+    JobRecord,
+    JobSpec,
+    JobState,
+    LauncherRef,
+    NodeRecord,
+    NodeState,
+    NodeStatus,
+    Observation,
+    Wanted,
+)
+
+NOW = 1_700_000_000_000_000_000
+TWO_GPUS = Inventory("127.0.0.1", (GpuRecord(0), GpuRecord(1)), "1.0")
+
+
+def _node(name: str) -> NodeRecord:
+    return NodeRecord(f"nodes/{name}", TWO_GPUS, NOW, revision=1, healthy_revision=1)
+
+
+def _job(name: str, order: int, nnodes: int = 1, per_node: int = 2) -> JobRecord:
+    spec = JobSpec(("train.py",), "/w", (), "", nnodes, per_node, 0, "", "/logs")
+    return JobRecord(f"jobs/{name}", spec, NOW, create_revision=order, revision=order)
+
+
+def _seen(names: Iterable[str], **changes: NodeStatus) -> Observation:
+    usual = {name: NodeStatus(TWO_GPUS, connected=True, silent=False) for name in names}
+    return Observation(tuple((f"nodes/{name}", status) for name, status in sorted({**usual, **changes}.items())))
+
+
+class _World:
+    """Applies decisions, as the store does, until nothing changes."""
+
+    def __init__(self, nodes: Iterable[str], *jobs: JobRecord) -> None:
+        self.seen = _seen(nodes)
+        self.nodes = {f"nodes/{name}": _node(name) for name in nodes}
+        self.jobs = {job.name: job for job in jobs}
+        self.revision = 100
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(tuple(self.nodes.values()), tuple(self.jobs.values()))
+
+    def settle(self) -> None:
+        for _ in range(10):
+            decisions = decide(self.snapshot(), self.seen, NOW)
+            for node in decisions.nodes:
+                self.put(node)
+            self.jobs.update({job.name: job for job in decisions.jobs})
+            if not decisions.nodes and not decisions.jobs:
+                return
+        raise AssertionError("decisions never settle")
+
+    def put(self, node: NodeRecord) -> None:
+        self.revision += 1
+        before = self.nodes.get(node.name)
+        anew = node.state is NodeState.HEALTHY and (before is None or before.state is not NodeState.HEALTHY)
+        self.nodes[node.name] = replace(
+            node, revision=self.revision, healthy_revision=self.revision if anew else node.healthy_revision
+        )
+
+    def replace(self, name: str, *excluded: str) -> JobRecord:
+        job = replace_nodes(
+            self.jobs[name], excluded, self.snapshot(), self.seen, reason="it broke", revision=self.revision
+        )
+        self.jobs[name] = job
+        return job
+
+
+def _where(job: JobRecord) -> list[str]:
+    return [seat.node for seat in job.placement.nodes]
+
+
+def test_jobs_are_placed_in_the_order_in_which_they_came() -> None:
+    world = _World("ab", _job("late", 9), _job("early", 3, nnodes=2))
+    world.settle()
+    early, late = world.jobs["jobs/early"], world.jobs["jobs/late"]
+    assert (early.state, early.placement.epoch, _where(early)) == (JobState.STARTING, 1, ["nodes/a", "nodes/b"])
+    assert late.state is JobState.PENDING
+    assert late.message.startswith("waits for 1 node with 2 free GPUs each; 0 have them now")
+
+
+def test_nobody_overtakes_a_job_that_waits() -> None:
+    world = _World("ab", _job("large", 1, nnodes=3), _job("small", 2))
+    world.settle()
+    assert world.jobs["jobs/small"].message == "waits behind jobs/large"
+    assert world.jobs["jobs/small"].state is JobState.PENDING
+
+
+def test_two_small_jobs_share_a_node() -> None:
+    world = _World("ab", _job("x", 1, per_node=1), _job("y", 2, per_node=1))
+    world.settle()
+    x, y = (world.jobs[name].placement.nodes[0] for name in ("jobs/x", "jobs/y"))
+    assert (x.node, x.gpu_indices, y.node, y.gpu_indices) == ("nodes/a", (0,), "nodes/a", (1,))
+
+
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [
+        (NodeStatus(TWO_GPUS, connected=False, silent=False), "1 without a connected agent"),
+        (NodeStatus(TWO_GPUS, connected=True, silent=True), "1 unreachable"),
+        (
+            NodeStatus(TWO_GPUS, connected=True, silent=False, launchers=frozenset({LauncherRef("jobs/old", 1)})),
+            "1 still stopping an ended job",
+        ),
+    ],
+)
+def test_a_node_that_cannot_take_a_job_now_is_passed_over(status: NodeStatus, why: str) -> None:
+    world = _World("a", _job("x", 1))
+    world.seen = _seen("", a=status)
+    world.settle()
+    assert world.jobs["jobs/x"].state is JobState.PENDING
+    assert why in world.jobs["jobs/x"].message
+
+
+def test_a_cordoned_node_takes_nothing_new_and_keeps_what_runs() -> None:
+    world = _World("a", _job("x", 1, per_node=1))
+    world.settle()
+    world.put(node_life.cordon(world.nodes["nodes/a"], "fan", "user"))
+    world.jobs["jobs/y"] = _job("y", 2, per_node=1)
+    world.settle()
+    assert "1 cordoned" in world.jobs["jobs/y"].message
+    assert len(wanted(world.jobs.values())["nodes/a"].run) == 1
+
+
+def test_a_silent_node_becomes_unreachable_and_comes_back_as_it_was() -> None:
+    world = _World("ab")
+    world.put(node_life.cordon(world.nodes["nodes/b"], "fan", "user"))
+    gone = NodeStatus(TWO_GPUS, connected=False, silent=True)
+    world.seen = _seen("", a=gone, b=gone)
+    world.settle()
+    assert {node.state for node in world.nodes.values()} == {NodeState.UNREACHABLE}
+    assert node_life.reason(world.nodes["nodes/b"]) == "no heartbeat for more than 10 s; cordoned: fan"
+    world.seen = _seen("ab")
+    world.settle()
+    assert [world.nodes[name].state for name in ("nodes/a", "nodes/b")] == [NodeState.HEALTHY, NodeState.CORDONED]
+
+
+def test_after_a_restart_nodes_have_time_to_report_before_they_are_missed() -> None:
+    world = _World("a")
+    world.seen = Observation()
+    world.settle()
+    assert world.nodes["nodes/a"].state is NodeState.HEALTHY
+    world.seen = Observation(complete=True)
+    world.settle()
+    assert world.nodes["nodes/a"].state is NodeState.UNREACHABLE
+
+
+def test_a_replaced_node_leaves_the_others_as_they_were() -> None:
+    world = _World("abc", _job("x", 1, nnodes=2))
+    world.settle()
+    before = world.jobs["jobs/x"]
+    world.jobs["jobs/x"] = job_life.moved(before, JobState.RECOVERING, "", NOW)
+    after = world.replace("jobs/x", "nodes/a")
+    assert (after.placement.epoch, after.state) == (2, JobState.RECOVERING)
+    assert _where(after) == ["nodes/c", "nodes/b"]
+    assert after.placement.nodes[1] == before.placement.nodes[1]
+    assert [seat.launcher_epoch for seat in after.placement.nodes] == [2, 1]
+    assert [launcher.ref.epoch for launcher in wanted([after])["nodes/b"].run] == [1]
+
+
+def test_without_a_replacement_the_job_waits_and_holds_nothing() -> None:
+    world = _World("ab", _job("x", 1, nnodes=2))
+    world.settle()
+    after = world.replace("jobs/x", "nodes/a")
+    assert (after.state, after.placement.nodes, after.placement.epoch) == (JobState.PENDING, (), 1)
+    assert wanted([after]) == {}
+    world.settle()
+    assert "1 excluded for this job" in world.jobs["jobs/x"].message
+    world.nodes["nodes/c"] = _node("c")
+    world.seen = _seen("abc")
+    world.settle()
+    placed = world.jobs["jobs/x"]
+    assert (placed.state, placed.placement.epoch, _where(placed)) == (JobState.STARTING, 2, ["nodes/b", "nodes/c"])
+    assert placed.excluded == ()
+
+
+def test_an_excluded_node_counts_again_once_it_has_been_mended() -> None:
+    world = _World("a", _job("x", 1))
+    world.settle()
+    world.put(node_life.cordon(world.nodes["nodes/a"], "gpu lost", "policy:recovery"))
+    world.replace("jobs/x", "nodes/a")
+    world.settle()
+    assert world.jobs["jobs/x"].state is JobState.PENDING
+    world.put(node_life.uncordon(world.nodes["nodes/a"], "user"))
+    world.settle()
+    assert world.jobs["jobs/x"].state is JobState.STARTING
+
+
+def test_a_launcher_that_no_node_can_start_fails_its_job_with_the_cause() -> None:
+    world = _World("a", _job("x", 1))
+    world.settle()
+    trouble = ((LauncherRef("jobs/x", 1), "disk is full"),)
+    world.seen = _seen("", a=NodeStatus(TWO_GPUS, connected=True, silent=False, unstartable=trouble))
+    world.settle()
+    job = world.jobs["jobs/x"]
+    assert (job.state, job.message) == (
+        JobState.FAILED,
+        "its launcher could not be started on nodes/a: disk is full",
+    )
+    assert job.end_time_unix_ns == NOW
+
+
+def test_launchers_of_a_job_that_has_just_ended_are_left_to_finish() -> None:
+    world = _World("a", _job("x", 1))
+    world.settle()
+    ended = job_life.moved(world.jobs["jobs/x"], JobState.SUCCEEDED, "done", NOW)
+    assert wanted([ended]) == {"nodes/a": Wanted((), frozenset({LauncherRef("jobs/x", 1)}))}
+    assert wanted([]) == {}
+
+
+def test_an_ended_job_never_changes_its_end() -> None:
+    ended = job_life.moved(_job("x", 1), JobState.FAILED, "it broke", NOW)
+    again = job_life.moved(ended, JobState.FAILED, "rank 3 broke", NOW + 5)
+    assert (again.message, again.end_time_unix_ns) == ("rank 3 broke", NOW)
+    with pytest.raises(FailedPrecondition, match="has ended as FAILED"):
+        job_life.moved(ended, JobState.RUNNING, "", NOW)
+
+
+def test_a_job_in_the_queue_takes_no_news_but_its_end() -> None:
+    job = _job("x", 1)
+    assert job_life.moved(job, JobState.RECOVERING, "late news", NOW) == job
+    assert job_life.moved(job, JobState.CANCELLED, "", NOW).ended
