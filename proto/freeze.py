@@ -1,6 +1,6 @@
 """Freezes the contract: writes the descriptors of the installed `switchgear.v1` next to its protos.
 
-Run `python proto/freeze.py` after an addition to v1, and commit the result with it; `tests/contract/test_contract_descriptor.py`
+Run `.venv/bin/python proto/freeze.py` after an addition to v1, and commit the result with it; `tests/contract/test_contract_descriptor.py`
 fails on anything that would break a client of the frozen contract.
 """
 

@@ -63,7 +63,7 @@ def test_the_contract_keeps_every_promise_of_the_frozen_one() -> None:
 
 def test_what_was_added_is_frozen_too() -> None:
     added = promises(FREEZE["installed_contract"]()).keys() - promises(frozen_contract()).keys()
-    assert sorted(added) == [], "run `python proto/freeze.py` and commit proto/switchgear/v1/contract.binpb"
+    assert sorted(added) == [], "run `.venv/bin/python proto/freeze.py` and commit proto/switchgear/v1/contract.binpb"
 
 
 def node(contract: Contract) -> descriptor_pb2.DescriptorProto:
