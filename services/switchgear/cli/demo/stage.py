@@ -76,7 +76,8 @@ class Stage:
             found = read_running(self.control_dir)
             return found if found and found.pid == pid else None
 
-        return wait_for("the control plane", running, 30, self.check)
+        self.running = wait_for("the control plane", running, 30, self.check)
+        return self.running
 
     def start_agents(self, server: str) -> None:
         for node in NODES:

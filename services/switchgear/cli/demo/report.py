@@ -1,0 +1,119 @@
+"""The closing report of the demo, as values, as text and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from switchgear.cli.demo.faults import Injected
+from switchgear.cli.demo.proofs import Proof
+from switchgear.v1 import recovery_service_pb2 as recovery
+
+
+@dataclass(frozen=True, slots=True)
+class FaultReport:
+    """One injected fault and what became of it. Seconds count from the injection."""
+
+    fault: str
+    injected: str
+    detect_s: float
+    first_step_s: float
+    first_new_step_s: float
+    steps_redone: int
+    decision: str
+    why: str
+    summary: str
+    quarantined: list[str]
+    bound_s: float | None
+
+    @property
+    def held(self) -> bool:
+        return self.bound_s is None or self.first_step_s <= self.bound_s
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    faults: list[FaultReport]
+    steps: int
+    ranks: int
+    goodput: float
+    wall_s: float
+    productive_s: float
+    proofs: list[Proof]
+    demo_s: float
+
+    @property
+    def held(self) -> bool:
+        return all(proof.held for proof in self.proofs) and all(fault.held for fault in self.faults)
+
+
+def fault_report(injected: Injected, incident: recovery.Incident, bound_s: float | None) -> FaultReport:
+    """bound_s: what the first step may take at most; None: no promise."""
+    times = {entry.phase: entry.time.ToNanoseconds() for entry in incident.timeline}
+
+    def since(phase: str) -> float:
+        return (times[phase] - injected.time_ns) / 1e9
+
+    return FaultReport(
+        fault=injected.name,
+        injected=injected.what,
+        detect_s=since("detected"),
+        first_step_s=since("first_step"),
+        first_new_step_s=since("first_new_step"),
+        steps_redone=incident.steps_redone,
+        decision=incident.decision,
+        why=incident.decision_reason,
+        summary=incident.summary,
+        quarantined=list(incident.quarantined_checkpoints),
+        bound_s=bound_s,
+    )
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    return {"held": report.held, "gpus": "simulated", **asdict(report)}
+
+
+def as_text(report: Report) -> str:
+    """For the terminal."""
+    lines = [
+        "",
+        "What was broken, and what came of it (seconds since the fault; GPUs are simulated, the training is real)",
+    ]
+    lines += _table(
+        ("fault", "detected", "first step", "first new step", "steps redone", "decision"),
+        [
+            (
+                fault.fault,
+                f"{fault.detect_s:.2f} s",
+                f"{fault.first_step_s:.2f} s" + ("" if fault.held else f" (more than {fault.bound_s:g} s!)"),
+                f"{fault.first_new_step_s:.2f} s",
+                str(fault.steps_redone),
+                fault.decision,
+            )
+            for fault in report.faults
+        ],
+    )
+    lines.append("")
+    lines += [f"- {fault.summary}" for fault in report.faults]
+    lines += [
+        "",
+        (
+            f"{report.steps} steps on {report.ranks} ranks; goodput {report.goodput:.1%}: "
+            f"{report.productive_s:.1f} s of {report.wall_s:.1f} s since the submission made new steps"
+        ),
+        "",
+        "Proofs",
+    ]
+    lines += [f"  {'held  ' if proof.held else 'FAILED'}  {proof.claim}: {proof.detail}" for proof in report.proofs]
+    verdict = "All proofs held." if report.held else "NOT all proofs held."
+    lines += ["", f"{verdict} The demo took {report.demo_s:.0f} s."]
+    return "\n".join(lines)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    ]
