@@ -195,3 +195,21 @@ def test_a_zip_that_torch_did_not_write_is_checked_too(tmp_path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(flip(content, content.index(b"a.npy") + 20))
     assert check_file(path, "") != ""
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    content=st.binary(max_size=200),
+    suffix=st.sampled_from([".pt", ".safetensors"]),
+    magic=st.sampled_from([b"", b"PK\x03\x04"]),
+)
+def test_no_content_makes_the_check_itself_fail(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, suffix: str, magic: bytes
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    path = folder / f"any{suffix}"
+    path.write_bytes(magic + content)
+    check_file(path, "")
+    (folder / "dcp").mkdir(exist_ok=True)
+    (folder / "dcp" / ".metadata").write_bytes(content)
+    check_file(folder / "dcp", "")

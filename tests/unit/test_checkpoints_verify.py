@@ -13,6 +13,7 @@ from switchgear.launcher.checkpoints import QUARANTINE, Known, checkpoint_paths,
 
 
 def save(folder: Path, step: int, *, written_s: int | None = None) -> Path:
+    folder.mkdir(exist_ok=True)
     path = folder / f"step-{step:08d}.pt"
     torch.save({"weight": torch.full((100,), float(step))}, path)
     os.utime(path, (written_s or step, written_s or step))
@@ -102,6 +103,16 @@ def test_known_steps_order_before_the_time_of_the_last_write(tmp_path: Path) -> 
     steps = {str(copied_late): Known(10, ""), str(newest): Known(20, "")}
     assert checkpoint_paths(tmp_path, steps) == [newest, copied_late]
     assert checkpoint_paths(tmp_path, {str(newest): Known(20, "")}) == [copied_late, newest]
+
+
+def test_the_step_of_a_file_that_was_written_anew_is_unknown(tmp_path: Path) -> None:
+    path = save(tmp_path, 10)
+    stale = {str(path): Known(10, digest_file(path))}
+    path.write_bytes(save(tmp_path / "elsewhere", 20).read_bytes())
+    newest = verify_newest(tmp_path, stale).newest_good
+    assert newest is not None
+    assert newest.step is None
+    assert newest.digest == digest_file(path)
 
 
 def test_names_order_what_was_written_at_the_same_time(tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ class Checked:
     """One checkpoint after its check.
 
     path: where it was found.
-    step: from the catalog; None when unknown.
-    digest: empty when it could not be read or was not needed to see the damage.
+    step: from the catalog; None when unknown, or when the content is newer than the catalog's.
+    digest: empty when it could not be read.
     damage: one plain sentence; empty when none was found.
     proven: every byte that `torch.load` uses agrees with a digest or CRC-32; False says no more than "no damage was found".
     quarantine_path: where it lies now; None when it was not moved.
@@ -78,7 +78,9 @@ class VerifyOutcome:
 
 
 @dataclass(frozen=True, slots=True)
-class _Verdict:
+class Verdict:
+    """What the content of a checkpoint says; the fields are those of `Checked`. readable: False when `damage` is an error of the storage."""
+
     damage: str
     proven: bool
     digest: str = ""
@@ -103,13 +105,27 @@ def digest_file(path: Path) -> str:
 
 
 def check_file(path: Path, known_digest: str) -> str:
-    """The damage of a checkpoint in one plain sentence; empty when none was found.
+    """The damage of a checkpoint in one plain sentence, as `examine` finds it; empty when none was found."""
+    return examine(path, known_digest).damage
+
+
+def examine(path: Path, known_digest: str) -> Verdict:
+    """Reads a checkpoint whole: once when its digest is the known one, twice otherwise. Never raises for its content.
 
     known_digest: from its commit; empty when there is none. A digest that differs is damage, except where every record of the
     file agrees with its own CRC-32: that is a whole checkpoint written under the same name after the digest was taken (a script
     that keeps one `latest.pt`), and to refuse it could cost the only one there is.
     """
-    return _examine(path, known_digest).damage
+    try:
+        digest = digest_file(path)
+        if known_digest and digest == known_digest:
+            return Verdict("", True, digest)
+        damage, proven = _check_folder(path) if path.is_dir() else _check_content(path)
+    except OSError as error:
+        return Verdict(f"it cannot be read: {_errno_text(error)}", False, readable=False)
+    if not damage and not proven and known_digest:
+        damage = f"its digest {digest} is not {known_digest}, which it had when it was committed"
+    return Verdict(damage, proven and not damage, digest)
 
 
 def checkpoint_paths(directory: Path, known: Mapping[str, Known] | None = None) -> list[Path]:
@@ -153,7 +169,7 @@ def verify_newest(directory: Path, known: Mapping[str, Known]) -> VerifyOutcome:
             size_bytes, written_ns = _size_bytes(path), _written_ns(path)
         except OSError:
             continue
-        verdict = _examine(path, entry.digest)
+        verdict = examine(path, entry.digest)
         damage, moved = verdict.damage, None
         if damage and verdict.readable:
             try:
@@ -162,24 +178,14 @@ def verify_newest(directory: Path, known: Mapping[str, Known]) -> VerifyOutcome:
                 continue  # another launcher on the same shared folder was faster, or the script removed it
             except OSError as error:
                 damage = f"{damage}; it stays where it is ({_errno_text(error)})"
-        result = Checked(path, entry.step, size_bytes, verdict.digest, damage, verdict.proven, moved, written_ns)
+        # Written anew under its old name: the catalog's step was that of the content before.
+        replaced = not damage and entry.digest not in {"", verdict.digest}
+        step = None if replaced else entry.step
+        result = Checked(path, step, size_bytes, verdict.digest, damage, verdict.proven, moved, written_ns)
         checked.append(result)
         if not damage:
             return VerifyOutcome(checked, result)
     return VerifyOutcome(checked, None)
-
-
-def _examine(path: Path, known_digest: str) -> _Verdict:
-    try:
-        digest = digest_file(path)
-        if known_digest and digest == known_digest:
-            return _Verdict("", True, digest)
-        damage, proven = _check_folder(path) if path.is_dir() else _check_content(path)
-    except OSError as error:
-        return _Verdict(f"it cannot be read: {_errno_text(error)}", False, readable=False)
-    if not damage and not proven and known_digest:
-        damage = f"its digest {digest} is not {known_digest}, which it had when it was committed"
-    return _Verdict(damage, proven and not damage, digest)
 
 
 def _check_content(path: Path) -> tuple[str, bool]:
