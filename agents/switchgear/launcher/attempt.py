@@ -1,0 +1,119 @@
+"""One attempt on this node: its ranks, from the fork to the last descendant's end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from switchgear.launcher import proc
+from switchgear.launcher.logs import Echo, LogFolder
+from switchgear.launcher.ports import ReservedPort
+from switchgear.launcher.progress import Commit, Load, RankProgress
+from switchgear.launcher.state import Process
+from switchgear.launcher.zygote import Exited, Started
+from switchgear.v1alpha import launcher_service_pb2 as pb
+
+
+@dataclass(slots=True)
+class LocalRank:
+    """One rank of the attempt. started: None until the zygote says so; exited: None while it lives."""
+
+    rank: int
+    local_rank: int
+    progress: RankProgress
+    echoes: Sequence[Echo] = ()
+    started: pb.RankStarted | None = None
+    process: Process | None = None
+    exited: pb.RankExited | None = None
+
+    @property
+    def lives(self) -> bool:
+        return self.started is not None and self.exited is None
+
+
+@dataclass(slots=True)
+class Attempt:
+    """A started attempt. port: held for its rendezvous until it has ended; stopping: we are ending it; gone: nothing of it lives."""
+
+    generation: int
+    ranks: dict[int, LocalRank]
+    logs: LogFolder
+    port: ReservedPort | None = None
+    stopping: bool = False
+    gone: bool = False
+    _reported: tuple[int, ...] = ()
+
+    def started(self, event: Started) -> pb.RankStarted:
+        """Notes that a rank runs."""
+        rank = self.ranks[event.rank]
+        rank.started = pb.RankStarted(
+            rank=rank.rank, local_rank=rank.local_rank, pid=event.pid, time_unix_ns=event.time_unix_ns
+        )
+        ticks = proc.start_ticks(event.pid)
+        rank.process = None if ticks is None else Process(event.pid, ticks)
+        return rank.started
+
+    def exited(self, event: Exited, note: str = "") -> pb.RankExited:
+        """Notes that a rank has ended; call `poll` before, so that its last step counts. note: a line to add to its stderr."""
+        rank = self.ranks[event.rank]
+        tail = self.logs.stderr_tail(self.generation, rank.rank)
+        rank.exited = pb.RankExited(
+            rank=rank.rank,
+            local_rank=rank.local_rank,
+            pid=event.pid,
+            time_unix_ns=event.time_unix_ns,
+            exit_code=event.code,
+            stopped_by_us=event.signalled,
+            stderr_tail=f"{tail}{note}",
+            exception=rank.progress.log.exception,
+            step=rank.progress.step(),
+        )
+        for echo in rank.echoes:
+            echo.drain()
+        return rank.exited
+
+    def poll(self) -> list[tuple[int, Load | Commit]]:
+        """Reads what is new from every rank's step log and logs; returns what they did with checkpoints."""
+        found: list[tuple[int, Load | Commit]] = []
+        for rank in self.ranks.values():
+            found.extend((rank.rank, item) for item in rank.progress.poll())
+            if rank.exited is None:
+                for echo in rank.echoes:
+                    echo.poll()
+        return found
+
+    def progress(self) -> pb.Progress | None:
+        """Where all ranks stand; None when no rank has made a step since the last call."""
+        counts = tuple(rank.progress.count for rank in self.ranks.values())
+        if counts == self._reported or not any(counts):
+            return None
+        self._reported = counts
+        return pb.Progress(ranks=[rank.progress.to_proto(rank.rank) for rank in self.ranks.values()])
+
+    def step_at(self, unix_ns: int) -> int | None:
+        """Newest step that the first local rank had completed at that time; None when that cannot be told."""
+        return next(iter(self.ranks.values())).progress.step_at(unix_ns)
+
+    def processes(self) -> tuple[Process, ...]:
+        return tuple(rank.process for rank in self.ranks.values() if rank.process is not None)
+
+    def live_pids(self) -> list[int]:
+        return [rank.started.pid for rank in self.ranks.values() if rank.started is not None and rank.exited is None]
+
+    def close(self) -> None:
+        """Lets go of the maps and the port."""
+        for rank in self.ranks.values():
+            rank.progress.log.close()
+        if self.port is not None:
+            self.port.close()
+
+
+def echoes(logs: LogFolder, generation: int, rank: int, out: TextIO, err: TextIO) -> list[Echo]:
+    """Both logs of a rank, to be copied to the terminal."""
+    paths: list[tuple[Path, TextIO]] = [
+        (logs.path(generation, rank, "stdout"), out),
+        (logs.path(generation, rank, "stderr"), err),
+    ]
+    return [Echo(path, rank, stream) for path, stream in paths]

@@ -1,0 +1,55 @@
+"""The environment of a rank: what torchrun would give it, and a few names of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from switchgear.v1.job_service_pb2 import JobSpec
+from switchgear.v1alpha import launcher_service_pb2 as pb
+
+
+def rank_environment(
+    inherited: Mapping[str, str],
+    spec: JobSpec,
+    start: pb.StartAttempt,
+    *,
+    job: str,
+    generation: int,
+    local_rank: int,
+    gpu_indices: Sequence[int] | None,
+    checkpoint_directory: str,
+) -> dict[str, str]:
+    """The whole environment of one rank; the job's own variables win over what is inherited, ours over the job's.
+
+    inherited: the launcher's environment. gpu_indices: None leaves CUDA_VISIBLE_DEVICES alone; all ranks of a node see all of its
+    GPUs and choose by LOCAL_RANK, as under torchrun.
+    """
+    rank = start.first_rank + local_rank
+    env = {
+        "OMP_NUM_THREADS": "1",  # torchrun's default as well: ranks that each take all cores starve each other
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+        **inherited,
+        **spec.environment,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(local_rank),
+        "WORLD_SIZE": str(start.world_size),
+        "LOCAL_WORLD_SIZE": str(spec.nproc_per_node),
+        "GROUP_RANK": str(start.node_rank),
+        "GROUP_WORLD_SIZE": str(start.nnodes),
+        "ROLE_RANK": str(rank),
+        "ROLE_WORLD_SIZE": str(start.world_size),
+        "ROLE_NAME": "default",
+        "MASTER_ADDR": start.master_address,
+        "MASTER_PORT": str(start.master_port),
+        "TORCHELASTIC_RESTART_COUNT": str(start.restart_count),
+        "TORCHELASTIC_MAX_RESTARTS": str(spec.max_restarts),
+        "TORCHELASTIC_RUN_ID": job.rpartition("/")[2],
+        "TORCHELASTIC_USE_AGENT_STORE": "False",  # rank 0 serves the store of this attempt itself
+        "SWITCHGEAR_JOB": job,
+        "SWITCHGEAR_GENERATION": str(generation),
+        "SWITCHGEAR_CHECKPOINT_DIR": checkpoint_directory,
+        "SWITCHGEAR_RESUME_FROM": start.resume_path,
+    }
+    if gpu_indices is not None:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpu_indices))
+    return env

@@ -1,0 +1,105 @@
+"""Log files of the ranks: where they lie, their last lines, and their echo in the terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TextIO
+
+#: Generations whose logs are kept.
+GENERATIONS_KEPT = 20
+STDERR_TAIL_BYTES_MAX = 4096
+#: What one look at a file echoes at most, so that a rank that floods its log cannot hold the launcher.
+_ECHO_BYTES_MAX = 1 << 20
+_LOG_NAME = re.compile(r"rank-\d+\.(stdout|stderr)\.log")
+
+
+class LogFolder:
+    """`<directory>/<generation>/rank-<R>.{stdout,stderr}.log`; nodes may share the folder."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def path(self, generation: int, rank: int, stream: str) -> Path:
+        return self._directory / str(generation) / f"rank-{rank}.{stream}.log"
+
+    def prepare(self, generation: int, rank: int) -> None:
+        """Makes both files of a rank, empty. Raises OSError."""
+        for stream in ("stdout", "stderr"):
+            path = self.path(generation, rank, stream)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+
+    def stderr_tail(self, generation: int, rank: int) -> str:
+        """Whole lines from the end, at most 4 KiB; a single longer line is cut at its front."""
+        path = self.path(generation, rank, "stderr")
+        try:
+            with path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - STDERR_TAIL_BYTES_MAX))
+                tail = file.read(STDERR_TAIL_BYTES_MAX)
+        except OSError:
+            return ""
+        if size > STDERR_TAIL_BYTES_MAX and b"\n" in tail[:-1]:
+            tail = tail.partition(b"\n")[2]
+        # Replacement characters are three bytes long: what they push beyond the bound goes.
+        return tail.decode("utf-8", "replace").encode()[-STDERR_TAIL_BYTES_MAX:].decode("utf-8", "ignore")
+
+    def prune(self, generation: int) -> None:
+        """Removes our logs of generations beyond the newest GENERATIONS_KEPT; other files there are the user's."""
+        try:
+            old = [
+                p
+                for p in self._directory.iterdir()
+                if p.name.isdigit() and int(p.name) <= generation - GENERATIONS_KEPT
+            ]
+            for folder in old:
+                for path in folder.iterdir():
+                    if _LOG_NAME.fullmatch(path.name):
+                        path.unlink(missing_ok=True)
+                folder.rmdir()
+        except OSError:
+            return  # another node of the job was faster, or the folder has files of the user's
+
+
+class Echo:
+    """Copies what one rank writes into a log to the terminal, line by line, with `[rank N] ` in front."""
+
+    def __init__(self, path: Path, rank: int, out: TextIO) -> None:
+        self._path = path
+        self._prefix = f"[rank {rank}] "
+        self._out = out
+        self._offset = 0
+        self._rest = b""
+
+    def poll(self) -> bool:
+        """Copies whole lines that are new, 1 MiB at most; whether there were any."""
+        try:
+            if self._path.stat().st_size == self._offset:
+                return False
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read(_ECHO_BYTES_MAX)
+        except OSError:
+            return False
+        self._offset += len(data)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > _ECHO_BYTES_MAX:
+            lines.append(self._rest)
+            self._rest = b""
+        self._write(lines)
+        return bool(data)
+
+    def drain(self) -> None:
+        """Copies all that is left, also what stands behind the last line break: the rank has ended."""
+        while self.poll():
+            pass
+        self._write([self._rest] if self._rest else [])
+        self._rest = b""
+
+    def _write(self, lines: list[bytes]) -> None:
+        for line in lines:
+            self._out.write(f"{self._prefix}{line.decode('utf-8', 'replace')}\n")
+        if lines:
+            self._out.flush()

@@ -1,0 +1,162 @@
+"""The launcher process: the supervisor on the wire, connected to recovery for as long as the job lives."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import random
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc.aio
+from google.protobuf import json_format
+
+from switchgear.core import log as log_setup
+from switchgear.core import names, rpc
+from switchgear.core.errors import Invalid, Reason, SwitchgearError
+from switchgear.launcher.lease import Lease
+from switchgear.launcher.supervisor import LauncherSettings, Supervisor
+from switchgear.v1.job_service_pb2 import JobSpec
+from switchgear.v1alpha import launcher_service_pb2 as pb
+from switchgear.v1alpha import launcher_service_pb2_grpc as pb_grpc
+
+if TYPE_CHECKING:
+    from switchgear.v1alpha.launcher_service_pb2_grpc import LauncherServiceAsyncStub
+
+    _Stream = grpc.aio.StreamStreamCall[pb.LauncherReport, pb.LauncherCommand]
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 1.0
+#: First and longest wait before the next connection; half of it is random, so that a cluster does not come back in step.
+_BACKOFF_S = (0.1, 2.0)
+#: What SIGTERM leaves the ranks; whoever stops launchers waits 10 s.
+_GRACE_S = 5.0
+#: How long the last reports may take to leave.
+_LAST_WORDS_S = 1.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--job", required=True, help="jobs/NAME")
+    parser.add_argument("--placement-epoch", type=int, required=True)
+    parser.add_argument("--node", required=True, help="nodes/NAME")
+    parser.add_argument("--address", required=True, help="address of this node at which other ranks reach rank 0")
+    parser.add_argument("--gpu-indices", required=True, help="0,1,...: GPUs of this node that the job has; empty: none")
+    parser.add_argument("--recovery", required=True, help="HOST:PORT")
+    parser.add_argument("--spec", type=Path, required=True, help="file with the job's JobSpec in canonical proto JSON")
+    parser.add_argument("--state-dir", type=Path, required=True, help="folder private to this job and node")
+
+
+def main(args: argparse.Namespace) -> int:
+    log_setup.configure()
+    try:
+        return asyncio.run(run(settings_from(args), args.recovery))
+    except SwitchgearError as error:
+        log.error(error.message, extra={"reason": error.reason.value})
+        return 1
+
+
+def settings_from(args: argparse.Namespace) -> LauncherSettings:
+    """Raises Invalid when a name, the GPU list or the spec file cannot be read."""
+    names.parse(args.job, "jobs/*")
+    names.parse(args.node, "nodes/*")
+    try:
+        gpu_indices = tuple(int(index) for index in args.gpu_indices.split(",") if index)
+        spec = json_format.Parse(args.spec.read_text(encoding="utf-8"), JobSpec())
+    except (OSError, ValueError, json_format.ParseError) as error:
+        raise Invalid(f"cannot read the job: {error}", Reason.BAD_FIELD, spec=str(args.spec)) from error
+    return LauncherSettings(
+        job=args.job,
+        node=args.node,
+        placement_epoch=args.placement_epoch,
+        address=args.address,
+        gpu_indices=gpu_indices,
+        spec=spec,
+        state_dir=args.state_dir,
+        python=sys.executable,
+        lease=Lease(),
+    )
+
+
+async def run(settings: LauncherSettings, recovery: str) -> int:
+    """Supervises until the job has ended or SIGTERM; ranks that run then are stopped first.
+
+    Raises FailedPrecondition (JOB_ALREADY_RUNNING) when another launcher holds the state folder.
+    """
+    supervisor = Supervisor(settings)
+    terminated = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, terminated.set)
+    await supervisor.start()
+    connection = asyncio.create_task(_stay_connected(supervisor, recovery))
+    ends = [asyncio.create_task(event.wait()) for event in (supervisor.finished, terminated)]
+    try:
+        await asyncio.wait([*ends, connection], return_when=asyncio.FIRST_COMPLETED)
+        await supervisor.close(_GRACE_S if terminated.is_set() else 0)
+        await _last_words(supervisor)
+    finally:
+        for task in (*ends, connection):
+            task.cancel()
+        await asyncio.gather(*ends, connection, return_exceptions=True)
+    return 0
+
+
+async def _last_words(supervisor: Supervisor) -> None:
+    """Gives the last reports the time to leave, when somebody takes them."""
+    for _ in range(int(_LAST_WORDS_S / 0.02)):
+        if supervisor.all_sent:
+            return
+        await asyncio.sleep(0.02)
+
+
+async def _stay_connected(supervisor: Supervisor, recovery: str) -> None:
+    backoff_s = _BACKOFF_S[0]
+    async with rpc.channel(recovery) as channel:
+        stub: LauncherServiceAsyncStub = pb_grpc.LauncherServiceStub(channel)  # type: ignore[assignment]
+        while True:
+            try:
+                if await _converse(supervisor, stub):
+                    backoff_s = _BACKOFF_S[0]
+                log.info("recovery closed the stream")
+            except grpc.aio.AioRpcError as error:
+                log.info("recovery does not answer", extra={"code": error.code().name, "details": error.details()})
+            await asyncio.sleep(backoff_s * random.uniform(0.5, 1))
+            backoff_s = min(backoff_s * 2, _BACKOFF_S[1])
+
+
+async def _converse(supervisor: Supervisor, stub: LauncherServiceAsyncStub) -> bool:
+    """One stream from its hello to its end; whether recovery said anything. Raises AioRpcError."""
+    stream = stub.Connect()
+    heard = False
+    await stream.write(supervisor.hello())
+    beats = asyncio.create_task(_beat(supervisor, stream))
+    sender = asyncio.create_task(_send(supervisor, stream))
+    try:
+        async for command in stream:
+            heard = True
+            await supervisor.handle(command)
+    finally:
+        stream.cancel()
+        for task in (beats, sender):
+            task.cancel()
+        await asyncio.gather(beats, sender, return_exceptions=True)
+    return heard
+
+
+async def _beat(supervisor: Supervisor, stream: _Stream) -> None:
+    while True:
+        await stream.write(supervisor.heartbeat())
+        await asyncio.sleep(HEARTBEAT_S)
+
+
+async def _send(supervisor: Supervisor, stream: _Stream) -> None:
+    async for report in supervisor.reports():
+        try:
+            await stream.write(report)
+        except BaseException:
+            supervisor.put_back(report)
+            raise

@@ -1,0 +1,185 @@
+"""The launcher's end of the zygote: a warm process, run with the job's interpreter, that forks ranks on request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from switchgear.launcher import proc
+from switchgear.launcher.state import Process
+
+#: The zygote's own last act takes at most half of it.
+_END_TIMEOUT_S = 10.0
+_LAST_WORDS_BYTES_MAX = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class RankSpec:
+    """All that a rank is started with; `env` is its whole environment."""
+
+    rank: int
+    generation: int
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    cwd: str
+    stdout: str
+    stderr: str
+    step_log: str
+    checkpoint_directory: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The imports are done. torch: its version; None: this interpreter has none. reason: why ranks are spawned, empty when forked."""
+
+    torch: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    rank: int
+    pid: int
+    time_unix_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotStarted:
+    rank: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """code: as of waitpid, negative for a signal. signalled: a signal of ours reached it before it ended."""
+
+    rank: int
+    pid: int
+    code: int
+    signalled: bool
+    time_unix_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """No process that a rank left behind lives any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The zygote itself is gone, by its own fault or a stranger's; `message` has its last words."""
+
+    message: str
+
+
+Event = Ready | Started | NotStarted | Exited | Gone | Ended
+
+
+def zygote_path() -> Path:
+    """The zygote's file, found without importing the package that it lies in."""
+    spec = find_spec("switchgear.train")
+    if spec is None or spec.submodule_search_locations is None:
+        raise ImportError("switchgear.train is missing: install the whole distribution again")
+    return Path(spec.submodule_search_locations[0]) / "zygote.py"
+
+
+class Zygote:
+    """One zygote process; what happens in it arrives at `on_event`, on the loop, in order."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        log_path: Path,
+    ) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self._log_path = log_path
+        self.identity = Process(process.pid, proc.start_ticks(process.pid) or 0)
+
+    @classmethod
+    async def start(cls, python: str, env: Mapping[str, str], cwd: str, log_path: Path) -> Zygote:
+        """Starts it; `run` then tells when it is ready. Raises OSError when the interpreter or folder cannot be had."""
+        ours, theirs = socket.socketpair()
+        # One thread while it imports, whatever the job asks for: its ranks set their own number. A pool would not survive the fork.
+        env = {**env, "OMP_NUM_THREADS": "1"}
+        try:
+            with theirs, log_path.open("wb") as output:
+                process = subprocess.Popen(  # noqa: ASYNC220  # a vfork; asyncio's own would add a thread that waits
+                    [python, str(zygote_path()), str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=env,
+                    cwd=cwd,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
+        except OSError:
+            ours.close()
+            raise
+        reader, writer = await asyncio.open_connection(sock=ours)
+        return cls(process, reader, writer, log_path)
+
+    async def run(self, on_event: Callable[[Event], None]) -> None:
+        """Delivers events until the zygote has ended; `Ended` is the last."""
+        try:
+            while True:
+                (length,) = struct.unpack(">I", await self._reader.readexactly(4))
+                on_event(_parse(json.loads(await self._reader.readexactly(length))))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self._writer.close()
+        code = await asyncio.to_thread(self._wait)
+        tail = self._log_path.read_bytes()[-_LAST_WORDS_BYTES_MAX:].decode("utf-8", "replace").strip()
+        on_event(Ended(f"the process that forks the ranks ended with {code}" + (f": {tail}" if tail else "")))
+
+    def start_ranks(self, specs: Sequence[RankSpec]) -> None:
+        self._send({"op": "start", "ranks": [asdict(spec) for spec in specs]})
+
+    def signal(self, pids: Sequence[int], number: int) -> None:
+        """Sends a signal to the groups of those ranks that still live."""
+        self._send({"op": "signal", "pids": list(pids), "signal": number})
+
+    def close(self) -> None:
+        """Lets it go: it kills every process that is left, then ends, which `run` awaits."""
+        self._writer.close()
+
+    def _wait(self) -> int:
+        try:
+            return self._process.wait(_END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+    def _send(self, message: object) -> None:
+        data = json.dumps(message).encode()
+        self._writer.write(struct.pack(">I", len(data)) + data)
+
+
+def _parse(message: dict[str, object]) -> Event:
+    kind = message.pop("event")
+    match kind:
+        case "ready":
+            return Ready(torch=_str_or_none(message["torch"]), reason=str(message["reason"]))
+        case "started":
+            return Started(**message)  # type: ignore[arg-type]
+        case "start_failed":
+            return NotStarted(**message)  # type: ignore[arg-type]
+        case "exited":
+            return Exited(**message)  # type: ignore[arg-type]
+        case "gone":
+            return Gone()
+    raise ValueError(f"unknown event {kind!r} from the zygote")
+
+
+def _str_or_none(value: object) -> str | None:
+    return None if value is None else str(value)

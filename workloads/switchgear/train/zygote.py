@@ -1,0 +1,342 @@
+"""A process that has imported torch once and forks the ranks of each attempt, so that a restart imports nothing again.
+
+Run by path with the job's own interpreter: `python zygote.py SOCKET_FD`. It stays single-threaded and touches no accelerator,
+since neither survives a fork; when the preload breaks that, ranks are spawned instead, with the reason told. It speaks frames
+(4-byte big-endian length, then JSON) with its launcher:
+
+    down  {"op": "start", "ranks": [SPEC, ...]}                  SPEC: rank, generation, argv, env, cwd, stdout, stderr,
+                                                                 step_log, checkpoint_directory
+          {"op": "signal", "pids": [PID, ...], "signal": N}      to the process groups of those ranks that still live
+    up    {"event": "ready", "pid", "torch", "threads", "mode": "fork" | "spawn", "reason"}
+          {"event": "started", "rank", "pid", "time_unix_ns"}
+          {"event": "start_failed", "rank", "message"}
+          {"event": "exited", "rank", "pid", "code", "signalled", "time_unix_ns"}
+                                                                 code as of waitpid, negative for a signal; signalled: a
+                                                                 signal of ours reached it before it ended
+          {"event": "gone"}                                      no process that any rank left behind lives any more
+
+Orphans are its children (PR_SET_CHILD_SUBREAPER), so no descendant of a rank escapes it, not even by leaving the session. When
+the socket closes (the launcher died) it kills them all and ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import importlib.util
+import json
+import os
+import selectors
+import signal
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+_PR_SET_CHILD_SUBREAPER = 36
+#: What scripts import for training; a name that this torch does not have is left out.
+_PRELOAD = (
+    "torch.distributed",
+    "torch.nn.parallel",
+    "torch.optim",
+    "torch.utils.data",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "torch.distributed.checkpoint",
+)
+#: How long the last act may take; a process in uninterruptible sleep cannot be killed at all.
+_END_DEADLINE_S = 5.0
+
+
+def _sibling(name: str) -> Any:
+    """A file beside this one, under a name that no module of the user's can collide with."""
+    full_name = f"_switchgear_{name}"
+    spec = importlib.util.spec_from_file_location(full_name, Path(__file__).with_name(f"{name}.py"))
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{name}.py is missing beside {__file__}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[full_name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+if TYPE_CHECKING:
+    from switchgear.train import hook, rank, steplog_format
+else:
+    steplog_format, hook, rank = _sibling("steplog_format"), _sibling("hook"), _sibling("rank")
+
+
+class _ForkedRankError(BaseException):
+    """Unwinds the zygote's frames in the forked child; carries the rank's specification."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.spec = spec
+
+
+def preload() -> Any:
+    """Imports torch with one intra-op thread; None when the interpreter has none (plain scripts still run)."""
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError:
+        return None
+    torch.set_num_threads(1)
+    for name in _PRELOAD:
+        try:
+            importlib.import_module(name)
+        except Exception:  # noqa: S112  # for example Dynamo on a Python it does not know yet; the script will say so if it minds
+            continue
+    return torch
+
+
+def why_not_fork() -> str:
+    """What makes this process unfit to fork ranks, empty when nothing does."""
+    threads = len(list(Path("/proc/self/task").iterdir()))
+    if threads > 1:
+        return f"{threads} threads run after the imports"
+    for fd in Path("/proc/self/fd").iterdir():
+        try:
+            target = str(fd.readlink())
+        except OSError:
+            continue
+        if target.startswith(("/dev/nvidia", "/dev/kfd")):
+            return f"the imports opened {target}"
+    return ""
+
+
+class Zygote:
+    """The single-threaded loop: commands in, events out, children reaped."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._received = b""
+        self._ranks: dict[int, int] = {}  # pid -> rank, until reaped
+        self._signalled: set[int] = set()
+        self._clean = True  # no child of any kind is left
+        self._spawn = False
+        self._selector = selectors.DefaultSelector()
+        self._wakeup_read, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def serve(self) -> None:
+        """Returns when the launcher is gone; raises _ForkedRankError in each forked child."""
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
+        torch = preload()
+        reason = why_not_fork()
+        self._spawn = bool(reason)
+        # Keeps the collector's marks out of pages that all ranks share.
+        gc.collect()
+        gc.freeze()
+        self._send(
+            event="ready",
+            pid=os.getpid(),
+            torch=None if torch is None else str(torch.__version__),
+            threads=len(list(Path("/proc/self/task").iterdir())),
+            mode="spawn" if self._spawn else "fork",
+            reason=reason,
+        )
+        self._selector.register(self._connection, selectors.EVENT_READ)
+        self._selector.register(self._wakeup_read, selectors.EVENT_READ)
+        while True:
+            ready = {key.fileobj for key, _ in self._selector.select()}
+            if self._wakeup_read in ready:
+                os.read(self._wakeup_read, 4096)
+                self._reap()
+            if self._connection in ready and not self._receive():
+                return
+
+    def end(self) -> None:
+        """Kills every descendant and waits until all are gone."""
+        self._connection.close()
+        deadline = time.monotonic() + _END_DEADLINE_S
+        while self._children_left() and time.monotonic() < deadline:
+            for pid in self._ranks:
+                _signal_group(pid, signal.SIGKILL)
+            _kill_children()
+            self._reap()
+            time.sleep(0.002)
+
+    def _receive(self) -> bool:
+        try:
+            data = self._connection.recv(1 << 20)
+        except ConnectionResetError:
+            return False
+        if not data:
+            return False
+        self._received += data
+        while len(self._received) >= 4:
+            (length,) = struct.unpack_from(">I", self._received)
+            if len(self._received) < 4 + length:
+                break
+            frame = self._received[4 : 4 + length]
+            self._received = self._received[4 + length :]
+            self._handle(json.loads(frame))
+        return True
+
+    def _handle(self, message: dict[str, Any]) -> None:
+        if message["op"] == "start":
+            for spec in message["ranks"]:
+                self._start(spec)
+        elif message["op"] == "signal":
+            for pid in message["pids"]:
+                if pid in self._ranks:
+                    if not _has_ended(pid):
+                        self._signalled.add(pid)
+                    _signal_group(pid, message["signal"])
+
+    def _start(self, spec: dict[str, Any]) -> None:
+        self._clean = False
+        try:
+            pid = self._spawn_rank(spec) if self._spawn else self._fork_rank(spec)
+        except OSError as error:
+            self._send(event="start_failed", rank=spec["rank"], message=f"cannot start a process: {error.strerror}")
+            self._reap()
+            return
+        self._ranks[pid] = spec["rank"]
+        self._send(event="started", rank=spec["rank"], pid=pid, time_unix_ns=time.time_ns())
+
+    def _fork_rank(self, spec: dict[str, Any]) -> int:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        zygote_pid = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            self._selector.close()
+            self._connection.close()
+            os.close(self._wakeup_read)
+            os.close(self._wakeup_write)
+            spec["zygote_pid"] = zygote_pid
+            raise _ForkedRankError(spec)
+        return pid
+
+    def _spawn_rank(self, spec: dict[str, Any]) -> int:
+        spec["zygote_pid"] = os.getpid()
+        handover = os.memfd_create("rank")
+        try:
+            os.write(handover, json.dumps(spec).encode())
+            os.lseek(handover, 0, os.SEEK_SET)
+            argv = [sys.executable, __file__, "--rank"]
+            return os.posix_spawn(sys.executable, argv, spec["env"], file_actions=[(os.POSIX_SPAWN_DUP2, handover, 0)])
+        finally:
+            os.close(handover)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                break
+            if found is None:
+                if not self._ranks:
+                    _kill_children()
+                return
+            pid = found.si_pid
+            if pid in self._ranks:
+                # While it is a zombie its number cannot be given to another group: take what it left with it.
+                _signal_group(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+            number = self._ranks.pop(pid, None)
+            if number is not None:
+                self._send(
+                    event="exited",
+                    rank=number,
+                    pid=pid,
+                    code=os.waitstatus_to_exitcode(status),
+                    signalled=pid in self._signalled,
+                    time_unix_ns=time.time_ns(),
+                )
+                self._signalled.discard(pid)
+        if not self._clean:
+            self._clean = True
+            self._send(event="gone")
+
+    def _children_left(self) -> bool:
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+        return True
+
+    def _send(self, **message: Any) -> None:
+        data = json.dumps(message).encode()
+        try:
+            self._connection.sendall(struct.pack(">I", len(data)) + data)
+        except OSError:
+            pass  # the launcher is gone: the loop sees the end of the stream next
+
+
+def _has_ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _signal_group(pid: int, number: int) -> None:
+    """Sends to an unreaped rank and its group; it may not have made its group yet, and a stopped process must wake to end."""
+    try:
+        send = os.killpg
+        send(pid, number)
+    except ProcessLookupError:
+        send = os.kill
+        send(pid, number)
+    if number != signal.SIGKILL:
+        send(pid, signal.SIGCONT)
+
+
+def _kill_children() -> None:
+    """SIGKILL to every child; what they leave becomes our child in turn, and SIGCHLD brings us back here."""
+    me = str(os.getpid())
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            if fields[1] == me:
+                os.kill(int(entry.name), signal.SIGKILL)
+        except OSError:
+            continue
+
+
+def become_rank(spec: dict[str, Any]) -> None:
+    """Runs the user's program in this process, watched."""
+    rank.isolate(spec, spec["zygote_pid"])
+    log = None
+    try:
+        log = steplog_format.StepLogWriter(spec["step_log"], spec["generation"], spec["rank"])
+    except (OSError, ValueError) as error:
+        print(f"switchgear: no progress is recorded: {error}", file=sys.stderr)  # noqa: T201
+    torch_present = importlib.util.find_spec("torch") is not None
+    if torch_present:
+        rank.set_threads(importlib.import_module("torch"), spec["env"])
+    if log is not None:
+        if torch_present:
+            hook.watch_steps(log)
+        if spec["checkpoint_directory"]:
+            hook.watch_checkpoints(log, spec["checkpoint_directory"])
+    rank.run(spec["argv"], log)
+
+
+def _main() -> dict[str, Any] | None:
+    # Python put this folder in front: nothing here may shadow what torch or the user's script imports.
+    if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+        del sys.path[0]
+    if sys.argv[1] == "--rank":
+        with open(0, encoding="utf-8", closefd=False) as file:
+            return dict(json.load(file))
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    connection.set_inheritable(False)
+    zygote = Zygote(connection)
+    try:
+        zygote.serve()
+    except _ForkedRankError as forked:
+        return forked.spec
+    zygote.end()
+    os._exit(0)  # nothing of ours is left to flush, and torch's own teardown takes its time
+
+
+if __name__ == "__main__":
+    _spec = _main()
+    if _spec is not None:
+        become_rank(_spec)
