@@ -73,7 +73,7 @@ class Shown:
                 if match and self._rank in (None, int(match[1])):
                     out = sys.stdout if match[2] == "stdout" else sys.stderr
                     echo = self._echoes.setdefault(path, Echo(path, int(match[1]), out))
-                    echo.poll(last=end)
+                    echo.drain() if end else echo.poll()
 
 
 def _attempts(folder: Path) -> list[int]:

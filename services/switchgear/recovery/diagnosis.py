@@ -33,6 +33,8 @@ class Cause:
 
     fault: Fault
     clause: str
+    #: How it is known, as a clause in brackets.
+    known_by: str
     signature: str
     node: str = ""
     rank: int | None = None
@@ -77,7 +79,8 @@ def cause_of_exit(rank_exit: Exit) -> Cause:
     else:
         fault, signature = Fault.RANK_EXITED, f"exit code {rank_exit.code}"
         clause = f"{subject} ended with exit code {rank_exit.code}{at}"
-    return Cause(fault, clause, signature, rank_exit.node, rank_exit.rank, rank_exit.time_ns)
+    known_by = f"its launcher saw process {rank_exit.pid} end"
+    return Cause(fault, clause, known_by, signature, rank_exit.node, rank_exit.rank, rank_exit.time_ns)
 
 
 def evidence_of_exit(rank_exit: Exit) -> str:
@@ -97,8 +100,10 @@ def shorten(text: str, length_max: int = 160) -> str:
 
 
 def summarize(incident: Incident) -> str:
-    """The incident in one sentence: who failed at which step, what was done, what it cost."""
+    """The incident in one sentence: who failed at which step, how we know, what was done, what it cost."""
     clause = incident.cause[:1].upper() + incident.cause[1:]
+    if incident.known_by:
+        clause += f" ({incident.known_by})"
     if incident.decision is Decision.STOP:
         return f"{clause}; the job was stopped: {incident.decision_reason}."
     if incident.decision is None:

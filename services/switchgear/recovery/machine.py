@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 
 from switchgear.recovery import model as m
-from switchgear.recovery.diagnosis import Cause, cause_of_exit, evidence_of_exit, root_exit
+from switchgear.recovery.diagnosis import Cause, cause_of_exit, evidence_of_exit, root_exit, shorten
 from switchgear.recovery.policy import INFRASTRUCTURE, decide
 from switchgear.recovery.records import Records
 
@@ -196,7 +196,7 @@ class _Machine(Records):
         if self.state.phase in (m.Phase.STARTING, m.Phase.RUNNING):
             clause = f"the launcher on {node} ended and took its ranks with it"
             self._fail(
-                Cause(m.Fault.LAUNCHER_LOST, clause, "launcher lost", node),
+                Cause(m.Fault.LAUNCHER_LOST, clause, "a new launcher reported without ranks", "launcher lost", node),
                 f"a new launcher on {node} reported without ranks",
             )
 
@@ -237,7 +237,9 @@ class _Machine(Records):
             state.bad_nodes[slot.node] = said
             # Its lease is over, so nothing of ours runs there any more.
             launcher.connected, launcher.stopped_generation = False, state.generation
-            self._fail(Cause(m.Fault.NODE_LOST, f"{slot.node} was lost", "node lost", slot.node), said)
+            clause = f"contact with {slot.node} was lost"
+            known_by = f"no word from its launcher for {silent_s:.0f} s"
+            self._fail(Cause(m.Fault.NODE_LOST, clause, known_by, "node lost", slot.node), said)
             self._decide_when_stopped()
 
     # Starting an attempt.
@@ -392,7 +394,7 @@ class _Machine(Records):
         self._port(event.node, event.reserved_port)
         self.state.launchers[event.node].stopped_generation = event.generation
         clause = f"the attempt could not be started on {event.node}: {event.message}"
-        self._fail(Cause(m.Fault.START_FAILED, clause, event.message, event.node), event.message)
+        self._fail(Cause(m.Fault.START_FAILED, clause, "", event.message, event.node), event.message)
         if event.permanent:
             self._act(permanent=True)
         else:
@@ -461,7 +463,8 @@ class _Machine(Records):
         incident = self.state.incident
         if incident is None:
             return
-        incident.fault, incident.node, incident.rank, incident.cause = cause.fault, cause.node, cause.rank, cause.clause
+        incident.fault, incident.node, incident.rank = cause.fault, cause.node, cause.rank
+        incident.cause, incident.known_by = cause.clause, cause.known_by
         if cause.time_ns:
             incident.timeline.setdefault("fault", cause.time_ns)
 
@@ -474,10 +477,15 @@ class _Machine(Records):
         fault = m.Fault.GPU_LOST if event.kind == "GPU_LOST" else m.Fault.NODE_FAULT
         common = state.attempt.common_step() if state.attempt else None
         at = f" while the job was at step {common}" if common is not None else ""
-        clause = f"{event.node} reported {event.kind}{label}{at}"
+        clause = f"{event.kind}{label} was reported for {event.gpu or event.node}{at}"
         # High-confidence evidence of the machine: out of service at once, the diagnosis of the job follows.
         self.call("cordon", node=event.node, reason=f"{event.kind}{label}: {event.evidence}")
-        self._fail(Cause(fault, clause, event.kind, event.node, None, event.time_ns), f"collector: {event.evidence}")
+        self._fail(
+            Cause(
+                fault, clause, f"node telemetry: {shorten(event.evidence)}", event.kind, event.node, None, event.time_ns
+            ),
+            f"collector: {event.evidence}",
+        )
         self._decide_when_stopped()
 
     def _decide_when_stopped(self) -> None:

@@ -182,6 +182,7 @@ class RecoveryService:
     async def _take_signal(self, signal: signal_service_pb2.Signal) -> None:
         event = m.NodeSignal(
             node=signal.node,
+            gpu=signal.gpu,
             kind=signal.kind,
             evidence=signal.evidence,
             time_ns=signal.time.ToNanoseconds(),

@@ -193,6 +193,7 @@ class Incident:
     timeline: dict[str, int] = field(default_factory=dict)
     #: What happened, as the first half of the summary.
     cause: str = ""
+    known_by: str = ""
     summary: str = ""
 
     @property
@@ -379,9 +380,10 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class NodeSignal:
-    """A fatal signal of the collector about a node."""
+    """A fatal signal of the collector about a node. gpu: resource name, empty when it is about the whole node."""
 
     node: str
+    gpu: str
     kind: str
     evidence: str
     time_ns: int
