@@ -24,7 +24,7 @@ from switchgear.core.clock import SystemClock
 from switchgear.core.errors import FailedPrecondition, Reason
 from switchgear.core.rpc import Server
 from switchgear.core.service import Endpoints, Service
-import switchgear.gateway.main as gateway
+from switchgear.gateway import main as gateway
 from switchgear.recovery import main as recovery
 from switchgear.scheduler import main as scheduler
 from switchgear.store.database import Database

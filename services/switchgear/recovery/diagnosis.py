@@ -112,11 +112,7 @@ def summarize(incident: Incident) -> str:
     if incident.quarantined:
         count = len(incident.quarantined)
         parts.append(f"{count} damaged checkpoint{'s were' if count > 1 else ' was'} put into quarantine")
-    where = (
-        "in place"
-        if incident.decision is Decision.RESTART_IN_PLACE
-        else f"without {incident.node or 'the failed node'}, which is cordoned"
-    )
+    where = "in place" if incident.decision is Decision.RESTART_IN_PLACE else f"without {incident.node}"
     if incident.new_generation:
         start = "the start" if not incident.resume_step else f"the verified checkpoint of step {incident.resume_step}"
         parts.append(f"the job was restarted {where} from {start}")
