@@ -25,8 +25,6 @@ from switchgear.v1alpha import node_agent_service_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-#: What a launcher gets to stop its ranks after SIGTERM.
-STOP_GRACE_S = 10.0
 #: A node runs a few jobs; more than this is a server that went astray.
 LAUNCHERS_MAX = 256
 #: Folders of ended launchers that are kept for a look at their logs.
@@ -40,6 +38,7 @@ class LauncherSettings:
 
     command: how a launcher is called, before its arguments. address: where other nodes reach its ranks.
     recovery: where a launcher reports unless the command to start it says otherwise.
+    stop_grace_s: what a launcher gets after SIGTERM to stop its ranks, before SIGKILL.
     """
 
     command: tuple[str, ...]
@@ -47,6 +46,7 @@ class LauncherSettings:
     address: str
     recovery: str
     state_dir: Path
+    stop_grace_s: float = 10.0
 
 
 @dataclass(slots=True)
@@ -148,7 +148,7 @@ class Launchers:
             running, wanted = self._running.get(job), self._wanted.get(job)
             if running and (running.stopping or wanted):
                 running.stopping = True
-                await _terminate(running)
+                await _terminate(running, self._settings.stop_grace_s)
             elif wanted:
                 del self._wanted[job]
                 try:
@@ -252,9 +252,9 @@ class Launchers:
         self._report(pb.NodeAgentReport(launcher_failed=failed))
 
 
-async def _terminate(running: _Running) -> None:
+async def _terminate(running: _Running, grace_s: float) -> None:
     """SIGTERM, a grace, SIGKILL. The launcher's own watch sees to its ranks in either case."""
-    for sig, grace_s in ((signal.SIGTERM, STOP_GRACE_S), (signal.SIGKILL, STOP_GRACE_S)):
+    for sig in (signal.SIGTERM, signal.SIGKILL):
         if running.ended.is_set():
             return
         with contextlib.suppress(ProcessLookupError):

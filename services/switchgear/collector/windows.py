@@ -76,7 +76,7 @@ class NodeWindow:
     def nbytes_with(self, series: int) -> int:
         """What the window takes once it holds so many series."""
         width = max(_capacity(series), self._values.shape[1])
-        return self._times.nbytes + self._ticks * width * self._values.itemsize
+        return int(self._times.nbytes + self._ticks * width * self._values.itemsize)
 
     def define(self, first_id: int, keys: Sequence[SeriesKey]) -> None:
         """Adds series from `first_id` on; what is defined already must be the same.

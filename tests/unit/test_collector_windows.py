@@ -1,0 +1,189 @@
+"""What the windows hold after blocks, gaps and nonsense."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from switchgear.agent.readings import Kind, known, series, unknown
+from switchgear.agent.sampler import Sampler
+from switchgear.collector.windows import Block, NodeWindow, Outcome, SeriesKey, Windows
+from switchgear.core.errors import Invalid, ResourceExhausted
+
+NAN = float("nan")
+
+
+def keys(count: int) -> list[SeriesKey]:
+    return [SeriesKey(f"metric_{number}", "", ()) for number in range(count)]
+
+
+def block(
+    sequence: int,
+    values: dict[int, float],
+    *,
+    keyframe: bool = False,
+    unknown: dict[int, str] | None = None,
+) -> Block:
+    return Block(
+        time_unix_ns=sequence * 10,
+        sequence=sequence,
+        keyframe=keyframe,
+        series_ids=np.array(list(values), "<u4").tobytes(),
+        values_f64=np.array(list(values.values()), "<f8").tobytes(),
+        unknown=unknown or {},
+    )
+
+
+def frame(sequence: int, *values: float) -> Block:
+    return Block(sequence * 10, sequence, True, b"", np.array(values, "<f8").tobytes(), {})
+
+
+@pytest.fixture
+def window() -> NodeWindow:
+    window = NodeWindow("epoch", ticks=4)
+    window.define(0, keys(3))
+    return window
+
+
+def test_a_delta_changes_its_series_and_keeps_the_others(window: NodeWindow) -> None:
+    window.apply(frame(1, 1, 2, 3))
+    window.apply(block(2, {1: 20.0}))
+    times, values = window.history()
+    assert times.tolist() == [10, 20]
+    assert values.tolist() == [[1, 2, 3], [1, 20, 3]]
+
+
+def test_the_ring_keeps_the_newest_ticks(window: NodeWindow) -> None:
+    window.apply(frame(1, 0, 0, 0))
+    for sequence in range(2, 8):
+        window.apply(block(sequence, {0: float(sequence)}))
+    times, values = window.history()
+    assert times.tolist() == [40, 50, 60, 70]
+    assert values[:, 0].tolist() == [4, 5, 6, 7]
+
+
+def test_unknown_is_nan_with_a_reason_until_a_value_comes(window: NodeWindow) -> None:
+    window.apply(frame(1, 1, 2, 3))
+    window.apply(block(2, {}, unknown={1: "GPU is lost"}))
+    assert np.isnan(window.latest()[1])
+    assert window.reasons == {1: "GPU is lost"}
+    window.apply(block(3, {1: 5.0}))
+    assert (window.latest().tolist(), window.reasons) == ([1, 5, 3], {})
+
+
+def test_a_series_that_no_block_has_told_is_not_zero(window: NodeWindow) -> None:
+    window.apply(block(1, {0: 1.0}, keyframe=True, unknown={1: "why"}))
+    np.testing.assert_array_equal(window.latest(), [1, NAN, NAN])
+    assert window.reasons == {1: "why", 2: "not reported yet"}
+
+
+def test_nan_on_the_wire_is_unknown(window: NodeWindow) -> None:
+    window.apply(frame(1, 1, NAN, 3))
+    assert window.reasons == {1: "not a number"}
+    window.apply(block(2, {2: NAN}))
+    assert window.reasons == {1: "not a number", 2: "not a number"}
+
+
+def test_after_a_gap_nothing_is_taken_before_a_keyframe_and_all_losses_count(window: NodeWindow) -> None:
+    window.apply(frame(1, 1, 2, 3))
+    assert window.apply(block(4, {0: 9.0})) is Outcome.NEED_KEYFRAME  # 2, 3 and itself
+    assert window.apply(block(5, {0: 9.0})) is Outcome.NEED_KEYFRAME
+    assert window.latest().tolist() == [1, 2, 3]
+    assert window.apply(frame(6, 7, 8, 9)) is Outcome.APPLIED
+    assert (window.latest().tolist(), window.blocks_lost) == ([7, 8, 9], 4)
+
+
+def test_a_keyframe_repairs_its_own_gap(window: NodeWindow) -> None:
+    window.apply(frame(1, 1, 2, 3))
+    assert window.apply(frame(5, 4, 5, 6)) is Outcome.APPLIED
+    assert window.blocks_lost == 3
+
+
+def test_a_block_that_comes_again_changes_nothing(window: NodeWindow) -> None:
+    window.apply(frame(1, 1, 2, 3))
+    window.apply(block(2, {0: 5.0}))
+    assert window.apply(frame(1, 0, 0, 0)) is Outcome.DUPLICATE
+    assert (window.latest().tolist(), window.blocks_lost) == ([5, 2, 3], 0)
+
+
+def test_the_dictionary_may_grow_and_be_told_again_but_not_change(window: NodeWindow) -> None:
+    window.apply(frame(1, 1, 2, 3))
+    window.define(0, keys(100))
+    window.apply(block(2, {99: 7.0}))
+    assert window.latest()[[0, 99]].tolist() == [1, 7]
+    with pytest.raises(Invalid, match="another meaning"):
+        window.define(1, [SeriesKey("other", "", ())])
+    with pytest.raises(Invalid, match="gap"):
+        window.define(101, keys(1))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Block(0, 1, True, b"", b"1234567", {}),
+        Block(0, 1, True, b"123", b"", {}),
+        frame(1, 1, 2, 3, 4),
+        block(1, {3: 1.0}),
+        block(1, {2**32 - 1: 1.0}),
+        block(1, {}, unknown={3: "why"}),
+        Block(0, 1, False, np.array([0, 1], "<u4").tobytes(), np.array([1.0]).tobytes(), {}),
+    ],
+)
+def test_a_block_that_contradicts_the_dictionary_is_refused_and_changes_nothing(window: NodeWindow, bad: Block) -> None:
+    with pytest.raises(Invalid):
+        window.apply(bad)
+    assert window.history()[0].size == 0
+    assert window.apply(frame(1, 1, 2, 3)) is Outcome.APPLIED
+
+
+ticks = st.lists(st.lists(st.none() | st.floats(allow_nan=False), min_size=4, max_size=4), min_size=1, max_size=12)
+
+
+@given(ticks=ticks, lost=st.sets(st.integers(1, 11)))
+def test_the_window_shows_what_the_sampler_saw_whatever_is_lost_on_the_way(
+    ticks: list[list[float | None]], lost: set[int]
+) -> None:
+    sampler, window = Sampler(keyframe_every=5), NodeWindow("epoch", ticks=20)
+    names = [series(f"metric_{number}", "", Kind.GAUGE) for number in range(4)]
+    window.define(0, keys(4))
+    for number, values in enumerate(ticks):
+        readings = [unknown(k, "why") if v is None else known(k, v) for k, v in zip(names, values, strict=True)]
+        made = sampler.tick(readings, number)
+        if number in lost:
+            continue
+        sent = Block(number, made.sequence, made.keyframe, made.series_ids, made.values_f64, dict(made.unknown))
+        if window.apply(sent) is Outcome.APPLIED:
+            np.testing.assert_array_equal(window.latest(), [NAN if v is None else v for v in values])
+            assert window.reasons == {at: "why" for at, v in enumerate(values) if v is None}
+
+
+def test_an_agent_that_lost_only_its_connection_finds_its_window_again() -> None:
+    windows = Windows(ticks=4, bytes_max=1 << 20)
+    window = windows.connect("nodes/a", "epoch-1")
+    windows.define(window, 0, keys(2))
+    assert windows.connect("nodes/a", "epoch-1") is window
+    assert windows.connect("nodes/a", "epoch-2") is not window
+
+
+def test_memory_is_bounded_and_nodes_that_are_gone_make_room_first() -> None:
+    windows = Windows(ticks=100, bytes_max=120_000)
+    first, second = (windows.connect(f"nodes/{name}", "epoch") for name in "ab")
+    windows.define(first, 0, keys(64))  # 100 ticks x 64 series x 8 bytes
+    windows.define(second, 0, keys(64))
+    third = windows.connect("nodes/c", "epoch")
+    with pytest.raises(ResourceExhausted, match="3 nodes"):
+        windows.define(third, 0, keys(64))
+    windows.disconnect("nodes/a")
+    windows.define(third, 0, keys(64))
+    assert windows.get("nodes/a") is None
+    assert windows.get("nodes/b") is second
+
+
+def test_a_node_has_at_most_4096_series() -> None:
+    windows = Windows(ticks=2, bytes_max=1 << 30)
+    window = windows.connect("nodes/a", "epoch")
+    windows.define(window, 0, keys(4096))
+    with pytest.raises(ResourceExhausted, match="4097"):
+        windows.define(window, 4096, keys(1))
