@@ -25,7 +25,7 @@ BLOCKS_PER_S_MAX = 20.0
 #: What an agent may send at once after an outage: its whole queue, twice.
 BURST_BLOCKS_MAX = 480
 #: An agent that ignores the throttle for so many blocks more is cut off.
-_DEBT_BLOCKS_MAX = 2000
+DEBT_BLOCKS_MAX = 2000
 
 
 class Outgoing:
@@ -198,7 +198,7 @@ class _Session:
         earned = (now_s - self._budget_time_s) * BLOCKS_PER_S_MAX
         had, self._budget = self._budget, min(self._budget + earned, float(BURST_BLOCKS_MAX)) - 1
         self._budget_time_s = now_s
-        if self._budget < -_DEBT_BLOCKS_MAX:
+        if self._budget < -DEBT_BLOCKS_MAX:
             raise ResourceExhausted(
                 f"more than {BLOCKS_PER_S_MAX:.0f} blocks a second and no regard for the throttle; sample less often",
                 Reason.LIMIT_EXCEEDED,

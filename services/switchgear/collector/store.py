@@ -69,7 +69,8 @@ async def add_events(session: AsyncSession, found: Sequence[tuple[Event, Sequenc
     await lock_revision(session, SERVICE)
     columns = (EventRow.boot_id, EventRow.source, EventRow.sequence)
     keys = [event.key for event, _ in found]
-    seen = {row._tuple() for row in await session.execute(select(*columns).where(tuple_(*columns).in_(keys)))}
+    stored = await session.execute(select(*columns).where(tuple_(*columns).in_(keys)))
+    seen: set[object] = {tuple(row) for row in stored}
     new = list[tuple[Event, Sequence[Signal]]]()
     for event, raised in found:
         if event.key not in seen:
