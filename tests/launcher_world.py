@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from switchgear.launcher import proc
-from switchgear.launcher.supervisor import LauncherSettings, Supervisor
+from switchgear.launcher.settings import LauncherSettings
+from switchgear.launcher.supervisor import Supervisor
 from switchgear.v1.job_service_pb2 import JobSpec
 from switchgear.v1alpha import launcher_service_pb2 as pb
 

@@ -18,6 +18,8 @@ from switchgear.v1alpha import launcher_service_pb2 as pb
 log = logging.getLogger(__name__)
 
 _LOWEST_PRIORITY = 19
+#: A script that commits faster than we read goes without digests: those files are soon replaced, and a restart verifies all.
+_DIGESTS_MAX = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class CommitWatcher:
         self._seen = {path: signature for path in _list(directory) if (signature := _signature(path))}
         self._candidates: dict[Path, _Signature] = {}
         self._named: dict[Path, Commit] = {}
-        self._digests: set[asyncio.Future[None]] = set()
+        self._digests: set[asyncio.Task[None]] = set()
         # One thread at the lowest priority: a digest must not take a core from the ranks.
         self._pool = ThreadPoolExecutor(1, "digest", initializer=_lower_priority)
 
@@ -72,11 +74,11 @@ class CommitWatcher:
                 continue
             commit = self._named.pop(path, None)
             if commit is not None:
-                self._found(path, signature, commit.step)
+                self._found(path, signature, commit.step, renamed=True)
             elif not self._finds_others or not ranks_live:
                 continue
             elif self._candidates.get(path) == signature:
-                self._found(path, signature, self._step_at(signature.modified_ns))
+                self._found(path, signature, self._step_at(signature.modified_ns), renamed=False)
             else:
                 self._candidates[path] = signature  # is it still being written? the next look tells
         if not ranks_live:
@@ -93,7 +95,7 @@ class CommitWatcher:
             await asyncio.wait(self._digests)
         self._pool.shutdown(wait=False)
 
-    def _found(self, path: Path, signature: _Signature, step: int | None) -> None:
+    def _found(self, path: Path, signature: _Signature, step: int | None, *, renamed: bool) -> None:
         self._seen[path] = signature
         found = pb.CheckpointReport(
             path=str(path),
@@ -102,12 +104,15 @@ class CommitWatcher:
             size_bytes=signature.size_bytes,
             commit_time_unix_ns=signature.modified_ns,
         )
-        self._report(found)
-        task = asyncio.ensure_future(self._examine(path, signature, found))
+        if renamed:
+            self._report(found)
+        if len(self._digests) >= _DIGESTS_MAX:
+            return
+        task = asyncio.create_task(self._examine(path, signature, found, renamed=renamed))
         self._digests.add(task)
         task.add_done_callback(self._digests.discard)
 
-    async def _examine(self, path: Path, signature: _Signature, found: pb.CheckpointReport) -> None:
+    async def _examine(self, path: Path, signature: _Signature, found: pb.CheckpointReport, *, renamed: bool) -> None:
         loop = asyncio.get_running_loop()
         try:
             damage, digest = await loop.run_in_executor(self._pool, _check, path)
@@ -116,6 +121,8 @@ class CommitWatcher:
             return
         if _signature(path) != signature:
             return  # replaced meanwhile: the next poll finds the new one
+        if damage and not renamed:
+            return  # most likely it is still being written, with a pause; a restart verifies all in any case
         result = pb.CheckpointReport()
         result.CopyFrom(found)
         result.state = pb.CheckpointReport.CORRUPT if damage else pb.CheckpointReport.VERIFIED

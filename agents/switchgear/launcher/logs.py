@@ -47,20 +47,20 @@ class LogFolder:
         return tail.decode("utf-8", "replace").encode()[-STDERR_TAIL_BYTES_MAX:].decode("utf-8", "ignore")
 
     def prune(self, generation: int) -> None:
-        """Removes our logs of generations beyond the newest GENERATIONS_KEPT; other files there are the user's."""
-        try:
-            old = [
-                p
-                for p in self._directory.iterdir()
-                if p.name.isdigit() and int(p.name) <= generation - GENERATIONS_KEPT
-            ]
-            for folder in old:
+        """Removes our logs of generations beyond the newest GENERATIONS_KEPT; other files there are the user's.
+
+        Raises OSError when the folder cannot be listed.
+        """
+        for folder in self._directory.iterdir():
+            if not folder.name.isdigit() or int(folder.name) > generation - GENERATIONS_KEPT:
+                continue
+            try:
                 for path in folder.iterdir():
                     if _LOG_NAME.fullmatch(path.name):
                         path.unlink(missing_ok=True)
                 folder.rmdir()
-        except OSError:
-            return  # another node of the job was faster, or the folder has files of the user's
+            except OSError:
+                continue  # another node of the job was faster, or the folder has files of the user's
 
 
 class Echo:

@@ -18,7 +18,8 @@ from switchgear.core import log as log_setup
 from switchgear.core import names, rpc
 from switchgear.core.errors import Invalid, Reason, SwitchgearError
 from switchgear.launcher.lease import Lease
-from switchgear.launcher.supervisor import LauncherSettings, Supervisor
+from switchgear.launcher.settings import LauncherSettings
+from switchgear.launcher.supervisor import Supervisor
 from switchgear.v1.job_service_pb2 import JobSpec
 from switchgear.v1alpha import launcher_service_pb2 as pb
 from switchgear.v1alpha import launcher_service_pb2_grpc as pb_grpc
@@ -124,6 +125,8 @@ async def _stay_connected(supervisor: Supervisor, recovery: str) -> None:
                 log.info("recovery closed the stream")
             except grpc.aio.AioRpcError as error:
                 log.info("recovery does not answer", extra={"code": error.code().name, "details": error.details()})
+            except Exception:  # whatever it is, ranks are in our care: say it and connect again
+                log.exception("the conversation with recovery broke")
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1))
             backoff_s = min(backoff_s * 2, _BACKOFF_S[1])
 
@@ -131,20 +134,29 @@ async def _stay_connected(supervisor: Supervisor, recovery: str) -> None:
 async def _converse(supervisor: Supervisor, stub: LauncherServiceAsyncStub) -> bool:
     """One stream from its hello to its end; whether recovery said anything. Raises AioRpcError."""
     stream = stub.Connect()
-    heard = False
+    heard = asyncio.Event()
     await stream.write(supervisor.hello())
-    beats = asyncio.create_task(_beat(supervisor, stream))
-    sender = asyncio.create_task(_send(supervisor, stream))
+    tasks = [
+        asyncio.create_task(_obey(supervisor, stream, heard)),
+        asyncio.create_task(_beat(supervisor, stream)),
+        asyncio.create_task(_send(supervisor, stream)),
+    ]
     try:
-        async for command in stream:
-            heard = True
-            await supervisor.handle(command)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         stream.cancel()
-        for task in (beats, sender):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(beats, sender, return_exceptions=True)
-    return heard
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+    return heard.is_set()
+
+
+async def _obey(supervisor: Supervisor, stream: _Stream, heard: asyncio.Event) -> None:
+    async for command in stream:
+        heard.set()
+        await supervisor.handle(command)
 
 
 async def _beat(supervisor: Supervisor, stream: _Stream) -> None:

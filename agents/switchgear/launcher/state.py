@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import time
 from dataclasses import asdict, dataclass
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from switchgear.core.errors import FailedPrecondition, Reason
 from switchgear.launcher import proc
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +78,15 @@ class StateFolder:
             entry = json.loads(self._file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return State()
+        except ValueError:
+            log.warning("%s is damaged, as after a power cut; the control plane knows the generation", self._file)
+            return State()
         same_boot = entry["boot_id"] == proc.boot_id()
         processes = tuple(Process(**process) for process in entry["processes"]) if same_boot else ()
         return State(entry["generation"], processes)
 
     def save(self, state: State) -> None:
-        """Replaces the state as a whole.
+        """Replaces the state as a whole. Raises OSError.
 
         Without fsync, on purpose: it must survive a kill, not a power cut (which ends the ranks as well, and the control plane
         counts generations in its own store), and a journal commit would sit on the restart path.

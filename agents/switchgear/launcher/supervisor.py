@@ -12,28 +12,29 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator, Coroutine
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
 from switchgear.core.clock import Clock, SystemClock
-from switchgear.launcher import checkpoints, proc
-from switchgear.launcher.attempt import Attempt, LocalRank, echoes
-from switchgear.launcher.checkpoints import Checked, Known
+from switchgear.core.errors import FailedPrecondition, Reason
+from switchgear.launcher import proc
+from switchgear.launcher.attempt import Attempt
 from switchgear.launcher.commits import CommitWatcher
-from switchgear.launcher.environment import rank_environment
 from switchgear.launcher.lease import Lease
 from switchgear.launcher.logs import LogFolder
 from switchgear.launcher.outbox import Outbox
 from switchgear.launcher.ports import ReservedPort
-from switchgear.launcher.progress import Commit, RankProgress
-from switchgear.launcher.state import State, StateFolder
-from switchgear.launcher.steplog import StepLog
+from switchgear.launcher.preparation import Preparation
+from switchgear.launcher.progress import Commit
+from switchgear.launcher.settings import LauncherSettings
+from switchgear.launcher.state import Process, State, StateFolder
 from switchgear.launcher.steplog_files import StepLogFiles
-from switchgear.launcher.zygote import Ended, Event, Exited, Gone, NotStarted, RankSpec, Ready, Started, Zygote
-from switchgear.v1.job_service_pb2 import JobSpec
+from switchgear.launcher.verify import verify
+from switchgear.launcher.zygote import Ended, Event, Exited, Gone, NotStarted, Ready, Started, Zygote
 from switchgear.v1alpha import launcher_service_pb2 as pb
+
+__all__ = ["LauncherSettings", "Supervisor"]
 
 log = logging.getLogger(__name__)
 
@@ -45,27 +46,8 @@ _POLLS_PER_PROGRESS = 2
 _POLLS_PER_LISTING = 4
 #: For digests and copies of step logs under way; what is left then is only missed by readers.
 _CLOSE_TIMEOUT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LauncherSettings:
-    """What a launcher is started with.
-
-    job, node: resource names. gpu_indices: None leaves CUDA_VISIBLE_DEVICES alone. state_dir: private to (node, job). python:
-    interpreter of the ranks when the spec names none; empty: our own. echo: copy the ranks' output to ours. lease: what ranks may
-    run on; None (standalone): for ever, since nobody else could start the job meanwhile.
-    """
-
-    job: str
-    node: str
-    placement_epoch: int
-    address: str
-    gpu_indices: tuple[int, ...] | None
-    spec: JobSpec
-    state_dir: Path
-    python: str = ""
-    echo: bool = False
-    lease: Lease | None = None
+#: SIGKILL takes milliseconds; a rank with very much memory to give back takes seconds.
+_STOP_PATIENCE_S = 10.0
 
 
 class Supervisor:
@@ -86,6 +68,7 @@ class Supervisor:
         self._checkpoint_directory: Path | None = None
         if self._spec.checkpoint_directory:
             self._checkpoint_directory = Path(self._spec.working_directory, self._spec.checkpoint_directory)
+        self._preparation = Preparation(settings, self._logs, self._step_logs, self._checkpoint_directory)
         self._outbox = Outbox()
         self._port = ReservedPort(settings.address)
         self._lease = settings.lease
@@ -107,11 +90,19 @@ class Supervisor:
         self.finished = asyncio.Event()
 
     async def start(self) -> None:
-        """Ends what an earlier launcher left, then warms the zygote up; returns before that is ready."""
+        """Ends what an earlier launcher left, then warms the zygote up; returns before that is ready.
+
+        Raises FailedPrecondition when something that it left cannot be killed.
+        """
         state = self._folder.load()
         self._generation = state.generation
-        await asyncio.gather(*(proc.kill_group(process.pid, process.start_ticks) for process in state.processes))
-        self._folder.save(State(state.generation))
+        if not await _kill(state.processes):
+            raise FailedPrecondition(
+                f"processes of an earlier attempt of {self._settings.job} cannot be killed (state D, waiting for a device); reboot the node",
+                Reason.JOB_ALREADY_RUNNING,
+                job=self._settings.job,
+            )
+        self._save()
         self._step_logs.archive(state.generation)
         self._idle.set()
         self._warm_up()
@@ -193,7 +184,11 @@ class Supervisor:
         """Stops what runs (SIGTERM first when there is a grace), ends the zygote and lets the state folder go."""
         self._wanted = None
         self._stop(grace_s)
-        await self._idle.wait()
+        try:
+            async with asyncio.timeout(grace_s + 2 * _STOP_PATIENCE_S):
+                await self._idle.wait()
+        except TimeoutError:
+            log.error("some process of the attempt cannot be killed: leaving it behind")
         self._closing = True
         if self._zygote is not None:
             self._zygote.close()
@@ -218,7 +213,11 @@ class Supervisor:
         processes = self._attempt.processes() if alive and self._attempt is not None else ()
         if self._zygote is not None:
             processes = (*processes, self._zygote.identity)
-        self._folder.save(State(self._generation, processes))
+        try:
+            self._folder.save(State(self._generation, processes))
+        except OSError as error:
+            # The zygote still ends its ranks when we end, and the control plane counts generations too.
+            log.error("cannot write the state folder: %s", error)
 
     def _advance(self) -> None:
         """Takes every step towards what is wanted that nothing forbids now."""
@@ -230,14 +229,14 @@ class Supervisor:
         if self._checking or self._closing:
             return
         if self._wanted_check is not None:
-            (generation, verify), self._wanted_check = self._wanted_check, None
+            (generation, request), self._wanted_check = self._wanted_check, None
             self._checking = True
-            self._spawn(self._check(generation, verify))
+            self._spawn(self._check(generation, request))
             return
         if self._wanted is None or not self._may_run():
             return
         generation, start = self._wanted
-        problem = self._problem()
+        problem = self._preparation.problem()
         if problem:
             self._start_failed(generation, problem, permanent=True)
         elif self._zygote_task is None:
@@ -251,79 +250,25 @@ class Supervisor:
             self._lease is not None and self._lease.is_valid(self._clock.monotonic_s())
         )
 
-    def _problem(self) -> str:
-        """What no retry can mend, empty when nothing is wrong."""
-        folder, argv = self._spec.working_directory, self._spec.argv
-        if not Path(folder).is_dir():
-            return f"working directory {folder} does not exist on {self._settings.node}"
-        if not argv:
-            return "the job names no script"
-        if argv[0] != "-m" and not Path(folder, argv[0]).is_file():
-            return f"script {Path(folder, argv[0])} does not exist on {self._settings.node}"
-        return ""
-
     def _start(self, zygote: Zygote, generation: int, start: pb.StartAttempt) -> None:
-        known = {Path(item.path): item.step for item in start.known_steps}
-        if start.resume_path and start.HasField("resume_step"):
-            known[Path(start.resume_path)] = start.resume_step
-        ranks: dict[int, LocalRank] = {}
-        specs: list[RankSpec] = []
         try:
-            for local_rank in range(self._spec.nproc_per_node):
-                rank = start.first_rank + local_rank
-                self._logs.prepare(generation, rank)
-                step_log = self._step_logs.create(generation, rank)
-                progress = RankProgress(
-                    StepLog(step_log),
-                    self._checkpoint_directory,
-                    known,
-                    start.high_water_step,
-                    bool(start.resume_path),
-                )
-                ranks[rank] = LocalRank(rank, local_rank, progress)
-                if self._settings.echo:
-                    ranks[rank].echoes = echoes(self._logs, generation, rank, sys.stdout, sys.stderr)
-                specs.append(self._rank_spec(generation, start, local_rank, step_log))
+            attempt, specs = self._preparation.attempt(generation, start)
+            if start.master_port == self._port.number:
+                # It stays bound until this attempt has ended; the next one gets another.
+                attempt.port, self._port = self._port, ReservedPort(self._settings.address)
         except OSError as error:
-            self._start_failed(generation, f"cannot make log files: {error}", permanent=False)
+            self._start_failed(generation, f"cannot make what an attempt needs: {error}", permanent=False)
             return
-        self._attempt = Attempt(generation, ranks, self._logs)
-        if start.master_port == self._port.number:
-            # It stays bound until this attempt has ended; the next one gets another.
-            self._attempt.port, self._port = self._port, ReservedPort(self._settings.address)
+        self._attempt = attempt
         self._idle.clear()
         zygote.start_ranks(specs)
         if self._checkpoint_directory is not None:
             self._watcher = CommitWatcher(
                 self._checkpoint_directory,
                 lambda found: self._report(generation, checkpoint=found),
-                self._attempt.step_at,
+                attempt.step_at,
                 finds_others=start.node_rank == 0,
             )
-
-    def _rank_spec(self, generation: int, start: pb.StartAttempt, local_rank: int, step_log: Path) -> RankSpec:
-        rank = start.first_rank + local_rank
-        directory = str(self._checkpoint_directory or "")
-        return RankSpec(
-            rank=rank,
-            generation=generation,
-            argv=tuple(self._spec.argv),
-            env=rank_environment(
-                os.environ,
-                self._spec,
-                start,
-                job=self._settings.job,
-                generation=generation,
-                local_rank=local_rank,
-                gpu_indices=self._settings.gpu_indices,
-                checkpoint_directory=directory,
-            ),
-            cwd=self._spec.working_directory,
-            stdout=str(self._logs.path(generation, rank, "stdout").absolute()),
-            stderr=str(self._logs.path(generation, rank, "stderr").absolute()),
-            step_log=str(step_log.absolute()),
-            checkpoint_directory=directory,
-        )
 
     def _stop(self, grace_s: float) -> None:
         """Ends the current attempt: SIGTERM and, after the grace, SIGKILL; at once without a grace."""
@@ -336,8 +281,17 @@ class Supervisor:
             asyncio.get_running_loop().call_later(grace_s, self._signal, attempt, signal.SIGKILL)
 
     def _signal(self, attempt: Attempt, number: int) -> None:
+        if attempt.gone or self._zygote is None:
+            return
+        self._zygote.signal(attempt.live_pids(), number)
+        if number == signal.SIGKILL:
+            asyncio.get_running_loop().call_later(_STOP_PATIENCE_S, self._force, attempt)
+
+    def _force(self, attempt: Attempt) -> None:
+        """The zygote did not do it: it is stopped or stuck. Without it we kill the groups ourselves."""
         if not attempt.gone and self._zygote is not None:
-            self._zygote.signal(attempt.live_pids(), number)
+            log.error("the zygote does not end its ranks: ending it")
+            self._zygote.kill()
 
     def _warm_up(self) -> None:
         self._zygote_task = asyncio.create_task(self._run_zygote())
@@ -356,7 +310,13 @@ class Supervisor:
                 self._start_failed(self._wanted[0], f"cannot run {self._python}: {error.strerror}", permanent=True)
             return
         self._save()
-        await self._zygote.run(self._on_event)
+        await self._zygote.run(self._deliver)
+
+    def _deliver(self, event: Event) -> None:
+        try:
+            self._on_event(event)
+        except Exception:  # supervision goes on whatever one event brings
+            log.exception("cannot take %s", event)
 
     def _on_event(self, event: Event) -> None:
         attempt = self._attempt
@@ -414,7 +374,8 @@ class Supervisor:
         log.error(message)
         attempt = self._attempt
         if attempt is not None and not attempt.gone:
-            await asyncio.gather(*(proc.kill_group(p.pid, p.start_ticks) for p in attempt.processes()))
+            while not await _kill(attempt.processes()):
+                log.error("some process of the attempt cannot be killed (state D, waiting for a device)")
             attempt.stopping = True
             for rank in attempt.ranks.values():
                 if rank.lives and rank.started is not None:
@@ -435,16 +396,8 @@ class Supervisor:
         except OSError as error:
             log.warning("cannot archive step logs: %s", error)
 
-    async def _check(self, generation: int, verify: pb.VerifyCheckpoints) -> None:
-        known = {item.path: Known(item.step, item.digest) for item in verify.known}
-        result = pb.VerifyResult()
-        if self._checkpoint_directory is not None:
-            try:
-                outcome = await asyncio.to_thread(checkpoints.verify_newest, self._checkpoint_directory, known)
-                result.checkpoints.extend(_checked_to_proto(checked) for checked in outcome.checked)
-            except Exception as error:  # the answer must come: recovery waits for it
-                log.exception("checkpoints cannot be verified")
-                result.error = f"{type(error).__name__}: {error}"
+    async def _check(self, generation: int, request: pb.VerifyCheckpoints) -> None:
+        result = await verify(self._checkpoint_directory, request)
         result.time_unix_ns = self._clock.unix_ns()
         self._checking = False
         self._report(generation, verify_result=result)
@@ -455,21 +408,21 @@ class Supervisor:
         while True:
             await asyncio.sleep(_POLL_S)
             turn += 1
-            self._advance()
             attempt = self._attempt
-            if attempt is None or attempt.gone:
-                continue
             try:
+                if attempt is None or attempt.gone:
+                    self._advance()
+                    continue
+                if not attempt.stopping and not self._may_run():
+                    log.warning("lease expired: the control plane may have given this job to other nodes")
+                    self._stop(grace_s=0)
                 self._look(attempt)
                 if turn % _POLLS_PER_PROGRESS == 0:
                     self._report_progress(attempt)
                 if turn % _POLLS_PER_LISTING == 0 and self._watcher is not None:
                     self._watcher.poll(ranks_live=not attempt.stopping)
             except Exception:  # a look that fails must not end the supervision
-                log.exception("cannot read progress")
-            if not attempt.stopping and not self._may_run():
-                log.warning("lease expired: the control plane may have given this job to other nodes")
-                self._stop(grace_s=0)
+                log.exception("cannot look after the attempt")
 
     def _look(self, attempt: Attempt) -> None:
         for rank, found in attempt.poll():
@@ -502,14 +455,6 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
 
-def _checked_to_proto(checked: Checked) -> pb.CheckpointReport:
-    return pb.CheckpointReport(
-        path=str(checked.path),
-        state=pb.CheckpointReport.CORRUPT if checked.damage else pb.CheckpointReport.VERIFIED,
-        step=checked.step,
-        size_bytes=checked.size_bytes,
-        digest=checked.digest,
-        damage=checked.damage,
-        quarantine_path="" if checked.quarantine_path is None else str(checked.quarantine_path),
-        commit_time_unix_ns=checked.commit_time_unix_ns,
-    )
+async def _kill(processes: Sequence[Process]) -> bool:
+    """Ends the groups of these leaders; whether all are gone."""
+    return all(await asyncio.gather(*(proc.kill_group(p.pid, p.start_ticks) for p in processes)))

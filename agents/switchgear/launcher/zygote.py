@@ -149,6 +149,10 @@ class Zygote:
         """Sends a signal to the groups of those ranks that still live."""
         self._send({"op": "signal", "pids": list(pids), "signal": number})
 
+    def kill(self) -> None:
+        """SIGKILL to the zygote itself; `Ended` follows. Its ranks have its death signal, their children have not."""
+        self._process.kill()
+
     def close(self) -> None:
         """Lets it go: it kills every process that is left, then ends, which `run` awaits."""
         self._writer.close()

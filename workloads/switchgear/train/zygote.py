@@ -312,7 +312,10 @@ def become_rank(spec: dict[str, Any]) -> None:
         rank.set_threads(importlib.import_module("torch"), spec["env"])
     if log is not None:
         if torch_present:
-            hook.watch_steps(log)
+            try:
+                hook.watch_steps(log)
+            except ImportError as error:
+                print(f"switchgear: steps are not counted: {error}", file=sys.stderr)  # noqa: T201
         if spec["checkpoint_directory"]:
             hook.watch_checkpoints(log, spec["checkpoint_directory"])
     rank.run(spec["argv"], log)

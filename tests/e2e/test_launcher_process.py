@@ -1,0 +1,324 @@
+"""Whole launcher processes under a control plane that comes and goes; ranks run on an interpreter without torch, which starts at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import venv
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+from google.protobuf import json_format
+from launcher_world import Launcher, alive, until
+
+from switchgear.core import rpc
+from switchgear.v1.job_service_pb2 import JobSpec
+from switchgear.v1alpha import launcher_service_pb2 as pb
+from switchgear.v1alpha import launcher_service_pb2_grpc as pb_grpc
+
+SLEEP = "import time; print('up'); time.sleep(60)"
+WITH_CHILD = "import subprocess, time; print(subprocess.Popen(['sleep', '60']).pid); time.sleep(60)"
+
+
+class ControlPlane(pb_grpc.LauncherServiceServicer):
+    """Serves one launcher: keeps what it says, grants leases of `lease_s` while that is above zero."""
+
+    def __init__(self) -> None:
+        self.address = "127.0.0.1:0"
+        self.lease_s = 30.0
+        self.reports: list[pb.LauncherReport] = []
+        self._commands: asyncio.Queue[pb.LauncherCommand] = asyncio.Queue()
+        self._server: rpc.Server | None = None
+
+    async def up(self) -> None:
+        self._server = rpc.Server()
+        pb_grpc.add_LauncherServiceServicer_to_server(self, self._server.grpc)
+        self.address = await self._server.start(self.address, ["switchgear.v1alpha.LauncherService"])
+
+    async def down(self) -> None:
+        if self._server is not None:
+            await self._server.stop(0)
+        self._server = None
+        self._commands = asyncio.Queue()
+        self.reports = []
+
+    async def Connect(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.LauncherReport], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.LauncherCommand]:
+        reader = asyncio.create_task(self._read(request_iterator))
+        try:
+            while True:
+                yield await self._commands.get()
+        finally:
+            reader.cancel()
+
+    async def _read(self, reports: AsyncIterator[pb.LauncherReport]) -> None:
+        async for report in reports:
+            self.reports.append(report)
+            if report.WhichOneof("kind") == "heartbeat" and self.lease_s > 0:
+                grant = pb.LeaseGrant(sequence=report.heartbeat.sequence, duration_seconds=self.lease_s)
+                self.send(report.generation, lease=grant)
+
+    def send(self, generation: int, **kind: Any) -> None:
+        self._commands.put_nowait(pb.LauncherCommand(generation=generation, **kind))
+
+    def start(self, generation: int) -> None:
+        self.send(generation, start=pb.StartAttempt(world_size=2, nnodes=1, master_address="127.0.0.1"))
+
+    async def wait(self, kind: str, count: int = 1, where: Callable[[Any], bool] = lambda _: True) -> list[Any]:
+        def found() -> list[Any]:
+            return [body for r in self.reports if r.WhichOneof("kind") == kind and where(body := getattr(r, kind))]
+
+        await until(lambda: len(found()) >= count, timeout_s=15)
+        return found()
+
+    async def ready(self) -> pb.LauncherHello:
+        hello: pb.LauncherHello = (await self.wait("hello", where=lambda hello: hello.ready))[0]
+        return hello
+
+
+@pytest.fixture(scope="session")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An interpreter that has the standard library only."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, with_pip=False, symlinks=True)
+    return str(folder / "bin/python")
+
+
+@pytest.fixture
+async def plane() -> AsyncIterator[ControlPlane]:
+    plane = ControlPlane()
+    await plane.up()
+    yield plane
+    await plane.down()
+
+
+class Processes:
+    """Starts launcher processes for one job on one node and ends what is left of them."""
+
+    def __init__(self, folder: Path, python: str, plane: ControlPlane) -> None:
+        self.folder = folder
+        self._plane = plane
+        self._started: list[subprocess.Popen[bytes]] = []
+        self._python = python
+        self.script(SLEEP)
+
+    def script(self, text: str) -> None:
+        (self.folder / "script.py").write_text(text)
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        spec = JobSpec(
+            argv=["script.py"], working_directory=str(self.folder), python=self._python, nnodes=1, nproc_per_node=2
+        )
+        (self.folder / "spec.json").write_text(json_format.MessageToJson(spec))
+        words = f"--job jobs/test --placement-epoch 3 --node nodes/here --address 127.0.0.1 --gpu-indices 0,1 --recovery {self._plane.address}"
+        argv = [sys.executable, "-m", "switchgear.launcher", *words.split(), "--spec", str(self.folder / "spec.json")]
+        with (self.folder / f"launcher-{len(self._started)}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [*argv, "--state-dir", str(self.folder / "state")], stdout=log, stderr=log, start_new_session=True
+            )
+        self._started.append(process)
+        return process
+
+    def end(self) -> None:
+        for process in self._started:
+            process.kill()
+            process.wait()
+
+    def output(self, generation: int) -> list[str]:
+        return [
+            (self.folder / f"state/logs/{generation}/rank-{rank}.stdout.log").read_text().strip() for rank in (0, 1)
+        ]
+
+
+@pytest.fixture
+def processes(tmp_path: Path, bare_python: str, plane: ControlPlane) -> AsyncIterator[Processes]:
+    processes = Processes(tmp_path, bare_python, plane)
+    yield processes
+    processes.end()
+
+
+async def started(plane: ControlPlane) -> list[int]:
+    return [rank.pid for rank in await plane.wait("rank_started", 2)]
+
+
+async def test_a_launcher_says_hello_runs_what_it_is_told_and_ends_when_the_job_has_ended(
+    plane: ControlPlane, processes: Processes
+) -> None:
+    processes.script("import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['SWITCHGEAR_GENERATION'])")
+    process = processes.launch()
+    hello = await plane.ready()
+    assert plane.reports[0].WhichOneof("kind") == "hello"
+    assert (hello.job, hello.node, hello.placement_epoch) == ("jobs/test", "nodes/here", 3)
+    assert hello.reserved_port > 0
+    plane.start(1)
+    await plane.wait("attempt_stopped")
+    assert [end.exit_code for end in await plane.wait("rank_exited", 2)] == [0, 0]
+    assert processes.output(1) == ["0,1 1", "0,1 1"]
+    await plane.wait("heartbeat", 2)
+    plane.send(1, finish=pb.Finish(reason="done"))
+    await until(lambda: process.poll() is not None)
+    assert process.returncode == 0
+
+
+async def test_when_the_launcher_is_killed_nothing_of_the_attempt_lives_on_and_the_next_one_goes_on(
+    plane: ControlPlane, processes: Processes
+) -> None:
+    processes.script(WITH_CHILD)
+    launcher = processes.launch()
+    await plane.ready()
+    plane.start(1)
+    pids = await started(plane)
+    await until(lambda: all(processes.output(1)))
+    everything = [*pids, *(int(text) for text in processes.output(1))]
+    launcher.kill()
+    await until(lambda: not alive(everything), timeout_s=1)
+
+    plane.reports.clear()
+    processes.launch()
+    await plane.ready()
+    hellos = [r for r in plane.reports if r.WhichOneof("kind") == "hello"]
+    assert {r.generation for r in hellos} == {1}
+    assert [len(r.hello.ranks_alive) for r in hellos if r.hello.ready] == [0]
+    plane.start(1)
+    (rejected,) = await plane.wait("rejected")
+    assert rejected.current_generation == 1
+    plane.start(2)
+    assert len(await started(plane)) == 2
+
+
+async def test_survivors_of_a_killed_launcher_are_ended_by_the_next(plane: ControlPlane, processes: Processes) -> None:
+    """Even when the zygote cannot act, because it was stopped."""
+    processes.script(WITH_CHILD)
+    launcher = processes.launch()
+    await plane.ready()
+    plane.start(1)
+    pids = await started(plane)
+    await until(lambda: all(processes.output(1)))
+    everything = [*pids, *(int(text) for text in processes.output(1))]
+    zygote = int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(zygote, signal.SIGSTOP)
+    launcher.kill()
+    launcher.wait()
+    assert alive([*everything, zygote]) == [*everything, zygote]
+    plane.reports.clear()
+    processes.launch()
+    await plane.wait("hello")
+    assert alive([*everything, zygote]) == []
+
+
+async def test_ranks_run_on_while_the_control_plane_is_away_and_are_told_of_when_it_is_back(
+    plane: ControlPlane, processes: Processes
+) -> None:
+    processes.launch()
+    await plane.ready()
+    plane.start(1)
+    pids = await started(plane)
+    await plane.down()
+    os.kill(pids[1], signal.SIGKILL)
+    await until(lambda: not alive(pids))
+    await plane.up()
+    (hello, *_) = await plane.wait("hello")
+    assert plane.reports[0].generation == 1
+    assert ([*hello.ranks_alive], {end.rank for end in hello.ranks_exited}) == ([], {0, 1})
+    reported = [r.WhichOneof("kind") for r in plane.reports]
+    await plane.wait("attempt_stopped")
+    assert reported[0] == "hello"
+
+    plane.start(2)
+    await until(lambda: len([r for r in plane.reports if r.WhichOneof("kind") == "rank_started"]) == 2)
+    pids = await started(plane)
+    await plane.down()
+    await plane.up()
+    (hello, *_) = await plane.wait("hello")
+    assert [rank.pid for rank in hello.ranks_alive] == pids
+    assert alive(pids) == pids
+
+
+async def test_ranks_are_ended_when_the_lease_is_over_and_run_again_under_a_new_one(
+    plane: ControlPlane, processes: Processes
+) -> None:
+    plane.lease_s = 1.5
+    processes.launch()
+    await plane.ready()
+    plane.start(1)
+    pids = await started(plane)
+    await plane.wait("heartbeat", 2)
+    assert alive(pids) == pids
+    await plane.down()
+    await until(lambda: not alive(pids), timeout_s=4)
+    plane.lease_s = 0
+    await plane.up()
+    await plane.wait("hello")
+    plane.start(2)
+    await plane.wait("heartbeat", 2)
+    assert "rank_started" not in {r.WhichOneof("kind") for r in plane.reports}, "nothing starts without a lease"
+    plane.lease_s = 30
+    assert len(await started(plane)) == 2
+
+
+async def test_a_second_launcher_of_the_same_job_and_node_is_refused(plane: ControlPlane, processes: Processes) -> None:
+    first = processes.launch()
+    await plane.ready()
+    second = processes.launch()
+    await until(lambda: second.poll() is not None)
+    assert second.returncode == 1
+    assert (
+        f"jobs/test already runs here under launcher {first.pid}" in (processes.folder / "launcher-1.log").read_text()
+    )
+    assert first.poll() is None
+
+
+async def test_sigterm_stops_the_ranks_first(plane: ControlPlane, processes: Processes) -> None:
+    process = processes.launch()
+    await plane.ready()
+    plane.start(1)
+    pids = await started(plane)
+    process.send_signal(signal.SIGTERM)
+    await plane.wait("attempt_stopped")
+    await until(lambda: process.poll() is not None)
+    assert (process.returncode, alive(pids)) == (0, [])
+    assert {end.exit_code for end in await plane.wait("rank_exited", 2)} == {-signal.SIGTERM}
+
+
+async def test_an_interpreter_that_is_missing_is_said_so(tmp_path: Path) -> None:
+    async with Launcher(tmp_path, "print(1)", spec={"python": str(tmp_path / "python9")}) as launcher:
+        await launcher.start(1)
+        (failed,) = await launcher.wait(1, "start_failed")
+        assert failed.permanent
+        assert str(tmp_path / "python9") in failed.message
+
+
+async def test_imports_that_start_threads_make_ranks_spawn_instead_of_fork(tmp_path: Path, bare_python: str) -> None:
+    """And a torch without step hooks costs the step count, not the rank."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules/torch.py").write_text(
+        "import threading, time; __version__ = '0'\n"
+        "def set_num_threads(n): pass\n"
+        "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
+    )
+    spec = {"python": bare_python, "environment": {"PYTHONPATH": str(tmp_path / "modules")}}
+    async with Launcher(tmp_path, "import sys; print(sys.argv, __name__); sys.exit(5)", "a", nproc=1, spec=spec) as one:
+        await one.start(1)
+        (exited,) = await one.wait(1, "rank_exited")
+        await one.wait(1, "attempt_stopped")
+        assert (exited.exit_code, exited.stderr_tail.startswith("switchgear: steps are not counted: ")) == (5, True)
+        assert one.log(1, 0) == "['script.py', 'a'] __main__\n"
+
+
+async def test_output_is_echoed_with_the_rank_in_front(
+    tmp_path: Path, bare_python: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = "import os, sys; print('out', os.environ['RANK']); print('err', file=sys.stderr, end='')"
+    async with Launcher(tmp_path, script, spec={"python": bare_python}, echo=True) as launcher:
+        await launcher.start(1)
+        await launcher.wait(1, "attempt_stopped")
+    out, err = capsys.readouterr()
+    assert sorted(out.splitlines()) == ["[rank 0] out 0", "[rank 1] out 1"]
+    assert {"[rank 0] err", "[rank 1] err"} <= set(err.splitlines())

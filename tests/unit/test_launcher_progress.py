@@ -1,0 +1,90 @@
+"""A step has a name only when evidence gives it one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from switchgear.launcher import steplog
+from switchgear.launcher.progress import Commit, Load, RankProgress, checkpoint_of, step_base
+from switchgear.launcher.steplog import StepLog
+from switchgear.train.steplog_format import StepLogWriter
+
+
+@pytest.mark.parametrize(
+    ("catalog_step", "adam_step", "loaded", "resumed", "base"),
+    [
+        (120, 99, True, True, 120),  # the catalog knows the file that was read
+        (None, 121, True, True, 120),  # the optimizer counts its own steps
+        (None, 1, False, False, 0),
+        (None, None, False, False, 0),  # nothing was read: from the beginning
+        (None, None, True, False, None),  # something was read, and nothing says what it was
+        (None, None, False, True, None),  # another rank may have read it and sent it here
+        (None, 0, True, False, None),
+    ],
+)
+def test_the_base_of_an_attempt(
+    catalog_step: int | None, adam_step: int | None, loaded: bool, resumed: bool, base: int | None
+) -> None:
+    assert step_base(catalog_step=catalog_step, adam_step=adam_step, loaded=loaded, resumed=resumed) == base
+
+
+@pytest.fixture
+def rank(tmp_path: Path) -> StepLogWriter:
+    steplog.create(tmp_path / "log")
+    return StepLogWriter(str(tmp_path / "log"), 1, 0)
+
+
+def progress(tmp_path: Path, known: dict[str, int], high_water_step: int = 0, resumed: bool = False) -> RankProgress:
+    catalog = {tmp_path / name: step for name, step in known.items()}
+    return RankProgress(StepLog(tmp_path / "log"), tmp_path, catalog, high_water_step, resumed)
+
+
+def test_the_newest_known_checkpoint_that_was_read_before_the_first_step_gives_the_base(
+    tmp_path: Path, rank: StepLogWriter
+) -> None:
+    """A script may try the newest, find it wanting and take the one before; what it reads later it only looks at."""
+    follow = progress(tmp_path, {"20.pt": 20, "10.pt": 10, "5.pt": 5})
+    for name in ("20.pt", "10.pt", "notes.txt", "10.pt"):
+        rank.loaded(name)
+    rank.step(1, 2)
+    rank.loaded("5.pt")
+    found = follow.poll()
+    assert [(item.path.name, item.step) for item in found] == [("20.pt", 20), ("10.pt", 10), ("notes.txt", None)]
+    assert all(isinstance(item, Load) for item in found)
+    assert (follow.base, follow.step()) == (10, 11)
+    assert follow.poll() == []
+
+
+def test_the_first_new_step_is_the_first_beyond_the_high_water_mark(tmp_path: Path, rank: StepLogWriter) -> None:
+    follow = progress(tmp_path, {"10.pt": 10}, high_water_step=12, resumed=True)
+    rank.loaded("10.pt")
+    rank.step(100, 110)
+    rank.step(200, 210)
+    follow.poll()
+    assert (follow.first_step_unix_ns, follow.first_new_step_unix_ns) == (follow.log.unix_ns(110), 0)
+    rank.step(300, 310)
+    rank.step(400, 410)
+    follow.poll()
+    assert follow.first_new_step_unix_ns == follow.log.unix_ns(310)
+    reported = follow.to_proto(0)
+    assert (reported.step, reported.count, reported.time_unix_ns) == (14, 4, follow.log.unix_ns(410))
+
+
+def test_a_commit_carries_the_step_of_its_moment(tmp_path: Path, rank: StepLogWriter) -> None:
+    follow = progress(tmp_path, {})
+    rank.step(1, 2)
+    rank.step(3, 4)
+    rank.committed("2.pt", in_step_order=True)
+    rank.step(5, 6)
+    rank.committed("late.pt", in_step_order=False)
+    commits = [item for item in follow.poll() if isinstance(item, Commit)]
+    assert [(commit.path.name, commit.step) for commit in commits] == [("2.pt", 2), ("late.pt", None)]
+
+
+def test_a_file_inside_a_dcp_folder_stands_for_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "step-5").mkdir()
+    (tmp_path / "step-5/.metadata").touch()
+    assert checkpoint_of(tmp_path, "step-5/__0_0.distcp") == tmp_path / "step-5"
+    assert checkpoint_of(tmp_path, "rank0/state.pt") == tmp_path / "rank0/state.pt"
