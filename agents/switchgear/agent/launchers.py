@@ -21,6 +21,7 @@ from google.protobuf import json_format
 
 from switchgear.agent.processes import find_by_arguments, start_ticks
 from switchgear.core import names
+from switchgear.core.errors import Invalid
 from switchgear.v1alpha import node_agent_service_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class Launchers:
             try:
                 state = json.loads((folder / _STATE_FILE).read_text())
                 job, epoch, arguments = state["job"], state["placement_epoch"], state["arguments"]
-            except (FileNotFoundError, ValueError, KeyError):
+            except (OSError, ValueError, KeyError):
                 continue
             pid, ticks = state.get("pid"), state.get("start_ticks")
             if pid is None:  # the agent died between start and note
@@ -108,10 +109,11 @@ class Launchers:
             return
         try:
             names.parse(job, "jobs/*")
-            if len(self._running.keys() | self._wanted.keys() | {job}) > LAUNCHERS_MAX:
-                raise ValueError(f"{LAUNCHERS_MAX} launchers on one node are the limit; stop some of them")
-        except Exception as error:
-            self._fail(job, epoch, str(error))
+        except Invalid as error:
+            self._fail(job, epoch, error.message)
+            return
+        if len(self._running.keys() | self._wanted.keys() | {job}) > LAUNCHERS_MAX:
+            self._fail(job, epoch, f"this node has {LAUNCHERS_MAX} launchers, which is the limit; stop some of them")
             return
         self._wanted[job] = command
         self._converge_soon(job)

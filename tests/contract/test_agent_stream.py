@@ -1,0 +1,210 @@
+"""The agent's stream against the real collector, which comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from switchgear.agent.metrics import AgentMetrics
+from switchgear.agent.readings import Kind, Reading, known, series, unknown
+from switchgear.agent.sampler import Sampler
+from switchgear.agent.spool import Spool
+from switchgear.agent.stream import BLOCKS_MAX, Identity, Outbox, TelemetryStream
+from switchgear.agent.ticker import Ticker
+from switchgear.agent.worker import Worker
+from switchgear.collector.main import build
+from switchgear.core import rpc
+from switchgear.core.clock import ManualClock, SystemClock
+from switchgear.core.service import Endpoints
+from switchgear.store.database import Database, sqlite_url
+from switchgear.v1 import signal_service_pb2 as signals
+from switchgear.v1.signal_service_pb2_grpc import SignalServiceStub
+from switchgear.v1alpha import telemetry_service_pb2 as pb
+from switchgear.v1alpha.telemetry_service_pb2_grpc import TelemetryServiceStub
+
+WITHIN_S = 15.0
+
+
+class World:
+    """An agent's stream, and a collector on one address that can be killed and started again with the same database."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.spool = Spool(folder / "spool", "boot")
+        self.outbox = Outbox(Sampler(), self.spool)
+        self.stream = TelemetryStream(
+            self.address, Identity("nodes/n1", self.spool.boot_id, "epoch", "1"), self.outbox, SystemClock()
+        )
+        self.keys = [series(f"metric_{number}", "", Kind.GAUGE) for number in range(5)]
+        self.time = 0
+
+    @contextlib.asynccontextmanager
+    async def collector(self) -> AsyncIterator[None]:
+        database = Database(sqlite_url(self.folder / "state.db"))
+        await database.migrate()
+        service, server = build(database, SystemClock()), rpc.Server()
+        service.register(server.grpc)
+        await server.start(self.address, service.service_names)
+        running = asyncio.create_task(service.run(Endpoints.all_at(self.address)))
+        try:
+            yield
+        finally:
+            await server.stop(0)
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            await database.close()
+
+    @contextlib.asynccontextmanager
+    async def streaming(self) -> AsyncIterator[None]:
+        running = asyncio.create_task(self.stream.run())
+        try:
+            yield
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    def tick(self, *values: float | None) -> None:
+        self.time += 1
+        readings = [unknown(k, "why") if v is None else known(k, v) for k, v in zip(self.keys, values, strict=False)]
+        self.outbox.put(self.outbox.sampler.tick(readings, self.time))
+
+    async def event(self, text: str) -> None:
+        await asyncio.to_thread(self.spool.append, "kernel_log", "XID", text, time_unix_ns=1, code=79)
+        self.outbox.wake_from_thread()
+
+    async def shown(self) -> list[float | None]:
+        async with rpc.channel(self.address) as channel:
+            request = pb.GetNodeTelemetryRequest(name="nodes/n1/telemetry")
+            telemetry = await TelemetryServiceStub(channel).GetNodeTelemetry(request)
+        return [item.value if item.HasField("value") else None for item in telemetry.values]
+
+    async def signals(self) -> list[str]:
+        async with rpc.channel(self.address) as channel:
+            response = await SignalServiceStub(channel).ListSignals(signals.ListSignalsRequest(page_size=1000))
+        return [signal.evidence for signal in reversed(response.signals)]
+
+    async def settled(self) -> None:
+        await until(lambda: not self.outbox.blocks and not self.spool.pending(0, 1))
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
+    async with asyncio.timeout(WITHIN_S):
+        while True:
+            answer = condition()
+            if answer if isinstance(answer, bool) else await answer:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def test_samples_and_events_arrive_and_are_let_go_when_acked(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    async with world.collector(), world.streaming():
+        world.tick(1, 2)
+        world.tick(1, None, 3)  # a new series in the second tick
+        await world.event("a")
+        await world.settled()
+        assert await world.shown() == [1, None, 3]
+        assert await world.signals() == ["a"]
+
+
+async def test_what_happens_while_the_collector_is_away_is_told_when_it_is_back(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    async with world.streaming():
+        async with world.collector():
+            world.tick(1, 2, 3)
+            await world.event("before")
+            await world.settled()
+        world.tick(4, 2, 3)
+        await world.event("during")
+        async with world.collector():  # it has forgotten every window
+            world.tick(4, 5, 3)
+            await world.event("after")
+            await world.settled()
+            assert await world.shown() == [4, 5, 3]
+            assert await world.signals() == ["before", "during", "after"]
+            world.tick(4, 5, 6)
+            await world.settled()
+            assert await world.shown() == [4, 5, 6]
+
+
+async def test_events_are_stored_once_and_in_order_through_ten_restarts_of_the_collector(tmp_path: Path) -> None:
+    """Seeded: the moments differ from run to run, what must hold does not."""
+    world, told = World(tmp_path), []
+    pause = random.Random(7)
+    async with world.streaming():
+        for number in range(10):
+            async with world.collector():
+                for part in range(20):
+                    told.append(f"event {number}.{part}")
+                    await world.event(told[-1])
+                    world.tick(number, part)
+                await asyncio.sleep(pause.uniform(0, 0.05))
+        async with world.collector():
+            await world.settled()
+            assert await world.signals() == told
+            await until(lambda: shows(world, [9, 19]))
+
+
+async def shows(world: World, values: list[float]) -> bool:
+    return await world.shown() == values
+
+
+async def test_a_long_outage_loses_the_oldest_samples_counts_them_and_keeps_every_event(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    for number in range(3 * BLOCKS_MAX):
+        world.tick(number)
+    await world.event("in the outage")
+    assert len(world.outbox.blocks) <= BLOCKS_MAX
+    assert world.outbox.blocks[0].keyframe
+    assert world.outbox.blocks_lost + len(world.outbox.blocks) == 3 * BLOCKS_MAX
+    async with world.collector(), world.streaming():
+        await world.settled()
+        assert await world.shown() == [3 * BLOCKS_MAX - 1]
+        assert await world.signals() == ["in the outage"]
+
+
+class Scripted:
+    """A source that answers until its gate is closed."""
+
+    def __init__(self, name: str, gpu: int | None) -> None:
+        self.name, self.gpu, self.deadline_s = name, gpu, 5.0
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def sample(self) -> list[Reading]:
+        self.gate.wait(30)
+        return [known(series(self.name, "", Kind.GAUGE), 1)]
+
+
+async def test_a_hanging_gpu_becomes_a_signal_and_unknown_while_the_others_go_on(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    hanging, healthy = Scripted("gpu-3", 3), Scripted("host", None)
+    workers = [Worker(hanging), Worker(healthy)]
+    metrics = AgentMetrics(CollectorRegistry(), world.outbox, world.stream)
+    ticker = Ticker(
+        workers, world.outbox, world.stream, metrics=metrics, clock=ManualClock(), interval_s=1, simulated=False
+    )
+    async with world.collector(), world.streaming():
+        await ticker.tick()
+        await world.settled()
+        assert await world.shown() == [1, 1]
+        hanging.deadline_s = 0.05
+        hanging.gate.clear()
+        await ticker.tick()
+        await ticker.tick()
+        await world.settled()
+        assert await world.shown() == [None, 1]
+        assert await world.signals() == ["gpu-3 did not answer within 0.05 s"]
+    hanging.gate.set()
+    for worker in workers:
+        worker.close()
