@@ -46,12 +46,13 @@ def test_the_newest_known_checkpoint_that_was_read_before_the_first_step_gives_t
 ) -> None:
     """A script may try the newest, find it wanting and take the one before; what it reads later it only looks at."""
     follow = progress(tmp_path, {"20.pt": 20, "10.pt": 10, "5.pt": 5})
-    for name in ("20.pt", "10.pt", "notes.txt", "10.pt"):
+    (tmp_path / "other.pt").touch()
+    for name in ("model.py", "20.pt", "10.pt", "notes.txt", "other.pt", "10.pt"):
         rank.loaded(name)
     rank.step(1, 2)
     rank.loaded("5.pt")
     found = follow.poll()
-    assert [(item.path.name, item.step) for item in found] == [("20.pt", 20), ("10.pt", 10), ("notes.txt", None)]
+    assert [(item.path.name, item.step) for item in found] == [("20.pt", 20), ("10.pt", 10), ("other.pt", None)]
     assert all(isinstance(item, Load) for item in found)
     assert (follow.base, follow.step()) == (10, 11)
     assert follow.poll() == []
@@ -72,6 +73,15 @@ def test_the_first_new_step_is_the_first_beyond_the_high_water_mark(tmp_path: Pa
     assert (reported.step, reported.count, reported.time_unix_ns) == (14, 4, follow.log.unix_ns(410))
 
 
+def test_reading_code_beside_the_checkpoints_is_not_loading_one(tmp_path: Path, rank: StepLogWriter) -> None:
+    follow = progress(tmp_path, {})
+    rank.loaded("model.py")
+    rank.loaded("__pycache__/model.cpython-311.pyc")
+    rank.step(1, 2)
+    assert follow.poll() == []
+    assert follow.step() == 1
+
+
 def test_a_commit_carries_the_step_of_its_moment(tmp_path: Path, rank: StepLogWriter) -> None:
     follow = progress(tmp_path, {})
     rank.step(1, 2)
@@ -81,6 +91,18 @@ def test_a_commit_carries_the_step_of_its_moment(tmp_path: Path, rank: StepLogWr
     rank.committed("late.pt", in_step_order=False)
     commits = [item for item in follow.poll() if isinstance(item, Commit)]
     assert [(commit.path.name, commit.step) for commit in commits] == [("2.pt", 2), ("late.pt", None)]
+
+
+def test_a_file_time_names_a_step_only_when_no_step_ended_within_a_tick_of_it(
+    tmp_path: Path, rank: StepLogWriter
+) -> None:
+    follow = progress(tmp_path, {})
+    ms = 1_000_000
+    for end in (100, 200, 300):
+        rank.step((end - 10) * ms, end * ms)
+    follow.poll()
+    at = [follow.step_at(follow.log.unix_ns(time * ms)) for time in (50, 100, 150, 189, 195, 205, 999)]
+    assert at == [None, 1, 1, 1, None, 2, 3]
 
 
 def test_a_file_inside_a_dcp_folder_stands_for_the_folder(tmp_path: Path) -> None:

@@ -92,9 +92,9 @@ class Attempt:
         self._reported = counts
         return pb.Progress(ranks=[rank.progress.to_proto(rank.rank) for rank in self.ranks.values()])
 
-    def step_at(self, unix_ns: int) -> int | None:
-        """Newest step that the first local rank had completed at that time; None when that cannot be told."""
-        return next(iter(self.ranks.values())).progress.step_at(unix_ns)
+    def step_at(self, modified_ns: int) -> int | None:
+        """Newest step that the first local rank had completed when a file was last written; None when that cannot be told."""
+        return next(iter(self.ranks.values())).progress.step_at(modified_ns)
 
     def processes(self) -> tuple[Process, ...]:
         return tuple(rank.process for rank in self.ranks.values() if rank.process is not None)

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 _LOWEST_PRIORITY = 19
 #: A script that commits faster than we read goes without digests: those files are soon replaced, and a restart verifies all.
 _DIGESTS_MAX = 8
+#: Files that were renamed but are no checkpoints (logs, bytecode) wait here in vain.
+_NAMED_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ class CommitWatcher:
     def committed(self, commit: Commit) -> None:
         """A rank is renaming a checkpoint into place; the next poll that finds it reports it."""
         self._named[commit.path] = commit
+        if len(self._named) > _NAMED_MAX:
+            del self._named[next(iter(self._named))]
 
     def poll(self, *, ranks_live: bool) -> None:
         """One look at the directory.

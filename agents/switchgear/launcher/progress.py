@@ -6,9 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from switchgear.launcher.checkpoints import DCP_METADATA
+from switchgear.launcher.checkpoints import DCP_METADATA, checkpoint_paths
 from switchgear.launcher.steplog import Event, EventKind, StepLog
 from switchgear.v1alpha import launcher_service_pb2 as pb
+
+#: Imports read these; a job may keep its checkpoints beside its code.
+_PROGRAM_SUFFIXES = frozenset({".py", ".pyc", ".so"})
+
+#: One tick of the slowest usual kernel (CONFIG_HZ=100).
+_FILE_TIME_BEHIND_NS = 10_000_000
 
 
 def step_base(*, catalog_step: int | None, adam_step: int | None, loaded: bool, resumed: bool) -> int | None:
@@ -89,12 +95,13 @@ class RankProgress:
         """Newest completed step; None while no evidence names it."""
         return None if self.base is None else self.base + self.count
 
-    def step_at(self, unix_ns: int) -> int | None:
-        """Newest step that was complete at that time; None when that cannot be told."""
-        if self.base is None:
-            return None
-        record = self.log.record_at(unix_ns)
-        return None if record is None else self.base + record.count
+    def step_at(self, modified_ns: int) -> int | None:
+        """Newest step that was complete when a file was last written; None when that cannot be told.
+
+        modified_ns: the file's own time, which the kernel takes from a clock that may be a tick behind.
+        """
+        before, after = (self.log.record_at(ns) for ns in (modified_ns, modified_ns + _FILE_TIME_BEHIND_NS))
+        return None if self.base is None or before is None or before != after else self.base + before.count
 
     def to_proto(self, rank: int) -> pb.RankStep:
         newest = self.log.record(self.count)
@@ -123,14 +130,15 @@ class RankProgress:
                 self._first_step()
             step = None if self.base is None or event.count is None else self.base + event.count
             self._new.append(Commit(path, step, time_unix_ns))
-        elif event.count == 0:
+        elif event.count == 0 and path.suffix not in _PROGRAM_SUFFIXES:
             # What is read after the first step is looked at, not started from.
             step = self.known_steps.get(path)
             self._loaded = True
             self._catalog_step = self._catalog_step if step is None else step
             if path not in self._loads_seen:
                 self._loads_seen.add(path)
-                self._new.append(Load(path, step, time_unix_ns))
+                if step is not None or path in checkpoint_paths(directory):
+                    self._new.append(Load(path, step, time_unix_ns))
 
 
 def checkpoint_of(directory: Path, relative: str) -> Path:
