@@ -15,6 +15,10 @@ from switchgear.v1 import signal_service_pb2 as signals
 from switchgear.v1alpha import telemetry_service_pb2 as telemetry
 
 
+#: Labels that follow from the GPU's index; the table above has them and `--json` gives them all.
+_SAME_FOR_A_GPU = frozenset({"UUID", "device", "hostname", "modelName", "pci_bus_id"})
+
+
 def qualified(value: str, collection: str) -> str:
     """`llama` and `jobs/llama` name the same job."""
     return value if value.startswith(f"{collection}/") else f"{collection}/{value}"
@@ -75,7 +79,8 @@ def _node(client: Client, name: str, *, as_json: bool) -> int:
         (
             (
                 value.metric,
-                ",".join(f"{key}={text}" for key, text in sorted(value.labels.items())) or "-",
+                ",".join(f"{key}={text}" for key, text in sorted(value.labels.items()) if key not in _SAME_FOR_A_GPU)
+                or "-",
                 f"{value.value:g} {value.unit}".rstrip()
                 if value.HasField("value")
                 else f"unknown: {value.unknown_reason}",

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from switchgear.cli import exits
@@ -46,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     if args.steps < 200:
         raise FailedPrecondition("--steps must be 200 or more: three faults need room", Reason.BAD_FIELD)
+    for module in ("sqlalchemy", "torch"):
+        if find_spec(module) is None:
+            raise FailedPrecondition(
+                f"the demo needs {module}; install it with pip install 'switchgear[server,train]'", Reason.MISSING_EXTRA
+            )
     folder = Path(tempfile.mkdtemp(prefix="switchgear-demo-"))
     stage = Stage(folder)
     report = None
