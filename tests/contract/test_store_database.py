@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import importlib.util
 import pkgutil
+import random
 import sys
 from pathlib import Path
 
@@ -60,6 +61,23 @@ async def test_a_write_that_raises_leaves_nothing(database: Database) -> None:
         await fail()
     async with database.read() as session:
         assert await current_revision(session, "svc") == 0
+
+
+async def test_a_task_cancelled_in_a_write_leaves_no_lock_behind(database: Database) -> None:
+    async def write() -> None:
+        while True:
+            async with database.read() as session:
+                await current_revision(session, "svc")
+            async with database.write() as session:
+                await next_revision(session, "svc")
+
+    moments = random.Random(1)
+    for _ in range(60):
+        task = asyncio.create_task(write())
+        await asyncio.sleep(moments.random() * 0.01)
+        task.cancel()
+        # The lock would be missed for as long as a writer waits for another one: 10 s.
+        await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 5)
 
 
 async def test_a_read_sees_one_snapshot_while_others_write(database: Database) -> None:

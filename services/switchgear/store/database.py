@@ -48,10 +48,13 @@ class Database:
             )
         sqlite = parsed.drivername == "sqlite+aiosqlite"
         # A server closes idle connections when it restarts; the probe costs one round trip and saves one failed call.
-        self._engine = create_async_engine(parsed, pool_pre_ping=not sqlite)
+        # `read` and `write` always end their transaction, so SQLite saves the second rollback.
+        reset = None if sqlite else "rollback"
+        self._engine = create_async_engine(parsed, pool_pre_ping=not sqlite, pool_reset_on_return=reset)
         if sqlite:
             event.listen(self._engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
+            event.listen(self._engine.sync_engine, "invalidate", _abandon_sqlite)
             self._writer = self._engine.execution_options(switchgear_write=True)
             reader = self._engine
         else:
@@ -111,6 +114,12 @@ def _begin_sqlite(connection: Connection) -> None:
     # A deferred transaction that turns into a write fails at once when another process wrote meanwhile.
     writes = connection.get_execution_options().get("switchgear_write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _abandon_sqlite(connection: Any, _record: object, _error: object) -> None:
+    # A task was cancelled in the middle of a statement. Closing alone would leave the transaction, and with it the write
+    # lock, to the garbage collector: a cursor that is still referenced keeps the closed connection alive in SQLite.
+    connection.rollback()
 
 
 def migrations() -> Config:
