@@ -73,6 +73,9 @@ class _World:
             node, revision=self.revision, healthy_revision=self.revision if anew else node.healthy_revision
         )
 
+    def state_of(self, name: str) -> str:
+        return (self.nodes[name] if name in self.nodes else self.jobs[name]).state
+
     def replace(self, name: str, *excluded: str) -> JobRecord:
         job = replace_nodes(
             self.jobs[name], excluded, self.snapshot(), self.seen, reason="it broke", revision=self.revision
@@ -154,10 +157,10 @@ def test_after_a_restart_nodes_have_time_to_report_before_they_are_missed() -> N
     world = _World("a")
     world.seen = Observation()
     world.settle()
-    assert world.nodes["nodes/a"].state is NodeState.HEALTHY
+    assert world.state_of("nodes/a") == "HEALTHY"
     world.seen = Observation(complete=True)
     world.settle()
-    assert world.nodes["nodes/a"].state is NodeState.UNREACHABLE
+    assert world.state_of("nodes/a") == "UNREACHABLE"
 
 
 def test_a_replaced_node_leaves_the_others_as_they_were() -> None:
@@ -195,10 +198,10 @@ def test_an_excluded_node_counts_again_once_it_has_been_mended() -> None:
     world.put(node_life.cordon(world.nodes["nodes/a"], "gpu lost", "policy:recovery"))
     world.replace("jobs/x", "nodes/a")
     world.settle()
-    assert world.jobs["jobs/x"].state is JobState.PENDING
+    assert world.state_of("jobs/x") == "PENDING"
     world.put(node_life.uncordon(world.nodes["nodes/a"], "user"))
     world.settle()
-    assert world.jobs["jobs/x"].state is JobState.STARTING
+    assert world.state_of("jobs/x") == "STARTING"
 
 
 def test_a_launcher_that_no_node_can_start_fails_its_job_with_the_cause() -> None:

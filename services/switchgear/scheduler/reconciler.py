@@ -44,7 +44,9 @@ class Reconciler:
                 await asyncio.sleep(RETRY_DELAY_S)
                 continue
             try:
-                await asyncio.wait_for(self._wake.wait(), self._interval_s)
+                # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the wake-up.
+                async with asyncio.timeout(self._interval_s):
+                    await self._wake.wait()
             except TimeoutError:
                 pass
 

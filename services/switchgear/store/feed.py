@@ -66,6 +66,7 @@ class ChangeFeed:
                 caught_up, after = True, current
                 yield current, None
             try:
-                await asyncio.wait_for(wake.wait(), self._poll_s)
+                async with asyncio.timeout(self._poll_s):
+                    await wake.wait()
             except TimeoutError:
                 pass

@@ -147,7 +147,8 @@ class LocalEngine(pb_grpc.NodeAgentServiceServicer):
         now_s = self._clock.monotonic_s()
         due = [trouble.retry_at_s - now_s for trouble in node.trouble.values() if trouble.retry_at_s > now_s]
         try:
-            await asyncio.wait_for(node.wake.wait(), min(due, default=None))
+            async with asyncio.timeout(min(due, default=None)):
+                await node.wake.wait()
         except TimeoutError:
             pass
 

@@ -1,0 +1,47 @@
+"""What a job's specification must look like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from switchgear.core.errors import Invalid, Reason
+from switchgear.scheduler.spec import spec_from_proto
+from switchgear.v1 import job_service_pb2 as job_pb
+
+GOOD: dict[str, Any] = {
+    "argv": ["x.py"],
+    "working_directory": "/w",
+    "environment": {"B": "2", "A": "1"},
+    "nnodes": 1,
+    "nproc_per_node": 1,
+}
+
+
+def test_a_good_specification_is_taken_as_it_is() -> None:
+    spec = spec_from_proto(job_pb.JobSpec(**GOOD))
+    assert (spec.argv, spec.environment, spec.checkpoint_directory) == (("x.py",), (("A", "1"), ("B", "2")), "")
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "reason"),
+    [
+        ({"argv": []}, "spec.argv", Reason.BAD_FIELD),
+        ({"argv": ["x"] * 1001}, "spec.argv", Reason.LIMIT_EXCEEDED),
+        ({"argv": ["x" * 70_000]}, "spec.argv", Reason.LIMIT_EXCEEDED),
+        ({"argv": ["a\0b"]}, "spec.argv", Reason.BAD_FIELD),
+        ({"working_directory": "here"}, "spec.working_directory", Reason.BAD_FIELD),
+        ({"working_directory": ""}, "spec.working_directory", Reason.BAD_FIELD),
+        ({"checkpoint_directory": "here"}, "spec.checkpoint_directory", Reason.BAD_FIELD),
+        ({"environment": {"A": "x" * 70_000}}, "spec.environment", Reason.LIMIT_EXCEEDED),
+        ({"environment": {"A=B": "x"}}, "spec.environment", Reason.BAD_FIELD),
+        ({"nnodes": 0}, "spec.nnodes", Reason.BAD_FIELD),
+        ({"nproc_per_node": -1}, "spec.nproc_per_node", Reason.BAD_FIELD),
+        ({"max_restarts": -1}, "spec.max_restarts", Reason.BAD_FIELD),
+    ],
+)
+def test_what_cannot_be_run_is_refused_by_field(spec: dict[str, Any], field: str, reason: Reason) -> None:
+    with pytest.raises(Invalid) as caught:
+        spec_from_proto(job_pb.JobSpec(**{**GOOD, **spec}))
+    assert (caught.value.reason, caught.value.metadata["field"]) == (reason, field)
