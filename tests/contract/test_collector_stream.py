@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -18,7 +19,7 @@ from switchgear.core import rpc
 from switchgear.core.clock import ManualClock
 from switchgear.core.errors import Aborted, Invalid, NotFound, OutOfRange, Reason, ResourceExhausted
 from switchgear.core.service import Endpoints
-from switchgear.store.database import Database
+from switchgear.store.database import Database, sqlite_url
 from switchgear.v1 import signal_service_pb2 as signals
 from switchgear.v1.signal_service_pb2_grpc import SignalServiceStub
 from switchgear.v1alpha import telemetry_service_pb2 as pb
@@ -115,25 +116,36 @@ async def serving(database: Database, clock: ManualClock, **settings: Any) -> As
 
 @pytest.fixture
 async def collector(database: Database) -> AsyncIterator[Collector]:
+    """On each database: for what is stored."""
     async with serving(database, ManualClock()) as collector:
         yield collector
 
 
-async def test_samples_are_acked_and_readable_with_unknown_kept_unknown(collector: Collector) -> None:
-    agent = collector.stream()
+@pytest.fixture
+async def collector_sqlite(tmp_path: Path) -> AsyncIterator[Collector]:
+    """On SQLite alone: for what never reaches the database."""
+    database = Database(sqlite_url(tmp_path / "state.db"))
+    await database.migrate()
+    async with serving(database, ManualClock()) as collector:
+        yield collector
+    await database.close()
+
+
+async def test_samples_are_acked_and_readable_with_unknown_kept_unknown(collector_sqlite: Collector) -> None:
+    agent = collector_sqlite.stream()
     await agent.hello()
     await agent.dictionary("power", "clock")
     await agent.keyframe(1, 250.5, 1980)
     await agent.say(block=pb.Block(sequence=2, time_unix_ns=7, unknown=[pb.UnknownSeries(id=1, reason="GPU is lost")]))
     while (await agent.answer("block_ack")).sequence < 2:
         pass
-    power, clock = (await collector.latest()).values
+    power, clock = (await collector_sqlite.latest()).values
     assert (power.metric, power.unit, dict(power.labels), power.value) == ("power", "watts", {"gpu": "0"}, 250.5)
     assert (clock.HasField("value"), clock.unknown_reason) == (False, "GPU is lost")
 
 
-async def test_a_gap_is_answered_with_a_resync_and_counted(collector: Collector) -> None:
-    agent = collector.stream()
+async def test_a_gap_is_answered_with_a_resync_and_counted(collector_sqlite: Collector) -> None:
+    agent = collector_sqlite.stream()
     await agent.hello()
     await agent.dictionary("power")
     await agent.keyframe(1, 1)
@@ -142,12 +154,12 @@ async def test_a_gap_is_answered_with_a_resync_and_counted(collector: Collector)
     await agent.keyframe(4, 2)
     while (await agent.answer("block_ack")).sequence < 4:
         pass
-    latest = await collector.latest()
+    latest = await collector_sqlite.latest()
     assert (latest.blocks_lost, latest.values[0].value) == (2, 2)
 
 
-async def test_a_collector_that_knows_nothing_of_an_epoch_asks_for_a_keyframe(collector: Collector) -> None:
-    agent = collector.stream()
+async def test_a_collector_that_knows_nothing_of_an_epoch_asks_for_a_keyframe(collector_sqlite: Collector) -> None:
+    agent = collector_sqlite.stream()
     await agent.hello()
     await agent.dictionary("power")
     await agent.delta(17)
@@ -198,8 +210,8 @@ async def test_a_watcher_gets_old_signals_and_then_new_ones_at_once(collector: C
     assert (seen, change.revision) == (["old", "new"], 2)
 
 
-async def test_a_watch_from_a_revision_to_come_is_out_of_range(collector: Collector) -> None:
-    watch = collector.signals.WatchSignals(signals.WatchSignalsRequest(revision=99))
+async def test_a_watch_from_a_revision_to_come_is_out_of_range(collector_sqlite: Collector) -> None:
+    watch = collector_sqlite.signals.WatchSignals(signals.WatchSignalsRequest(revision=99))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await watch.read()
     assert isinstance(rpc.from_rpc_error(caught.value), OutOfRange)
@@ -261,8 +273,8 @@ async def test_a_node_that_dies_while_the_collector_is_down_is_missed_afterwards
         await until(told)
 
 
-async def test_a_newer_stream_of_a_node_replaces_the_older_one(collector: Collector) -> None:
-    older, newer = collector.stream(), collector.stream()
+async def test_a_newer_stream_of_a_node_replaces_the_older_one(collector_sqlite: Collector) -> None:
+    older, newer = collector_sqlite.stream(), collector_sqlite.stream()
     await older.hello()
     await older.event(1)
     await older.answer("event_ack")
@@ -272,8 +284,8 @@ async def test_a_newer_stream_of_a_node_replaces_the_older_one(collector: Collec
     await newer.answer("event_ack")
 
 
-async def test_an_agent_that_is_too_fast_is_told_to_slow_down_and_then_cut_off(collector: Collector) -> None:
-    agent = collector.stream()
+async def test_an_agent_that_is_too_fast_is_told_to_slow_down_and_then_cut_off(collector_sqlite: Collector) -> None:
+    agent = collector_sqlite.stream()
     await agent.hello()
     for sequence in range(1, BURST_BLOCKS_MAX + 10):
         await agent.delta(sequence)
@@ -286,39 +298,34 @@ async def test_an_agent_that_is_too_fast_is_told_to_slow_down_and_then_cut_off(c
     assert error.reason is Reason.LIMIT_EXCEEDED
 
 
-@pytest.mark.parametrize(
-    "messages",
-    [
-        [{"block": pb.Block(sequence=1)}],
-        [{"hello": pb.AgentHello(node="nodes/UPPER", epoch="e")}],
-        [{"hello": pb.AgentHello(node="nodes/n1")}],
-        [{"hello": pb.AgentHello(node="nodes/n1", epoch="e")}, {"hello": pb.AgentHello(node="nodes/n1", epoch="e")}],
-        [{"hello": pb.AgentHello(node="nodes/n1", epoch="e")}, {}],
-        [
-            {"hello": pb.AgentHello(node="nodes/n1", epoch="e")},
-            {"dictionary": pb.Dictionary(series=[pb.Series(id=0, metric="a"), pb.Series(id=2, metric="b")])},
-        ],
-        [{"hello": pb.AgentHello(node="nodes/n1", epoch="e")}, {"dictionary": pb.Dictionary(series=[pb.Series()])}],
-        [{"hello": pb.AgentHello(node="nodes/n1", epoch="e")}, {"block": pb.Block(sequence=1, values_f64=b"123")}],
-        [{"hello": pb.AgentHello(node="nodes/n1", epoch="e")}, {"event": pb.Event(sequence=1)}],
-        [
-            {"hello": pb.AgentHello(node="nodes/n1", epoch="e")},
-            {"event": pb.Event(boot_id="b", source="s", kind="k", sequence=2**63)},
-        ],
-    ],
-)
-async def test_whoever_breaks_the_protocol_is_told_how(collector: Collector, messages: list[dict[str, Any]]) -> None:
-    agent = collector.stream()
-    for message in messages:
-        await agent.say(**message)
-    error = await agent.refusal()
-    assert isinstance(error, Invalid)
-    assert error.reason in {Reason.STREAM_PROTOCOL, Reason.BAD_NAME}
+HELLO = {"hello": pb.AgentHello(node="nodes/n1", epoch="e")}
+VIOLATIONS: list[list[dict[str, Any]]] = [
+    [{"block": pb.Block(sequence=1)}],
+    [{"hello": pb.AgentHello(node="nodes/UPPER", epoch="e")}],
+    [{"hello": pb.AgentHello(node="nodes/n1")}],
+    [HELLO, HELLO],
+    [HELLO, {}],
+    [HELLO, {"dictionary": pb.Dictionary(series=[pb.Series(id=0, metric="a"), pb.Series(id=2, metric="b")])}],
+    [HELLO, {"dictionary": pb.Dictionary(series=[pb.Series()])}],
+    [HELLO, {"block": pb.Block(sequence=1, values_f64=b"123")}],
+    [HELLO, {"event": pb.Event(sequence=1)}],
+    [HELLO, {"event": pb.Event(boot_id="b", source="s", kind="k", sequence=2**63)}],
+]
 
 
-async def test_a_node_without_an_agent_is_not_found(collector: Collector) -> None:
+async def test_whoever_breaks_the_protocol_is_told_how(collector_sqlite: Collector) -> None:
+    for messages in VIOLATIONS:
+        agent = collector_sqlite.stream()
+        for message in messages:
+            await agent.say(**message)
+        error = await agent.refusal()
+        assert isinstance(error, Invalid), messages
+        assert error.reason in {Reason.STREAM_PROTOCOL, Reason.BAD_NAME}, messages
+
+
+async def test_a_node_without_an_agent_is_not_found(collector_sqlite: Collector) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await collector.latest("nodes/nobody")
+        await collector_sqlite.latest("nodes/nobody")
     error = rpc.from_rpc_error(caught.value)
     assert isinstance(error, NotFound)
     assert "nodes/nobody" in error.message
