@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import BigInteger, Boolean, String, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
+from switchgear.core.errors import FailedPrecondition, Reason
 from switchgear.recovery import model as m
 from switchgear.store.base import Base, Json
 from switchgear.store.revisions import next_revision
 
+log = logging.getLogger(__name__)
+
 SERVICE = "recovery"
 #: Records that are kept for each job; a job that fails more often than this has other worries than its history.
 ATTEMPTS_MAX = 1000
+INCIDENTS_MAX = 1000
 CHECKPOINTS_MAX = 1000
+#: Ended jobs that are kept with their records: as many as the scheduler keeps.
+JOBS_ENDED_MAX = 10_000
 
 _STATE = TypeAdapter(m.JobState)
 _ATTEMPT = TypeAdapter(m.Attempt)
@@ -31,7 +38,10 @@ class RecoveryJobRow(Base):
 
     job: Mapped[str] = mapped_column(String(80), primary_key=True)
     state: Mapped[Any] = mapped_column(Json)
+    #: Nothing is left to do: ended, and every call about it confirmed.
     ended: Mapped[bool] = mapped_column(Boolean, index=True)
+    #: Null while the job has not ended.
+    end_time_unix_ns: Mapped[int | None] = mapped_column(BigInteger, index=True)
 
 
 class AttemptRow(Base):
@@ -77,8 +87,12 @@ def checkpoint_id(path: str) -> str:
 
 async def save(session: AsyncSession, state: m.JobState, records: Sequence[m.Effect]) -> None:
     """Writes the state and the records of one step, in one transaction."""
+    over = state.phase is m.Phase.ENDED
     row = RecoveryJobRow(
-        job=state.job, state=_STATE.dump_python(state, mode="json"), ended=state.phase is m.Phase.ENDED
+        job=state.job,
+        state=_STATE.dump_python(state, mode="json"),
+        ended=over and not state.outbox,
+        end_time_unix_ns=state.end_ns if over else None,
     )
     await session.merge(row)
     for record in records:
@@ -101,9 +115,13 @@ async def save(session: AsyncSession, state: m.JobState, records: Sequence[m.Eff
                         commit_time_unix_ns=checkpoint.commit_ns,
                     )
                 )
-                await _forget_old_checkpoints(session, state.job)
             case _:
                 pass
+    await session.flush()
+    if any(isinstance(record, m.SaveCheckpoint) for record in records):
+        await _forget_old_checkpoints(session, state.job)
+    if row.ended:
+        await _forget_old_jobs(session)
 
 
 async def _save_incident(session: AsyncSession, incident: m.Incident) -> None:
@@ -112,13 +130,25 @@ async def _save_incident(session: AsyncSession, incident: m.Incident) -> None:
     if row is None:
         row = IncidentRow(incident_id=incident.incident_id, job=incident.job, create_revision=revision)
         session.add(row)
+        await _forget_old_incidents(session, incident.job)
     row.incident, row.revision = _INCIDENT.dump_python(incident, mode="json"), revision
     await session.flush()
 
 
+async def _forget_old_incidents(session: AsyncSession, job: str) -> None:
+    """Makes room for one more."""
+    mine = select(IncidentRow.create_revision).where(IncidentRow.job == job)
+    with session.no_autoflush:
+        newest_to_go = await session.scalar(
+            mine.order_by(IncidentRow.create_revision.desc()).offset(INCIDENTS_MAX - 1).limit(1)
+        )
+        if newest_to_go is not None:
+            old = IncidentRow.create_revision <= newest_to_go
+            await session.execute(delete(IncidentRow).where(IncidentRow.job == job, old))
+
+
 async def _forget_old_checkpoints(session: AsyncSession, job: str) -> None:
     mine = CheckpointRow.job == job
-    await session.flush()
     if (await session.scalar(select(func.count()).select_from(CheckpointRow).where(mine)) or 0) <= CHECKPOINTS_MAX:
         return
     keep = (
@@ -130,10 +160,40 @@ async def _forget_old_checkpoints(session: AsyncSession, job: str) -> None:
     await session.execute(delete(CheckpointRow).where(mine, CheckpointRow.checkpoint_id.not_in(keep)))
 
 
+async def _forget_old_jobs(session: AsyncSession) -> None:
+    ended = select(RecoveryJobRow.job).where(RecoveryJobRow.ended)
+    old = ended.order_by(RecoveryJobRow.end_time_unix_ns.desc(), RecoveryJobRow.job).offset(JOBS_ENDED_MAX)
+    for job in (await session.scalars(old)).all():
+        await forget(session, job)
+
+
+async def forget(session: AsyncSession, job: str) -> None:
+    """Deletes all that is known of a job."""
+    for table in (AttemptRow, IncidentRow, CheckpointRow, RecoveryJobRow):
+        await session.execute(delete(table).where(table.job == job))
+
+
 async def running(session: AsyncSession) -> list[m.JobState]:
-    """The states of all jobs that have not ended, or that still have calls to make."""
-    rows = await session.scalars(select(RecoveryJobRow).where(RecoveryJobRow.ended.is_(False)))
-    return [_STATE.validate_python(row.state) for row in rows]
+    """The states of all jobs that have not ended, or that still have calls to make; unreadable ones are left out and logged."""
+    states = []
+    for row in await session.scalars(select(RecoveryJobRow).where(RecoveryJobRow.ended.is_(False))):
+        try:
+            states.append(_state(row))
+        except FailedPrecondition as error:
+            log.error("cannot care for a job", extra={"job": row.job, "error": error.message})
+    return states
+
+
+def _state(row: RecoveryJobRow) -> m.JobState:
+    try:
+        return _STATE.validate_python(row.state)
+    except ValidationError as error:
+        raise FailedPrecondition(
+            f"what is stored of {row.job} was not written by this version of Switchgear; cancel the job or run the version "
+            f"that wrote it ({error.error_count()} fields do not fit)",
+            Reason.STATE_NEWER,
+            job=row.job,
+        ) from error
 
 
 async def signal_cursor(session: AsyncSession) -> int:
@@ -146,8 +206,9 @@ async def move_signal_cursor(session: AsyncSession, revision: int) -> None:
 
 
 async def state_of(session: AsyncSession, job: str) -> m.JobState | None:
+    """Raises FailedPrecondition (STATE_NEWER) when it cannot be read."""
     row = await session.get(RecoveryJobRow, job)
-    return None if row is None else _STATE.validate_python(row.state)
+    return None if row is None else _state(row)
 
 
 async def attempts(session: AsyncSession, job: str, after: int, limit: int) -> list[m.Attempt]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from switchgear.core import names
+from switchgear.core.errors import Invalid, Reason
 from switchgear.recovery import model as m
 from switchgear.recovery.machine import productive_ns, steps_redone
 from switchgear.v1 import job_service_pb2 as job_pb
@@ -13,6 +14,16 @@ from switchgear.v1alpha import launcher_service_pb2 as wire
 
 #: The newest checkpoints are the ones that a rank may load; a start command stays small.
 CHECKPOINTS_IN_COMMAND_MAX = 100
+#: As the wire promises: 4 KiB of stderr and 1 KiB of an exception; a path of Linux; a sentence of a launcher.
+STDERR_LENGTH_MAX = 4096
+EXCEPTION_LENGTH_MAX = 1024
+PATH_LENGTH_MAX = 4096
+TEXT_LENGTH_MAX = 4000
+
+
+def text(value: str, length_max: int = TEXT_LENGTH_MAX) -> str:
+    """Text of others as it may be stored: bounded, and without NUL, which PostgreSQL does not take."""
+    return value[:length_max].replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def spec_from_proto(spec: job_pb.JobSpec) -> m.Spec:
@@ -38,26 +49,37 @@ def _exit(node: str, exited: wire.RankExited) -> m.Exit:
         time_ns=exited.time_unix_ns,
         code=exited.exit_code,
         by_us=exited.stopped_by_us,
-        exception=exited.exception,
-        stderr_tail=exited.stderr_tail,
+        exception=text(exited.exception, EXCEPTION_LENGTH_MAX),
+        stderr_tail=text(exited.stderr_tail[-STDERR_LENGTH_MAX:], STDERR_LENGTH_MAX),
         step=exited.step if exited.HasField("step") else None,
     )
 
 
 def _checkpoint(report: wire.CheckpointReport) -> m.Checkpoint:
+    known = report.state in wire.CheckpointReport.State.values()
+    name = wire.CheckpointReport.State.Name(report.state) if known else ""
+    if name not in m.CheckpointState.__members__:
+        raise Invalid(
+            f"a checkpoint's state must be one of {', '.join(m.CheckpointState)}, not {report.state}",
+            Reason.BAD_FIELD,
+            field="checkpoint.state",
+        )
     return m.Checkpoint(
-        path=report.path,
-        state=m.CheckpointState(wire.CheckpointReport.State.Name(report.state)),
+        path=text(report.path, PATH_LENGTH_MAX),
+        state=m.CheckpointState(name),
         step=report.step if report.HasField("step") else None,
         size_bytes=report.size_bytes,
-        digest=report.digest,
-        damage=report.damage,
+        digest=text(report.digest),
+        damage=text(report.damage),
         commit_ns=report.commit_time_unix_ns,
     )
 
 
 def event_from_report(node: str, launcher_id: str, report: wire.LauncherReport) -> m.Event | None:
-    """The event that a report of the launcher on `node` stands for; None when it is only for the log (`rejected`)."""
+    """The event that a report of the launcher on `node` stands for; None when it is only for the log (`rejected`).
+
+    Raises Invalid (BAD_FIELD) for a checkpoint in no state that we know.
+    """
     generation = report.generation
     match report.WhichOneof("kind"):
         case "hello":
@@ -93,13 +115,13 @@ def event_from_report(node: str, launcher_id: str, report: wire.LauncherReport) 
         case "loaded":
             loaded = report.loaded
             step = loaded.step if loaded.HasField("step") else None
-            return m.Loaded(generation, loaded.rank, loaded.path, step, loaded.time_unix_ns)
+            return m.Loaded(generation, loaded.rank, text(loaded.path, PATH_LENGTH_MAX), step, loaded.time_unix_ns)
         case "attempt_stopped":
             stopped = report.attempt_stopped
             return m.AttemptStopped(node, generation, stopped.reserved_port, stopped.time_unix_ns)
         case "start_failed":
             failed = report.start_failed
-            return m.StartFailed(node, generation, failed.message, failed.permanent, failed.reserved_port)
+            return m.StartFailed(node, generation, text(failed.message), failed.permanent, failed.reserved_port)
         case "checkpoint":
             return m.CheckpointSeen(generation, _checkpoint(report.checkpoint))
         case "verify_result":
@@ -107,8 +129,10 @@ def event_from_report(node: str, launcher_id: str, report: wire.LauncherReport) 
             return m.Checked(
                 node=node,
                 checkpoints=tuple(_checkpoint(checkpoint) for checkpoint in result.checkpoints),
-                quarantined=tuple(c.quarantine_path for c in result.checkpoints if c.quarantine_path),
-                error=result.error,
+                quarantined=tuple(
+                    text(c.quarantine_path, PATH_LENGTH_MAX) for c in result.checkpoints if c.quarantine_path
+                ),
+                error=text(result.error),
             )
         case _:
             return None
