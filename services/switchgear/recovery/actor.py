@@ -33,33 +33,57 @@ class JobActor:
         self.state = state
         self._clock = clock
         self._keep, self._send, self._carry = keep, send, carry
-        self._events: asyncio.Queue[tuple[m.Event, asyncio.Future[None] | None]] = asyncio.Queue(QUEUE_MAX)
+        self._events: asyncio.Queue[tuple[m.Event, m.Now, asyncio.Future[None] | None]] = asyncio.Queue(QUEUE_MAX)
         self._calls_due = asyncio.Event()
+        self._ended = False
 
     async def post(self, event: m.Event) -> None:
-        """Queues an event; waits while the queue is full."""
-        await self._events.put((event, None))
+        """Queues an event as of now; waits while the queue is full. An event for a job that has ended is dropped."""
+        if not self._ended:
+            await self._events.put((event, self._now(), None))
 
     async def settle(self, event: m.Event) -> None:
-        """Queues an event and returns once its state is stored."""
+        """Queues an event and returns once its state is stored, or the job has ended."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        await self._events.put((event, done))
-        await done
+        if not self._ended:
+            await self._events.put((event, self._now(), done))
+        # It may have ended while the queue was full: nobody takes the event then.
+        if not self._ended:
+            await done
+
+    def tick(self) -> None:
+        """Lets time pass. Not while much waits: words of a launcher that are still to be read must not count as its silence."""
+        if self._events.qsize() < QUEUE_MAX // 2:
+            self._events.put_nowait((m.Tick(), self._now(), None))
 
     async def run(self) -> None:
         """Takes events until the job has ended and every call about it is confirmed."""
-        async with asyncio.TaskGroup() as tasks:
-            calls = tasks.create_task(self._make_calls())
-            self._calls_due.set()
-            while self.state.phase is not m.Phase.ENDED or self.state.outbox:
-                event, done = await self._events.get()
-                await self._take(event)
-                if done and not done.done():
-                    done.set_result(None)
-            calls.cancel()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                calls = tasks.create_task(self._make_calls())
+                self._calls_due.set()
+                while self.state.phase is not m.Phase.ENDED or self.state.outbox:
+                    await self._take_next()
+                calls.cancel()
+        finally:
+            self._ended = True
+            while not self._events.empty():
+                _settled(self._events.get_nowait()[2])
 
-    async def _take(self, event: m.Event) -> None:
-        now = m.Now(self._clock.monotonic_s(), self._clock.unix_ns())
+    def _now(self) -> m.Now:
+        return m.Now(self._clock.monotonic_s(), self._clock.unix_ns())
+
+    async def _take_next(self) -> None:
+        event, posted, done = await self._events.get()
+        try:
+            await self._take(event, posted)
+        except Exception:
+            # The state is as before. What nobody foresaw of one event must not end the care for this job, nor for all others.
+            log.exception("an event was dropped", extra={"job": self.state.job, "event": type(event).__name__})
+        finally:
+            _settled(done)
+
+    async def _take(self, event: m.Event, now: m.Now) -> None:
         before, (after, effects) = self.state, step(self.state, event, now)
         records = [e for e in effects if isinstance(e, m.SaveAttempt | m.SaveIncident | m.SaveCheckpoint)]
         if effects or after.outbox != before.outbox or after.phase is not before.phase:
@@ -109,3 +133,8 @@ class JobActor:
                 delay_s = min(delay_s * 2, RETRY_S_MAX)
             else:
                 return
+
+
+def _settled(done: asyncio.Future[None] | None) -> None:
+    if done and not done.done():
+        done.set_result(None)

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc.aio
 
+from switchgear.core import names
 from switchgear.core.errors import Invalid, Reason, Unavailable
 from switchgear.recovery import model as m
 from switchgear.recovery.actor import JobActor
@@ -21,23 +22,34 @@ log = logging.getLogger(__name__)
 
 #: Commands that wait for one launcher: a handful an attempt; more means that it does not read, and it is cut off.
 COMMANDS_MAX = 100
+LAUNCHER_ID_LENGTH_MAX = 128
 
 
 class _Session:
-    """A connected launcher."""
+    """A connected launcher, served by the current task."""
 
     def __init__(self, launcher_id: str) -> None:
         self.launcher_id = launcher_id
         self.commands: asyncio.Queue[wire.LauncherCommand | None] = asyncio.Queue(COMMANDS_MAX)
+        self._task = asyncio.current_task()
 
-    def put(self, command: wire.LauncherCommand | None) -> None:
-        try:
+    def put(self, command: wire.LauncherCommand) -> None:
+        if self.commands.full():
+            self.cut()
+        else:
             self.commands.put_nowait(command)
-        except asyncio.QueueFull:
-            # It will reconnect and be told anew what it should do.
-            while not self.commands.empty():
-                self.commands.get_nowait()
+
+    def end(self) -> None:
+        """Ends the stream after what waits. The launcher connects again and is told anew what it should do."""
+        if self.commands.full():
+            self.cut()
+        else:
             self.commands.put_nowait(None)
+
+    def cut(self) -> None:
+        """Ends the stream at once, although the launcher does not read."""
+        if self._task:
+            self._task.cancel()
 
 
 class LauncherSessions(rpc.LauncherServiceServicer):
@@ -56,61 +68,107 @@ class LauncherSessions(rpc.LauncherServiceServicer):
         if session:
             session.put(command_to_proto(command))
 
+    def end_all(self) -> None:
+        """Ends all streams: the launchers connect again and meet the actors that are there then."""
+        for session in self._sessions.values():
+            session.end()
+
     async def Connect(  # noqa: N802
         self,
         request_iterator: AsyncIterator[wire.LauncherReport],
         context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002
     ) -> AsyncIterator[wire.LauncherCommand]:
-        report = await anext(request_iterator, None)
+        reports = aiter(request_iterator)
+        report = await anext(reports, None)
         if report is None:
             return
-        hello = report.hello
-        if report.WhichOneof("kind") != "hello" or not hello.job or not hello.node or not hello.launcher_id:
-            raise Invalid(
-                "the first report of a launcher must be a hello with job, node and launcher_id", Reason.STREAM_PROTOCOL
-            )
+        hello = _checked_hello(report)
         actor = await self._find(hello.job)
-        if actor is None:
-            yield command_to_proto(m.Finish(hello.node, report.generation, "the job has ended"))
+        if actor and hello.placement_epoch > actor.state.epoch:
+            # It was started for a placement that the scheduler has made and we have not read yet.
+            await not_known_yet(hello.job)
+        if actor is None or (farewell := _farewell(actor.state, hello)):
+            reason = farewell if actor else "the job has ended"
+            yield command_to_proto(m.Finish(hello.node, report.generation, reason))
             return
         key, session = (hello.job, hello.node), _Session(hello.launcher_id)
         if older := self._sessions.get(key):
-            older.put(None)
+            older.end()
         self._sessions[key] = session
         log.info("launcher connected", extra={"job": hello.job, "node": hello.node, "generation": report.generation})
-        await self._post(actor, hello.node, hello.launcher_id, report)
-        reader = asyncio.create_task(self._read(actor, session, hello.node, request_iterator))
+        reader = asyncio.create_task(self._read(actor, session, report, reports))
+        reader.add_done_callback(lambda _: session.end())
         try:
             while command := await session.commands.get():
                 yield command
+            if reader.done():
+                reader.result()
         finally:
             reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
             if self._sessions.get(key) is session:
                 del self._sessions[key]
-                await actor.post(m.LauncherGone(hello.node, hello.launcher_id))
                 log.info("launcher disconnected", extra={"job": hello.job, "node": hello.node})
+                await actor.post(m.LauncherGone(hello.node, hello.launcher_id))
 
     async def _read(
-        self, actor: JobActor, session: _Session, node: str, reports: AsyncIterator[wire.LauncherReport]
+        self,
+        actor: JobActor,
+        session: _Session,
+        first: wire.LauncherReport,
+        rest: AsyncIterator[wire.LauncherReport],
     ) -> None:
-        try:
-            async for report in reports:
-                await self._post(actor, node, session.launcher_id, report)
-                if report.WhichOneof("kind") == "heartbeat":
-                    lease = wire.LeaseGrant(sequence=report.heartbeat.sequence, duration_seconds=LEASE_S)
-                    session.put(wire.LauncherCommand(generation=report.generation, lease=lease))
-        finally:
-            session.put(None)
+        hello = first.hello
+        await self._post(actor, hello, first)
+        async for report in rest:
+            await self._post(actor, hello, report)
+            if report.WhichOneof("kind") == "heartbeat":
+                session.put(_answer(actor.state, hello, report))
 
-    async def _post(self, actor: JobActor, node: str, launcher_id: str, report: wire.LauncherReport) -> None:
-        event = event_from_report(node, launcher_id, report)
+    async def _post(self, actor: JobActor, hello: wire.LauncherHello, report: wire.LauncherReport) -> None:
+        event = event_from_report(hello.node, hello.launcher_id, report)
         if event:
             await actor.post(event)
         elif report.WhichOneof("kind") == "rejected":
             log.warning(
                 "launcher refused a command of an older generation",
-                extra={"node": node, "generation": report.generation, "holds": report.rejected.current_generation},
+                extra={
+                    "node": hello.node,
+                    "generation": report.generation,
+                    "holds": report.rejected.current_generation,
+                },
             )
+
+
+def _checked_hello(report: wire.LauncherReport) -> wire.LauncherHello:
+    hello = report.hello
+    if report.WhichOneof("kind") != "hello" or not 1 <= len(hello.launcher_id) <= LAUNCHER_ID_LENGTH_MAX:
+        raise Invalid(
+            "the first report of a launcher must be a hello with job, node and a launcher_id of at most "
+            f"{LAUNCHER_ID_LENGTH_MAX} characters",
+            Reason.STREAM_PROTOCOL,
+        )
+    names.parse(hello.job, "jobs/*")
+    names.parse(hello.node, "nodes/*")
+    return hello
+
+
+def _answer(state: m.JobState, hello: wire.LauncherHello, heartbeat: wire.LauncherReport) -> wire.LauncherCommand:
+    """A lease for whoever has its place, and the way out for whoever has lost it since its hello."""
+    if farewell := _farewell(state, hello):
+        return command_to_proto(m.Finish(hello.node, heartbeat.generation, farewell))
+    lease = wire.LeaseGrant(sequence=heartbeat.heartbeat.sequence, duration_seconds=LEASE_S)
+    return wire.LauncherCommand(generation=heartbeat.generation, lease=lease)
+
+
+def _farewell(state: m.JobState, hello: wire.LauncherHello) -> str:
+    """Why the launcher should go; empty when it has its place."""
+    if state.phase is m.Phase.ENDED:
+        return "the job has ended"
+    slot = next((slot for slot in state.slots if slot.node == hello.node), None)
+    if slot is None or hello.placement_epoch < slot.launcher_epoch:
+        return "this node is no longer part of the job's placement"
+    return ""
 
 
 async def not_known_yet(job: str) -> JobActor | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import grpc.aio
 
 from switchgear.core.clock import Clock
-from switchgear.core.errors import Aborted, FailedPrecondition, NotFound
+from switchgear.core.errors import Aborted, FailedPrecondition, Invalid, NotFound, OutOfRange, Reason, Unavailable
 from switchgear.core.rpc import channel, from_rpc_error
 from switchgear.core.service import Endpoints
 from switchgear.recovery import model as m
@@ -42,7 +43,16 @@ if TYPE_CHECKING:  # these names exist in the stubs only
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
+#: Half of it is random, so that the control plane's parts do not come back in step.
 RETRY_S = 0.5
+#: A call to the scheduler is one transaction; one that takes longer is made again, which its id makes harmless.
+CALL_TIMEOUT_S = 10.0
+#: How long a launcher waits for `run` to have loaded the jobs before it is sent away to connect again.
+LOAD_TIMEOUT_S = 5.0
+#: A tick that is so late means that this process itself was stopped or starved ...
+STALL_S = 5.0
+#: ... and launchers, which may have to connect again, are heard before their silence is judged.
+HEARING_S = 5.0
 ACTOR = "policy:recovery"
 _FINAL = {job_service_pb2.Job.SUCCEEDED, job_service_pb2.Job.FAILED, job_service_pb2.Job.CANCELLED}
 
@@ -57,6 +67,7 @@ class RecoveryService:
         self._feed = ChangeFeed(database, store.SERVICE)
         self._actors: dict[str, JobActor] = {}
         self._loaded = asyncio.Event()
+        self._jobs_known = asyncio.Event()
         self._sessions = LauncherSessions(self._find)
         self._api = RecoveryApi(database, self._feed, clock, self._live)
 
@@ -65,26 +76,36 @@ class RecoveryService:
         launcher_service_pb2_grpc.add_LauncherServiceServicer_to_server(self._sessions, server)
 
     async def run(self, endpoints: Endpoints) -> None:
-        async with channel(endpoints.scheduler) as scheduler, channel(endpoints.collector) as collector:
-            self._fleet: FleetServiceAsyncStub = fleet_service_pb2_grpc.FleetServiceStub(scheduler)  # type: ignore[assignment]
-            self._placement: PlacementServiceAsyncStub = placement_service_pb2_grpc.PlacementServiceStub(scheduler)  # type: ignore[assignment]
-            async with asyncio.TaskGroup() as tasks:
-                self._tasks = tasks
-                async with self._database.read() as session:
-                    states = await store.running(session)
-                for state in states:
-                    self._adopt(resume(state, m.Now(self._clock.monotonic_s(), self._clock.unix_ns())))
-                self._loaded.set()
-                tasks.create_task(_forever("jobs", partial(self._watch_jobs, scheduler)))
-                tasks.create_task(_forever("signals", partial(self._watch_signals, collector)))
-                tasks.create_task(self._tick())
+        try:
+            async with channel(endpoints.scheduler) as scheduler, channel(endpoints.collector) as collector:
+                self._fleet: FleetServiceAsyncStub = fleet_service_pb2_grpc.FleetServiceStub(scheduler)  # type: ignore[assignment]
+                self._placement: PlacementServiceAsyncStub = placement_service_pb2_grpc.PlacementServiceStub(scheduler)  # type: ignore[assignment]
+                async with asyncio.TaskGroup() as tasks:
+                    self._tasks = tasks
+                    async with self._database.read() as session:
+                        states = await store.running(session)
+                    for state in states:
+                        self._adopt(resume(state, m.Now(self._clock.monotonic_s(), self._clock.unix_ns())))
+                    self._loaded.set()
+                    tasks.create_task(_forever("jobs", partial(self._watch_jobs, scheduler)))
+                    tasks.create_task(_forever("signals", partial(self._watch_signals, collector)))
+                    tasks.create_task(self._tick())
+        finally:
+            # What comes next begins from the store, and launchers with a new hello.
+            self._loaded.clear()
+            self._jobs_known.clear()
+            self._actors.clear()
+            self._sessions.end_all()
 
     def _live(self, job: str) -> m.JobState | None:
         actor = self._actors.get(job)
         return actor.state if actor else None
 
     async def _find(self, job: str) -> JobActor | None:
-        await self._loaded.wait()
+        try:
+            await asyncio.wait_for(self._loaded.wait(), LOAD_TIMEOUT_S)
+        except TimeoutError:
+            raise Unavailable("recovery is starting; connect again in a moment", Reason.SERVER_UNREACHABLE) from None
         if actor := self._actors.get(job):
             return actor
         async with self._database.read() as session:
@@ -97,7 +118,7 @@ class RecoveryService:
             self._clock,
             keep=self._keep,
             send=partial(self._sessions.send, state.job),
-            carry=partial(self._carry, state.job),
+            carry=partial(self._carry, state.job, state.create_ns),
         )
         self._actors[state.job] = actor
         self._tasks.create_task(self._run_actor(actor))
@@ -112,20 +133,24 @@ class RecoveryService:
             await store.save(session, state, records)
         self._feed.changed()
 
-    async def _carry(self, job: str, call: m.Call) -> None:
+    async def _carry(self, job: str, create_ns: int, call: m.Call) -> None:
+        # A job's name may be used again when the scheduler has forgotten the first; the ids of its calls must not.
+        request_id = f"{job}-{create_ns}-{call.call_id}"
         try:
             match call.kind:
                 case "set_state" if call.outcome:
                     await self._placement.UpdateJobState(
                         placement_service_pb2.UpdateJobStateRequest(
                             job=job, state=call.outcome.value, message=call.reason
-                        )
+                        ),
+                        timeout=CALL_TIMEOUT_S,
                     )
                 case "cordon":
                     await self._fleet.CordonNode(
                         fleet_service_pb2.CordonNodeRequest(
-                            name=call.node, reason=call.reason, actor=ACTOR, request_id=f"{job}-{call.call_id}"
-                        )
+                            name=call.node, reason=call.reason, actor=ACTOR, request_id=request_id
+                        ),
+                        timeout=CALL_TIMEOUT_S,
                     )
                 case "replace":
                     await self._placement.ReplaceNodes(
@@ -134,13 +159,15 @@ class RecoveryService:
                             placement_epoch=call.epoch,
                             exclude_nodes=call.node.split(","),
                             reason=call.reason,
-                            request_id=f"{job}-{call.call_id}",
-                        )
+                            request_id=request_id,
+                        ),
+                        timeout=CALL_TIMEOUT_S,
                     )
         except grpc.aio.AioRpcError as rpc_error:
             error = from_rpc_error(rpc_error)
-            # Answered, if not as hoped: the job or node has moved on, and its watch tells what is true now.
-            if not isinstance(error, Aborted | FailedPrecondition | NotFound):
+            # Answered, if not as hoped: the job or node has moved on, and its watch tells what is true now; or we were wrong, and
+            # would be again.
+            if not isinstance(error, Aborted | FailedPrecondition | NotFound | Invalid):
                 raise error from rpc_error
             log.warning("call refused", extra={"job": job, "call": call.kind, "error": error.message})
 
@@ -149,35 +176,58 @@ class RecoveryService:
         async for change in stub.WatchJobs(job_service_pb2.WatchJobsRequest()):
             if change.HasField("job"):
                 await self._take_job(change.job)
+            else:
+                self._jobs_known.set()
 
     async def _take_job(self, job: job_service_pb2.Job) -> None:
         actor = self._actors.get(job.name)
         if job.state in _FINAL:
             if actor:
-                await actor.post(m.EndedOutside(job.message or "the job has ended"))
+                await actor.post(m.EndedOutside(translate.text(job.message) or "the job has ended"))
             return
         if not job.placement.nodes:
             return
         if actor is None:
-            async with self._database.read() as session:
-                if await store.state_of(session, job.name):
-                    return  # ended here; the scheduler has not heard of it yet
-            actor = self._adopt(
-                m.JobState(job.name, translate.spec_from_proto(job.spec), job.create_time.ToNanoseconds())
-            )
-        await actor.post(translate.placed_from_proto(job.placement))
+            create_ns = job.create_time.ToNanoseconds()
+            try:
+                async with self._database.read() as session:
+                    known = await store.state_of(session, job.name)
+            except FailedPrecondition as error:
+                log.error("cannot care for a job", extra={"job": job.name, "error": error.message})
+                return
+            if known and known.create_ns == create_ns:
+                return  # ended here; the scheduler has not heard of it yet
+            if known:
+                async with self._database.write() as session:
+                    await store.forget(session, job.name)
+            actor = self._adopt(m.JobState(job.name, translate.spec_from_proto(job.spec), create_ns))
+        await actor.settle(translate.placed_from_proto(job.placement))
 
     async def _watch_signals(self, collector: grpc.aio.Channel) -> None:
+        # A signal about the node of a job that we have yet to learn of would be lost.
+        await self._jobs_known.wait()
         async with self._database.read() as session:
             cursor = await store.signal_cursor(session)
         stub: SignalServiceAsyncStub = signal_service_pb2_grpc.SignalServiceStub(collector)  # type: ignore[assignment]
-        async for change in stub.WatchSignals(signal_service_pb2.WatchSignalsRequest(revision=cursor)):
-            if not change.HasField("signal"):
-                continue
-            if change.signal.severity == signal_service_pb2.Signal.FATAL:
-                await self._take_signal(change.signal)
-            async with self._database.write() as session:
-                await store.move_signal_cursor(session, change.revision)
+        try:
+            async for change in stub.WatchSignals(signal_service_pb2.WatchSignalsRequest(revision=cursor)):
+                if not change.HasField("signal"):
+                    continue
+                if change.signal.severity == signal_service_pb2.Signal.FATAL:
+                    await self._take_signal(change.signal)
+                await self._move_cursor(change.revision)
+        except grpc.aio.AioRpcError as error:
+            if not isinstance(from_rpc_error(error), OutOfRange):
+                raise
+            # We were away for longer than signals are kept, or the collector has begun anew. Old evidence may be of nodes that
+            # have been mended since, so it is left; ranks that fail on a bad node tell by themselves.
+            newest = await stub.ListSignals(signal_service_pb2.ListSignalsRequest(page_size=1), timeout=CALL_TIMEOUT_S)
+            log.error("signals were missed", extra={"after": cursor, "up_to": newest.revision})
+            await self._move_cursor(newest.revision)
+
+    async def _move_cursor(self, revision: int) -> None:
+        async with self._database.write() as session:
+            await store.move_signal_cursor(session, revision)
 
     async def _take_signal(self, signal: signal_service_pb2.Signal) -> None:
         event = m.NodeSignal(
@@ -193,20 +243,27 @@ class RecoveryService:
                 await actor.settle(event)
 
     async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
+            start_s = loop.time()
             await asyncio.sleep(TICK_S)
+            if loop.time() - start_s > STALL_S:
+                log.warning("recovery was stopped or starved", extra={"seconds": round(loop.time() - start_s, 1)})
+                await asyncio.sleep(HEARING_S)
             for actor in list(self._actors.values()):
-                await actor.post(m.Tick())
+                actor.tick()
 
 
 async def _forever(what: str, watch: Callable[[], Awaitable[None]]) -> None:
-    """Follows a stream again when it ends: the other service may restart at any time."""
+    """Follows a stream again when it ends: the other service or the database may restart at any time."""
     while True:
         try:
             await watch()
         except grpc.aio.AioRpcError as error:
             log.warning("lost the stream of %s; connecting again", what, extra={"error": error.details()})
-        await asyncio.sleep(RETRY_S)
+        except Exception:
+            log.exception("cannot take the stream of %s; connecting again", what)
+        await asyncio.sleep(RETRY_S * random.uniform(0.5, 1))
 
 
 def build(database: Database, clock: Clock) -> RecoveryService:
