@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import fcntl
 import importlib.metadata
 import logging
-import signal
 import socket
 import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -31,7 +28,7 @@ from switchgear.agent.ticker import Ticker
 from switchgear.agent.worker import Worker
 from switchgear.core import names
 from switchgear.core.clock import SystemClock
-from switchgear.core.errors import FailedPrecondition, Reason
+from switchgear.core.process import only_one, until_signal
 from switchgear.v1 import fleet_service_pb2
 
 log = logging.getLogger(__name__)
@@ -74,18 +71,8 @@ def main(args: argparse.Namespace) -> int:
         metrics_port=args.metrics_port,
         kernel_log=args.kernel_log,
     )
-    asyncio.run(_run_until_signal(settings))
+    asyncio.run(until_signal(run_agent(settings)))
     return 0
-
-
-async def _run_until_signal(settings: AgentSettings) -> None:
-    agent = asyncio.create_task(run_agent(settings))
-    for sig in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(sig, agent.cancel)
-    try:
-        await agent
-    except asyncio.CancelledError:
-        pass
 
 
 async def run_agent(settings: AgentSettings) -> None:
@@ -98,9 +85,9 @@ async def run_agent(settings: AgentSettings) -> None:
     version = importlib.metadata.version("switchgear")
     simulated = settings.sim_gpus > 0
     kernel_boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    settings.state_dir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        stack.enter_context(_only_agent(settings.state_dir))
+        # Two agents on one spool would number different events alike.
+        stack.enter_context(only_one(settings.state_dir, "agent"))
         spool = Spool(settings.state_dir / "spool", kernel_boot_id)
         stack.callback(spool.close)
         outbox = Outbox(Sampler(), spool)
@@ -145,18 +132,3 @@ async def run_agent(settings: AgentSettings) -> None:
                     tasks.create_task(part)
         finally:
             await launchers.close()
-
-
-@contextmanager
-def _only_agent(state_dir: Path) -> Iterator[None]:
-    """Two agents on one spool would number different events alike."""
-    with (state_dir / "agent.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FailedPrecondition(
-                f"another agent uses {state_dir}; stop it or choose another --state-dir",
-                Reason.STATE_LOCKED,
-                state_dir=str(state_dir),
-            ) from None
-        yield

@@ -93,7 +93,9 @@ def from_rpc_error(error: FailedCall) -> SwitchgearError:
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], method: str, error: Exception) -> None:
     if isinstance(error, NotImplementedError):  # what a generated method of an older server raises
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"this server does not know {method}; it is older than its client")
+        await context.abort(
+            grpc.StatusCode.UNIMPLEMENTED, f"this server does not know {method}; it is older than its client"
+        )
     if not isinstance(error, SwitchgearError):
         log.exception("internal error in %s", method, exc_info=error)
         error = SwitchgearError("internal error; the server's log has the cause", Reason.INTERNAL)

@@ -14,7 +14,6 @@ from switchgear.v1 import recovery_service_pb2 as recovery
 from switchgear.v1 import signal_service_pb2 as signals
 from switchgear.v1alpha import telemetry_service_pb2 as telemetry
 
-
 #: Labels that follow from the GPU's index; the table above has them and `--json` gives them all.
 _SAME_FOR_A_GPU = frozenset({"UUID", "device", "hostname", "modelName", "pci_bus_id"})
 

@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import shutil
-import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from switchgear.cli import exits
 from switchgear.cli.state import default_state_dir
 from switchgear.core import names
 from switchgear.core.clock import SystemClock
+from switchgear.core.process import until_signal
 from switchgear.launcher.state import is_held
 from switchgear.launcher.supervisor import LauncherSettings, Supervisor
 from switchgear.recovery import model as m
@@ -40,15 +40,11 @@ async def run(name: str, spec: JobSpec) -> int:
     folder = default_state_dir() / "standalone" / name
     _forget_old(folder.parent)
     job = Standalone(names.job_name(name), spec, folder)
-    loop = asyncio.get_running_loop()
-    stopping = asyncio.create_task(job.run())
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.cancel)
-    try:
-        return await stopping
-    except asyncio.CancelledError:
+    code = await until_signal(job.run())
+    if code is None:
         print(f"{job.name} was stopped", file=sys.stderr)
         return exits.INTERRUPTED
+    return code
 
 
 class Standalone:

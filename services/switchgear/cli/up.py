@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import fcntl
 import os
-import signal
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +17,7 @@ from switchgear.cli.state import DEFAULT_GRPC, DEFAULT_HTTP, Running, default_st
 from switchgear.collector import main as collector
 from switchgear.core import names
 from switchgear.core.clock import SystemClock
-from switchgear.core.errors import FailedPrecondition, Reason
+from switchgear.core.process import only_one, until_signal
 from switchgear.core.rpc import Server
 from switchgear.core.service import Endpoints, Service
 from switchgear.gateway import main as gateway
@@ -85,18 +81,8 @@ def main(args: argparse.Namespace) -> int:
         node=args.node or names.to_id(socket.gethostname()),
         sim_gpus=args.sim_gpus,
     )
-    asyncio.run(_until_signal(settings))
+    asyncio.run(until_signal(serve(settings)))
     return exits.OK
-
-
-async def _until_signal(settings: UpSettings) -> None:
-    serving = asyncio.create_task(serve(settings))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
-    try:
-        await serving
-    except asyncio.CancelledError:
-        pass
 
 
 async def serve(settings: UpSettings) -> None:
@@ -106,7 +92,7 @@ async def serve(settings: UpSettings) -> None:
     is not loopback.
     """
     clock = SystemClock()
-    with _only_one(settings.state_dir):
+    with only_one(settings.state_dir, "`switchgear up`"):
         url = settings.database_url or f"sqlite+aiosqlite:///{settings.state_dir / 'switchgear.db'}"
         database = Database(url)
         server = Server()
@@ -128,7 +114,7 @@ async def serve(settings: UpSettings) -> None:
 
 async def _run(settings: UpSettings, endpoints: Endpoints, services: list[Service]) -> None:
     host, _, port = settings.http.rpartition(":")
-    async with gateway.serving(gateway.build_app(endpoints), host, int(port)) as http, asyncio.TaskGroup() as tasks:
+    async with gateway.serve(gateway.build_app(endpoints), host, int(port)) as http, asyncio.TaskGroup() as tasks:
         for service in services:
             tasks.create_task(service.run(endpoints))
         if settings.agent:
@@ -151,28 +137,3 @@ def _agent_settings(settings: UpSettings, endpoints: Endpoints) -> AgentSettings
         state_dir=settings.state_dir / "agent",
         sim_gpus=settings.sim_gpus,
     )
-
-
-@contextmanager
-def _only_one(state_dir: Path) -> Iterator[None]:
-    """Holds the state directory; raises FailedPrecondition (STATE_LOCKED) while another process does."""
-    try:
-        state_dir.mkdir(parents=True, exist_ok=True)
-        lock = os.open(state_dir / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise FailedPrecondition(
-            f"cannot use {state_dir} as state directory ({error.strerror}); choose another with --state-dir",
-            Reason.STATE_LOCKED,
-        ) from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FailedPrecondition(
-                f"another `switchgear up` uses {state_dir}; stop it or choose another directory with --state-dir",
-                Reason.STATE_LOCKED,
-                state_dir=str(state_dir),
-            ) from None
-        yield
-    finally:
-        os.close(lock)
