@@ -1,0 +1,139 @@
+"""Composes the gateway and serves it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from importlib import metadata
+
+import grpc.aio
+import uvicorn
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from switchgear.core import rpc
+from switchgear.core.errors import FailedPrecondition, NotFound, Reason, SwitchgearError
+from switchgear.core.service import Endpoints
+from switchgear.gateway.bindings import Binding, bindings
+from switchgear.gateway.errors import error_response
+from switchgear.gateway.openapi import describe
+from switchgear.gateway.transcoder import transcode
+
+#: More at a time than people and scripts open; beyond it the answer is 503 at once instead of a growing queue.
+CONNECTIONS_MAX = 1000
+SHUTDOWN_GRACE_S = 2
+
+
+def build_app(endpoints: Endpoints) -> FastAPI:
+    """The REST surface of the services at these endpoints."""
+    channels: dict[str, grpc.aio.Channel] = {}
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        for name in ("collector", "scheduler", "recovery"):
+            channels[name] = rpc.channel(getattr(endpoints, name))
+        yield
+        for channel in channels.values():
+            await channel.close()
+
+    version = metadata.version("switchgear")
+    # The pages that FastAPI would serve load their scripts from the internet.
+    app = FastAPI(title="Switchgear", version=version, lifespan=lifespan, docs_url=None, redoc_url=None)
+    all_bindings = list(bindings())
+    for binding in all_bindings:
+        app.add_api_route(binding.path, _endpoint(binding, channels), methods=[binding.verb], include_in_schema=False)
+    app.add_api_route("/healthz", _healthz, methods=["GET"], include_in_schema=False)
+    description = describe(all_bindings, version)
+    app.openapi = lambda: description  # type: ignore[method-assign]
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _http_error)
+    app.middleware("http")(_only_loopback)
+    return app
+
+
+@asynccontextmanager
+async def serve(app: FastAPI, host: str, port: int) -> AsyncIterator[str]:
+    """Serves until the block ends; gives the address with the port that was taken (0 takes a free one).
+
+    Raises FailedPrecondition when the port is taken or the host is not loopback.
+    """
+    rpc.require_loopback(host)
+    rpc.require_free_port(host, port)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host.strip("[]"), port), family=family) as listener:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            limit_concurrency=CONNECTIONS_MAX,
+            timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
+        )
+        server = _Server(config)
+        task = asyncio.create_task(server.serve([listener]))
+        ready = asyncio.create_task(server.ready.wait())
+        try:
+            await asyncio.wait((task, ready), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+                raise FailedPrecondition("the gateway could not start; the log has the cause", Reason.INTERNAL)
+            yield f"{host}:{listener.getsockname()[1]}"
+        finally:
+            ready.cancel()
+            server.should_exit = True
+            await asyncio.gather(task, return_exceptions=True)
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to the process that it is a part of."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self.ready.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _endpoint(binding: Binding, channels: dict[str, grpc.aio.Channel]) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        return await transcode(binding, request, channels)
+
+    return endpoint
+
+
+async def _healthz(_: Request) -> Response:
+    return PlainTextResponse("ok")
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What the router itself refuses."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    if status == 404:
+        return error_response(NotFound(request.url.path, "there is no such path; /openapi.json lists all"))
+    if status == 405:
+        wrong = SwitchgearError("this path does not take this method; /openapi.json lists all", Reason.BODY_INVALID)
+        return error_response(wrong, code="UNIMPLEMENTED", http_status=405)
+    return error_response(SwitchgearError(f"the request was refused: {status}", Reason.INTERNAL), http_status=status)
+
+
+async def _only_loopback(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    # A page of somebody else can point its own name at 127.0.0.1 and then read our answers; its name betrays it.
+    try:
+        rpc.require_loopback(request.url.hostname or "")
+    except FailedPrecondition:
+        error = FailedPrecondition(
+            "this gateway answers only to localhost and loopback addresses; use one of them in the URL",
+            Reason.INSECURE_BIND,
+        )
+        return error_response(error, http_status=421)
+    return await call_next(request)

@@ -1,0 +1,165 @@
+"""REST over real HTTP, in front of the real scheduler over real gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from switchgear.core import rpc
+from switchgear.core.clock import SystemClock
+from switchgear.core.errors import FailedPrecondition
+from switchgear.core.service import Endpoints
+from switchgear.gateway.main import build_app, serve
+from switchgear.scheduler.main import SchedulerSettings, build
+from switchgear.store.database import Database, sqlite_url
+from switchgear.v1 import fleet_service_pb2 as fleet_pb
+from switchgear.v1alpha import node_agent_service_pb2 as agent_pb
+from switchgear.v1alpha import node_agent_service_pb2_grpc as agent_grpc
+
+JOB = {"spec": {"argv": ["train.py"], "workingDirectory": "/w", "nnodes": 1, "nprocPerNode": 2}}
+
+
+@asynccontextmanager
+async def _scheduler(folder: Path, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
+    database = Database(sqlite_url(folder / "state.db"))
+    await database.migrate()
+    service = build(database, SystemClock(), SchedulerSettings(folder))
+    server = rpc.Server()
+    service.register(server.grpc)
+    address = await server.start(address, service.service_names)
+    task = asyncio.create_task(service.run(Endpoints.all_at(address)))
+    try:
+        yield address
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await server.stop(0)
+        await database.close()
+
+
+@asynccontextmanager
+async def _agent(address: str) -> AsyncIterator[None]:
+    async with rpc.channel(address) as channel:
+        stub: Any = agent_grpc.NodeAgentServiceStub(channel)
+        stream = stub.Connect()
+        node = fleet_pb.Node(name="nodes/a", address="127.0.0.1", gpus=[fleet_pb.Gpu(index=i) for i in range(2)])
+        await stream.write(agent_pb.NodeAgentReport(hello=agent_pb.NodeAgentHello(node=node)))
+        yield
+        stream.cancel()
+
+
+@pytest.fixture
+async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    async with (
+        _scheduler(tmp_path) as address,
+        _agent(address),
+        serve(build_app(Endpoints.all_at(address)), "127.0.0.1", 0) as http_address,
+        httpx.AsyncClient(base_url=f"http://{http_address}", trust_env=False) as client,
+    ):
+        async with asyncio.timeout(10):
+            while not (await client.get("/v1/nodes")).json().get("nodes"):  # noqa: ASYNC110 - HTTP has no event
+                await asyncio.sleep(0.01)
+        yield client
+
+
+def _error(response: httpx.Response) -> tuple[int, str, str]:
+    error = response.json()["error"]
+    assert error["code"] == response.status_code
+    detail = error["details"][0]
+    assert detail["domain"] == "switchgear.dev"
+    return response.status_code, error["status"], detail["reason"]
+
+
+async def test_a_job_is_created_read_listed_and_cancelled(client: httpx.AsyncClient) -> None:
+    created = await client.post("/v1/jobs", params={"jobId": "llama", "requestId": "r"}, json=JOB)
+    assert created.status_code == 200
+    assert (created.json()["name"], created.json()["state"]) == ("jobs/llama", "PENDING")
+    again = await client.post("/v1/jobs", params={"jobId": "llama", "requestId": "r"}, json=JOB)
+    assert again.json() == created.json()
+    job = (await client.get("/v1/jobs/llama")).json()
+    assert job["spec"]["nprocPerNode"] == 2
+    assert job["createTime"].endswith("Z")
+    listed = (await client.get("/v1/jobs", params={"page_size": 5})).json()
+    assert [job["name"] for job in listed["jobs"]] == ["jobs/llama"]
+    assert int(listed["revision"]) > 0
+    cancelled = await client.post("/v1/jobs/llama:cancel", json={})
+    assert cancelled.json()["state"] == "CANCELLED"
+
+
+async def test_a_node_is_read_cordoned_and_uncordoned(client: httpx.AsyncClient) -> None:
+    node = (await client.get("/v1/nodes/a")).json()
+    assert (node["state"], len(node["gpus"])) == ("HEALTHY", 2)
+    cordoned = await client.post("/v1/nodes/a:cordon", json={"reason": "fan", "actor": "user:eve"})
+    assert (cordoned.json()["state"], cordoned.json()["reason"]) == ("CORDONED", "fan")
+    stale = await client.post("/v1/nodes/a:cordon", json={"reason": "fan", "etag": node["etag"]})
+    assert _error(stale) == (409, "ABORTED", "ETAG_MISMATCH")
+    assert (await client.post("/v1/nodes/a:uncordon", json={})).json()["state"] == "HEALTHY"
+
+
+async def test_errors_of_the_services_keep_their_reason(client: httpx.AsyncClient) -> None:
+    assert _error(await client.get("/v1/jobs/none")) == (404, "NOT_FOUND", "NOT_FOUND")
+    assert _error(await client.get("/v1/jobs/NONE")) == (400, "INVALID_ARGUMENT", "BAD_NAME")
+    assert _error(await client.get("/v1/nodes", params={"pageToken": "x"}))[2] == "BAD_PAGE_TOKEN"
+    large = {"spec": {**JOB["spec"], "nnodes": 9}}
+    response = await client.post("/v1/jobs", json=large)
+    assert _error(response) == (400, "FAILED_PRECONDITION", "JOB_TOO_LARGE")
+    assert response.json()["error"]["details"][0]["metadata"]["largest_node_gpus"] == "2"
+    # No recovery answers here: the server has no such service.
+    assert _error(await client.get("/v1/incidents"))[:2] == (501, "UNIMPLEMENTED")
+
+
+async def test_errors_of_the_request_say_what_to_mend(client: httpx.AsyncClient) -> None:
+    unknown = await client.post("/v1/jobs", json={"spec": {"nprocs": 1}})
+    assert _error(unknown) == (400, "INVALID_ARGUMENT", "BODY_INVALID")
+    assert "nprocs" in unknown.json()["error"]["message"]
+    assert _error(await client.get("/v1/nothing"))[:2] == (404, "NOT_FOUND")
+    assert _error(await client.delete("/v1/jobs/llama"))[:2] == (405, "UNIMPLEMENTED")
+    large = await client.post(
+        "/v1/jobs", content=b" " * (1024 * 1024 + 1), headers={"content-type": "application/json"}
+    )
+    assert _error(large) == (413, "INVALID_ARGUMENT", "LIMIT_EXCEEDED")
+
+
+async def test_pages_of_other_sites_can_neither_write_nor_read(client: httpx.AsyncClient) -> None:
+    form = await client.post("/v1/nodes/a:cordon", content=b'{"reason": "x"}', headers={"content-type": "text/plain"})
+    assert _error(form)[2] == "BODY_INVALID"
+    assert _error(await client.post("/v1/nodes/a:uncordon"))[2] == "BODY_INVALID"
+    rebound = await client.get("/v1/nodes", headers={"host": "evil.example"})
+    assert _error(rebound)[::2] == (421, "INSECURE_BIND")
+
+
+async def test_the_surface_describes_itself(client: httpx.AsyncClient) -> None:
+    description = (await client.get("/openapi.json")).json()
+    assert "/v1/nodes/{name_0}:cordon" in description["paths"]
+    assert (await client.get("/healthz")).text == "ok"
+
+
+async def test_a_service_that_is_away_is_unavailable_and_found_again(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    async with (
+        serve(build_app(Endpoints.all_at(address)), "127.0.0.1", 0) as http_address,
+        httpx.AsyncClient(base_url=f"http://{http_address}", trust_env=False) as client,
+    ):
+        assert _error(await client.get("/v1/nodes")) == (503, "UNAVAILABLE", "SERVER_UNREACHABLE")
+        async with _scheduler(tmp_path, address), asyncio.timeout(10):
+            while (await client.get("/v1/nodes")).status_code != 200:  # noqa: ASYNC110 - HTTP has no event
+                await asyncio.sleep(0.05)
+
+
+async def test_it_listens_on_loopback_only_and_never_shares_a_port() -> None:
+    app = build_app(Endpoints.all_at("127.0.0.1:1"))
+    with pytest.raises(FailedPrecondition, match="loopback"):
+        async with serve(app, "0.0.0.0", 0):
+            pass
+    async with serve(app, "127.0.0.1", 0) as address:
+        with pytest.raises(FailedPrecondition, match="another port"):
+            async with serve(build_app(Endpoints.all_at("127.0.0.1:1")), "127.0.0.1", int(address.rpartition(":")[2])):
+                pass
