@@ -18,8 +18,10 @@ from switchgear.core.clock import ManualClock
 from switchgear.core.errors import SwitchgearError
 from switchgear.core.service import Endpoints, Service
 from switchgear.recovery import main as recovery
+from switchgear.recovery import store
 from switchgear.scheduler import main as scheduler
 from switchgear.store.database import Database
+from switchgear.store.revisions import current_revision
 from switchgear.v1 import fleet_service_pb2 as fleet_pb
 from switchgear.v1 import fleet_service_pb2_grpc as fleet_grpc
 from switchgear.v1 import job_service_pb2 as job_pb
@@ -30,6 +32,8 @@ from switchgear.v1alpha import launcher_service_pb2 as wire
 from switchgear.v1alpha import launcher_service_pb2_grpc as wire_grpc
 from switchgear.v1alpha import node_agent_service_pb2 as agent_pb
 from switchgear.v1alpha import node_agent_service_pb2_grpc as agent_grpc
+from switchgear.v1alpha import placement_service_pb2 as placement_pb
+from switchgear.v1alpha import placement_service_pb2_grpc as placement_grpc
 from switchgear.v1alpha import telemetry_service_pb2 as telemetry_pb
 from switchgear.v1alpha import telemetry_service_pb2_grpc as telemetry_grpc
 
@@ -118,7 +122,9 @@ class Launcher:
         self.held: set[str] = set()
         self.commands: list[wire.LauncherCommand] = []
         self.connections = 0
+        self._beats = 0
         self.finished = ""
+        self.forget_reports = False
         self._stream: Any = None
         self._connected = asyncio.Event()
 
@@ -155,7 +161,7 @@ class Launcher:
 
     async def report(self, **kind: Any) -> None:
         """Tells it once a connection is there that takes it; what was lost on the way is in the next hello."""
-        while True:
+        while not self.forget_reports:
             await asyncio.wait_for(self._connected.wait(), WITHIN_S)
             try:
                 await self._stream.write(wire.LauncherReport(generation=self.generation, **kind))
@@ -197,6 +203,23 @@ class Launcher:
         await self.report(rank_exited=exited)
         if not self.alive:
             await self.report(attempt_stopped=wire.AttemptStopped(time_unix_ns=6, reserved_port=4001 + self.generation))
+
+    async def beat(self) -> None:
+        self._beats += 1
+        await self.report(heartbeat=wire.Heartbeat(sequence=self._beats))
+
+    async def lease(self) -> int:
+        """Sequence of the newest lease, once there is one."""
+        await until(lambda: bool(self.told("lease")))
+        return next(c.lease.sequence for c in reversed(self.commands) if c.HasField("lease"))
+
+    async def connect_once(self) -> wire.LauncherCommand:
+        """The first answer to a hello on a stream of its own."""
+        async with grpc.aio.insecure_channel(self.address, options=_ALONE) as channel:
+            stream = wire_grpc.LauncherServiceStub(channel).Connect()  # type: ignore[no-untyped-call]
+            await stream.write(self.hello())
+            command: wire.LauncherCommand = await stream.read()
+            return command
 
     def told(self, kind: str) -> list[int]:
         """Generations of the commands of that kind, in the order of their arrival."""
@@ -264,6 +287,12 @@ class World:
         await self.stop_recovery()
         await self.start_recovery(**endpoints)
 
+    async def run_again(self) -> None:
+        """Cancels `run` and starts it again: the server and its streams stay."""
+        await ended(self._recovery)
+        endpoints = Endpoints(self.plane_address, self.plane_address, self.recovery_address)
+        self._recovery = [asyncio.create_task(self.service.run(endpoints))]
+
     @property
     def recovery_runs(self) -> bool:
         return not self._recovery[0].done()
@@ -313,6 +342,33 @@ class World:
         await until(there)
         found: job_pb.Job = await self.jobs.GetJob(job_pb.GetJobRequest(name=name))
         return found
+
+    async def node(self, name: str, state: fleet_pb.Node.State) -> fleet_pb.Node:
+        """The node, once it is in that state."""
+
+        async def there() -> bool:
+            return bool((await self.fleet.GetNode(fleet_pb.GetNodeRequest(name=name))).state == state)
+
+        await until(there)
+        found: fleet_pb.Node = await self.fleet.GetNode(fleet_pb.GetNodeRequest(name=name))
+        return found
+
+    async def replace(self, job: str, *, epoch: int, without: str) -> None:
+        """What a person or another replica may have asked for: a placement that this recovery has not asked for."""
+        stub: Any = placement_grpc.PlacementServiceStub(self.channel)  # type: ignore[no-untyped-call]
+        await stub.ReplaceNodes(
+            placement_pb.ReplaceNodesRequest(job=job, placement_epoch=epoch, exclude_nodes=[without])
+        )
+
+    async def signals_read(self) -> bool:
+        """Whether recovery has dealt with all signals that there are."""
+        async with self.database.read() as session:
+            return await store.signal_cursor(session) == await current_revision(session, "collector")
+
+    async def ticked(self) -> bool:
+        """Lets recovery look at the time twice."""
+        await asyncio.sleep(2 * recovery.TICK_S + 0.1)
+        return True
 
     async def incidents(self, job: str = "", **request: Any) -> list[pb.Incident]:
         return list((await self.call("ListIncidents", pb.ListIncidentsRequest(job=job, **request))).incidents)

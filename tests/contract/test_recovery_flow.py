@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from recovery_world import Launcher, World, running, until
+from recovery_world import NOWHERE, Launcher, World, refusal, running, until
 
+from switchgear.recovery.store import move_signal_cursor, signal_cursor
 from switchgear.store.database import Database
+from switchgear.v1 import fleet_service_pb2 as fleet_pb
 from switchgear.v1 import job_service_pb2 as job_pb
 from switchgear.v1 import recovery_service_pb2 as pb
 from switchgear.v1alpha import launcher_service_pb2 as wire
@@ -67,3 +69,199 @@ async def test_a_job_runs_fails_is_restarted_from_a_verified_checkpoint_and_succ
     assert await world.attempts(JOB) == [(1, pb.Attempt.FAILED), (2, pb.Attempt.SUCCEEDED)]
     progress = await world.call("GetJobProgress", pb.GetJobProgressRequest(name=f"{JOB}/progress"))
     assert (progress.steps_productive, progress.steps_redone) == (8, 2)
+
+
+async def test_recovery_may_be_stopped_anywhere_and_the_flow_goes_on_with_each_generation_once(world: World) -> None:
+    agent = await world.agent("a")
+    await world.create("llama", checkpoints=True)
+    launcher = await world.launcher(agent, JOB, hold=["verify", "start", "stop"])
+
+    async def restart_before(kind: str, generation: int) -> None:
+        """The command came and was not carried out; the next recovery gives it again."""
+        await launcher.has(kind, generation)
+        await world.stop_recovery()
+        launcher.held.discard(kind)
+        launcher.commands.clear()
+        await world.start_recovery()
+        await launcher.has(kind, generation)
+        launcher.held.add(kind)
+
+    await restart_before("verify", 0)
+    await restart_before("start", 1)
+    await until(lambda: len(launcher.alive) == 2)
+    await launcher.step(7)
+    await world.job(JOB, RUNNING)
+    await world.restart_recovery()
+    await launcher.exit(1, -9)
+    launcher.checkpoints = [checkpoint(5)]
+    await restart_before("stop", 1)
+    await restart_before("verify", 1)
+    await restart_before("start", 2)
+    await until(lambda: len(launcher.alive) == 2)
+    await world.restart_recovery()
+    await launcher.step(8)
+    incident = await world.incident(JOB, pb.Incident.RESOLVED)
+    assert (incident.failed_generation, incident.new_generation, incident.failed_step) == (1, 2, 7)
+    await world.restart_recovery()
+    await succeed(launcher)
+    await until(lambda: bool(launcher.finished))
+    await world.job(JOB, SUCCEEDED)
+    assert await world.attempts(JOB) == [(1, pb.Attempt.FAILED), (2, pb.Attempt.SUCCEEDED)]
+
+
+async def test_what_happened_while_recovery_was_away_is_told_in_the_hello(world: World) -> None:
+    agent = await world.agent("a")
+    await world.create("llama")
+    launcher = await world.launcher(agent, JOB)
+    await launcher.has("start", 1)
+    await launcher.step(3)
+    await world.job(JOB, RUNNING)
+    await world.stop_recovery()
+    launcher.forget_reports = True
+    await launcher.exit(0, 1, exception="ValueError: nan")
+    await launcher.exit(1, -9, by_us=True)
+    launcher.forget_reports = False
+    await world.start_recovery()
+    await launcher.has("start", 2)
+    (incident,) = await world.incidents(JOB)
+    assert (incident.fault, incident.rank) == ("RANK_EXCEPTION", 0)
+
+
+async def test_calls_that_the_scheduler_has_not_heard_are_made_after_a_restart(world: World) -> None:
+    agent = await world.agent("a")
+    await world.create("llama")
+    launcher = await world.launcher(agent, JOB)
+    await launcher.has("start", 1)
+    await launcher.step(1)
+    await world.job(JOB, RUNNING)
+    await world.restart_recovery(scheduler=NOWHERE)
+    await succeed(launcher)
+    await until(lambda: bool(launcher.finished))
+    assert await world.attempts(JOB) == [(1, pb.Attempt.SUCCEEDED)]
+    assert (await world.job(JOB, RUNNING)).state == RUNNING
+    await world.restart_recovery()
+    await world.job(JOB, SUCCEEDED)
+    await world.restart_recovery()
+    job = await world.job(JOB, SUCCEEDED)
+    assert job.message == "all 2 ranks ended with exit code 0"
+
+
+async def test_run_may_be_cancelled_and_started_again_while_the_server_stays(world: World) -> None:
+    agent = await world.agent("a")
+    await world.create("llama")
+    launcher = await world.launcher(agent, JOB)
+    await launcher.has("start", 1)
+    await launcher.step(1)
+    await world.job(JOB, RUNNING)
+    await world.run_again()
+    await launcher.exit(0, -9)
+    await launcher.has("start", 2)
+    await launcher.step(2)
+    await world.incident(JOB, pb.Incident.RESOLVED)
+    await succeed(launcher)
+    await world.job(JOB, SUCCEEDED)
+
+
+async def test_a_job_that_is_cancelled_while_recovery_is_away_is_finished(world: World) -> None:
+    agent = await world.agent("a")
+    await world.create("llama")
+    launcher = await world.launcher(agent, JOB)
+    await launcher.has("start", 1)
+    await world.stop_recovery()
+    await world.jobs.CancelJob(job_pb.CancelJobRequest(name=JOB))
+    await world.start_recovery()
+    await until(lambda: bool(launcher.finished))
+    assert await world.attempts(JOB) == [(1, pb.Attempt.STOPPED)]
+    assert launcher.finished == "cancelled by the user"
+
+
+async def test_a_fatal_signal_cordons_the_node_and_moves_the_job_to_another(world: World) -> None:
+    bad = await world.agent("a")
+    await world.create("llama")
+    old = await world.launcher(bad, JOB)
+    await old.has("start", 1)
+    await old.step(3)
+    await world.job(JOB, RUNNING)
+    spare = await world.agent("b")
+    await bad.event(code=79, text="NVRM: Xid (PCI:0000:03:00): 79, GPU has fallen off the bus.")
+    await old.has("stop", 1)
+    launcher = await world.launcher(spare, JOB)
+    await launcher.has("start", 2)
+    node = await world.fleet.GetNode(fleet_pb.GetNodeRequest(name="nodes/a"))
+    assert (node.state, node.actor) == (fleet_pb.Node.CORDONED, "policy:recovery")
+    assert "GPU_LOST (simulated)" in node.reason
+    assert "fallen off the bus" in node.reason
+    await old.beat()
+    await until(lambda: bool(old.finished))
+    assert "no longer part of the job's placement" in old.finished
+    assert [(stop.job, stop.placement_epoch) for stop in bad.stopped] == [(JOB, 1)]
+    await launcher.step(4)
+    incident = await world.incident(JOB, pb.Incident.RESOLVED)
+    assert (incident.fault, incident.node, incident.decision) == ("GPU_LOST", "nodes/a", "REPLACE_NODE")
+    placement = (await world.job(JOB, RUNNING)).placement
+    assert [(placed.node, placed.launcher_epoch) for placed in placement.nodes] == [("nodes/b", 2)]
+
+
+async def test_a_signal_is_dealt_with_once_also_when_it_comes_again_after_a_crash(world: World) -> None:
+    agent = await world.agent("a")
+    await world.create("llama")
+    launcher = await world.launcher(agent, JOB, hold=["stop"])
+    await launcher.has("start", 1)
+    await agent.event(code=79, text="fallen off the bus")
+    await launcher.has("stop", 1)
+    cordoned = await world.node("nodes/a", fleet_pb.Node.CORDONED)
+    await world.stop_recovery()
+    async with world.database.write() as session:
+        assert await signal_cursor(session) == 1
+        await move_signal_cursor(session, 0)  # as if the crash had come between the state and the cursor
+    await world.start_recovery()
+    await until(world.signals_read)
+    assert len(await world.incidents(JOB)) == 1
+    assert await world.node("nodes/a", fleet_pb.Node.CORDONED) == cordoned
+
+
+async def test_signals_that_were_pruned_or_begun_anew_do_not_stop_the_later_ones(world: World) -> None:
+    agent = await world.agent("a")
+    await world.create("llama")
+    launcher = await world.launcher(agent, JOB, hold=["stop"])
+    await launcher.has("start", 1)
+    await world.stop_recovery()
+    async with world.database.write() as session:
+        await move_signal_cursor(session, 1000)
+    await world.start_recovery()
+    await until(world.signals_read)
+    await agent.event(code=79, text="fallen off the bus")
+    await launcher.has("stop", 1)
+
+
+async def test_a_launcher_that_comes_before_the_news_of_its_placement_is_not_sent_away(world: World) -> None:
+    bad = await world.agent("a")
+    spare = await world.agent("b")
+    await world.create("llama")
+    old = await world.launcher(bad, JOB)
+    await old.has("start", 1)
+    await world.restart_recovery(scheduler=NOWHERE)
+    await until(lambda: old.connections == 2)
+    await world.replace(JOB, epoch=1, without=bad.node)
+    launcher = await world.launcher(spare, JOB)
+    assert (await refusal(launcher.connect_once())).code == "UNAVAILABLE"
+    assert not launcher.finished
+
+
+async def test_a_silent_node_is_given_up_after_its_lease(world: World) -> None:
+    agent, spare = await world.agent("a"), await world.agent("b")
+    await world.create("llama")
+    silent = await world.launcher(agent, JOB)
+    await silent.has("start", 1)
+    await silent.step(1)
+    await world.job(JOB, RUNNING)
+    world.clock.advance(34)
+    await silent.beat()
+    assert await silent.lease() == 1
+    world.clock.advance(34)
+    await until(world.ticked)
+    assert await world.incidents(JOB) == []
+    world.clock.advance(2)
+    launcher = await world.launcher(spare, JOB)
+    assert (await launcher.has("start", 2)).start.restart_count == 1
+    assert (await world.incidents(JOB))[0].fault == "NODE_LOST"
