@@ -18,6 +18,7 @@ from google.protobuf import json_format
 from launcher_world import Launcher, alive, until
 
 from switchgear.core import rpc
+from switchgear.launcher import supervisor
 from switchgear.v1.job_service_pb2 import JobSpec
 from switchgear.v1alpha import launcher_service_pb2 as pb
 from switchgear.v1alpha import launcher_service_pb2_grpc as pb_grpc
@@ -287,12 +288,52 @@ async def test_sigterm_stops_the_ranks_first(plane: ControlPlane, processes: Pro
     assert {end.exit_code for end in await plane.wait("rank_exited", 2)} == {-signal.SIGTERM}
 
 
-async def test_an_interpreter_that_is_missing_is_said_so(tmp_path: Path) -> None:
-    async with Launcher(tmp_path, "print(1)", spec={"python": str(tmp_path / "python9")}) as launcher:
+async def refusal(launcher: Launcher) -> pb.StartFailed:
+    """Its answer to a start, which a control plane sends only to a launcher that says it is ready."""
+    async with launcher:
+        await launcher.wait(0, "hello", where=lambda hello: hello.ready)
         await launcher.start(1)
         (failed,) = await launcher.wait(1, "start_failed")
-        assert failed.permanent
-        assert str(tmp_path / "python9") in failed.message
+        assert isinstance(failed, pb.StartFailed)
+        return failed
+
+
+async def test_an_interpreter_that_is_missing_is_said_so(tmp_path: Path) -> None:
+    failed = await refusal(Launcher(tmp_path, "print(1)", spec={"python": str(tmp_path / "python9")}))
+    assert (failed.permanent, failed.message) == (True, f"cannot run {tmp_path}/python9: No such file or directory")
+
+
+async def test_a_working_directory_that_is_missing_is_said_so(tmp_path: Path) -> None:
+    launcher = Launcher(tmp_path, "print(1)")
+    launcher.spec.working_directory = str(tmp_path / "away")
+    failed = await refusal(launcher)
+    message = f"working directory {tmp_path}/away does not exist on nodes/here"
+    assert (failed.permanent, failed.message) == (True, message)
+
+
+async def test_a_torch_that_cannot_be_imported_is_said_so_with_its_last_words(tmp_path: Path, bare_python: str) -> None:
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules/torch.py").write_text("raise OSError('libcudart.so is missing')")
+    spec = {"python": bare_python, "environment": {"PYTHONPATH": str(tmp_path / "modules")}}
+    failed = await refusal(Launcher(tmp_path, "print(1)", spec=spec))
+    assert not failed.permanent
+    assert failed.message.endswith("OSError: libcudart.so is missing")
+
+
+async def test_a_zygote_that_does_not_act_is_replaced(
+    tmp_path: Path, bare_python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_STOP_PATIENCE_S", 0.2)
+    async with Launcher(tmp_path, WITH_CHILD, spec={"python": bare_python}) as launcher:
+        await launcher.start(1)
+        pids = await launcher.pids(1)
+        zygote = int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(zygote, signal.SIGSTOP)
+        await launcher.stop(1)
+        await launcher.wait(1, "attempt_stopped")
+        assert alive([*pids, zygote]) == []
+        await launcher.start(2)
+        assert len(await launcher.pids(2)) == 2
 
 
 async def test_imports_that_start_threads_make_ranks_spawn_instead_of_fork(tmp_path: Path, bare_python: str) -> None:

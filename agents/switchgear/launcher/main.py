@@ -135,11 +135,12 @@ async def _converse(supervisor: Supervisor, stub: LauncherServiceAsyncStub) -> b
     """One stream from its hello to its end; whether recovery said anything. Raises AioRpcError."""
     stream = stub.Connect()
     heard = asyncio.Event()
+    writing = asyncio.Lock()  # a stream takes one write at a time; a second one can stall it without an error
     await stream.write(supervisor.hello())
     tasks = [
         asyncio.create_task(_obey(supervisor, stream, heard)),
-        asyncio.create_task(_beat(supervisor, stream)),
-        asyncio.create_task(_send(supervisor, stream)),
+        asyncio.create_task(_beat(supervisor, stream, writing)),
+        asyncio.create_task(_send(supervisor, stream, writing)),
     ]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -159,16 +160,18 @@ async def _obey(supervisor: Supervisor, stream: _Stream, heard: asyncio.Event) -
         await supervisor.handle(command)
 
 
-async def _beat(supervisor: Supervisor, stream: _Stream) -> None:
+async def _beat(supervisor: Supervisor, stream: _Stream, writing: asyncio.Lock) -> None:
     while True:
-        await stream.write(supervisor.heartbeat())
+        async with writing:
+            await stream.write(supervisor.heartbeat())
         await asyncio.sleep(HEARTBEAT_S)
 
 
-async def _send(supervisor: Supervisor, stream: _Stream) -> None:
+async def _send(supervisor: Supervisor, stream: _Stream, writing: asyncio.Lock) -> None:
     async for report in supervisor.reports():
         try:
-            await stream.write(report)
+            async with writing:
+                await stream.write(report)
         except BaseException:
             supervisor.put_back(report)
             raise

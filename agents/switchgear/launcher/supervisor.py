@@ -120,7 +120,8 @@ class Supervisor:
             placement_epoch=self._settings.placement_epoch,
             launcher_id=self._launcher_id,
             reserved_port=self._port.number,
-            ready=self._zygote_ready,
+            # A zygote that cannot start is ready too: to say so when it is asked for an attempt.
+            ready=self._zygote_ready or self._zygote_task is None,
         )
         if self._attempt is not None and self._attempt.generation == self._generation:
             for rank in self._attempt.ranks.values():
@@ -306,11 +307,17 @@ class Supervisor:
             )
         except OSError as error:
             self._zygote_task = None
-            if self._wanted is not None:
-                self._start_failed(self._wanted[0], f"cannot run {self._python}: {error.strerror}", permanent=True)
+            self._not_warm(f"cannot run {self._python}: {error.strerror}", permanent=True)
             return
         self._save()
         await self._zygote.run(self._deliver)
+
+    def _not_warm(self, message: str, *, permanent: bool) -> None:
+        log.error(message)
+        if self._wanted is None:
+            self._outbox.put(self._hello())
+        else:
+            self._start_failed(self._wanted[0], message, permanent=permanent)
 
     def _deliver(self, event: Event) -> None:
         try:
@@ -371,9 +378,9 @@ class Supervisor:
 
     async def _zygote_ended(self, message: str, *, was_ready: bool) -> None:
         """Kills by itself what the zygote would have killed: its ranks have its death signal, their children have not."""
-        log.error(message)
         attempt = self._attempt
         if attempt is not None and not attempt.gone:
+            log.error(message)
             while not await _kill(attempt.processes()):
                 log.error("some process of the attempt cannot be killed (state D, waiting for a device)")
             attempt.stopping = True
@@ -383,10 +390,10 @@ class Supervisor:
                     event = Exited(rank.rank, rank.started.pid, -signal.SIGKILL, signalled=False, time_unix_ns=now)
                     self._exited(attempt, event, note=f"switchgear: {message}\n")
             self._gone(attempt)
-        elif not was_ready and self._wanted is not None:
-            self._start_failed(self._wanted[0], message, permanent=False)
         if was_ready:
             self._warm_up()
+        else:
+            self._not_warm(message, permanent=False)
         self._advance()
 
     async def _put_away(self, generation: int) -> None:
