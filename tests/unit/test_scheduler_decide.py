@@ -10,7 +10,7 @@ import pytest
 from switchgear.core.errors import FailedPrecondition
 from switchgear.scheduler import jobs as job_life
 from switchgear.scheduler import nodes as node_life
-from switchgear.scheduler.decide import Snapshot, decide, replace_nodes, wanted
+from switchgear.scheduler.decide import PLACEMENTS_PER_PASS_MAX, Snapshot, decide, replace_nodes, wanted
 from switchgear.scheduler.model import (
     GpuRecord,
     Inventory,
@@ -95,6 +95,15 @@ def test_jobs_are_placed_in_the_order_in_which_they_came() -> None:
     assert (early.state, early.placement.epoch, _where(early)) == (JobState.STARTING, 1, ["nodes/a", "nodes/b"])
     assert late.state is JobState.PENDING
     assert late.message.startswith("waits for 1 node with 2 free GPUs each; 0 have them now")
+
+
+def test_a_long_queue_is_placed_over_several_passes_in_order() -> None:
+    names = [f"n{i}" for i in range(60)]
+    world = _World(names, *(_job(f"j{i:02}", i + 1) for i in range(60)))
+    first = decide(world.snapshot(), world.seen, NOW)
+    assert sorted(job.name for job in first.jobs) == [f"jobs/j{i:02}" for i in range(PLACEMENTS_PER_PASS_MAX)]
+    world.settle()
+    assert {job.state for job in world.jobs.values()} == {JobState.STARTING}
 
 
 def test_nobody_overtakes_a_job_that_waits() -> None:

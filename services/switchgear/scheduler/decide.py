@@ -23,6 +23,8 @@ from switchgear.scheduler.placement import NotPlaced, Offer, place
 
 #: How long recovery has to end the launchers of a job that has ended before they are stopped.
 FINISH_GRACE_S = 10.0
+#: A pass does not hold up heartbeats for longer than a few tenths of a second, on a thousand nodes; the next one goes on.
+PLACEMENTS_PER_PASS_MAX = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +127,10 @@ def _place_pending(world: _World) -> None:
     queue = sorted(
         (job for job in world.jobs.values() if job.state is JobState.PENDING), key=lambda job: job.create_revision
     )
-    head = ""
+    head, placed = "", 0
     for job in queue:
+        if placed == PLACEMENTS_PER_PASS_MAX:
+            return
         if head:
             after = job_life.waiting(job, f"waits behind {head}")
         else:
@@ -135,6 +139,7 @@ def _place_pending(world: _World) -> None:
             if isinstance(seats, NotPlaced):
                 head, after = job.name, job_life.waiting(job, seats.reason)
             else:
+                placed += 1
                 after = job_life.placed(job, seats, world.nodes)
         world.jobs[job.name] = after
 
