@@ -345,7 +345,8 @@ def test_a_silent_node_is_replaced_only_after_its_lease_and_a_margin() -> None:
     assert world.state.phase is m.Phase.RUNNING
     world.seconds = start + LEASE_S + LEASE_MARGIN_S + 0.1
     effects = world.happen(m.Tick())
-    assert [e.node for e in effects if isinstance(e, m.Stop)] == ["nodes/a"]
+    # b as well: should its stream still stand, a start that waits there must not outlive this decision.
+    assert [e.node for e in effects if isinstance(e, m.Stop)] == ["nodes/a", "nodes/b"]
     world.happen(world.exit(0, -9, by_us=True), world.exit(1, -9, by_us=True))
     world.stopped("nodes/a")
     assert world.state.phase is m.Phase.REPLACING

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from switchgear.recovery.model import Decision, Exit, Fault, Incident
+from switchgear.recovery.model import Decision, Exit, Fault, Incident, IncidentState, Rank
 
 #: What a rank says when a *peer* went away; such a rank is a witness, not the culprit (gloo, NCCL, the TCP store).
 _PEER_LOST = (
@@ -62,6 +62,20 @@ def _blames_peer(rank_exit: Exit) -> bool:
     return bool(rank_exit.exception) and any(phrase in rank_exit.exception for phrase in _PEER_LOST)
 
 
+def root_cause(ranks: Mapping[int, Rank]) -> tuple[Cause, str] | None:
+    """What ended an attempt, and the evidence for it, once nothing of it is alive; None when nobody can be blamed.
+
+    Ranks that only report a lost peer point at those that vanished without an exit, if there are any.
+    """
+    root = root_exit(rank.exit for rank in ranks.values() if rank.exit)
+    vanished = next((rank.node for rank in ranks.values() if rank.started_ns and rank.exit is None), "")
+    if vanished and (root is None or _blames_peer(root)):
+        clause = f"the launcher on {vanished} ended and took its ranks with it"
+        cause = Cause(Fault.LAUNCHER_LOST, clause, "its ranks left no exit", "launcher lost", vanished)
+        return cause, f"the ranks on {vanished} are gone without an exit"
+    return (cause_of_exit(root), evidence_of_exit(root)) if root else None
+
+
 def cause_of_exit(rank_exit: Exit) -> Cause:
     """What the exit of the rank at fault says."""
     subject = f"rank {rank_exit.rank} on {rank_exit.node}"
@@ -106,6 +120,8 @@ def summarize(incident: Incident) -> str:
         clause += f" ({incident.known_by})"
     if incident.decision is Decision.STOP:
         return f"{clause}; the job was stopped: {incident.decision_reason}."
+    if incident.decision is None and incident.state is IncidentState.RESOLVED:
+        return f"{clause}; the job ended well all the same."
     if incident.decision is None:
         return f"{clause}; the attempt is being stopped."
     parts = [clause]

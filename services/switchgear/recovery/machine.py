@@ -10,18 +10,17 @@ from __future__ import annotations
 import copy
 
 from switchgear.recovery import model as m
-from switchgear.recovery.diagnosis import Cause, cause_of_exit, evidence_of_exit, root_exit, shorten
-from switchgear.recovery.policy import INFRASTRUCTURE, decide
-from switchgear.recovery.records import Records
+from switchgear.recovery.diagnosis import Cause, cause_of_exit, evidence_of_exit
+from switchgear.recovery.faults import (
+    LAUNCHER_START_S,
+    LEASE_MARGIN_S,
+    LEASE_S,
+    Faults,
+    attempt_productive_ns,
+    attempt_steps_redone,
+)
 
-#: A launcher without contact stops its ranks this long after the last heartbeat that was answered ...
-LEASE_S = 30.0
-#: ... and recovery waits this much longer before it starts anything elsewhere.
-LEASE_MARGIN_S = 5.0
-#: A placed node whose launcher does not report within this time is given up; importing torch on a busy node takes most of it.
-LAUNCHER_START_S = 120.0
-
-FAILURES_MAX = 50
+__all__ = ["LAUNCHER_START_S", "LEASE_MARGIN_S", "LEASE_S", "productive_ns", "resume", "step", "steps_redone"]
 
 
 def step(state: m.JobState, event: m.Event, now: m.Now) -> tuple[m.JobState, list[m.Effect]]:
@@ -55,33 +54,18 @@ def resume(state: m.JobState, now: m.Now) -> m.JobState:
 def productive_ns(state: m.JobState) -> int:
     """Nanoseconds in which new steps were made, up to the newest progress report."""
     return state.productive_ns + (
-        _attempt_productive_ns(state.attempt) if state.attempt and not state.attempt.end_ns else 0
+        attempt_productive_ns(state.attempt) if state.attempt and not state.attempt.end_ns else 0
     )
-
-
-def _attempt_productive_ns(attempt: m.Attempt) -> int:
-    """From the first new step that all ranks completed to the newest step of all."""
-    ranks = attempt.ranks.values()
-    if not ranks or not all(rank.first_new_step_ns for rank in ranks):
-        return 0
-    return max(0, min(rank.step_time_ns for rank in ranks) - max(rank.first_new_step_ns for rank in ranks))
 
 
 def steps_redone(state: m.JobState) -> int:
     """Steps that were made again, by all attempts so far."""
     return state.steps_redone + (
-        _attempt_steps_redone(state.attempt) if state.attempt and not state.attempt.end_ns else 0
+        attempt_steps_redone(state.attempt) if state.attempt and not state.attempt.end_ns else 0
     )
 
 
-def _attempt_steps_redone(attempt: m.Attempt) -> int:
-    common = attempt.common_step()
-    if common is None or attempt.resume_step is None:
-        return 0
-    return max(0, min(common, attempt.high_water_step) - attempt.resume_step)
-
-
-class _Machine(Records):
+class _Machine(Faults):
     def take(self, event: m.Event) -> None:
         if isinstance(event, m.CallDone):
             self.state.outbox = [call for call in self.state.outbox if call.call_id != event.call_id]
@@ -94,7 +78,7 @@ class _Machine(Records):
             case m.Placed():
                 self._placed(event)
             case m.EndedOutside():
-                self._ended_outside(event.reason)
+                self.ended_outside(event.reason)
             case m.LauncherHello():
                 self._hello(event)
             case m.LauncherGone():
@@ -118,9 +102,11 @@ class _Machine(Records):
             case m.Checked():
                 self._checked(event)
             case m.NodeSignal():
-                self._node_signal(event)
+                self.node_signal(event)
             case m.Tick():
-                self._tick()
+                self.tick()
+        self.decide_when_stopped()
+        self._start_when_ready()
 
     # Placement and launchers.
 
@@ -140,18 +126,13 @@ class _Machine(Records):
             state.launchers[slot.node] = launcher
         if state.phase in (m.Phase.REPLACING, m.Phase.WAITING, m.Phase.CHECKING):
             state.phase = m.Phase.WAITING
-            self._decide_when_stopped()  # a node that is kept may have failed while the placement was made
-            self._start_when_ready()
-
-    def _slot(self, node: str) -> m.Slot | None:
-        return next((slot for slot in self.state.slots if slot.node == node), None)
 
     def _launcher(self, node: str, launcher_id: str = "") -> m.Launcher | None:
         launcher = self.state.launchers.get(node)
         return None if launcher is None or (launcher_id and launcher.launcher_id != launcher_id) else launcher
 
     def _hello(self, hello: m.LauncherHello) -> None:
-        state, slot = self.state, self._slot(hello.node)
+        state, slot = self.state, self.slot(hello.node)
         if slot is None or hello.launcher_epoch < slot.launcher_epoch:
             # Not of this placement (any more): whatever it runs must end.
             self.effects.append(
@@ -167,17 +148,15 @@ class _Machine(Records):
         elif self._current(hello.generation) is None:
             launcher.stopped_generation = hello.generation - 1
             self.effects.append(m.Stop(hello.node, hello.generation, "an older generation"))
-        self._settle_attempt(hello, launcher)
+        self._settle_attempt(hello)
         self._repeat_command(hello.node, launcher)
-        self._decide_when_stopped()
-        self._start_when_ready()
 
-    def _settle_attempt(self, hello: m.LauncherHello, launcher: m.Launcher) -> None:
+    def _settle_attempt(self, hello: m.LauncherHello) -> None:
         """What a launcher that comes (back) says about the attempt that should run there."""
         state, attempt = self.state, self.state.attempt
         if attempt is None or attempt.end_ns or hello.generation != attempt.generation:
             if attempt and not attempt.end_ns and attempt.launcher_ids.get(hello.node) != hello.launcher_id:
-                launcher.stopped_generation = max(launcher.stopped_generation, attempt.generation)
+                # It may have been handed the start that was meant for the one before it: stopped is what it says after a stop.
                 self._launcher_lost(hello.node)
             return
         for rank, pid, started_ns in hello.ranks_alive:
@@ -195,7 +174,7 @@ class _Machine(Records):
     def _launcher_lost(self, node: str) -> None:
         if self.state.phase in (m.Phase.STARTING, m.Phase.RUNNING):
             clause = f"the launcher on {node} ended and took its ranks with it"
-            self._fail(
+            self.fail(
                 Cause(m.Fault.LAUNCHER_LOST, clause, "a new launcher reported without ranks", "launcher lost", node),
                 f"a new launcher on {node} reported without ranks",
             )
@@ -223,41 +202,25 @@ class _Machine(Records):
         if launcher:
             launcher.seen_s = self.now.monotonic_s
 
-    def _tick(self) -> None:
-        state = self.state
-        if state.phase is m.Phase.REPLACING:
-            return
-        for slot in state.slots:
-            launcher = state.launchers[slot.node]
-            silent_s = self.now.monotonic_s - launcher.seen_s
-            patience_s = LEASE_S + LEASE_MARGIN_S if launcher.launcher_id else LAUNCHER_START_S
-            if silent_s <= patience_s or slot.node in state.bad_nodes:
-                continue
-            said = f"{slot.node}: no word from its launcher for {silent_s:.0f} s"
-            state.bad_nodes[slot.node] = said
-            # Its lease is over, so nothing of ours runs there any more.
-            launcher.connected, launcher.stopped_generation = False, state.generation
-            clause = f"contact with {slot.node} was lost"
-            known_by = f"no word from its launcher for {silent_s:.0f} s"
-            self._fail(Cause(m.Fault.NODE_LOST, clause, known_by, "node lost", slot.node), said)
-            self._decide_when_stopped()
-
     # Starting an attempt.
 
     def _start_when_ready(self) -> None:
         state = self.state
         if state.phase is not m.Phase.WAITING or not state.slots:
             return
-        if any(
-            not (launcher.connected and launcher.stopped_generation >= state.generation)
-            for launcher in state.launchers.values()
-        ):
+        if not self._launchers_ready():
             return
         if state.spec.checkpoint_directory:
             state.phase = m.Phase.CHECKING
             self._send_check()
         else:
             self._start_attempt(None)
+
+    def _launchers_ready(self) -> bool:
+        return all(
+            launcher.connected and launcher.stopped_generation >= self.state.generation
+            for launcher in self.state.launchers.values()
+        )
 
     def _send_check(self) -> None:
         known = tuple(c for c in self.state.checkpoints.values() if c.state is not m.CheckpointState.CORRUPT)
@@ -272,11 +235,13 @@ class _Machine(Records):
         if state.incident:
             state.incident.quarantined += [path for path in event.quarantined if path not in state.incident.quarantined]
         if event.error:
-            cause = Cause(
-                m.Fault.START_FAILED, f"the checkpoints could not be checked: {event.error}", event.error, event.node
-            )
-            self._fail(cause, event.error)
-            self._act(permanent=True)
+            clause = f"the checkpoints could not be checked: {event.error}"
+            self._give_up(Cause(m.Fault.START_FAILED, clause, f"asked of {event.node}", event.error, event.node))
+            return
+        if not self._launchers_ready():
+            state.phase = (
+                m.Phase.WAITING
+            )  # one has gone meanwhile, or came back with ranks: checked again when all are there
             return
         good = [c for c in event.checkpoints if c.state is m.CheckpointState.VERIFIED]
         self._start_attempt(good[0] if good else None)
@@ -385,20 +350,25 @@ class _Machine(Records):
         if event.exit.step is not None:
             rank.step = event.exit.step
         if event.exit.code != 0 and not event.exit.by_us and self.state.phase in (m.Phase.STARTING, m.Phase.RUNNING):
-            self._fail(cause_of_exit(event.exit), evidence_of_exit(event.exit))
+            self.fail(cause_of_exit(event.exit), evidence_of_exit(event.exit))
 
     def _start_failed(self, event: m.StartFailed) -> None:
         attempt = self._current(event.generation)
         if attempt is None:
             return
         self._port(event.node, event.reserved_port)
-        self.state.launchers[event.node].stopped_generation = event.generation
         clause = f"the attempt could not be started on {event.node}: {event.message}"
-        self._fail(Cause(m.Fault.START_FAILED, clause, "", event.message, event.node), event.message)
+        cause = Cause(m.Fault.START_FAILED, clause, "", event.message, event.node)
         if event.permanent:
-            self._act(permanent=True)
+            self._give_up(cause)
         else:
-            self._decide_when_stopped()
+            # Other ranks of this node may run all the same: it answers the stop when they are gone.
+            self.fail(cause, event.message)
+
+    def _give_up(self, cause: Cause) -> None:
+        self.fail(cause, cause.clause)
+        self.blame(cause)
+        self.act(permanent=True)
 
     def _port(self, node: str, reserved_port: int) -> None:
         launcher = self._launcher(node)
@@ -407,184 +377,18 @@ class _Machine(Records):
 
     def _stopped(self, node: str, generation: int, reserved_port: int) -> None:
         launcher = self._launcher(node)
-        if launcher is None:
-            return
+        if launcher is None or generation < launcher.stopped_generation:
+            return  # an old stream's last words
         self._port(node, reserved_port)
-        launcher.stopped_generation = max(launcher.stopped_generation, generation)
+        launcher.stopped_generation = generation
         attempt = self._current(generation)
         if attempt and self.state.phase in (m.Phase.STARTING, m.Phase.RUNNING):
             exits = [rank.exit for rank in self._ranks_of(attempt, node)]
             if all(e is not None and e.code == 0 for e in exits):
                 if all(rank.exit and rank.exit.code == 0 for rank in attempt.ranks.values()):
-                    self._succeed()
+                    self.succeed()
                 return  # this node is done; the others may still be writing their last checkpoint
             if not any(e and e.code != 0 and not e.by_us for e in exits):
-                self._fail(
-                    Cause(
-                        m.Fault.LAUNCHER_LOST, f"the ranks on {node} were stopped by their launcher", "stopped", node
-                    ),
-                    f"launcher on {node}: stopped its ranks by itself (lease over, or told to end)",
-                )
-        self._decide_when_stopped()
-        self._start_when_ready()
-
-    # A fault, from the first sign to the decision.
-
-    def _fail(self, cause: Cause, evidence: str) -> None:
-        """Opens the incident, or adds to the open one, and stops the attempt everywhere."""
-        state, attempt = self.state, self.state.attempt
-        if state.incident is None:
-            state.incident_count += 1
-            state.incident = m.Incident(
-                incident_id=f"{state.job.split('/')[-1]}-{state.incident_count}",
-                job=state.job,
-                state=m.IncidentState.OPEN,
-                fault=cause.fault,
-                failed_generation=attempt.generation if attempt else 0,
-            )
-            self._blame(cause)
-            state.incident.timeline["detected"] = self.now.unix_ns
-            self.set_state(m.JobOutcome.RECOVERING, cause.clause)
-        elif state.phase in (m.Phase.STARTING, m.Phase.RUNNING):
-            # A second fault before the first new step: the same incident goes on, told from the newest cause.
-            state.incident.state = m.IncidentState.OPEN
-            for phase in ("stopped", "decided", "started", "loaded", "first_step"):
-                state.incident.timeline.pop(phase, None)
-            self._blame(cause)
-        self.add_evidence(evidence)
-        if state.phase in (m.Phase.STARTING, m.Phase.RUNNING) and attempt:
-            state.phase, attempt.state = m.Phase.STOPPING, m.AttemptState.STOPPING
-            for node, launcher in state.launchers.items():
-                if launcher.stopped_generation < attempt.generation:
-                    self.effects.append(m.Stop(node, attempt.generation, cause.clause))
-        self.save_incident()
-
-    def _blame(self, cause: Cause) -> None:
-        incident = self.state.incident
-        if incident is None:
-            return
-        incident.fault, incident.node, incident.rank = cause.fault, cause.node, cause.rank
-        incident.cause, incident.known_by = cause.clause, cause.known_by
-        if cause.time_ns:
-            incident.timeline.setdefault("fault", cause.time_ns)
-
-    def _node_signal(self, event: m.NodeSignal) -> None:
-        state = self.state
-        if self._slot(event.node) is None or event.node in state.bad_nodes:
-            return
-        label = " (simulated)" if event.simulated else ""
-        state.bad_nodes[event.node] = f"{event.kind}{label}: {event.evidence}"
-        fault = m.Fault.GPU_LOST if event.kind == "GPU_LOST" else m.Fault.NODE_FAULT
-        common = state.attempt.common_step() if state.attempt else None
-        at = f" while the job was at step {common}" if common is not None else ""
-        clause = f"{event.kind}{label} was reported for {event.gpu or event.node}{at}"
-        # High-confidence evidence of the machine: out of service at once, the diagnosis of the job follows.
-        self.call("cordon", node=event.node, reason=f"{event.kind}{label}: {event.evidence}")
-        self._fail(
-            Cause(
-                fault, clause, f"node telemetry: {shorten(event.evidence)}", event.kind, event.node, None, event.time_ns
-            ),
-            f"collector: {event.evidence}",
-        )
-        self._decide_when_stopped()
-
-    def _decide_when_stopped(self) -> None:
-        """Once nothing of the attempt is alive, its exits are complete: find the culprit and act."""
-        state, attempt = self.state, self.state.attempt
-        if state.phase in (m.Phase.WAITING, m.Phase.CHECKING) and state.bad_nodes and state.incident:
-            self._act()
-            return
-        if state.phase is not m.Phase.STOPPING or attempt is None:
-            return
-        if any(launcher.stopped_generation < attempt.generation for launcher in state.launchers.values()):
-            return
-        if (
-            state.incident
-            and not state.bad_nodes
-            and state.incident.fault not in (m.Fault.LAUNCHER_LOST, m.Fault.START_FAILED)
-        ):
-            root = root_exit(rank.exit for rank in attempt.ranks.values() if rank.exit)
-            if root:
-                self._blame(cause_of_exit(root))
-                state.incident.timeline["fault"] = root.time_ns
-                self.add_evidence(evidence_of_exit(root))
-        self._act()
-
-    def _act(self, *, permanent: bool = False) -> None:
-        state, attempt, incident = self.state, self.state.attempt, self.state.incident
-        if incident is None:
-            return
-        self.mark("stopped", self.now.unix_ns)
-        if attempt and not attempt.end_ns:
-            self._end_attempt(m.AttemptState.FAILED, incident.cause)
-            common = attempt.common_step()
-            incident.failed_step = incident.failed_step if common is None else common
-            root = root_exit(rank.exit for rank in attempt.ranks.values() if rank.exit)
-            signature = cause_of_exit(root).signature if root else incident.fault.value
-            state.failures.append(
-                m.Failure(
-                    incident.fault, signature, incident.failed_step, state.high_water_step > attempt.high_water_step
-                )
-            )
-        else:
-            state.failures.append(m.Failure(incident.fault, incident.fault.value, None, progressed=False))
-        del state.failures[:-FAILURES_MAX]
-        incident.decision, incident.decision_reason = decide(
-            state.failures,
-            max_restarts=state.spec.max_restarts,
-            restarts_used=state.restarts_used,
-            bad_nodes=sorted(state.bad_nodes),
-            permanent=permanent,
-        )
-        incident.state = m.IncidentState.ACTING
-        self.mark("decided", self.now.unix_ns)
-        match incident.decision:
-            case m.Decision.STOP:
-                self.close_incident(m.IncidentState.ESCALATED)
-                self._end(m.JobOutcome.FAILED, incident.summary)
-            case m.Decision.REPLACE_NODE:
-                state.phase = m.Phase.REPLACING
-                self.call("replace", node=",".join(sorted(state.bad_nodes)), reason=incident.cause, epoch=state.epoch)
-                self.save_incident()
-            case m.Decision.RESTART_IN_PLACE:
-                if incident.fault not in INFRASTRUCTURE:
-                    state.restarts_used += 1
-                state.phase = m.Phase.WAITING
-                self.save_incident()
-                self._start_when_ready()
-
-    # Ends.
-
-    def _end_attempt(self, end: m.AttemptState, reason: str) -> None:
-        attempt = self.state.attempt
-        if attempt is None or attempt.end_ns:
-            return
-        common = attempt.common_step()
-        if common is not None:
-            self.state.high_water_step = max(self.state.high_water_step, common)
-        self.state.productive_ns += _attempt_productive_ns(attempt)
-        self.state.steps_redone += _attempt_steps_redone(attempt)
-        attempt.state, attempt.end_ns, attempt.end_reason = end, self.now.unix_ns, reason
-        self.effects.append(m.SaveAttempt(copy.deepcopy(attempt)))
-
-    def _succeed(self) -> None:
-        self._end_attempt(m.AttemptState.SUCCEEDED, "all ranks ended with exit code 0")
-        if self.state.incident:
-            self.close_incident(m.IncidentState.RESOLVED)
-        self._end(m.JobOutcome.SUCCEEDED, f"all {self.state.spec.world_size} ranks ended with exit code 0")
-
-    def _end(self, outcome: m.JobOutcome, message: str) -> None:
-        self.state.phase, self.state.end_ns, self.state.outcome = m.Phase.ENDED, self.now.unix_ns, outcome
-        self.set_state(outcome, message)
-        self._finish(message)
-
-    def _ended_outside(self, reason: str) -> None:
-        self._end_attempt(m.AttemptState.STOPPED, reason)
-        if self.state.incident:
-            self.close_incident(m.IncidentState.ESCALATED)
-        self.state.phase, self.state.end_ns = m.Phase.ENDED, self.now.unix_ns
-        self._finish(reason)
-
-    def _finish(self, reason: str) -> None:
-        for node in self.state.launchers:
-            self.effects.append(m.Finish(node, self.state.generation, reason))
+                clause = f"the ranks on {node} were stopped by their launcher"
+                known_by = "its lease was over, or it was told to end"
+                self.fail(Cause(m.Fault.LAUNCHER_LOST, clause, known_by, "stopped", node), f"{clause}: {known_by}")

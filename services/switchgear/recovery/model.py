@@ -194,6 +194,8 @@ class Incident:
     #: What happened, as the first half of the summary.
     cause: str = ""
     known_by: str = ""
+    #: Equal for the same error again; see `Failure`.
+    signature: str = ""
     summary: str = ""
 
     @property

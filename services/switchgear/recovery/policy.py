@@ -24,12 +24,12 @@ def decide(
 ) -> tuple[Decision, str]:
     """The decision about the last of `failures`, and its reason as a clause.
 
-    failures: oldest first, at least one. restarts_used: restarts that the job's own failures have used so far.
+    failures: oldest first, at least one unless `permanent`. restarts_used: restarts that the job's own failures have used so far.
     bad_nodes: nodes of the placement with fatal evidence against them. permanent: no restart can help.
     """
-    last = failures[-1]
     if permanent:
         return Decision.STOP, "it cannot start like this"
+    last = failures[-1]
     if max_restarts == 0:
         return Decision.STOP, "restarts are switched off (--max-restarts 0)"
     before = failures[-2] if len(failures) > 1 else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from switchgear.recovery import model as m
 from switchgear.recovery.diagnosis import summarize
@@ -21,6 +21,9 @@ class Records:
     now: m.Now
     effects: list[m.Effect] = field(default_factory=list)
 
+    def slot(self, node: str) -> m.Slot | None:
+        return next((slot for slot in self.state.slots if slot.node == node), None)
+
     def mark(self, phase: str, time_ns: int) -> None:
         if self.state.incident:
             self.state.incident.timeline.setdefault(phase, time_ns)
@@ -37,15 +40,16 @@ class Records:
             self.state.incident = None
 
     def checkpoint_seen(self, event: m.CheckpointSeen) -> None:
-        event.checkpoint.generation = event.generation
-        self.keep_checkpoint(event.checkpoint)
+        self.keep_checkpoint(replace(event.checkpoint, generation=event.generation))
 
     def keep_checkpoint(self, checkpoint: m.Checkpoint) -> None:
-        known = self.state.checkpoints.get(checkpoint.path)
+        known, checkpoint = self.state.checkpoints.get(checkpoint.path), replace(checkpoint)
         if known:
             checkpoint.generation = checkpoint.generation or known.generation
             checkpoint.commit_ns = checkpoint.commit_ns or known.commit_ns
-            if checkpoint.step is None:
+            # A good file of another content under the old name is of a step that nobody knows.
+            gone = checkpoint.state in (m.CheckpointState.CORRUPT, m.CheckpointState.EXPIRED)
+            if checkpoint.step is None and (gone or checkpoint.digest == known.digest):
                 checkpoint.step = known.step
         self.state.checkpoints[checkpoint.path] = checkpoint
         while len(self.state.checkpoints) > CHECKPOINTS_MAX:

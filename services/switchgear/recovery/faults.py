@@ -1,0 +1,243 @@
+"""A fault, from its first sign over the decision to the end of its incident or of the job."""
+
+from __future__ import annotations
+
+import copy
+
+from switchgear.recovery import model as m
+from switchgear.recovery.diagnosis import Cause, root_cause, shorten
+from switchgear.recovery.policy import INFRASTRUCTURE, decide
+from switchgear.recovery.records import Records
+
+#: A launcher without contact stops its ranks this long after the last heartbeat that was answered ...
+LEASE_S = 30.0
+#: ... and recovery waits this much longer before it starts anything elsewhere.
+LEASE_MARGIN_S = 5.0
+#: A placed node whose launcher does not report within this time is given up; importing torch on a busy node takes most of it.
+LAUNCHER_START_S = 120.0
+
+FAILURES_MAX = 50
+
+#: What is known of a machine explains what its ranks, and their peers, only suffered.
+_OF_A_NODE = frozenset({m.Fault.GPU_LOST, m.Fault.NODE_FAULT, m.Fault.NODE_LOST})
+#: Told by a launcher outright; the exits of other ranks are consequences.
+_EXPLAINED = _OF_A_NODE | {m.Fault.LAUNCHER_LOST, m.Fault.START_FAILED}
+_IN_ATTEMPT = (m.Phase.STARTING, m.Phase.RUNNING)
+
+
+def attempt_productive_ns(attempt: m.Attempt) -> int:
+    """From the first new step that all ranks completed to the newest step of all."""
+    ranks = attempt.ranks.values()
+    if not ranks or not all(rank.first_new_step_ns for rank in ranks):
+        return 0
+    return max(0, min(rank.step_time_ns for rank in ranks) - max(rank.first_new_step_ns for rank in ranks))
+
+
+def attempt_steps_redone(attempt: m.Attempt) -> int:
+    common = attempt.common_step()
+    if common is None or attempt.resume_step is None:
+        return 0
+    return max(0, min(common, attempt.high_water_step) - attempt.resume_step)
+
+
+class Faults(Records):
+    """What the machine does about faults. Starting again is the machine's own business: here it ends with phase WAITING."""
+
+    def fail(self, cause: Cause, evidence: str) -> None:
+        """Opens the incident, or adds to the open one, and stops the attempt everywhere."""
+        state, attempt, incident = self.state, self.state.attempt, self.state.incident
+        if incident is None:
+            state.incident_count += 1
+            state.incident = m.Incident(
+                incident_id=f"{state.job.split('/')[-1]}-{state.incident_count}",
+                job=state.job,
+                state=m.IncidentState.OPEN,
+                fault=cause.fault,
+                failed_generation=attempt.generation if attempt else 0,
+            )
+            self.blame(cause)
+            state.incident.timeline["detected"] = self.now.unix_ns
+            self.set_state(m.JobOutcome.RECOVERING, cause.clause)
+        elif state.phase in _IN_ATTEMPT:
+            # A second fault before the first new step: the same incident goes on, told from the newest cause.
+            incident.state = m.IncidentState.OPEN
+            incident.decision, incident.decision_reason = None, ""
+            incident.new_generation, incident.resume_step = 0, None
+            for phase in ("stopped", "decided", "started", "loaded", "first_step"):
+                incident.timeline.pop(phase, None)
+            self.blame(cause)
+        elif cause.fault in _OF_A_NODE and incident.fault not in _OF_A_NODE:
+            self.blame(cause)
+        self.add_evidence(evidence)
+        if state.phase in _IN_ATTEMPT and attempt:
+            state.phase, attempt.state = m.Phase.STOPPING, m.AttemptState.STOPPING
+            for node, launcher in state.launchers.items():
+                if launcher.stopped_generation < attempt.generation:
+                    self.effects.append(m.Stop(node, attempt.generation, cause.clause))
+        self.save_incident()
+
+    def blame(self, cause: Cause) -> None:
+        incident = self.state.incident
+        if incident is None:
+            return
+        incident.fault, incident.node, incident.rank = cause.fault, cause.node, cause.rank
+        incident.cause, incident.known_by, incident.signature = cause.clause, cause.known_by, cause.signature
+        if cause.time_ns:
+            # The cost counts from the first sign; a witness may have ended before the culprit was seen to.
+            incident.timeline["fault"] = min(cause.time_ns, incident.timeline.get("fault", cause.time_ns))
+
+    def node_signal(self, event: m.NodeSignal) -> None:
+        state = self.state
+        if self.slot(event.node) is None or event.node in state.bad_nodes:
+            return
+        label = " (simulated)" if event.simulated else ""
+        state.bad_nodes[event.node] = f"{event.kind}{label}: {event.evidence}"
+        fault = m.Fault.GPU_LOST if event.kind == "GPU_LOST" else m.Fault.NODE_FAULT
+        common = state.attempt.common_step() if state.attempt else None
+        at = f" while the job was at step {common}" if common is not None else ""
+        clause = f"{event.kind}{label} was reported for {event.gpu or event.node}{at}"
+        # High-confidence evidence of the machine: out of service at once, the diagnosis of the job follows.
+        self.call("cordon", node=event.node, reason=f"{event.kind}{label}: {event.evidence}")
+        self.fail(
+            Cause(
+                fault, clause, f"node telemetry: {shorten(event.evidence)}", event.kind, event.node, None, event.time_ns
+            ),
+            f"collector: {event.evidence}",
+        )
+
+    def tick(self) -> None:
+        """Gives up the nodes whose launchers have been silent for longer than anything of ours can run there."""
+        state = self.state
+        if state.phase is m.Phase.REPLACING:
+            return
+        for node, launcher in state.launchers.items():
+            silent_s = self.now.monotonic_s - launcher.seen_s
+            patience_s = LEASE_S + LEASE_MARGIN_S if launcher.launcher_id else LAUNCHER_START_S
+            given_up = node in state.bad_nodes and launcher.stopped_generation >= state.generation
+            if silent_s <= patience_s or given_up:
+                continue
+            known_by = f"no word from its launcher for {silent_s:.0f} s"
+            state.bad_nodes.setdefault(node, f"{node}: {known_by}")
+            cause = Cause(m.Fault.NODE_LOST, f"contact with {node} was lost", known_by, "node lost", node)
+            self.fail(cause, state.bad_nodes[node])
+            launcher.connected, launcher.stopped_generation = False, state.generation
+
+    def decide_when_stopped(self) -> None:
+        """Once nothing of the attempt is alive, its exits are complete: find the culprit and act."""
+        state, attempt, incident = self.state, self.state.attempt, self.state.incident
+        if incident is None:
+            return
+        if state.phase in (m.Phase.WAITING, m.Phase.CHECKING) and state.bad_nodes:
+            self.act()
+            return
+        if state.phase is not m.Phase.STOPPING or attempt is None:
+            return
+        if any(launcher.stopped_generation < attempt.generation for launcher in state.launchers.values()):
+            return
+        if all(rank.exit and rank.exit.code == 0 for rank in attempt.ranks.values()):
+            self.succeed()  # whatever came in between, the job is done
+            return
+        if incident.fault not in _EXPLAINED and (found := root_cause(attempt.ranks)):
+            self.blame(found[0])
+            self.add_evidence(found[1])
+        self.act()
+
+    def act(self, *, permanent: bool = False) -> None:
+        """Decides about the open incident and begins to do so. permanent: no restart can help."""
+        state, incident = self.state, self.state.incident
+        if incident is None:
+            return
+        self.mark("stopped", self.now.unix_ns)
+        bad_nodes = sorted(state.bad_nodes)
+        if self._count_failure(incident) or permanent:
+            incident.decision, incident.decision_reason = decide(
+                state.failures,
+                max_restarts=state.spec.max_restarts,
+                restarts_used=state.restarts_used,
+                bad_nodes=bad_nodes,
+                permanent=permanent,
+            )
+        else:
+            # No attempt was made since the last decision, so nothing speaks against the job.
+            incident.decision = m.Decision.REPLACE_NODE
+            incident.decision_reason = f"fatal evidence against {', '.join(bad_nodes)}"
+        incident.state = m.IncidentState.ACTING
+        self.mark("decided", self.now.unix_ns)
+        match incident.decision:
+            case m.Decision.STOP:
+                self.close_incident(m.IncidentState.ESCALATED)
+                self.end(m.JobOutcome.FAILED, incident.summary)
+            case m.Decision.REPLACE_NODE:
+                self._replace(bad_nodes, incident.cause)
+                self.save_incident()
+            case m.Decision.RESTART_IN_PLACE:
+                if incident.fault not in INFRASTRUCTURE:
+                    state.restarts_used += 1
+                state.phase = m.Phase.WAITING
+                self.save_incident()
+
+    def _count_failure(self, incident: m.Incident) -> bool:
+        """Remembers what failed; False when it was only a node that failed between two attempts."""
+        state, attempt = self.state, self.state.attempt
+        if attempt and not attempt.end_ns:
+            step = attempt.common_step()
+            self.end_attempt(m.AttemptState.FAILED, incident.cause)
+            incident.failed_step = max((s for s in (step, incident.failed_step) if s is not None), default=None)
+            progressed = state.high_water_step > attempt.high_water_step
+            state.failures.append(m.Failure(incident.fault, incident.signature, step, progressed))
+        elif incident.fault is m.Fault.NODE_LOST:
+            # Launchers that never report anywhere (a firewall, a broken image) must not take one node after another for ever.
+            state.failures.append(m.Failure(incident.fault, incident.signature, None, progressed=False))
+        else:
+            return False
+        del state.failures[:-FAILURES_MAX]
+        return True
+
+    def _replace(self, bad_nodes: list[str], reason: str) -> None:
+        """Asks for a placement without these nodes.
+
+        They are no longer ours from here on: the evidence has been told, and when the scheduler hands one of them out again, it
+        has been mended. What is learnt from now on about the nodes that stay counts against the next placement.
+        """
+        state = self.state
+        state.phase = m.Phase.REPLACING
+        self.call("replace", node=",".join(bad_nodes), reason=reason, epoch=state.epoch)
+        state.bad_nodes = {}
+        state.slots = [slot for slot in state.slots if slot.node not in bad_nodes]
+        state.launchers = {node: launcher for node, launcher in state.launchers.items() if node not in bad_nodes}
+
+    # Ends.
+
+    def end_attempt(self, end: m.AttemptState, reason: str) -> None:
+        attempt = self.state.attempt
+        if attempt is None or attempt.end_ns:
+            return
+        common = attempt.common_step()
+        if common is not None:
+            self.state.high_water_step = max(self.state.high_water_step, common)
+        self.state.productive_ns += attempt_productive_ns(attempt)
+        self.state.steps_redone += attempt_steps_redone(attempt)
+        attempt.state, attempt.end_ns, attempt.end_reason = end, self.now.unix_ns, reason
+        self.effects.append(m.SaveAttempt(copy.deepcopy(attempt)))
+
+    def succeed(self) -> None:
+        self.end_attempt(m.AttemptState.SUCCEEDED, "all ranks ended with exit code 0")
+        self.close_incident(m.IncidentState.RESOLVED)
+        self.end(m.JobOutcome.SUCCEEDED, f"all {self.state.spec.world_size} ranks ended with exit code 0")
+
+    def end(self, outcome: m.JobOutcome, message: str) -> None:
+        self.state.phase, self.state.end_ns, self.state.outcome = m.Phase.ENDED, self.now.unix_ns, outcome
+        self.set_state(outcome, message)
+        self._finish(message)
+
+    def ended_outside(self, reason: str) -> None:
+        self.end_attempt(m.AttemptState.STOPPED, reason)
+        if self.state.incident:
+            self.state.incident.decision, self.state.incident.decision_reason = m.Decision.STOP, reason
+            self.close_incident(m.IncidentState.ESCALATED)
+        self.state.phase, self.state.end_ns = m.Phase.ENDED, self.now.unix_ns
+        self._finish(reason)
+
+    def _finish(self, reason: str) -> None:
+        for node in self.state.launchers:
+            self.effects.append(m.Finish(node, self.state.generation, reason))
