@@ -82,7 +82,8 @@ class Control:
                     await call.write(report)
                     self._reports.sent(report)
                 try:
-                    await asyncio.wait_for(self._reports.wake.wait(), HEARTBEAT_S)
+                    async with asyncio.timeout(HEARTBEAT_S):
+                        await self._reports.wake.wait()
                 except TimeoutError:
                     heartbeat = pb.NodeAgentHeartbeat(launchers=self._launchers.running())
                     await call.write(pb.NodeAgentReport(heartbeat=heartbeat))

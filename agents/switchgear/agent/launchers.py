@@ -262,7 +262,8 @@ async def _terminate(running: _Running, grace_s: float) -> None:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(running.pidfd, sig)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(running.ended.wait(), grace_s)
+            async with asyncio.timeout(grace_s):
+                await running.ended.wait()
     if not running.ended.is_set():
         log.error("the launcher of %s survives SIGKILL", running.job, extra={"pid": running.pid})
         await running.ended.wait()

@@ -23,7 +23,7 @@ from switchgear.core.service import Endpoints, Service
 from switchgear.gateway import main as gateway
 from switchgear.recovery import main as recovery
 from switchgear.scheduler import main as scheduler
-from switchgear.store.database import Database
+from switchgear.store.database import Database, sqlite_url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +93,7 @@ async def serve(settings: UpSettings) -> None:
     """
     clock = SystemClock()
     with only_one(settings.state_dir, "`switchgear up`"):
-        url = settings.database_url or f"sqlite+aiosqlite:///{settings.state_dir / 'switchgear.db'}"
+        url = settings.database_url or sqlite_url(settings.state_dir / "switchgear.db")
         database = Database(url)
         server = Server()
         try:
