@@ -1,0 +1,154 @@
+"""The whole simulated cluster around the recovery machine, and what can befall it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from simworld.control import Control
+from simworld.kernel import Kernel
+from simworld.launcher import SimLauncher, SimNode
+from simworld.network import Stream
+from simworld.promises import Promises
+from simworld.scheduler import SimScheduler
+from simworld.training import File, Gang, Program, SimRank
+
+from switchgear.recovery import model as m
+
+JOB = "jobs/j"
+
+
+class Cluster:
+    """A job of `nnodes` nodes with `nproc` ranks each, on `nodes` nodes. rng: see `Kernel`."""
+
+    def __init__(
+        self,
+        rng: random.Random | None = None,
+        *,
+        nodes: int = 3,
+        nnodes: int = 2,
+        nproc: int = 2,
+        steps: int = 80,
+        max_restarts: int = 3,
+    ) -> None:
+        self.kernel = Kernel(rng)
+        self.nodes = {f"nodes/{letter}": SimNode(f"nodes/{letter}") for letter in "abcdefgh"[:nodes]}
+        self.program = Program(self.kernel, nnodes * nproc, steps)
+        self.scheduler = SimScheduler(self.kernel, self.nodes, JOB, nnodes, self._launch)
+        self.control = Control(self.kernel, self.scheduler, m.Spec(nnodes, nproc, max_restarts, "checkpoints"))
+        self.scheduler.changed = self.control.job_changed
+        self.promises = Promises(self.kernel, self.program, self.scheduler, self.control)
+        self.program.on_step = self._on_step
+        self.program.on_commit = self._on_commit
+        self.program.on_load = self._on_load
+        self.control.start()
+        self.scheduler.run()
+
+    @property
+    def over(self) -> bool:
+        """The job has ended everywhere, down to the last process."""
+        return self.control.over and self.scheduler.ended and not self.program.live
+
+    def _launch(self, node: SimNode, epoch: int) -> SimLauncher:
+        self.kernel.note(f"{node.name}    launcher starts for placement {epoch}")
+        return SimLauncher(self.kernel, node, epoch, self.program, self._connect)
+
+    def _connect(self, node: SimNode, take: Callable[[object], None]) -> Stream | None:
+        if not (self.control.alive and node.link.up):
+            return None
+        stream = Stream(self.kernel, node.link, node.name, take)
+        self.control.connect(stream)
+        return stream
+
+    def _launcher_of(self, rank: SimRank) -> SimLauncher | None:
+        return self.nodes[rank.node].launcher
+
+    def _on_step(self, gang: Gang) -> None:
+        for node in self.nodes.values():
+            if node.launcher and node.launcher.follows(gang):
+                node.launcher.report_progress(gang.generation)
+
+    def _on_commit(self, rank: SimRank, file: File, state: m.CheckpointState) -> None:
+        if launcher := self._launcher_of(rank):
+            launcher.report_checkpoint(rank.generation, file, state)
+
+    def _on_load(self, rank: SimRank, path: str, step: int) -> None:
+        if launcher := self._launcher_of(rank):
+            launcher.report_load(rank, path, step)
+
+    # What can befall it.
+
+    def end_rank(self, number: int, code: int = -9, exception: str = "") -> None:
+        for rank in self.program.live:
+            if rank.rank == number:
+                what = f"raises {exception}" if exception else f"ends with {code}"
+                self.kernel.note(f"{rank.node}    rank {number} of generation {rank.generation} {what}")
+                self.program.end(rank, code, exception)
+                return
+
+    def kill_launcher(self, name: str) -> None:
+        if launcher := self.nodes[name].launcher:
+            self.kernel.note(f"{name}    launcher killed")
+            launcher.die()
+
+    def partition(self, name: str) -> None:
+        node = self.nodes[name]
+        if node.link.up:
+            self.kernel.note(f"{name}    cut off from the network")
+            node.link.up = False
+            if node.launcher and node.launcher.stream:
+                node.launcher.stream.break_silently()
+
+    def heal(self, name: str) -> None:
+        node = self.nodes[name]
+        if node.alive and not node.link.up:
+            self.kernel.note(f"{name}    network back")
+            node.link.heal(self.kernel)
+
+    def lose(self, name: str) -> None:
+        """Power is gone: every process with it."""
+        node = self.nodes[name]
+        if not node.alive:
+            return
+        self.partition(name)
+        self.kernel.note(f"{name}    lost")
+        node.alive = False
+        if node.launcher:
+            node.launcher.vanish()
+        for rank in list(node.ranks):
+            self.program.end(rank, -9)
+        node.ranks.clear()
+        # What was not on the disk yet.
+        if self.kernel.chance(0.5):
+            node.disk_generation = 0
+
+    def come_back(self, name: str) -> None:
+        node = self.nodes[name]
+        if not node.alive:
+            self.kernel.note(f"{name}    is back")
+            node.alive = True
+            node.link.up = True
+            node.link.held.clear()
+
+    def xid(self, name: str, gpu: int = 0, number: int = 79) -> None:
+        """Fatal evidence against a node, as the collector words it."""
+        self.kernel.note(f"{name}    xid {number} on gpu {gpu}")
+        kind = "GPU_LOST" if number == 79 else "GPU_FAULT"
+        evidence = f"Xid {number} on GPU {gpu}"
+        self.control.signal(
+            m.NodeSignal(name, f"{name}/gpus/{gpu}", kind, evidence, self.kernel.now_ns, simulated=True)
+        )
+
+    def repair(self, name: str) -> None:
+        """A person has mended the node and returned it to service; a node that is only excluded needs that as well."""
+        if name in self.scheduler.cordoned or (name in self.scheduler.excluded and self.scheduler.state == "PENDING"):
+            self.kernel.note(f"{name}    repaired and uncordoned")
+            self.promises.repaired(name)
+            self.scheduler.uncordon(name)
+
+    def damage(self, newest: int = 0) -> None:
+        """Flips bits in the checkpoint that is so many behind the newest."""
+        files = [file for file in self.program.folder.newest() if file.damaged_s is None]
+        if newest < len(files):
+            self.kernel.note(f"storage    {files[newest].path} is damaged")
+            self.program.damage(files[newest])
