@@ -129,8 +129,12 @@ class Processes:
 
     def end(self) -> None:
         for process in self._started:
-            process.kill()
-            process.wait()
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
     def output(self, generation: int) -> list[str]:
         return [

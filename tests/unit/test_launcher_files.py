@@ -91,20 +91,36 @@ def test_processes_of_an_earlier_boot_are_forgotten_and_the_generation_is_not(
     folder.close()
 
 
+async def everything(outbox: Outbox) -> list[pb.LauncherReport]:
+    found = []
+    while (report := await outbox.get()) is not None:
+        found.append(report)
+    return found
+
+
 async def test_progress_gives_way_to_newer_progress_and_nothing_else_is_lost() -> None:
     outbox = Outbox()
     for generation in (1, 2, 3):
         outbox.put(pb.LauncherReport(generation=generation, progress=pb.Progress()))
         outbox.put(pb.LauncherReport(generation=generation, rank_exited=pb.RankExited()))
     first = await outbox.get()
+    assert first is not None
     outbox.put_back(first)
-    got = [(r := await outbox.get()).WhichOneof("kind") + str(r.generation) for _ in range(4)]
+    outbox.close()
+    got = [f"{report.WhichOneof('kind')}{report.generation}" for report in await everything(outbox)]
     assert got == ["rank_exited1", "rank_exited2", "rank_exited3", "progress3"]
-    assert outbox.is_empty
-    for _ in range(REPORTS_MAX + 5):
-        outbox.put(first)
-    count = 0
-    while not outbox.is_empty:
-        await outbox.get()
-        count += 1
-    assert count == REPORTS_MAX
+
+
+async def test_the_outbox_is_bounded() -> None:
+    outbox = Outbox()
+    for generation in (1, 2, 3):
+        outbox.put(pb.LauncherReport(generation=generation, progress=pb.Progress()))
+        outbox.put(pb.LauncherReport(generation=generation, rank_exited=pb.RankExited()))
+    first = await outbox.get()
+    assert first is not None
+    outbox.put_back(first)
+    for _ in range(REPORTS_MAX):
+        outbox.put(pb.LauncherReport(attempt_stopped=pb.AttemptStopped()))
+    outbox.close()
+    got = [f"{report.WhichOneof('kind')}{report.generation}" for report in await everything(outbox)]
+    assert got == [*["attempt_stopped0"] * REPORTS_MAX, "progress3"], "the oldest give way when the bound is reached"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from switchgear.launcher import steplog
+from switchgear.launcher.state import StateFolder
 from switchgear.launcher.steplog import EventKind, StepLog
 from switchgear.launcher.steplog_files import StepLogFiles
 from switchgear.train import hook, steplog_format
@@ -167,6 +168,19 @@ def test_live_logs_are_archived_without_what_was_never_written(tmp_path: Path) -
     files.close()
     assert not files.archived(5, 1).exists(), "its rank never started"
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_what_a_launcher_that_never_came_back_left_in_memory_is_swept_after_a_day(tmp_path: Path) -> None:
+    folders = {}
+    for name in ("gone", "held", "fresh"):
+        (tmp_path / name).mkdir()
+        folders[name] = StepLogFiles(tmp_path / name, shared_memory=tmp_path).create(1, 0).parent
+        if name != "fresh":
+            os.utime(folders[name], (0, 0))
+    holder = StateFolder(tmp_path / "held", "jobs/held")
+    StepLogFiles(tmp_path / "other", shared_memory=tmp_path).sweep()
+    holder.close()
+    assert [name for name, folder in folders.items() if folder.exists()] == ["held", "fresh"]
 
 
 def test_a_folder_of_somebody_else_in_shared_memory_is_not_used(tmp_path: Path) -> None:

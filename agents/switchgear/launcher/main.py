@@ -98,7 +98,7 @@ async def run(settings: LauncherSettings, recovery: str) -> int:
     try:
         await asyncio.wait([*ends, connection], return_when=asyncio.FIRST_COMPLETED)
         await supervisor.close(_GRACE_S if terminated.is_set() else 0)
-        await _last_words(supervisor)
+        await asyncio.wait([connection], timeout=_LAST_WORDS_S)
     finally:
         for task in (*ends, connection):
             task.cancel()
@@ -106,22 +106,16 @@ async def run(settings: LauncherSettings, recovery: str) -> int:
     return 0
 
 
-async def _last_words(supervisor: Supervisor) -> None:
-    """Gives the last reports the time to leave, when somebody takes them."""
-    for _ in range(int(_LAST_WORDS_S / 0.02)):
-        if supervisor.all_sent:
-            return
-        await asyncio.sleep(0.02)
-
-
 async def _stay_connected(supervisor: Supervisor, recovery: str) -> None:
+    """Until the supervisor is closed and its last report is out."""
     backoff_s = _BACKOFF_S[0]
     async with rpc.channel(recovery) as channel:
         stub: LauncherServiceAsyncStub = pb_grpc.LauncherServiceStub(channel)  # type: ignore[assignment]
         while True:
             try:
                 if await _converse(supervisor, stub):
-                    backoff_s = _BACKOFF_S[0]
+                    return
+                backoff_s = _BACKOFF_S[0]
                 log.info("recovery closed the stream")
             except grpc.aio.AioRpcError as error:
                 log.info("recovery does not answer", extra={"code": error.code().name, "details": error.details()})
@@ -132,31 +126,33 @@ async def _stay_connected(supervisor: Supervisor, recovery: str) -> None:
 
 
 async def _converse(supervisor: Supervisor, stub: LauncherServiceAsyncStub) -> bool:
-    """One stream from its hello to its end; whether recovery said anything. Raises AioRpcError."""
+    """One stream from its hello to its end; whether all has been said. Raises AioRpcError when it breaks."""
     stream = stub.Connect()
-    heard = asyncio.Event()
     writing = asyncio.Lock()  # a stream takes one write at a time; a second one can stall it without an error
     await stream.write(supervisor.hello())
-    tasks = [
-        asyncio.create_task(_obey(supervisor, stream, heard)),
-        asyncio.create_task(_beat(supervisor, stream, writing)),
-        asyncio.create_task(_send(supervisor, stream, writing)),
-    ]
+    listener = asyncio.create_task(_obey(supervisor, stream))
+    beats = asyncio.create_task(_beat(supervisor, stream, writing))
+    speaker = asyncio.create_task(_speak(supervisor, stream, writing))
+    tasks = (listener, beats, speaker)
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+        if speaker in done:
+            beats.cancel()
+            await stream.done_writing()
+            # What was written has arrived once the other side ends the stream.
+            await asyncio.wait([listener], timeout=_LAST_WORDS_S)
     finally:
         stream.cancel()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
-    return heard.is_set()
+    return speaker in done
 
 
-async def _obey(supervisor: Supervisor, stream: _Stream, heard: asyncio.Event) -> None:
+async def _obey(supervisor: Supervisor, stream: _Stream) -> None:
     async for command in stream:
-        heard.set()
         await supervisor.handle(command)
 
 
@@ -167,7 +163,7 @@ async def _beat(supervisor: Supervisor, stream: _Stream, writing: asyncio.Lock) 
         await asyncio.sleep(HEARTBEAT_S)
 
 
-async def _send(supervisor: Supervisor, stream: _Stream, writing: asyncio.Lock) -> None:
+async def _speak(supervisor: Supervisor, stream: _Stream, writing: asyncio.Lock) -> None:
     async for report in supervisor.reports():
         try:
             async with writing:

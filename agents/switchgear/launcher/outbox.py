@@ -19,6 +19,7 @@ class Outbox:
         self._reports: deque[pb.LauncherReport] = deque(maxlen=REPORTS_MAX)
         self._progress: pb.LauncherReport | None = None
         self._filled = asyncio.Event()
+        self._closed = False
 
     def put(self, report: pb.LauncherReport) -> None:
         if report.WhichOneof("kind") == "progress":
@@ -33,17 +34,25 @@ class Outbox:
             self._reports.appendleft(report)
             self._filled.set()
 
-    async def get(self) -> pb.LauncherReport:
-        """The oldest report; progress only when nothing else waits."""
+    def drop_hellos(self) -> None:
+        """Forgets hellos that wait: a newer one goes first on a new connection."""
+        for report in [report for report in self._reports if report.WhichOneof("kind") == "hello"]:
+            self._reports.remove(report)
+
+    async def get(self) -> pb.LauncherReport | None:
+        """The oldest report; progress only when nothing else waits; None when the outbox is closed and empty."""
         while True:
             if self._reports:
                 return self._reports.popleft()
             if self._progress is not None:
                 report, self._progress = self._progress, None
                 return report
+            if self._closed:
+                return None
             self._filled.clear()
             await self._filled.wait()
 
-    @property
-    def is_empty(self) -> bool:
-        return not self._reports and self._progress is None
+    def close(self) -> None:
+        """No more reports come."""
+        self._closed = True
+        self._filled.set()

@@ -7,12 +7,17 @@ import os
 import re
 import shutil
 import stat
+import time
 from pathlib import Path
 
 from switchgear.launcher import steplog
+from switchgear.launcher.state import is_held
 
 #: Generations whose step logs are kept (at most 1.6 MB a rank each): the proof that generations never overlapped.
 GENERATIONS_KEPT = 20
+_ABANDONED_S = 24 * 3600.0
+#: Symbolic link in a live folder to the state folder that it belongs to.
+_OWNER = "owner"
 _LIVE = re.compile(r"(\d+)-(\d+)")
 
 
@@ -29,9 +34,22 @@ class StepLogFiles:
         tag = hashlib.sha256(os.fsencode(state_dir.resolve())).hexdigest()[:16]
         self._live = shared_memory / f"switchgear-{os.getuid()}-{tag}"
 
+    def sweep(self) -> None:
+        """Removes what launchers that were killed and never started again have left in memory for a day or longer."""
+        for folder in self._live.parent.glob(f"switchgear-{os.getuid()}-*"):
+            try:
+                state_dir = (folder / _OWNER).readlink()
+                if time.time() - folder.stat().st_mtime > _ABANDONED_S and not is_held(state_dir):
+                    shutil.rmtree(folder)
+            except OSError:
+                continue  # not one of ours, or another launcher was faster
+
     def create(self, generation: int, rank: int) -> Path:
         """A new live step log. Raises OSError when there is no room for it anywhere."""
         if _own_folder(self._live):
+            owner = self._live / _OWNER
+            if not owner.is_symlink():
+                owner.symlink_to(self._archive.parent.absolute())
             path = self._live / f"{generation}-{rank}"
             try:
                 steplog.create(path)
@@ -64,6 +82,7 @@ class StepLogFiles:
     def close(self) -> None:
         """Removes the empty live folder, so that nothing stays in memory after the launcher."""
         try:
+            (self._live / _OWNER).unlink()
             self._live.rmdir()
         except OSError:
             pass

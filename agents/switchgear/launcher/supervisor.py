@@ -104,6 +104,7 @@ class Supervisor:
             )
         self._save()
         self._step_logs.archive(state.generation)
+        self._step_logs.sweep()
         self._idle.set()
         self._warm_up()
         self._poll_task = asyncio.create_task(self._poll())
@@ -111,6 +112,7 @@ class Supervisor:
     def hello(self) -> pb.LauncherReport:
         """What a control plane must know first. A start that was waiting is forgotten: it decides anew on what it reads here."""
         self._wanted = None
+        self._outbox.drop_hellos()
         return self._hello()
 
     def _hello(self) -> pb.LauncherReport:
@@ -138,18 +140,16 @@ class Supervisor:
         return pb.LauncherReport(generation=self._generation, time_unix_ns=self._clock.unix_ns(), heartbeat=beat)
 
     async def reports(self) -> AsyncIterator[pb.LauncherReport]:
-        """Reports in order, for ever; one reader at a time. Progress is only the newest, nothing else is ever left out."""
-        while True:
-            yield await self._outbox.get()
+        """Reports in order, until `close` has made the last; one reader at a time.
+
+        Of progress only the newest counts; nothing else is ever left out.
+        """
+        while (report := await self._outbox.get()) is not None:
+            yield report
 
     def put_back(self, report: pb.LauncherReport) -> None:
         """Returns a report that could not be delivered; it comes first again."""
         self._outbox.put_back(report)
-
-    @property
-    def all_sent(self) -> bool:
-        """Whether no report waits."""
-        return self._outbox.is_empty
 
     async def handle(self, command: pb.LauncherCommand) -> None:
         """Takes a command; what becomes of it arrives in `reports`. Commands of older generations are rejected."""
@@ -199,6 +199,7 @@ class Supervisor:
             self._poll_task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_CLOSE_TIMEOUT_S)
+        self._outbox.close()
         self._step_logs.close()
         self._port.close()
         self._folder.close()
