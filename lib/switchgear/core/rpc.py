@@ -36,7 +36,8 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.http2.max_pings_without_data", 0),
     # A restarted control plane is found again in a moment, not after gRPC's default of up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
+    # Despite its name also the time that one attempt may take, and a busy server accepts late.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
 _BY_CODE: dict[grpc.StatusCode, type[SwitchgearError]] = {

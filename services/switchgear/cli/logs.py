@@ -14,12 +14,14 @@ from switchgear.cli.client import connect
 from switchgear.cli.output import last
 from switchgear.cli.show import qualified
 from switchgear.cli.state import default_state_dir
-from switchgear.core.errors import NotFound
+from switchgear.core.errors import NotFound, Unavailable
 from switchgear.launcher.logs import Echo
 from switchgear.launcher.state import is_held
 from switchgear.v1 import job_service_pb2 as jobs
 
 POLL_S = 0.2
+#: Files are looked at more often than the control plane is asked whether the job has ended.
+POLLS_PER_QUESTION = 5
 _LOG = re.compile(r"rank-(\d+)\.(stdout|stderr)\.log")
 _FINAL = {jobs.Job.SUCCEEDED, jobs.Job.FAILED, jobs.Job.CANCELLED}
 
@@ -47,8 +49,9 @@ def main(args: argparse.Namespace) -> int:
         raise NotFound(args.job, f"{args.job} has no logs yet; wait for them with --follow")
     show = Shown(folder, start, args.attempt or sys.maxsize, args.rank)
     while args.follow and not ended():
-        show.poll()
-        time.sleep(POLL_S)
+        for _ in range(POLLS_PER_QUESTION):
+            show.poll()
+            time.sleep(POLL_S)
     show.poll(end=True)
     return exits.OK
 
@@ -93,7 +96,10 @@ def _find(server: str | None, job: str) -> tuple[Path, Callable[[], bool]]:
         found = client.jobs.GetJob(jobs.GetJobRequest(name=name))
 
     def ended() -> bool:
-        with connect(server) as again:
-            return again.jobs.GetJob(jobs.GetJobRequest(name=name)).state in _FINAL
+        try:
+            with connect(server) as again:
+                return again.jobs.GetJob(jobs.GetJobRequest(name=name)).state in _FINAL
+        except Unavailable:
+            return False  # the job outlives its control plane, and so do its logs
 
     return Path(found.spec.log_directory), ended
