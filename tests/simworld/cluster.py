@@ -32,6 +32,8 @@ class Cluster:
         max_restarts: int = 3,
     ) -> None:
         self.kernel = Kernel(rng)
+        #: Lost nodes that nobody brings back.
+        self.gone_for_good: set[str] = set()
         self.nodes = {f"nodes/{letter}": SimNode(f"nodes/{letter}") for letter in "abcdefgh"[:nodes]}
         self.program = Program(self.kernel, nnodes * nproc, steps)
         self.scheduler = SimScheduler(self.kernel, self.nodes, JOB, nnodes, self._launch)
@@ -91,7 +93,7 @@ class Cluster:
             self.kernel.note(f"{name}    launcher killed")
             launcher.die()
 
-    def partition(self, name: str) -> None:
+    def cut_off(self, name: str) -> None:
         node = self.nodes[name]
         if node.link.up:
             self.kernel.note(f"{name}    cut off from the network")
@@ -110,7 +112,7 @@ class Cluster:
         node = self.nodes[name]
         if not node.alive:
             return
-        self.partition(name)
+        self.cut_off(name)
         self.kernel.note(f"{name}    lost")
         node.alive = False
         if node.launcher:
@@ -129,6 +131,10 @@ class Cluster:
             node.alive = True
             node.link.up = True
             node.link.held.clear()
+
+    def scheduler_away(self, seconds: float) -> None:
+        self.kernel.note(f"scheduler  away for {seconds:.1f} s")
+        self.scheduler.away_until_s = self.kernel.now_s + seconds
 
     def xid(self, name: str, gpu: int = 0, number: int = 79) -> None:
         """Fatal evidence against a node, as the collector words it."""

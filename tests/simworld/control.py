@@ -50,6 +50,8 @@ class Control:
         self.crash_probability = 0.0
         self.down_s = (0.2, 4.0)
         self.taken: Callable[[m.JobState, m.Event, m.JobState, Sequence[m.Effect]], None] = lambda *_: None
+        #: What is to happen when the job next enters a phase with at least this generation; each once.
+        self.on_phase: list[tuple[m.Phase, int, Callable[[], None]]] = []
         self.alive = False
         self.state: m.JobState | None = None
         self._life = 0
@@ -197,6 +199,11 @@ class Control:
             self._store(after, effects)
         self.taken(before, event, after, effects)
         self.state = after
+        if after.phase is not before.phase:
+            due = [w for w in self.on_phase if w[0] is after.phase and after.generation >= w[1]]
+            self.on_phase = [w for w in self.on_phase if w not in due]
+            for _, _, happens in due:
+                self.kernel.after(0.0, happens)
         commands = [e for e in effects if isinstance(e, m.Start | m.Stop | m.Check | m.Finish)]
         for command in commands:
             if self._dies_here():
@@ -246,7 +253,8 @@ class Control:
 
     def _reach(self, call: m.Call, life: int) -> None:
         dead = self._life != life
-        if (dead and self.kernel.chance(0.5)) or self.kernel.chance(0.1):
+        away = self.kernel.now_s < self.scheduler.away_until_s
+        if away or (dead and self.kernel.chance(0.5)) or self.kernel.chance(0.1):
             if not dead:
                 self._later((0.1, 1.0), self._try_again)  # UNAVAILABLE
             return

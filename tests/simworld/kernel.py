@@ -57,6 +57,9 @@ class Kernel:
     def note(self, line: str) -> None:
         self.transcript.append((self.now_s, line))
 
+    def lines(self) -> list[str]:
+        return [f"{at_s:8.3f}s  {line}" for at_s, line in self.transcript]
+
     def run(self, until_s: float, done: Callable[[], bool] = lambda: False) -> None:
         """Runs what is due up to and with `until_s`, or until `done`."""
         while self._due and self._due[0][0] <= until_s:

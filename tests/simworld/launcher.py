@@ -17,7 +17,7 @@ HEARTBEAT_S = 3.0
 IMPORT_S = (0.5, 2.0)
 KILL_S = (0.01, 0.4)
 GONE_S = (0.001, 0.2)
-VERIFY_S = (0.02, 0.5)
+VERIFY_S = (0.02, 1.5)
 BACKOFF_S = (0.1, 2.0)
 
 

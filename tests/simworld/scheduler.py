@@ -38,6 +38,8 @@ class SimScheduler:
     excluded: set[str] = field(default_factory=set)
     unreachable: set[str] = field(default_factory=set)
     answered: set[int] = field(default_factory=set)
+    #: Calls fail until then.
+    away_until_s: float = 0.0
     _silent_since_s: dict[str, float] = field(default_factory=dict)
     _starting: set[str] = field(default_factory=set)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 
 from simworld.cluster import Cluster
 from simworld.kernel import Violation
+
+from switchgear.recovery import model as m
 
 #: Faults begin within this time of the job's start ...
 STORM_S = 60.0
@@ -22,97 +25,142 @@ def run(seed: int) -> Cluster:
     cluster = Cluster(
         rng, nodes=rng.choice((2, 3, 4)), nnodes=rng.choice((1, 2, 2)), max_restarts=rng.choice((0, 1, 3, 3))
     )
-    kernel = cluster.kernel
-    cluster.control.crash_probability = rng.choice((0.0, 0.0, 0.01, 0.05))
-    for _ in range(rng.choice((1, 1, 2, 3, 5))):
-        kernel.after(rng.uniform(0.0, STORM_S), _fault(cluster, rng))
-    kernel.after(CALM_S, lambda: _calm(cluster))
+    Storm(cluster, rng).gather()
     try:
-        kernel.run(DEADLINE_S, done=lambda: cluster.over)
+        cluster.kernel.run(DEADLINE_S, done=lambda: cluster.over)
         cluster.promises.kept()
     except Exception as error:
-        raise Violation(f"seed {seed}: {error}\n{story(cluster)}") from error
+        story = "\n".join(cluster.kernel.lines())
+        raise Violation(f"seed {seed}: {error}\n{story}") from error
     return cluster
 
 
-def story(cluster: Cluster) -> str:
-    return "\n".join(f"{at_s:8.3f}s  {line}" for at_s, line in cluster.kernel.transcript)
+class Storm:
+    """Some kinds of faults, chosen anew for each seed: few kinds that meet often find more than many that meet seldom."""
 
+    def __init__(self, cluster: Cluster, rng: random.Random) -> None:
+        self.cluster, self.rng, self.kernel = cluster, rng, cluster.kernel
+        everything: list[Callable[[], None]] = [
+            self.kill_rank, self.raise_exception, self.break_program, self.kill_launcher, self.lose, self.cut_off, self.xid,
+            self.xid_then_loss, self.damage, self.damage_all, self.kill_recovery, self.hang_store, self.fail_starts,
+            self.scheduler_away,
+        ]  # fmt: skip
+        self.kinds = rng.sample(everything, rng.choice((1, 2, 3, len(everything))))
+        if rng.random() < 0.03:
+            self.kinds.append(cluster.scheduler.cancel)
 
-def _calm(cluster: Cluster) -> None:
-    cluster.kernel.stormy = False
-    cluster.program.raises_at.clear()
-    for node in cluster.nodes.values():
-        node.start_failures.clear()
-        cluster.come_back(node.name)
-        cluster.heal(node.name)
-        cluster.repair(node.name)
-    if cluster.kernel.now_s < DEADLINE_S / 2:
-        cluster.kernel.after(20.0, lambda: _calm(cluster))  # a node may be cordoned late
+    def gather(self) -> None:
+        self.cluster.control.crash_probability = self.rng.choice((0.0, 0.0, 0.01, 0.05))
+        for _ in range(self.rng.choice((1, 1, 2, 3, 5))):
+            self._plan()
+        self.kernel.after(CALM_S, self._calm)
 
+    def _plan(self) -> None:
+        """One fault at some time, or up to three as soon as recovery enters a phase, where a second fault hurts most."""
+        if self.rng.random() < 0.5:
+            self.kernel.after(self.rng.uniform(0.0, STORM_S), self.rng.choice(self.kinds))
+            return
+        phase, generation = self.rng.choice(tuple(m.Phase)), self.rng.choice((0, 1, 1, 2))
+        for _ in range(self.rng.choice((1, 2, 3))):
+            self.cluster.control.on_phase.append((phase, generation, partial(self._soon, self.rng.choice(self.kinds))))
 
-def _fault(cluster: Cluster, rng: random.Random) -> Callable[[], None]:
-    kernel, control = cluster.kernel, cluster.control
-    node = rng.choice(list(cluster.nodes))
-    number = rng.randrange(cluster.program.world_size)
-    length_s = rng.choice((rng.uniform(0.1, 3.0), rng.uniform(3.0, 60.0)))
-    later_s = rng.choice((0.0, rng.uniform(0.0, 1.0), rng.uniform(0.0, 10.0)))
+    def _soon(self, fault: Callable[[], None]) -> None:
+        if self.kernel.stormy:
+            self.kernel.after(self._delay_s(0.1, 2.0), fault)
 
-    def kill_rank() -> None:
-        cluster.end_rank(number, rng.choice((-9, -9, -11, -15, 3)))
+    def _calm(self) -> None:
+        """Faults have passed; people mend what is broken, and again when something is cordoned late."""
+        self.kernel.stormy = False
+        self.cluster.program.raises_at.clear()
+        self.cluster.scheduler.away_until_s = 0.0
+        for node in self.cluster.nodes.values():
+            node.start_failures.clear()
+            if node.name not in self.cluster.gone_for_good:
+                self.cluster.come_back(node.name)
+            self.cluster.heal(node.name)
+            self.cluster.repair(node.name)
+        self.kernel.after(20.0, self._calm)
 
-    def exception() -> None:
-        cluster.end_rank(number, 1, rng.choice(("ValueError: bad batch", "RuntimeError: CUDA error")))
+    # What is drawn for each fault when it happens.
 
-    def program_error() -> None:
-        cluster.program.raises_at[rng.randrange(1, cluster.program.steps_total)] = (number, "AssertionError: step")
+    def _node(self) -> str:
+        return self.rng.choice(list(self.cluster.nodes))
 
-    def kill_launcher() -> None:
-        cluster.kill_launcher(node)
+    def _length_s(self) -> float:
+        return self.rng.choice((self.rng.uniform(0.1, 3.0), self.rng.uniform(3.0, 60.0)))
 
-    def lose() -> None:
-        cluster.lose(node)
-        kernel.after(length_s * 2, lambda: cluster.come_back(node))
+    def _delay_s(self, soon_s: float = 1.0, late_s: float = 10.0) -> float:
+        return self.rng.choice((0.0, self.rng.uniform(0.0, soon_s), self.rng.uniform(0.0, late_s)))
 
-    def partition() -> None:
-        cluster.partition(node)
-        kernel.after(length_s, lambda: cluster.heal(node))
+    # The faults.
 
-    def xid_and_crash() -> None:
-        """The signal before, with or after what it did to the rank; the rank may survive it."""
-        kernel.after(rng.choice((0.0, later_s)), lambda: cluster.xid(node))
-        if rng.random() < 0.6:
-            kernel.after(rng.choice((0.0, later_s)), exception)
-        kernel.after(rng.uniform(10.0, 60.0), lambda: cluster.repair(node))
-
-    def damage() -> None:
-        for newest in range(rng.choice((1, 1, 2))):
-            cluster.damage(newest * 0)
-        if rng.random() < 0.7:
-            kernel.after(later_s, kill_rank)
-
-    def damage_all() -> None:
-        for _ in range(5):
-            cluster.damage()
-        kernel.after(later_s, kill_rank)
-
-    def crash() -> None:
-        control.crash(rng.choice((length_s, 1.0)))
-
-    def stall() -> None:
-        control.stall(length_s)
-
-    def bad_start() -> None:
-        cluster.nodes[node].start_failures += rng.choice(
-            (["before"], ["one rank"], ["one rank", "before"], ["for ever"])
+    def kill_rank(self) -> None:
+        self.cluster.end_rank(
+            self.rng.randrange(self.cluster.program.world_size), self.rng.choice((-9, -9, -11, -15, 3))
         )
-        kernel.after(later_s, kill_rank)
 
-    def cancel() -> None:
-        cluster.scheduler.cancel()
+    def raise_exception(self) -> None:
+        text = self.rng.choice(("ValueError: bad batch", "RuntimeError: CUDA error"))
+        self.cluster.end_rank(self.rng.randrange(self.cluster.program.world_size), 1, text)
 
-    kinds = [
-        kill_rank, kill_rank, exception, program_error, kill_launcher, kill_launcher, lose, lose, partition, partition,
-        xid_and_crash, xid_and_crash, xid_and_crash, damage, damage, damage_all, crash, crash, stall, bad_start,
-    ]  # fmt: skip
-    return cancel if rng.random() < 0.02 else rng.choice(kinds)
+    def break_program(self) -> None:
+        step = self.rng.randrange(1, self.cluster.program.steps_total)
+        self.cluster.program.raises_at[step] = (
+            self.rng.randrange(self.cluster.program.world_size),
+            "AssertionError: step",
+        )
+
+    def kill_launcher(self) -> None:
+        self.cluster.kill_launcher(self._node())
+
+    def lose(self, name: str = "") -> None:
+        node = name or self._node()
+        self.cluster.lose(node)
+        spare = sum(n.alive for n in self.cluster.nodes.values()) > self.cluster.scheduler.nnodes
+        if spare and self.rng.random() < 0.4:
+            self.cluster.gone_for_good.add(node)
+        else:
+            self.kernel.after(self._length_s() * 2, partial(self.cluster.come_back, node))
+
+    def cut_off(self) -> None:
+        node = self._node()
+        self.cluster.cut_off(node)
+        self.kernel.after(self._length_s(), partial(self.cluster.heal, node))
+
+    def xid(self) -> None:
+        """The signal before, with or after what it did to a rank; the rank may survive it."""
+        node = self._node()
+        self.kernel.after(self._delay_s(), partial(self.cluster.xid, node))
+        if self.rng.random() < 0.6:
+            self.kernel.after(self._delay_s(), self.raise_exception)
+        self.kernel.after(self.rng.uniform(10.0, 60.0), partial(self.cluster.repair, node))
+
+    def xid_then_loss(self) -> None:
+        node = self._node()
+        self.cluster.xid(node)
+        self.kernel.after(self._delay_s(), partial(self.lose, node))
+
+    def damage(self) -> None:
+        for _ in range(self.rng.choice((1, 1, 2))):
+            self.cluster.damage()
+        if self.rng.random() < 0.7:
+            self.kernel.after(self._delay_s(), self.kill_rank)
+
+    def damage_all(self) -> None:
+        for _ in range(len(self.cluster.program.folder.files)):
+            self.cluster.damage()
+        self.kernel.after(self._delay_s(), self.kill_rank)
+
+    def kill_recovery(self) -> None:
+        self.cluster.control.crash(self._length_s())
+
+    def hang_store(self) -> None:
+        self.cluster.control.stall(self._length_s())
+
+    def fail_starts(self) -> None:
+        failures = self.rng.choice((["before"], ["one rank"], ["one rank", "before"], ["for ever"]))
+        self.cluster.nodes[self._node()].start_failures += failures
+        self.kernel.after(self._delay_s(), self.kill_rank)
+
+    def scheduler_away(self) -> None:
+        self.cluster.scheduler_away(self._length_s())
