@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,16 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 
 from switchgear.core.errors import FailedPrecondition, Invalid, Reason
 
+log = logging.getLogger(__name__)
+
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _DRIVERS = ("sqlite+aiosqlite", "postgresql+asyncpg")
 #: Any constant will do: it only has to be the same in all processes.
 _MIGRATE_LOCK = 7_294_451_002_713
 #: Another process may hold SQLite's write lock for a migration or a slow disk's fsync; beyond this the disk is ill.
 _BUSY_TIMEOUT_MS = 10_000
+#: A cancelled session ends in milliseconds; one that does not is stuck and must not keep the process.
+_CLOSE_TIMEOUT_S = 5.0
 
 
 class Database:
@@ -63,14 +68,18 @@ class Database:
             reader = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         # Two async sessions that read, modify and write lose updates on SQLite without any error; so they take turns.
         self._turn: AbstractAsyncContextManager[Any] = asyncio.Lock() if sqlite else nullcontext()
+        self._sessions_open = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._read_sessions = async_sessionmaker(reader, expire_on_commit=False)
         self._write_sessions = async_sessionmaker(self._writer, expire_on_commit=False)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
         """A session that sees one snapshot and writes nothing."""
-        async with self._read_sessions() as session, session.begin():
-            yield session
+        with self._counted():
+            async with self._read_sessions() as session, session.begin():
+                yield session
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
@@ -79,8 +88,9 @@ class Database:
         On PostgreSQL writers run at the same time under READ COMMITTED. One that reads what it changes takes the
         service's turn first: `lock_revision` or `next_revision`.
         """
-        async with self._turn, self._write_sessions() as session, session.begin():
-            yield session
+        with self._counted():
+            async with self._turn, self._write_sessions() as session, session.begin():
+                yield session
 
     async def migrate(self) -> None:
         """Brings the schema to this version's; safe when several processes do it at once.
@@ -91,8 +101,27 @@ class Database:
             await connection.run_sync(_upgrade)
 
     async def close(self) -> None:
-        """Closes all connections; open sessions must have ended."""
+        """Closes all connections, once the open sessions have ended; their tasks must have been told to.
+
+        A cancelled task closes its SQLite connection on the way out. If the event loop ended and cancelled it once more in the
+        middle of that, the driver would wait for ever, and so would the end of the process.
+        """
+        try:
+            await asyncio.wait_for(self._idle.wait(), _CLOSE_TIMEOUT_S)
+        except TimeoutError:
+            log.error("%d database sessions do not end; closing without them", self._sessions_open)
         await self._engine.dispose()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._sessions_open += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._sessions_open -= 1
+            if not self._sessions_open:
+                self._idle.set()
 
 
 def sqlite_url(path: Path) -> str:
