@@ -26,30 +26,24 @@ LAUNCHER_ID_LENGTH_MAX = 128
 
 
 class _Session:
-    """A connected launcher, served by the current task."""
+    """A connected launcher."""
 
-    def __init__(self, launcher_id: str) -> None:
-        self.launcher_id = launcher_id
+    def __init__(self) -> None:
         self.commands: asyncio.Queue[wire.LauncherCommand | None] = asyncio.Queue(COMMANDS_MAX)
-        self._task = asyncio.current_task()
+        #: Takes what the launcher reports.
+        self.reader: asyncio.Task[None] | None = None
 
-    def put(self, command: wire.LauncherCommand) -> None:
-        if self.commands.full():
-            self.cut()
-        else:
+    def put(self, command: wire.LauncherCommand | None) -> None:
+        """Queues a command; None ends the stream. The launcher connects again then and is told anew what it should do."""
+        if not self.commands.full():
             self.commands.put_nowait(command)
-
-    def end(self) -> None:
-        """Ends the stream after what waits. The launcher connects again and is told anew what it should do."""
-        if self.commands.full():
-            self.cut()
-        else:
-            self.commands.put_nowait(None)
-
-    def cut(self) -> None:
-        """Ends the stream at once, although the launcher does not read."""
-        if self._task:
-            self._task.cancel()
+            return
+        # It does not read. What it says counts no more, so it is soon taken for silent, and its stream ends should it ever read.
+        if self.reader:
+            self.reader.cancel()
+        while not self.commands.empty():
+            self.commands.get_nowait()
+        self.commands.put_nowait(None)
 
 
 class LauncherSessions(rpc.LauncherServiceServicer):
@@ -71,7 +65,7 @@ class LauncherSessions(rpc.LauncherServiceServicer):
     def end_all(self) -> None:
         """Ends all streams: the launchers connect again and meet the actors that are there then."""
         for session in self._sessions.values():
-            session.end()
+            session.put(None)
 
     async def Connect(  # noqa: N802
         self,
@@ -91,17 +85,17 @@ class LauncherSessions(rpc.LauncherServiceServicer):
             reason = farewell if actor else "the job has ended"
             yield command_to_proto(m.Finish(hello.node, report.generation, reason))
             return
-        key, session = (hello.job, hello.node), _Session(hello.launcher_id)
+        key, session = (hello.job, hello.node), _Session()
         if older := self._sessions.get(key):
-            older.end()
+            older.put(None)
         self._sessions[key] = session
         log.info("launcher connected", extra={"job": hello.job, "node": hello.node, "generation": report.generation})
-        reader = asyncio.create_task(self._read(actor, session, report, reports))
-        reader.add_done_callback(lambda _: session.end())
+        reader = session.reader = asyncio.create_task(self._read(actor, session, report, reports))
+        reader.add_done_callback(lambda _: session.put(None))
         try:
             while command := await session.commands.get():
                 yield command
-            if reader.done():
+            if reader.done() and not reader.cancelled():
                 reader.result()
         finally:
             reader.cancel()
