@@ -147,9 +147,9 @@ class Launcher:
         self._connected.set()
         self.connections += 1
         async for command in stream:
-            self.commands.append(command)
             if command.WhichOneof("kind") not in self.held:
                 await self.obey(command)
+            self.commands.append(command)
 
     def hello(self) -> wire.LauncherReport:
         hello = wire.LauncherHello(
@@ -226,7 +226,7 @@ class Launcher:
         return [command.generation for command in self.commands if command.WhichOneof("kind") == kind]
 
     async def has(self, kind: str, generation: int) -> wire.LauncherCommand:
-        """Waits until that command has come."""
+        """Waits until that command has come and, unless it is held, has been carried out."""
         await until(lambda: generation in self.told(kind))
         return next(c for c in self.commands if c.WhichOneof("kind") == kind and c.generation == generation)
 
@@ -234,10 +234,12 @@ class Launcher:
 class World:
     """Everything that runs. `recovery` has an address of its own and may be stopped and started again."""
 
-    def __init__(self, database: Database, state_dir: Path) -> None:
+    def __init__(self, database: Database, state_dir: Path, start_s: float) -> None:
         self.database, self.state_dir = database, state_dir
         #: Of recovery alone: the nodes' agents stay known to the scheduler however far it is moved.
         self.clock = ManualClock()
+        self._scheduler_clock = ManualClock()
+        self._scheduler_clock.advance(start_s)
         self.recovery_address = "127.0.0.1:0"
         self.plane_address = ""
         self.service: recovery.RecoveryService
@@ -247,7 +249,7 @@ class World:
         self._stack = AsyncExitStack()
 
     async def start(self) -> None:
-        clock = ManualClock()
+        clock = self._scheduler_clock
         services: list[Service] = [
             collector.build(self.database, clock),
             scheduler.build(self.database, clock, scheduler.SchedulerSettings(self.state_dir, pass_interval_s=0.05)),
@@ -395,8 +397,9 @@ async def ended(tasks: Iterable[asyncio.Task[None]]) -> None:
 
 
 @asynccontextmanager
-async def running(database: Database, state_dir: Path) -> AsyncIterator[World]:
-    world = World(database, state_dir)
+async def running(database: Database, state_dir: Path, *, start_s: float = 0) -> AsyncIterator[World]:
+    """start_s: how much later than other worlds on the same database this one begins."""
+    world = World(database, state_dir, start_s)
     try:
         await world.start()
         yield world
