@@ -8,6 +8,7 @@ import logging
 import random
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,9 @@ HEARTBEAT_S = 1.0
 _BACKOFF_S = (0.1, 2.0)
 #: What SIGTERM leaves the ranks; whoever stops launchers waits 10 s.
 _GRACE_S = 5.0
+#: A launcher that hears nothing for so long ends: its lease is over and its ranks are gone by then, and a control plane that comes
+#: back after all has its agent start a new one.
+_GIVE_UP_S = 900.0
 #: How long the last reports may take to leave.
 _LAST_WORDS_S = 1.0
 
@@ -107,13 +111,20 @@ async def run(settings: LauncherSettings, recovery: str) -> int:
 
 
 async def _stay_connected(supervisor: Supervisor, recovery: str) -> None:
-    """Until the supervisor is closed and its last report is out."""
+    """Until the supervisor is closed and its last report is out, or nobody has answered for _GIVE_UP_S."""
     backoff_s = _BACKOFF_S[0]
+    now = asyncio.get_running_loop().time
+    heard_s = now()
+
+    def hear() -> None:
+        nonlocal heard_s
+        heard_s = now()
+
     async with rpc.channel(recovery) as channel:
         stub: LauncherServiceAsyncStub = pb_grpc.LauncherServiceStub(channel)  # type: ignore[assignment]
-        while True:
+        while now() - heard_s < _GIVE_UP_S:
             try:
-                if await _converse(supervisor, stub):
+                if await _converse(supervisor, stub, hear):
                     return
                 backoff_s = _BACKOFF_S[0]
                 log.info("recovery closed the stream")
@@ -123,14 +134,15 @@ async def _stay_connected(supervisor: Supervisor, recovery: str) -> None:
                 log.exception("the conversation with recovery broke")
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1))
             backoff_s = min(backoff_s * 2, _BACKOFF_S[1])
+    log.error("recovery has not answered for %d s: this launcher ends", _GIVE_UP_S)
 
 
-async def _converse(supervisor: Supervisor, stub: LauncherServiceAsyncStub) -> bool:
+async def _converse(supervisor: Supervisor, stub: LauncherServiceAsyncStub, hear: Callable[[], None]) -> bool:
     """One stream from its hello to its end; whether all has been said. Raises AioRpcError when it breaks."""
     stream = stub.Connect()
     writing = asyncio.Lock()  # a stream takes one write at a time; a second one can stall it without an error
     await stream.write(supervisor.hello())
-    listener = asyncio.create_task(_obey(supervisor, stream))
+    listener = asyncio.create_task(_obey(supervisor, stream, hear))
     beats = asyncio.create_task(_beat(supervisor, stream, writing))
     speaker = asyncio.create_task(_speak(supervisor, stream, writing))
     tasks = (listener, beats, speaker)
@@ -151,8 +163,9 @@ async def _converse(supervisor: Supervisor, stub: LauncherServiceAsyncStub) -> b
     return speaker in done
 
 
-async def _obey(supervisor: Supervisor, stream: _Stream) -> None:
+async def _obey(supervisor: Supervisor, stream: _Stream, hear: Callable[[], None]) -> None:
     async for command in stream:
+        hear()
         await supervisor.handle(command)
 
 
