@@ -57,7 +57,7 @@ class World:
     ) -> list[m.Effect]:
         good = () if step is None else (m.Checkpoint(f"/checkpoints/{step}.pt", m.CheckpointState.VERIFIED, step),)
         bad = tuple(m.Checkpoint(path, m.CheckpointState.CORRUPT, None, damage="truncated") for path in quarantined)
-        return self.happen(m.Checked(node, bad + good, quarantined))
+        return self.happen(m.Checked(node, self.state.generation, bad + good, quarantined))
 
     def progress(self, to: int, *, first: bool = True, new: bool = True) -> list[m.Effect]:
         now = START_NS + int(self.seconds * 1e9)

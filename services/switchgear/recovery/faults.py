@@ -66,6 +66,7 @@ class Faults(Records):
             for phase in ("stopped", "decided", "started", "loaded", "first_step"):
                 incident.timeline.pop(phase, None)
             self.blame(cause)
+            self.set_state(m.JobOutcome.RECOVERING, cause.clause)
         elif cause.fault in _OF_A_NODE and incident.fault not in _OF_A_NODE:
             self.blame(cause)
         self.add_evidence(evidence)
@@ -118,7 +119,9 @@ class Faults(Records):
                 continue
             known_by = f"no word from its launcher for {silent_s:.0f} s"
             state.bad_nodes.setdefault(node, f"{node}: {known_by}")
-            cause = Cause(m.Fault.NODE_LOST, f"contact with {node} was lost", known_by, "node lost", node)
+            heard_ns = self.now.unix_ns - round(silent_s * 1e9)
+            clause = f"contact with {node} was lost"
+            cause = Cause(m.Fault.NODE_LOST, clause, known_by, "node lost", node, None, heard_ns)
             self.fail(cause, state.bad_nodes[node])
             launcher.connected, launcher.stopped_generation = False, state.generation
 

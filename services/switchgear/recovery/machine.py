@@ -46,6 +46,8 @@ def _copied(state: m.JobState) -> m.JobState:
 def resume(state: m.JobState, now: m.Now) -> m.JobState:
     """A state read back from the store: nobody is connected, and every lease counts from now."""
     state = copy.deepcopy(state)
+    if state.phase is m.Phase.CHECKING:
+        state.phase = m.Phase.WAITING  # asked again when all are back
     for launcher in state.launchers.values():
         launcher.connected, launcher.seen_s = False, now.monotonic_s
     return state
@@ -228,8 +230,10 @@ class _Machine(Faults):
 
     def _checked(self, event: m.Checked) -> None:
         state = self.state
-        if state.phase is not m.Phase.CHECKING or not state.slots or event.node != state.slots[0].node:
+        if state.phase is not m.Phase.CHECKING or event.node != state.slots[0].node:
             return
+        if event.generation != state.generation:
+            return  # asked twice and answered late: checkpoints that were made since are not in it
         for checkpoint in event.checkpoints:
             self.keep_checkpoint(checkpoint)
         if state.incident:

@@ -372,9 +372,13 @@ class CheckpointSeen:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A launcher has walked the checkpoints from the newest to the first good one."""
+    """A launcher has walked the checkpoints from the newest to the first good one.
+
+    generation: of the check that this answers. What was found before a later generation ran says nothing about now.
+    """
 
     node: str
+    generation: int
     checkpoints: tuple[Checkpoint, ...]
     quarantined: tuple[str, ...]
     error: str = ""

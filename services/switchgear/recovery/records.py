@@ -58,6 +58,9 @@ class Records:
         self.effects.append(m.SaveCheckpoint(copy.copy(checkpoint)))
 
     def set_state(self, outcome: m.JobOutcome, message: str) -> None:
+        # Only the newest state counts, so that what waits stays small while the scheduler is away; the oldest call may be under way.
+        waiting = self.state.outbox
+        self.state.outbox = [c for i, c in enumerate(waiting) if i == 0 or c.kind != "set_state"]
         self.call("set_state", reason=message, outcome=outcome)
 
     def call(

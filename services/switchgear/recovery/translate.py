@@ -128,6 +128,7 @@ def event_from_report(node: str, launcher_id: str, report: wire.LauncherReport) 
             result = report.verify_result
             return m.Checked(
                 node=node,
+                generation=generation,
                 checkpoints=tuple(_checkpoint(checkpoint) for checkpoint in result.checkpoints),
                 quarantined=tuple(
                     text(c.quarantine_path, PATH_LENGTH_MAX) for c in result.checkpoints if c.quarantine_path
