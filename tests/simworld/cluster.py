@@ -34,12 +34,14 @@ class Cluster:
         self.kernel = Kernel(rng)
         #: Lost nodes that nobody brings back.
         self.gone_for_good: set[str] = set()
+        self.ranks_cut_off: set[str] = set()
         self.nodes = {f"nodes/{letter}": SimNode(f"nodes/{letter}") for letter in "abcdefgh"[:nodes]}
         self.program = Program(self.kernel, nnodes * nproc, steps)
         self.scheduler = SimScheduler(self.kernel, self.nodes, JOB, nnodes, self._launch)
         self.control = Control(self.kernel, self.scheduler, m.Spec(nnodes, nproc, max_restarts, "checkpoints"))
         self.scheduler.changed = self.control.job_changed
         self.promises = Promises(self.kernel, self.program, self.scheduler, self.control)
+        self.program.is_reachable = lambda node: node not in self.ranks_cut_off
         self.program.on_step = self._on_step
         self.program.on_commit = self._on_commit
         self.program.on_load = self._on_load
@@ -88,15 +90,28 @@ class Cluster:
                 self.program.end(rank, code, exception)
                 return
 
+    def break_step(self, step: int, number: int, exception: str) -> None:
+        """From now on that rank fails at that step."""
+        self.kernel.note(f"program    rank {number} will raise {exception} at step {step}")
+        self.program.raises_at[step] = (number, exception)
+
+    def fail_start(self, name: str, how: str) -> None:
+        """The next start there fails; how: as `SimNode.start_failures` has it."""
+        self.kernel.note(f"{name}    the next start will fail ({how})")
+        self.nodes[name].start_failures.append(how)
+
     def kill_launcher(self, name: str) -> None:
         if launcher := self.nodes[name].launcher:
             self.kernel.note(f"{name}    launcher killed")
             launcher.die()
 
-    def cut_off(self, name: str) -> None:
+    def cut_off(self, name: str, *, ranks_too: bool = True) -> None:
+        """Nothing arrives at the node or from it; its ranks may have a network of their own."""
         node = self.nodes[name]
         if node.link.up:
-            self.kernel.note(f"{name}    cut off from the network")
+            self.kernel.note(f"{name}    cut off from {'the network' if ranks_too else 'the control plane'}")
+            if ranks_too:
+                self.ranks_cut_off.add(name)
             node.link.up = False
             if node.launcher and node.launcher.stream:
                 node.launcher.stream.break_silently()
@@ -105,6 +120,7 @@ class Cluster:
         node = self.nodes[name]
         if node.alive and not node.link.up:
             self.kernel.note(f"{name}    network back")
+            self.ranks_cut_off.discard(name)
             node.link.heal(self.kernel)
 
     def lose(self, name: str) -> None:
@@ -129,6 +145,7 @@ class Cluster:
         if not node.alive:
             self.kernel.note(f"{name}    is back")
             node.alive = True
+            self.ranks_cut_off.discard(name)
             node.link.up = True
             node.link.held.clear()
 

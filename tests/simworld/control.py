@@ -56,7 +56,8 @@ class Control:
         self.state: m.JobState | None = None
         self._life = 0
         self._sessions: dict[str, Stream] = {}
-        self._streams: set[Stream] = set()
+        #: A dict for its order: a seed must tell the same story each time.
+        self._streams: dict[Stream, None] = {}
         self._queue: deque[tuple[m.Event, m.Now, Callable[[], None]]] = deque()
         self._working = self._calling = self._signalling = False
         self._called: set[int] = set()
@@ -114,7 +115,7 @@ class Control:
     def connect(self, stream: Stream) -> None:
         """A launcher has opened a stream."""
         life = self._life
-        self._streams.add(stream)
+        self._streams[stream] = None
         stream.server_takes = lambda message: self._take_report(stream, message) if self._life == life else None
         stream.on_server_end = lambda: self._session_over(stream)
 
@@ -126,7 +127,7 @@ class Control:
             if (
                 self.state is None or message.launcher_epoch > self.state.epoch
             ):  # not known yet: connect again in a moment
-                self._streams.discard(stream)
+                self._streams.pop(stream, None)
                 stream.close_server()
                 return
             stream.epoch = message.launcher_epoch
@@ -134,7 +135,7 @@ class Control:
                 stream.down.send(m.Finish(stream.node, message.generation, farewell))
                 return
             if older := self._sessions.get(stream.node):
-                self._streams.discard(older)
+                self._streams.pop(older, None)
                 older.on_server_end = lambda: None
                 older.close_server()
             self._sessions[stream.node] = stream
@@ -156,7 +157,7 @@ class Control:
         return "no longer part of the placement" if slot is None or stream.epoch < slot.launcher_epoch else ""
 
     def _session_over(self, stream: Stream) -> None:
-        self._streams.discard(stream)
+        self._streams.pop(stream, None)
         if self._sessions.get(stream.node) is stream:
             del self._sessions[stream.node]
             self._post(m.LauncherGone(stream.node, stream.launcher_id))

@@ -219,7 +219,7 @@ class SimLauncher:
             return
         checkpoints, quarantined = self.program.folder.verify(check.checkpoints)
         self._checking = False
-        self._report(m.Checked(self.node.name, checkpoints, quarantined))
+        self._report(m.Checked(self.node.name, check.generation, checkpoints, quarantined))
         self._advance()
 
     def _start(self, start: m.Start) -> None:

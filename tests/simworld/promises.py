@@ -15,7 +15,7 @@ from switchgear.recovery.policy import NO_PROGRESS_MAX
 from switchgear.recovery.records import CHECKPOINTS_MAX, EVIDENCE_MAX
 
 #: Calls that may wait while the scheduler is away.
-OUTBOX_MAX = 20
+OUTBOX_MAX = 8
 _CLOSED = {m.IncidentState.RESOLVED, m.IncidentState.ESCALATED}
 
 
@@ -27,9 +27,9 @@ class Promises:
         self.generation = 0
         #: node -> generation that had been reached when the machine took the evidence.
         self.bad_since: dict[str, int] = {}
-        #: What the folder held when a check was asked for, by virtual second; and when each good answer came.
-        self.checked_s = 0.0
+        #: When the check before the newest attempt was first asked for.
         self.check_sent_s = 0.0
+        self._told = ""
 
     def require(self, holds: bool, promise: str) -> None:
         if not holds:
@@ -63,7 +63,10 @@ class Promises:
     def effect(self, effect: m.Effect, event: m.Event) -> None:
         match effect:
             case m.SaveIncident(incident):
-                self.kernel.note(f"incident   {incident.incident_id} {incident.state}: {incident.summary}")
+                told = f"incident   {incident.incident_id} {incident.state}: {incident.summary}"
+                if told != self._told:
+                    self.kernel.note(told)
+                self._told = told
                 self.require(bool(incident.summary), "an incident has no summary")
             case m.SaveAttempt(attempt) if attempt.state is m.AttemptState.STARTING:
                 self.started(attempt, event)
@@ -105,8 +108,10 @@ class Promises:
         state, disk = self.control.disk.state, self.control.disk
         self.require(state is not None and state.phase is m.Phase.ENDED, "the job has not ended")
         assert state is not None
-        self.require(not state.outbox and set(disk.intents) <= set(self.control.carried), "a call was lost")
-        self.require(list(dict.fromkeys(self.control.carried)) == sorted(disk.intents), "calls came out of order")
+        carried = list(dict.fromkeys(self.control.carried))
+        lost = [call for number, call in disk.intents.items() if number not in carried and not self._superseded(call)]
+        self.require(not state.outbox and not lost, f"lost: {lost}")
+        self.require(carried == sorted(carried), "calls came out of order")
         if state.outcome and self.scheduler.state != "CANCELLED":  # whoever comes first
             self.require(self.scheduler.state == state.outcome.value, f"{self.scheduler.state} is not {state.outcome}")
         for incident in disk.incidents.values():
@@ -125,6 +130,11 @@ class Promises:
             )
         if state.outcome is m.JobOutcome.FAILED:
             self.given_up_rightly(state)
+
+    def _superseded(self, call: m.Call) -> bool:
+        return call.kind == "set_state" and any(
+            later.kind == call.kind and later.call_id > call.call_id for later in self.control.disk.intents.values()
+        )
 
     def given_up_rightly(self, state: m.JobState) -> None:
         """A job is not given up for lack of progress that it made, nor for attempts that were never made."""

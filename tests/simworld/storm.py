@@ -105,10 +105,7 @@ class Storm:
 
     def break_program(self) -> None:
         step = self.rng.randrange(1, self.cluster.program.steps_total)
-        self.cluster.program.raises_at[step] = (
-            self.rng.randrange(self.cluster.program.world_size),
-            "AssertionError: step",
-        )
+        self.cluster.break_step(step, self.rng.randrange(self.cluster.program.world_size), "AssertionError: step")
 
     def kill_launcher(self) -> None:
         self.cluster.kill_launcher(self._node())
@@ -124,7 +121,7 @@ class Storm:
 
     def cut_off(self) -> None:
         node = self._node()
-        self.cluster.cut_off(node)
+        self.cluster.cut_off(node, ranks_too=self.rng.random() < 0.6)
         self.kernel.after(self._length_s(), partial(self.cluster.heal, node))
 
     def xid(self) -> None:
@@ -159,7 +156,9 @@ class Storm:
 
     def fail_starts(self) -> None:
         failures = self.rng.choice((["before"], ["one rank"], ["one rank", "before"], ["for ever"]))
-        self.cluster.nodes[self._node()].start_failures += failures
+        node = self._node()
+        for failure in failures:
+            self.cluster.fail_start(node, failure)
         self.kernel.after(self._delay_s(), self.kill_rank)
 
     def scheduler_away(self) -> None:

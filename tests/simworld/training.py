@@ -112,6 +112,7 @@ class Program:
         self.steps_made = 0
         #: Newest step by generation that made one, for the oracle of progress.
         self.reached: dict[int, int] = {}
+        self.is_reachable: Callable[[str], bool] = lambda _: True
         self.on_spawn: Callable[[SimRank], None] = lambda _: None
         self.on_step: Callable[[Gang], None] = lambda _: None
         self.on_commit: Callable[[SimRank, File, m.CheckpointState], None] = lambda *_: None
@@ -146,6 +147,9 @@ class Program:
 
     def _step(self, gang: Gang, high_water_step: int) -> None:
         if gang.over:
+            return
+        if not all(self.is_reachable(rank.node) for rank in gang.ready.values()):
+            self.kernel.after(STEP_S, partial(self._step, gang, high_water_step))  # the collective waits
             return
         step = gang.base + gang.count + 1
         if step in self.raises_at:
