@@ -25,6 +25,8 @@ PURE = (
     "services/switchgear/*/detectors.py",
     "services/switchgear/*/xid.py",
     "services/switchgear/*/machine.py",
+    "services/switchgear/*/faults.py",
+    "services/switchgear/*/records.py",
     "services/switchgear/*/diagnosis.py",
     "services/switchgear/*/policy.py",
     "agents/switchgear/launcher/lease.py",

@@ -150,8 +150,10 @@ class _Machine(Faults):
         elif self._current(hello.generation) is None:
             launcher.stopped_generation = hello.generation - 1
             self.effects.append(m.Stop(hello.node, hello.generation, "an older generation"))
+        phase = state.phase
         self._settle_attempt(hello)
-        self._repeat_command(hello.node, launcher)
+        if state.phase is phase:
+            self._repeat_command(hello.node, launcher)
 
     def _settle_attempt(self, hello: m.LauncherHello) -> None:
         """What a launcher that comes (back) says about the attempt that should run there."""
