@@ -128,6 +128,8 @@ def test_two_nodes_that_fall_silent_at_once_make_one_incident_even_when_it_ends_
     """Once the second opened an incident of a job that had just been given up, which then stayed open."""
     world = World(max_restarts=0)
     world.run_to(10)
+    world.happen(world.exit(2, -9, step=10))
+    world.stopped("nodes/b")
     world.seconds += LEASE_S + LEASE_MARGIN_S + 1
     world.happen(m.Tick())
     assert world.state.phase is m.Phase.ENDED
