@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc.aio
 import pytest
-from recovery_world import Launcher, World, refusal, running, until
+from recovery_plane import Launcher, World, refusal, running, until
 from sqlalchemy import text
 
 from switchgear.core.errors import Reason
@@ -154,6 +154,7 @@ async def test_a_launcher_that_does_not_read_is_cut_off_and_may_come_back(world:
         assert await deaf.code() == grpc.StatusCode.OK
     assert read < beats / 2
     launcher.job = JOB
+    await launcher.heard()
     await launcher.step(1)
     await world.job(JOB, job_pb.Job.RUNNING)
 
@@ -193,6 +194,7 @@ async def test_a_job_whose_stored_state_cannot_be_read_leaves_the_others_alone(w
     async with world.database.write() as session:
         await session.execute(text("UPDATE recovery_jobs SET state = '{}' WHERE job = 'jobs/other'"))
     await world.start_recovery()
+    await launcher.heard()
     await launcher.step(1)
     await world.job(JOB, job_pb.Job.RUNNING)
     error = await refusal(other.connect_once())
@@ -259,6 +261,7 @@ async def test_a_watch_goes_on_after_the_revision_of_a_list(world: World) -> Non
         watch = stub.WatchIncidents(pb.WatchIncidentsRequest(revision=listed.revision))
         bookmark = await watch.read()
         assert (bookmark.HasField("incident"), bookmark.revision) == (False, listed.revision)
+        await launcher.heard()
         await launcher.step(2)
         change = await watch.read()
         assert (change.incident.name, change.incident.state) == (listed.incidents[0].name, pb.Incident.RESOLVED)

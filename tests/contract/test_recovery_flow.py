@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from recovery_world import NOWHERE, Launcher, World, refusal, running, until
+from recovery_plane import NOWHERE, Launcher, World, refusal, running, until
 
 from switchgear.recovery.store import move_signal_cursor, signal_cursor
 from switchgear.store.database import Database
@@ -99,6 +99,7 @@ async def test_recovery_may_be_stopped_anywhere_and_the_flow_goes_on_with_each_g
     await restart_before("start", 2)
     await until(lambda: len(launcher.alive) == 2)
     await world.restart_recovery()
+    await launcher.heard()
     await launcher.step(8)
     incident = await world.incident(JOB, pb.Incident.RESOLVED)
     assert (incident.failed_generation, incident.new_generation, incident.failed_step) == (1, 2, 7)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recovery_world import refusal, running
+from recovery_plane import refusal, running
 from sqlalchemy import func, select
 
 from switchgear.core.errors import FailedPrecondition, Reason
