@@ -29,6 +29,20 @@ def test_a_start_that_reached_the_next_launcher_is_stopped_before_anything_else_
     assert world.state.phase is m.Phase.CHECKING
 
 
+def test_a_launcher_that_comes_back_while_its_ranks_are_being_started_is_told_to_stop_them() -> None:
+    """Simulation, seed 6515: its hello named no rank, so it was taken for stopped, and the next generation met the ranks."""
+    world = World()
+    world.place("nodes/a", "nodes/b")
+    world.hello("nodes/a")
+    world.hello("nodes/b")
+    world.checked()
+    effects = world.hello("nodes/b", generation=1)
+    assert [e.node for e in effects if isinstance(e, m.Stop)] == ["nodes/a", "nodes/b"]
+    world.stopped("nodes/a")
+    assert world.state.phase is m.Phase.STOPPING
+    assert world.last_incident().cause == "the launcher on nodes/b lost contact while it started its ranks"
+
+
 def test_a_rank_that_cannot_be_started_leaves_its_siblings_to_be_stopped() -> None:
     """Once the next generation started while the siblings of that rank still lived."""
     world = World()
@@ -109,6 +123,7 @@ def test_ranks_that_vanished_are_blamed_before_the_peer_that_noticed() -> None:
     world.happen(world.exit(2, 1, exception=PEER_LOST), world.exit(3, -9, by_us=True))
     world.stopped("nodes/b")
     world.hello("nodes/a", generation=1, who="another")
+    world.stopped("nodes/a")
     incident = world.last_incident()
     assert (incident.fault, incident.node) == ("LAUNCHER_LOST", "nodes/a")
     assert world.state.restarts_used == 0

@@ -227,9 +227,9 @@ def test_a_new_launcher_without_ranks_means_that_the_old_one_died_with_them() ->
     world.run_to(10)
     effects = world.hello("nodes/a", generation=1, who="another")
     assert world.last_incident().fault is m.Fault.LAUNCHER_LOST
-    assert [e.node for e in effects if isinstance(e, m.Stop)] == ["nodes/b"]
+    assert [e.node for e in effects if isinstance(e, m.Stop)] == ["nodes/a", "nodes/b"]
     world.happen(world.exit(2, -9, by_us=True), world.exit(3, -9, by_us=True))
-    assert "Check" in kinds(world.stopped("nodes/b"))
+    assert "Check" in kinds(world.stopped("nodes/a", "nodes/b"))
 
 
 def test_a_start_command_that_was_lost_is_given_again_to_the_same_launcher() -> None:

@@ -145,43 +145,53 @@ class _Machine(Faults):
         launcher.connected = True
         launcher.launcher_id, launcher.reserved_port = hello.launcher_id, hello.reserved_port
         launcher.seen_s = self.now.monotonic_s
-        if not hello.ranks_alive:
-            launcher.stopped_generation = max(launcher.stopped_generation, hello.generation)
-        elif self._current(hello.generation) is None:
-            launcher.stopped_generation = hello.generation - 1
-            self.effects.append(m.Stop(hello.node, hello.generation, "an older generation"))
+        if self._current(hello.generation) is None:
+            if hello.ranks_alive:
+                launcher.stopped_generation = hello.generation - 1
+                self.effects.append(m.Stop(hello.node, hello.generation, "an older generation"))
+            else:
+                launcher.stopped_generation = max(launcher.stopped_generation, hello.generation)
         phase = state.phase
-        self._settle_attempt(hello)
+        self._settle_attempt(hello, launcher)
         if state.phase is phase:
             self._repeat_command(hello.node, launcher)
 
-    def _settle_attempt(self, hello: m.LauncherHello) -> None:
+    def _settle_attempt(self, hello: m.LauncherHello, launcher: m.Launcher) -> None:
         """What a launcher that comes (back) says about the attempt that should run there."""
-        state, attempt = self.state, self.state.attempt
+        attempt = self.state.attempt
         if attempt is None or attempt.end_ns or hello.generation != attempt.generation:
             if attempt and not attempt.end_ns and attempt.launcher_ids.get(hello.node) != hello.launcher_id:
                 # It may have been handed the start that was meant for the one before it: stopped is what it says after a stop.
-                self._launcher_lost(hello.node)
+                self._launcher_lost(hello)
             return
         for rank, pid, started_ns in hello.ranks_alive:
             if rank in attempt.ranks:
                 attempt.ranks[rank].pid, attempt.ranks[rank].started_ns = pid, started_ns
+        exited = {rank_exit.rank for rank_exit in hello.exits}
+        over = all(rank in exited or view.exit for rank, view in attempt.ranks.items() if view.node == hello.node)
+        if over:
+            launcher.stopped_generation = hello.generation
         for rank_exit in hello.exits:
             self._rank_exited(m.RankExited(hello.generation, rank_exit))
-        if not hello.ranks_alive:
-            if state.phase in (m.Phase.STARTING, m.Phase.RUNNING):
-                unexplained = [r for r in attempt.ranks.values() if r.node == hello.node and r.exit is None]
-                if unexplained:
-                    self._launcher_lost(hello.node)
+        if over:
             self._stopped(hello.node, hello.generation, hello.reserved_port)
+        elif not hello.ranks_alive:
+            # Ranks that it is just starting are not in a hello: stopped is what it says after a stop.
+            self._launcher_lost(hello)
 
-    def _launcher_lost(self, node: str) -> None:
-        if self.state.phase in (m.Phase.STARTING, m.Phase.RUNNING):
-            clause = f"the launcher on {node} ended and took its ranks with it"
-            self.fail(
-                Cause(m.Fault.LAUNCHER_LOST, clause, "a new launcher reported without ranks", "launcher lost", node),
-                f"a new launcher on {node} reported without ranks",
+    def _launcher_lost(self, hello: m.LauncherHello) -> None:
+        state, attempt, node = self.state, self.state.attempt, hello.node
+        if attempt is None or state.phase not in (m.Phase.STARTING, m.Phase.RUNNING):
+            return
+        if attempt.launcher_ids.get(node) == hello.launcher_id:
+            clause, known_by = (
+                f"the launcher on {node} lost contact while it started its ranks",
+                "it came back without them",
             )
+        else:
+            clause = f"the launcher on {node} ended and took its ranks with it"
+            known_by = "a new launcher reported without ranks"
+        self.fail(Cause(m.Fault.LAUNCHER_LOST, clause, known_by, "launcher lost", node), f"{node}: {known_by}")
 
     def _repeat_command(self, node: str, launcher: m.Launcher) -> None:
         """A command may have been lost with the connection: give it again. All of them are idempotent."""
