@@ -15,7 +15,7 @@ from switchgear.recovery import model as m
 
 HEARTBEAT_S = 3.0
 IMPORT_S = (0.5, 2.0)
-KILL_S = (0.01, 0.4)
+KILL_S = (0.01, 1.0)
 GONE_S = (0.001, 0.2)
 VERIFY_S = (0.02, 1.5)
 BACKOFF_S = (0.1, 2.0)

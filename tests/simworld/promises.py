@@ -29,6 +29,7 @@ class Promises:
         self.bad_since: dict[str, int] = {}
         #: When the check before the newest attempt was first asked for.
         self.check_sent_s = 0.0
+        self._checking_for = -1
         self._told = ""
 
     def require(self, holds: bool, promise: str) -> None:
@@ -54,8 +55,9 @@ class Promises:
             self.bad_since.setdefault(event.node, after.generation)
         if after.phase is not before.phase:
             self.kernel.note(f"recovery   {after.phase} (generation {after.generation})")
-            if after.phase is m.Phase.CHECKING:
-                self.check_sent_s = self.kernel.now_s
+            if after.phase is m.Phase.CHECKING and after.generation != self._checking_for:
+                # An answer may be from before a crash, while nothing ran.
+                self._checking_for, self.check_sent_s = after.generation, self.kernel.now_s
         for effect in effects:
             self.effect(effect, event)
         self.bounds(after)
