@@ -33,8 +33,14 @@ def gpu_name(node: str, index: int) -> str:
     return f"{node}/gpus/{index}"
 
 
+#: Shorter than other ids, since an incident's is the job's with a number behind it.
+JOB_ID_LENGTH_MAX = 50
+
+
 def job_name(job: str) -> str:
-    """`jobs/{job}`. Raises Invalid when the id is none (see `check_id`)."""
+    """`jobs/{job}`. Raises Invalid when the id is none (see `check_id`) or has more than 50 characters."""
+    if len(job) > JOB_ID_LENGTH_MAX:
+        raise Invalid(f"job {job!r} must have at most {JOB_ID_LENGTH_MAX} characters", Reason.BAD_NAME, value=job[:100])
     return f"jobs/{check_id(job, 'job')}"
 
 

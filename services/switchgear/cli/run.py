@@ -67,7 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     spec = _spec(args)
-    name = names.check_id(args.name or f"{names.to_id(Path(args.script).stem)[:50]}-{secrets.token_hex(3)}", "--name")
+    name = args.name or f"{names.to_id(Path(args.script).stem)[:40].rstrip('.-')}-{secrets.token_hex(3)}"
+    names.job_name(name)  # a wrong one is told before anything starts
     if args.standalone:
         from switchgear.cli.standalone import run
 

@@ -119,6 +119,8 @@ class _Machine(Faults):
         known = state.launchers
         state.epoch, state.slots = event.epoch, list(event.slots)
         kept = {slot.node for slot in event.slots}
+        for node in sorted(known.keys() - kept):
+            self.effects.append(m.Finish(node, state.generation, "this node is no longer part of the job's placement"))
         state.bad_nodes = {node: why for node, why in state.bad_nodes.items() if node in kept}
         state.launchers = {}
         for slot in event.slots:

@@ -118,7 +118,7 @@ class JobServicer(job_grpc.JobServiceServicer):
     async def CreateJob(self, request: job_pb.CreateJobRequest, context: Context) -> job_pb.Job:
         spec = spec_from_proto(request.job.spec)
         # A suffix of 32 random bits: ids that the server chooses do not meet within the jobs that it keeps.
-        stem = names.to_id(PurePosixPath(spec.argv[0]).stem, "job")[:50].rstrip(".-")
+        stem = names.to_id(PurePosixPath(spec.argv[0]).stem, "job")[:40].rstrip(".-")
         job_id = request.job_id or f"{stem}-{secrets.token_hex(4)}"
         name = names.job_name(job_id)
         if not spec.log_directory:
