@@ -17,6 +17,7 @@ SEEDS_PER_TEST = 25
 #: Seeds that have found something once; the first line of their violation is what they found.
 FOUND = {
     1734: "an answer to a check that was asked a generation ago made the job start from scratch",
+    5355: "an attempt that had made steps counted as one without, as the ranks of a lost node had not told theirs",
     5479: "the ranks that a launcher was just starting when it came back were never stopped, and its check waited for them",
     6515: "such ranks met those of the next generation",
 }

@@ -106,6 +106,19 @@ def test_evidence_between_two_attempts_does_not_count_as_an_attempt() -> None:
         assert world.state.outbox[-1].node == spare
 
 
+def test_progress_counts_although_the_word_of_a_lost_node_is_missing() -> None:
+    """Simulation, seed 5355: a job was given up for three attempts without a new step, of which one had made ten."""
+    world = World()
+    world.place("nodes/a", "nodes/b")
+    world.hello("nodes/a")
+    world.hello("nodes/b")
+    world.checked()
+    world.happen(m.Progress("nodes/b", 1, tuple(m.RankStep(rank, 10, START_NS, START_NS, START_NS) for rank in (2, 3))))
+    world.happen(world.exit(2, 1, exception=PEER_LOST, step=10))
+    world.stopped("nodes/a", "nodes/b")
+    assert [failure.progressed for failure in world.state.failures] == [True]
+
+
 def test_the_signal_of_a_node_explains_the_exception_that_came_before_it() -> None:
     """Once the rank was blamed and the summary named the wrong node."""
     world = World()

@@ -186,7 +186,8 @@ class Faults(Records):
             step = attempt.common_step()
             self.end_attempt(m.AttemptState.FAILED, incident.cause)
             incident.failed_step = max((s for s in (step, incident.failed_step) if s is not None), default=None)
-            progressed = state.high_water_step > attempt.high_water_step
+            # One rank that has completed a step is proof enough: the others, whose word may be lost, took part in it.
+            progressed = any((rank.step or 0) > attempt.high_water_step for rank in attempt.ranks.values())
             state.failures.append(m.Failure(incident.fault, incident.signature, step, progressed))
         elif incident.fault is m.Fault.NODE_LOST:
             # Launchers that never report anywhere (a firewall, a broken image) must not take one node after another for ever.
