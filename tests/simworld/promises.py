@@ -78,6 +78,9 @@ class Promises:
     def started(self, attempt: m.Attempt, event: m.Event) -> None:
         """It resumes from the newest checkpoint that was good when it was looked for."""
         self.kernel.note(f"attempt    {attempt.generation} from {attempt.resume_path or 'the start'}")
+        folder = self.program.folder
+        if attempt.resume_path not in folder.files and f"quarantine/{attempt.resume_path}" in folder.quarantined:
+            return  # asked twice around a crash: the first answer is used, the second found damage that came in between
         newest = max(
             (f for f in self.program.folder.files.values() if self._was_good(f)), key=lambda f: f.step, default=None
         )
