@@ -138,6 +138,9 @@ def alive_after_launcher_death(contender: Contender, ranks: int) -> int:
         family = _family(run.process.pid)
         if len(family) < 2 * ranks:
             raise RuntimeError(f"expected {ranks} ranks and as many data-loader workers, found {family}")
+        workers = [process for process in family if process.ppid() in {rank[-1]["pid"] for rank in run.lines()}]
+        if len(workers) < ranks:
+            raise RuntimeError(f"expected a data-loader worker for each of {ranks} ranks, found {workers}")
         run.process.kill()
         time.sleep(1.0)
         return sum(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)

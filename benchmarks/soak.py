@@ -26,6 +26,7 @@ from pathlib import Path
 from switchgear.cli.demo import proofs
 from switchgear.cli.demo.faults import damage
 from switchgear.cli.demo.stage import example_trainer
+from switchgear.launcher.checkpoints import QUARANTINE
 
 RANKS = 2
 STEPS = 200
@@ -53,8 +54,10 @@ class Round:
         try:
             for goal in sorted(rng.sample(range(10, STEPS - 20), self.faults)):
                 self._wait_for_step(goal, state)
+                self._count_quarantine(state)
                 rng.choice((self._kill_rank, self._damage_and_kill, self._kill_launcher))(rng, state)
             self._finish()
+            self._count_quarantine(state)
         finally:
             self._end()
         run, spans = proofs.read_losses(self.folder / "losses"), proofs.read_spans([state])
@@ -88,6 +91,13 @@ class Round:
 
         self._wait(f"step {goal}", reached)
 
+    def _count_quarantine(self, state: Path) -> None:
+        """Books what was put into quarantine since the last look on the generation that runs now: it was started after it."""
+        found = len(list((self.folder / "checkpoints" / QUARANTINE).glob("*")))
+        new = found - sum(self.damaged.values())
+        if new:
+            self.damaged[self._generation(state)] = new
+
     def _generation(self, state: Path) -> int:
         try:
             return int(json.loads((state / "generation.json").read_text())["generation"])
@@ -110,9 +120,6 @@ class Round:
                 damage(newest)
             else:
                 os.truncate(newest, rng.randrange(newest.stat().st_size))
-            # Only a damage that is still the newest when the next generation starts costs an interval.
-            following = self._generation(state) + 1
-            self.damaged[following] = self.damaged.get(following, 0) + 1
         self.done.append("checkpoint damaged, rank killed" if newest else "rank killed")
         _kill(rng.choice(self._rank_pids(state)))
 

@@ -81,3 +81,11 @@ def test_a_hook_that_lost_steps_is_found() -> None:
 def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "loss-rank1.jsonl").write_text('{"step": 1, "loss": "0x1p+0", "generation": 2}\n{"step": 2, "lo')
     assert read_losses(tmp_path) == [Loss(1, 1, "0x1p+0", 2)]
+
+
+def test_an_incident_that_counts_wrongly_is_found() -> None:
+    run = run_of((1, range(1, 8)), (2, range(5, 11)))  # 5, 6, 7 again
+    assert same_redo(run, {2: 3}).held
+    assert same_redo(run, {2: 2}).held
+    assert not same_redo(run, {2: 5}).held
+    assert not same_redo(run, {}).held

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import time
@@ -13,6 +14,7 @@ from switchgear.cli import exits
 from switchgear.cli.client import connect
 from switchgear.cli.output import last
 from switchgear.cli.show import qualified
+from switchgear.cli.standalone import SPEC_FILE
 from switchgear.cli.state import default_state_dir
 from switchgear.core.errors import NotFound, Unavailable
 from switchgear.launcher.logs import Echo
@@ -90,7 +92,7 @@ def _find(server: str | None, job: str) -> tuple[Path, Callable[[], bool]]:
     """The log folder of a job, and whether the job has ended."""
     standalone = default_state_dir() / "standalone" / last(job)
     if standalone.is_dir():
-        return standalone / "logs", lambda: not is_held(standalone)
+        return _standalone_logs(standalone), lambda: not is_held(standalone)
     name = qualified(job, "jobs")
     with connect(server) as client:
         found = client.jobs.GetJob(jobs.GetJobRequest(name=name))
@@ -103,3 +105,10 @@ def _find(server: str | None, job: str) -> tuple[Path, Callable[[], bool]]:
             return False  # the job outlives its control plane, and so do its logs
 
     return Path(found.spec.log_directory), ended
+
+
+def _standalone_logs(folder: Path) -> Path:
+    try:
+        return Path(json.loads((folder / SPEC_FILE).read_text())["logDirectory"])
+    except (OSError, ValueError, KeyError):
+        return folder / "logs"

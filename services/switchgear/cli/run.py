@@ -87,7 +87,7 @@ def _spec(args: argparse.Namespace) -> jobs.JobSpec:
     if args.max_restarts < 0:
         raise Invalid("--max-restarts must be 0 or more", Reason.BAD_FIELD, field="max_restarts")
     script = Path(args.script)
-    if not script.is_file() or not os.access(script, os.R_OK):
+    if not args.module and (not script.is_file() or not os.access(script, os.R_OK)):
         what = (
             "is not a file"
             if script.exists() and not script.is_file()
@@ -101,7 +101,8 @@ def _spec(args: argparse.Namespace) -> jobs.JobSpec:
             script=args.script,
         )
     return jobs.JobSpec(
-        argv=[args.script, *args.arguments],
+        argv=[*(["-m"] if args.module else []), args.script, *args.arguments],
+        environment=dict(_variable(given) for given in args.env),
         working_directory=str(Path.cwd()),
         python=args.python,
         nnodes=args.nnodes,
@@ -110,6 +111,19 @@ def _spec(args: argparse.Namespace) -> jobs.JobSpec:
         checkpoint_directory=str(args.checkpoint_dir.absolute()) if args.checkpoint_dir else "",
         log_directory=str(args.log_dir.absolute()) if args.log_dir else "",
     )
+
+
+def _variable(given: str) -> tuple[str, str]:
+    name, equals, value = given.partition("=")
+    if not name:
+        raise Invalid(f"--env {given!r} names no variable; write --env NAME=VALUE", Reason.BAD_FIELD, field="env")
+    if not equals and name not in os.environ:
+        raise Invalid(
+            f"--env {name}: it is not set in this shell; set it or write --env {name}=VALUE",
+            Reason.BAD_FIELD,
+            field="env",
+        )
+    return name, value if equals else os.environ[name]
 
 
 def _submit(server: str | None, name: str, spec: jobs.JobSpec, *, detach: bool) -> int:

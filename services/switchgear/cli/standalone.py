@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from google.protobuf.json_format import MessageToJson
+
 from switchgear.cli import exits
 from switchgear.cli.state import default_state_dir
 from switchgear.core import names
@@ -30,6 +32,7 @@ JOBS_KEPT = 50
 #: What ranks get to end by themselves when the user ends the run.
 GRACE_S = 3.0
 INCIDENTS_FILE = "incidents.jsonl"
+SPEC_FILE = "job.json"
 
 
 async def run(name: str, spec: JobSpec) -> int:
@@ -75,6 +78,8 @@ class Standalone:
     async def run(self) -> int:
         grace_s = 0.0
         try:
+            # For `switchgear logs`: where they are.
+            (self._folder / SPEC_FILE).write_text(MessageToJson(self._spec))
             await self._supervisor.start()
             hello = self._supervisor.hello()
             # Generations of a job of this name go on counting: they fence off what an earlier run may have left.

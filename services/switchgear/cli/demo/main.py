@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -55,6 +56,7 @@ def main(args: argparse.Namespace) -> int:
     folder = Path(tempfile.mkdtemp(prefix="switchgear-demo-"))
     stage = Stage(folder)
     report = None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in order, as on Ctrl-C
     try:
         report = Demo(stage, args.steps, break_resume=args.break_resume).run()
         print(as_text(report))
@@ -255,6 +257,7 @@ class Demo:
             proofs.no_overlap(spans),
             proofs.same_step_counts(run, spans),
             proofs.bounded_redo(run, interval=CHECKPOINT_EVERY, damaged=damaged),
+            proofs.same_redo(run, {number + 2: fault.steps_redone for number, fault in enumerate(told)}),
             proofs.Proof(
                 "the damaged checkpoint was found and skipped",
                 len(told[2].quarantined) == 1,

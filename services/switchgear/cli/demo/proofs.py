@@ -174,3 +174,21 @@ def bounded_redo(run: Sequence[Loss], *, interval: int, damaged: Mapping[int, in
             return Proof(claim, False, f"generation {generation} made {count} steps again, {bound} are allowed")
     each = ", ".join(f"generation {generation}: {count}" for generation, count in redone.items()) or "no restart"
     return Proof(claim, True, each)
+
+
+def same_redo(run: Sequence[Loss], told: Mapping[int, int]) -> Proof:
+    """What the incidents say was made again is what the ranks made again.
+
+    Ranks are cut off within one step of each other, and an incident counts what all of them had made: so 1 may differ.
+    told: steps made again by each generation but the first, as the incidents have it.
+    """
+    claim = "the incidents' count of steps made again is what the ranks did"
+    redone = steps_redone(run)
+    if redone.keys() != told.keys():
+        return Proof(claim, False, f"incidents speak of generations {sorted(told)}, the ranks of {sorted(redone)}")
+    for generation, count in redone.items():
+        if abs(count - told[generation]) > 1:
+            return Proof(
+                claim, False, f"generation {generation}: the incident says {told[generation]}, the ranks made {count}"
+            )
+    return Proof(claim, True, f"{len(told)} incidents compared")

@@ -14,9 +14,12 @@ from typing import TypeVar
 import switchgear.train
 from switchgear.cli.state import Running, read_running
 from switchgear.core.errors import FailedPrecondition, Reason
+from switchgear.launcher.state import is_held
 
 NODES = ("gpu-01", "gpu-02", "spare-03")
 GPUS_PER_NODE = 2
+#: A launcher leaves its ranks five seconds after SIGTERM.
+LAUNCHERS_END_S = 8.0
 T = TypeVar("T")
 
 
@@ -112,7 +115,7 @@ class Stage:
         return {name: process.pid for name, process in self._processes.items()}
 
     def close(self) -> None:
-        """Ends the agents, then the control plane; the job has ended or was cancelled before."""
+        """Ends everything. Launchers come last: they outlive agents and control plane by design, and would be started again."""
         for name in [*NODES, "up"]:
             process = self._processes.get(name)
             if process and process.poll() is None:
@@ -123,6 +126,16 @@ class Stage:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        self._signal_launchers(signal.SIGTERM)
+        deadline = time.monotonic() + LAUNCHERS_END_S
+        while any(is_held(folder) for folder in self.launcher_dirs()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self._signal_launchers(signal.SIGKILL)  # its zygote ends the ranks
+
+    def _signal_launchers(self, number: int) -> None:
+        for folder in self.launcher_dirs():
+            if is_held(folder):
+                os.kill(int((folder / "lock").read_text()), number)
 
     def _start(self, name: str, *arguments: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
