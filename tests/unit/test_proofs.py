@@ -11,6 +11,7 @@ from switchgear.cli.demo.proofs import (
     no_overlap,
     read_losses,
     same_losses,
+    same_redo,
     same_step_counts,
     steps_redone,
 )
