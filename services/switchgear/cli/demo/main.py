@@ -66,6 +66,8 @@ def main(args: argparse.Namespace) -> int:
             _print_kept(stage)
         return exits.OK if report.held else exits.JOB_FAILED
     finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it behind
         if not (args.keep and report):
             stage.close()
         if report and report.held and not args.keep:
