@@ -203,6 +203,17 @@ async def test_a_fatal_signal_cordons_the_node_and_moves_the_job_to_another(worl
     assert [(placed.node, placed.launcher_epoch) for placed in placement.nodes] == [("nodes/b", 2)]
 
 
+async def test_a_fatal_signal_of_an_idle_node_takes_it_out_of_placement(world: World) -> None:
+    idle = await world.agent("a")
+    await idle.event(code=79, text="NVRM: Xid (PCI:0000:10:00): 79, GPU has fallen off the bus.")
+    node = await world.node("nodes/a", fleet_pb.Node.CORDONED)
+    assert node.actor == "policy:recovery"
+    assert "GPU_LOST" in node.reason
+    await world.create("j")
+    assert (await world.job("jobs/j", job_pb.Job.PENDING)).placement.epoch == 0
+    assert await world.incidents() == []
+
+
 async def test_a_signal_is_dealt_with_once_also_when_it_comes_again_after_a_crash(world: World) -> None:
     agent = await world.agent("a")
     await world.create("llama")

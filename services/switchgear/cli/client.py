@@ -12,6 +12,7 @@ import grpc
 from switchgear.cli.state import server_address
 from switchgear.core.errors import Reason, Unavailable
 from switchgear.core.rpc import FailedCall, from_rpc_error, sync_channel
+from switchgear.v1 import recovery_service_pb2
 from switchgear.v1.fleet_service_pb2_grpc import FleetServiceStub
 from switchgear.v1.job_service_pb2_grpc import JobServiceStub
 from switchgear.v1.recovery_service_pb2_grpc import RecoveryServiceStub
@@ -70,3 +71,13 @@ def whole_list(call: Any, request: Any, field: str) -> list[Any]:
         if not response.next_page_token:
             return items
         request.page_token = response.next_page_token
+
+
+def progress_of(client: Client, job: str) -> recovery_service_pb2.JobProgress | None:
+    """Progress of `jobs/{job}`; None while recovery has not taken it up, a moment after it was placed."""
+    try:
+        return client.recovery.GetJobProgress(recovery_service_pb2.GetJobProgressRequest(name=f"{job}/progress"))
+    except grpc.RpcError as error:
+        if cast(FailedCall, error).code() is grpc.StatusCode.NOT_FOUND:
+            return None
+        raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from switchgear.cli import exits
-from switchgear.cli.client import Client, connect, whole_list
+from switchgear.cli.client import Client, connect, progress_of, whole_list
 from switchgear.cli.output import last, local_time, print_json, print_table
 from switchgear.core import names
 from switchgear.v1 import fleet_service_pb2 as fleet
@@ -124,9 +124,8 @@ def jobs_command(args: argparse.Namespace) -> int:
 def _job(client: Client, name: str, *, as_json: bool) -> int:
     job = client.jobs.GetJob(jobs.GetJobRequest(name=name))
     messages: list[object] = [job]
-    placed = bool(job.placement.epoch)
-    if placed:
-        progress = client.recovery.GetJobProgress(recovery.GetJobProgressRequest(name=f"{name}/progress"))
+    progress = progress_of(client, name)
+    if progress:
         attempts = whole_list(client.recovery.ListAttempts, recovery.ListAttemptsRequest(parent=name), "attempts")
         messages += [progress, *attempts]
     if as_json:
@@ -134,7 +133,7 @@ def _job(client: Client, name: str, *, as_json: bool) -> int:
         return exits.OK
     print(f"{job.name}  {jobs.Job.State.Name(job.state)}  {job.message}".rstrip())
     print(f"command: {' '.join(job.spec.argv)}")
-    if placed:
+    if progress:
         step = progress.step if progress.HasField("step") else "unknown"
         print(
             f"step: {step}   redone: {progress.steps_redone}   goodput: {progress.goodput:.1%} "

@@ -54,6 +54,8 @@ STALL_S = 5.0
 #: ... and launchers, which may have to connect again, are heard before their silence is judged.
 HEARING_S = 5.0
 ACTOR = "policy:recovery"
+#: Nodes whose newest fatal signal is remembered; more sick nodes than that at once is a power cut.
+FATAL_NODES_MAX = 1000
 _FINAL = {job_service_pb2.Job.SUCCEEDED, job_service_pb2.Job.FAILED, job_service_pb2.Job.CANCELLED}
 
 
@@ -66,6 +68,8 @@ class RecoveryService:
         self._database, self._clock = database, clock
         self._feed = ChangeFeed(database, store.SERVICE)
         self._actors: dict[str, JobActor] = {}
+        #: Newest fatal signal of each node that has not been seen mended.
+        self._fatal: dict[str, m.NodeSignal] = {}
         self._loaded = asyncio.Event()
         self._jobs_known = asyncio.Event()
         self._sessions = LauncherSessions(self._find)
@@ -202,6 +206,7 @@ class RecoveryService:
                     await store.forget(session, job.name)
             actor = self._adopt(m.JobState(job.name, translate.spec_from_proto(job.spec), create_ns))
         await actor.settle(translate.placed_from_proto(job.placement))
+        await self._recall_signals(actor)
 
     async def _watch_signals(self, collector: grpc.aio.Channel) -> None:
         # A signal about the node of a job that we have yet to learn of would be lost.
@@ -238,9 +243,44 @@ class RecoveryService:
             time_ns=signal.time.ToNanoseconds(),
             simulated=signal.simulated,
         )
-        for actor in list(self._actors.values()):
-            if any(slot.node == signal.node for slot in actor.state.slots):
+        self._fatal.pop(signal.node, None)
+        self._fatal[signal.node] = event
+        while len(self._fatal) > FATAL_NODES_MAX:
+            del self._fatal[next(iter(self._fatal))]
+        jobs = [actor for actor in self._actors.values() if any(slot.node == signal.node for slot in actor.state.slots)]
+        for actor in jobs:
+            await actor.settle(event)
+        if not jobs:
+            await self._cordon(event)
+
+    async def _cordon(self, event: m.NodeSignal) -> None:
+        """Takes a node on which no job of ours runs out of placement, before one does."""
+        label = " (simulated)" if event.simulated else ""
+        request = fleet_service_pb2.CordonNodeRequest(
+            name=event.node,
+            reason=f"{event.kind}{label}: {event.evidence}",
+            actor=ACTOR,
+            request_id=f"{event.node}-{event.time_ns}",
+        )
+        try:
+            await self._fleet.CordonNode(request, timeout=CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as rpc_error:
+            error = from_rpc_error(rpc_error)
+            if not isinstance(error, NotFound | Invalid):  # a node that the scheduler does not have is not placed on
+                raise
+            log.warning("cannot cordon", extra={"node": event.node, "error": error.message})
+
+    async def _recall_signals(self, actor: JobActor) -> None:
+        """A signal may have come between the placement and the news of it: a cordoned node of a new placement tells."""
+        for slot in actor.state.slots:
+            event = self._fatal.get(slot.node)
+            if event is None:
+                continue
+            node = await self._fleet.GetNode(fleet_service_pb2.GetNodeRequest(name=slot.node), timeout=CALL_TIMEOUT_S)
+            if node.state == fleet_service_pb2.Node.CORDONED and node.actor == ACTOR:
                 await actor.settle(event)
+            else:
+                del self._fatal[slot.node]  # mended since
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()

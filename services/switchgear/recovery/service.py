@@ -77,6 +77,9 @@ class RecoveryApi(rpc.RecoveryServiceServicer):
         async with self._database.read() as session:
             await self._require_job(session, request.parent)
             rows = await store.attempts(session, request.parent, after, size + 1)
+        live = self._live(request.parent)
+        if live and live.attempt:  # the store has it as it began: progress is not written down
+            rows = [live.attempt if row.generation == live.attempt.generation else row for row in rows]
         page = rows[:size]
         return pb.ListAttemptsResponse(
             attempts=[translate.attempt_to_proto(request.parent, attempt) for attempt in page],

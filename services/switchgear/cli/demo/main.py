@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from switchgear.cli import exits
-from switchgear.cli.client import connect, whole_list
+from switchgear.cli.client import connect, progress_of, whole_list
 from switchgear.cli.demo import faults, proofs
 from switchgear.cli.demo.report import FaultReport, Report, as_json, as_text, fault_report
 from switchgear.cli.demo.stage import GPUS_PER_NODE, NODES, Stage, example_trainer, wait_for
@@ -194,10 +194,7 @@ class Demo:
         return True if sum(node.state == fleet.Node.HEALTHY for node in found) == len(NODES) else None
 
     def _progress(self) -> recovery.JobProgress:
-        job = self._client.jobs.GetJob(jobs.GetJobRequest(name=JOB))
-        if not job.placement.epoch:
-            return recovery.JobProgress()
-        return self._client.recovery.GetJobProgress(recovery.GetJobProgressRequest(name=f"{JOB}/progress"))
+        return progress_of(self._client, JOB) or recovery.JobProgress()
 
     def _check(self) -> None:
         self.stage.check()
