@@ -127,6 +127,7 @@ def test_the_signal_of_a_node_explains_the_exception_that_came_before_it() -> No
     stop_all(world)
     incident = world.last_incident()
     assert (incident.fault, incident.node, incident.decision) == ("GPU_LOST", "nodes/b", "REPLACE_NODE")
+    assert [effect.node for effect in world.effects if isinstance(effect, m.Finish)] == ["nodes/b"]
 
 
 def test_ranks_that_vanished_are_blamed_before_the_peer_that_noticed() -> None:

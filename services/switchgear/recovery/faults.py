@@ -206,6 +206,8 @@ class Faults(Records):
         state = self.state
         state.phase = m.Phase.REPLACING
         self.call("replace", node=",".join(bad_nodes), reason=reason, epoch=state.epoch)
+        for node in bad_nodes:
+            self.effects.append(m.Finish(node, state.generation, "this node is no longer part of the job's placement"))
         state.bad_nodes = {}
         state.slots = [slot for slot in state.slots if slot.node not in bad_nodes]
         state.launchers = {node: launcher for node, launcher in state.launchers.items() if node not in bad_nodes}
