@@ -268,6 +268,32 @@ async def test_ranks_are_ended_when_the_lease_is_over_and_run_again_under_a_new_
     assert len(await started(plane)) == 2
 
 
+async def test_ranks_end_with_the_lease_although_their_launcher_is_stopped(
+    plane: ControlPlane, processes: Processes
+) -> None:
+    """Its node is given up for lost when the lease is over, and the job runs elsewhere."""
+    plane.lease_s = 1.5
+    processes.script(WITH_CHILD)
+    launcher = processes.launch()
+    await plane.ready()
+    plane.start(1)
+    pids = await started(plane)
+    await until(lambda: all(processes.output(1)))
+    everything = [*pids, *(int(text) for text in processes.output(1))]
+    await asyncio.sleep(plane.lease_s + 0.5)
+    assert alive(everything) == everything, "it is extended while the launcher is well"
+    os.kill(launcher.pid, signal.SIGSTOP)
+    try:
+        await until(lambda: not alive(everything), timeout_s=plane.lease_s + 1)
+    finally:
+        os.kill(launcher.pid, signal.SIGCONT)
+    exits = await plane.wait("rank_exited", 2)
+    await plane.wait("attempt_stopped")
+    assert {(end.exit_code, end.stopped_by_us) for end in exits} == {(-signal.SIGKILL, True)}
+    plane.start(2)
+    await plane.wait("rank_started", 4)
+
+
 async def test_a_second_launcher_of_the_same_job_and_node_is_refused(plane: ControlPlane, processes: Processes) -> None:
     first = processes.launch()
     await plane.ready()
@@ -355,6 +381,79 @@ async def test_imports_that_start_threads_make_ranks_spawn_instead_of_fork(tmp_p
         await one.wait(1, "attempt_stopped")
         assert (exited.exit_code, exited.stderr_tail.startswith("switchgear: steps are not counted: ")) == (5, True)
         assert one.log(1, 0) == "['script.py', 'a'] __main__\n"
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+async def test_when_one_rank_cannot_be_forked_none_runs(tmp_path: Path, bare_python: str, failing: int) -> None:
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules/torch.py").write_text(
+        f"""
+import errno, itertools, os
+__version__, calls, fork = "0", itertools.count(1), os.fork
+def set_num_threads(n): pass
+def fork_or_fail():
+    if next(calls) == {failing}:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return fork()
+os.fork = fork_or_fail
+"""
+    )
+    spec = {"python": bare_python, "environment": {"PYTHONPATH": str(tmp_path / "modules")}}
+    async with Launcher(tmp_path, SLEEP, spec=spec) as launcher:
+        await launcher.start(1)
+        await launcher.wait(1, "attempt_stopped")
+        (failed,) = await launcher.wait(1, "start_failed")
+        assert not failed.permanent
+        started = [r.rank_started.pid for r in launcher.of(1, "rank_started")]
+        assert (len(started), alive(started)) == (failing - 1, [])
+        await launcher.start(2)
+        assert len(alive(await launcher.pids(2))) == 2
+
+
+STRANGE_ZYGOTE = """#!{python}
+import json, socket, struct, subprocess, sys
+connection = socket.socket(fileno=int(sys.argv[2]))
+def send(**message):
+    data = json.dumps(message).encode()
+    connection.sendall(struct.pack(">I", len(data)) + data)
+send(event="ready", torch=None, reason="", pid=0, threads=1, mode="fork")
+{body}
+"""
+READ = """
+def read():
+    (length,) = struct.unpack(">I", connection.recv(4, socket.MSG_WAITALL))
+    return json.loads(connection.recv(length, socket.MSG_WAITALL))
+while read()["op"] != "start":
+    pass
+child = subprocess.Popen(["sleep", "60"])
+"""
+
+
+def strange_zygote(folder: Path, body: str) -> dict[str, str]:
+    """A spec whose interpreter plays a zygote with moods that the true one should never have."""
+    path = folder / "python"
+    path.write_text(STRANGE_ZYGOTE.format(python=sys.executable, body=READ + body))
+    path.chmod(0o755)
+    return {"python": str(path)}
+
+
+async def test_a_rank_that_is_started_for_an_attempt_that_has_ended_is_killed(tmp_path: Path) -> None:
+    spec = strange_zygote(
+        tmp_path,
+        """
+send(event="start_failed", rank=0, message="no")
+send(event="gone")
+send(event="started", rank=1, pid=child.pid, time_unix_ns=1)
+while (message := read()) != {"op": "signal", "pids": [child.pid], "signal": 9}:
+    pass
+child.kill()
+open("killed", "w").close()
+""",
+    )
+    async with Launcher(tmp_path, spec=spec) as launcher:
+        await launcher.start(1)
+        await launcher.wait(1, "attempt_stopped")
+        await until((tmp_path / "killed").exists)
 
 
 async def test_output_is_echoed_with_the_rank_in_front(

@@ -158,6 +158,7 @@ class Supervisor:
         if kind == "lease":
             if self._lease is not None:
                 self._lease = self._lease.granted(command.lease.sequence, command.lease.duration_seconds)
+                self._hand_on_lease()
         elif kind == "finish":
             log.info("job has ended", extra={"reason": command.finish.reason})
             self._wanted = None
@@ -252,6 +253,12 @@ class Supervisor:
             self._lease is not None and self._lease.is_valid(self._clock.monotonic_s())
         )
 
+    def _hand_on_lease(self) -> None:
+        """The zygote keeps the deadline too: it goes on where we are stopped, or wait for a dead file system."""
+        if self._settings.lease is not None and self._lease is not None and self._lease.expires_at_s is not None:
+            if self._zygote is not None:
+                self._zygote.lease(self._lease.expires_at_s)
+
     def _start(self, zygote: Zygote, generation: int, start: pb.StartAttempt) -> None:
         try:
             attempt, specs = self._preparation.attempt(generation, start)
@@ -263,6 +270,7 @@ class Supervisor:
             return
         self._attempt = attempt
         self._idle.clear()
+        self._hand_on_lease()
         zygote.start_ranks(specs)
         if self._checkpoint_directory is not None:
             self._watcher = CommitWatcher(
@@ -335,7 +343,11 @@ class Supervisor:
                     log.warning("ranks are spawned, not forked: %s", event.reason)
                 if self._wanted is None:
                     self._outbox.put(self._hello())  # nobody starts an attempt on a launcher that is not ready
-            case Started() if attempt is not None:
+            case Started() if attempt is None or attempt.gone or event.rank not in attempt.ranks:
+                log.error("rank %d was started for an attempt that has ended: ending it", event.rank)
+                if self._zygote is not None:
+                    self._zygote.signal([event.pid], signal.SIGKILL)
+            case Started():
                 self._report(attempt.generation, rank_started=attempt.started(event))
                 self._save()
                 if attempt.stopping:

@@ -149,6 +149,10 @@ class Zygote:
         """Sends a signal to the groups of those ranks that still live."""
         self._send({"op": "signal", "pids": list(pids), "signal": number})
 
+    def lease(self, until_s: float) -> None:
+        """Has it end all ranks at that time on CLOCK_MONOTONIC, whatever becomes of us; the newest deadline counts."""
+        self._send({"op": "lease", "until_s": until_s})
+
     def kill(self) -> None:
         """SIGKILL to the zygote itself; `Ended` follows. Its ranks have its death signal, their children have not."""
         self._process.kill()

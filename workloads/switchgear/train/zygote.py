@@ -7,6 +7,8 @@ since neither survives a fork; when the preload breaks that, ranks are spawned i
     down  {"op": "start", "ranks": [SPEC, ...]}                  SPEC: rank, generation, argv, env, cwd, stdout, stderr,
                                                                  step_log, checkpoint_directory
           {"op": "signal", "pids": [PID, ...], "signal": N}      to the process groups of those ranks that still live
+          {"op": "lease", "until_s": T}                          no rank may run after T on CLOCK_MONOTONIC; without this
+                                                                 message they may run for ever
     up    {"event": "ready", "pid", "torch", "threads", "mode": "fork" | "spawn", "reason"}
           {"event": "started", "rank", "pid", "time_unix_ns"}
           {"event": "start_failed", "rank", "message"}
@@ -16,12 +18,14 @@ since neither survives a fork; when the preload breaks that, ranks are spawned i
           {"event": "gone"}                                      no process that any rank left behind lives any more
 
 Orphans are its children (PR_SET_CHILD_SUBREAPER), so no descendant of a rank escapes it, not even by leaving the session. When
-the socket closes (the launcher died) it kills them all and ends.
+the socket closes (the launcher died) it kills them all and ends. When the lease is over it kills them by itself, for a launcher
+that is stopped or waits for a dead file system cannot; both read the same clock, so no delay between them moves the deadline.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import importlib
 import importlib.util
@@ -114,8 +118,10 @@ class Zygote:
         self._received = b""
         self._ranks: dict[int, int] = {}  # pid -> rank, until reaped
         self._signalled: set[int] = set()
+        self._killed: set[int] = set()
         self._clean = True  # no child of any kind is left
         self._spawn = False
+        self._lease_until_s: float | None = None
         self._selector = selectors.DefaultSelector()
         self._wakeup_read, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -141,12 +147,14 @@ class Zygote:
         self._selector.register(self._connection, selectors.EVENT_READ)
         self._selector.register(self._wakeup_read, selectors.EVENT_READ)
         while True:
-            ready = {key.fileobj for key, _ in self._selector.select()}
+            ready = {key.fileobj for key, _ in self._selector.select(self._lease_left_s())}
             if self._wakeup_read in ready:
                 os.read(self._wakeup_read, 4096)
                 self._reap()
             if self._connection in ready and not self._receive():
                 return
+            if self._lease_left_s() == 0:
+                self._end_lease()
 
     def end(self) -> None:
         """Kills every descendant and waits until all are gone."""
@@ -178,25 +186,50 @@ class Zygote:
 
     def _handle(self, message: dict[str, Any]) -> None:
         if message["op"] == "start":
-            for spec in message["ranks"]:
-                self._start(spec)
+            self._start(message["ranks"])
+        elif message["op"] == "lease":
+            self._lease_until_s = message["until_s"]
         elif message["op"] == "signal":
             for pid in message["pids"]:
                 if pid in self._ranks:
-                    if not _has_ended(pid):
-                        self._signalled.add(pid)
-                    _signal_group(pid, message["signal"])
+                    self._signal_rank(pid, message["signal"])
 
-    def _start(self, spec: dict[str, Any]) -> None:
+    def _start(self, specs: list[dict[str, Any]]) -> None:
+        """All of them or none: a rank without its peers only waits, and nobody would look after it."""
         self._clean = False
-        try:
-            pid = self._spawn_rank(spec) if self._spawn else self._fork_rank(spec)
-        except OSError as error:
-            self._send(event="start_failed", rank=spec["rank"], message=f"cannot start a process: {error.strerror}")
-            self._reap()
-            return
-        self._ranks[pid] = spec["rank"]
-        self._send(event="started", rank=spec["rank"], pid=pid, time_unix_ns=time.time_ns())
+        for spec in specs:
+            try:
+                if self._lease_until_s is not None and time.monotonic() >= self._lease_until_s:
+                    raise TimeoutError(errno.ETIMEDOUT, "the lease of its launcher is over")
+                pid = self._spawn_rank(spec) if self._spawn else self._fork_rank(spec)
+            except OSError as error:
+                self._send(event="start_failed", rank=spec["rank"], message=f"cannot start a process: {error.strerror}")
+                self._kill_ranks()
+                break
+            self._ranks[pid] = spec["rank"]
+            self._send(event="started", rank=spec["rank"], pid=pid, time_unix_ns=time.time_ns())
+        self._reap()
+
+    def _lease_left_s(self) -> float | None:
+        """Time to wait for its end; None when there is nothing to wait for, 0 when ranks must end now."""
+        if self._lease_until_s is None or not self._ranks.keys() - self._killed:
+            return None
+        return max(0.0, self._lease_until_s - time.monotonic())
+
+    def _end_lease(self) -> None:
+        print("the lease is over and the launcher has not acted: ending the ranks", file=sys.stderr)  # noqa: T201
+        self._kill_ranks()
+
+    def _kill_ranks(self) -> None:
+        for pid in self._ranks:
+            self._signal_rank(pid, signal.SIGKILL)
+
+    def _signal_rank(self, pid: int, number: int) -> None:
+        if not _has_ended(pid):
+            self._signalled.add(pid)
+        if number == signal.SIGKILL:
+            self._killed.add(pid)
+        _signal_group(pid, number)
 
     def _fork_rank(self, spec: dict[str, Any]) -> int:
         sys.stdout.flush()
@@ -250,6 +283,7 @@ class Zygote:
                     time_unix_ns=time.time_ns(),
                 )
                 self._signalled.discard(pid)
+                self._killed.discard(pid)
         if not self._clean:
             self._clean = True
             self._send(event="gone")
