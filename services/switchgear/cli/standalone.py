@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 JOBS_KEPT = 50
 #: What ranks get to end by themselves when the user ends the run.
 GRACE_S = 3.0
+TICK_S = 1.0
 INCIDENTS_FILE = "incidents.jsonl"
 SPEC_FILE = "job.json"
 
@@ -88,7 +89,8 @@ class Standalone:
             )
             actor = JobActor(state, self._clock, keep=self._keep, send=self._commands.put_nowait, carry=self._tell)
             async with asyncio.TaskGroup() as tasks:
-                helpers = [tasks.create_task(self._obey()), tasks.create_task(self._report(actor))]
+                parts = (self._obey(), self._report(actor), self._tick(actor, hello.hello.launcher_id))
+                helpers = [tasks.create_task(part) for part in parts]
                 await actor.post(m.Placed(1, (m.Slot(self._node, "127.0.0.1", 1),)))
                 event = translate.event_from_report(self._node, hello.hello.launcher_id, hello)
                 if event:
@@ -112,6 +114,12 @@ class Standalone:
             event = translate.event_from_report(self._node, "", report)
             if event:
                 await actor.post(event)
+
+    async def _tick(self, actor: JobActor, launcher_id: str) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            await actor.post(m.LauncherSeen(self._node, launcher_id))
+            actor.tick()
 
     async def _keep(self, state: m.JobState, records: Sequence[m.Effect]) -> None:  # noqa: ARG002
         """Only incidents are for later: the launcher itself keeps the generation, and nobody else waits for the rest."""

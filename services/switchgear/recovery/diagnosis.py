@@ -130,7 +130,10 @@ def summarize(incident: Incident) -> str:
         parts.append(f"{count} damaged checkpoint{'s were' if count > 1 else ' was'} put into quarantine")
     where = "in place" if incident.decision is Decision.RESTART_IN_PLACE else f"without {incident.node}"
     if incident.new_generation:
-        start = "the start" if not incident.resume_step else f"the verified checkpoint of step {incident.resume_step}"
+        if incident.resume_step is None:
+            start = "where the script resumes by itself (a step that is not known)"
+        else:
+            start = f"the verified checkpoint of step {incident.resume_step}" if incident.resume_step else "the start"
         parts.append(f"the job was restarted {where} from {start}")
     else:
         parts.append(f"the job is being restarted {where}")

@@ -15,6 +15,12 @@ LEASE_S = 30.0
 LEASE_MARGIN_S = 5.0
 #: A placed node whose launcher does not report within this time is given up; importing torch on a busy node takes most of it.
 LAUNCHER_START_S = 120.0
+#: What an attempt may take to end after its SIGKILL; longer than the lease and its margin, so nothing of ours computes any more.
+STOP_S_MAX = 60.0
+#: What one look for the newest good checkpoint may take: some hundred gigabytes, read at 0.5 GB/s.
+CHECK_S_MAX = 1800.0
+#: An attempt whose steps cannot be known has made progress when it lasted this long.
+PROGRESS_UNKNOWN_S = 60.0
 
 FAILURES_MAX = 50
 
@@ -111,6 +117,7 @@ class Faults(Records):
         state = self.state
         if state.phase is m.Phase.REPLACING:
             return
+        self._give_up_stuck_nodes()
         for node, launcher in state.launchers.items():
             silent_s = self.now.monotonic_s - launcher.seen_s
             patience_s = LEASE_S + LEASE_MARGIN_S if launcher.launcher_id else LAUNCHER_START_S
@@ -124,6 +131,26 @@ class Faults(Records):
             cause = Cause(m.Fault.NODE_LOST, clause, known_by, "node lost", node, None, heard_ns)
             self.fail(cause, state.bad_nodes[node])
             launcher.connected, launcher.stopped_generation = False, state.generation
+
+    def _give_up_stuck_nodes(self) -> None:
+        """A launcher that answers, but not what it was asked for: a process in state D, a file system that hangs."""
+        state, waited_s = self.state, self.now.monotonic_s - self.state.phase_since_s
+        if state.phase is m.Phase.STOPPING and state.attempt and waited_s > STOP_S_MAX:
+            generation, said = state.attempt.generation, f"its processes outlive SIGKILL for {waited_s:.0f} s"
+            stuck = [node for node, launcher in state.launchers.items() if launcher.stopped_generation < generation]
+        elif state.phase is m.Phase.CHECKING and waited_s > CHECK_S_MAX and state.slots:
+            stuck, said = (
+                [state.slots[0].node],
+                f"it has not answered for {waited_s:.0f} s whether the checkpoints are good",
+            )
+        else:
+            return
+        for node in stuck:
+            state.bad_nodes.setdefault(node, f"{node}: {said}")
+            self.call("cordon", node=node, reason=said)
+            self.fail(Cause(m.Fault.NODE_FAULT, f"{node} is stuck", said, "node stuck", node), state.bad_nodes[node])
+            # The kill waits for them at the kernel's door: they will not run another instruction of their own.
+            state.launchers[node].stopped_generation = state.generation
 
     def decide_when_stopped(self) -> None:
         """Once nothing of the attempt is alive, its exits are complete: find the culprit and act."""
@@ -187,7 +214,11 @@ class Faults(Records):
             self.end_attempt(m.AttemptState.FAILED, incident.cause)
             incident.failed_step = max((s for s in (step, incident.failed_step) if s is not None), default=None)
             # One rank that has completed a step is proof enough: the others, whose word may be lost, took part in it.
-            progressed = any((rank.step or 0) > attempt.high_water_step for rank in attempt.ranks.values())
+            steps = [rank.step for rank in attempt.ranks.values() if rank.step is not None]
+            if steps:
+                progressed = any(step > attempt.high_water_step for step in steps)
+            else:  # a script whose steps cannot be known
+                progressed = (self.now.unix_ns - attempt.start_ns) / 1e9 > PROGRESS_UNKNOWN_S
             state.failures.append(m.Failure(incident.fault, incident.signature, step, progressed))
         elif incident.fault is m.Fault.NODE_LOST:
             # Launchers that never report anywhere (a firewall, a broken image) must not take one node after another for ever.

@@ -123,7 +123,7 @@ class LauncherSessions(rpc.LauncherServiceServicer):
         event = event_from_report(hello.node, hello.launcher_id, report)
         if event:
             await actor.post(event)
-        elif report.WhichOneof("kind") == "rejected":
+        if report.WhichOneof("kind") == "rejected":
             log.warning(
                 "launcher refused a command of an older generation",
                 extra={

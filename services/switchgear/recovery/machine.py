@@ -27,6 +27,8 @@ def step(state: m.JobState, event: m.Event, now: m.Now) -> tuple[m.JobState, lis
     """The next state, and what to do in this order after the state is stored. `state` itself is left as it was."""
     machine = _Machine(_copied(state), now)
     machine.take(event)
+    if machine.state.phase is not state.phase:
+        machine.state.phase_since_s, machine.state.check_again_s = now.monotonic_s, None
     return machine.state, machine.effects
 
 
@@ -48,6 +50,7 @@ def resume(state: m.JobState, now: m.Now) -> m.JobState:
     state = copy.deepcopy(state)
     if state.phase is m.Phase.CHECKING:
         state.phase = m.Phase.WAITING  # asked again when all are back
+    state.phase_since_s = now.monotonic_s
     for launcher in state.launchers.values():
         launcher.connected, launcher.seen_s = False, now.monotonic_s
     return state
@@ -65,6 +68,11 @@ def steps_redone(state: m.JobState) -> int:
     return state.steps_redone + (
         attempt_steps_redone(state.attempt) if state.attempt and not state.attempt.end_ns else 0
     )
+
+
+#: Checkpoints that cannot be read are asked for again this often, and for so long, before the job is given up.
+CHECK_RETRY_S = 5.0
+CHECK_RETRY_S_MAX = 300.0
 
 
 class _Machine(Faults):
@@ -99,6 +107,8 @@ class _Machine(Faults):
                 self._stopped(event.node, event.generation, event.reserved_port)
             case m.StartFailed():
                 self._start_failed(event)
+            case m.Rejected():
+                self._rejected(event)
             case m.CheckpointSeen():
                 self.checkpoint_seen(event)
             case m.Checked():
@@ -107,6 +117,7 @@ class _Machine(Faults):
                 self.node_signal(event)
             case m.Tick():
                 self.tick()
+                self._check_again()
         self.decide_when_stopped()
         self._start_when_ready()
 
@@ -147,6 +158,7 @@ class _Machine(Faults):
         launcher.connected = True
         launcher.launcher_id, launcher.reserved_port = hello.launcher_id, hello.reserved_port
         launcher.seen_s = self.now.monotonic_s
+        launcher.seen_generation = max(launcher.seen_generation, hello.generation)
         if self._current(hello.generation) is None:
             if hello.ranks_alive:
                 launcher.stopped_generation = hello.generation - 1
@@ -234,13 +246,19 @@ class _Machine(Faults):
 
     def _launchers_ready(self) -> bool:
         return all(
-            launcher.connected and launcher.stopped_generation >= self.state.generation
+            launcher.connected and launcher.stopped_generation >= max(self.state.generation, launcher.seen_generation)
             for launcher in self.state.launchers.values()
         )
 
     def _send_check(self) -> None:
         known = tuple(c for c in self.state.checkpoints.values() if c.state is not m.CheckpointState.CORRUPT)
         self.effects.append(m.Check(self.state.slots[0].node, self.state.generation, known))
+
+    def _check_again(self) -> None:
+        again_s = self.state.check_again_s
+        if self.state.phase is m.Phase.CHECKING and again_s is not None and self.now.monotonic_s >= again_s:
+            self.state.check_again_s = None
+            self._send_check()
 
     def _checked(self, event: m.Checked) -> None:
         state = self.state
@@ -254,6 +272,11 @@ class _Machine(Faults):
             state.incident.quarantined += [path for path in event.quarantined if path not in state.incident.quarantined]
         if event.error:
             clause = f"the checkpoints could not be checked: {event.error}"
+            if self.now.monotonic_s - state.phase_since_s < CHECK_RETRY_S_MAX:
+                # A network file system has moments like that; to start without the checkpoints would lose all their steps.
+                state.check_again_s = self.now.monotonic_s + CHECK_RETRY_S
+                self.add_evidence(clause)
+                return
             self._give_up(Cause(m.Fault.START_FAILED, clause, f"asked of {event.node}", event.error, event.node))
             return
         if not self._launchers_ready():
@@ -266,7 +289,9 @@ class _Machine(Faults):
 
     def _start_attempt(self, checkpoint: m.Checkpoint | None) -> None:
         state = self.state
-        state.generation += 1
+        # A launcher remembers generations that a lost or new store does not, and refuses any that is not beyond them.
+        state.generation = max(state.generation, *(one.seen_generation for one in state.launchers.values())) + 1
+        state.attempts_started += 1
         state.phase = m.Phase.STARTING
         first = state.slots[0]
         attempt = m.Attempt(
@@ -278,7 +303,8 @@ class _Machine(Faults):
             master_address=first.address,
             master_port=state.launchers[first.node].reserved_port,
             resume_path=checkpoint.path if checkpoint else "",
-            resume_step=checkpoint.step if checkpoint else 0,
+            # Without a folder that we watch, only the script knows whether it resumes, and where.
+            resume_step=checkpoint.step if checkpoint else 0 if state.spec.checkpoint_directory else None,
             launcher_ids={node: launcher.launcher_id for node, launcher in state.launchers.items()},
         )
         per_node = state.spec.nproc_per_node
@@ -300,9 +326,7 @@ class _Machine(Faults):
         node_rank = [slot.node for slot in state.slots].index(node)
         checkpoints = tuple(state.checkpoints.values())
         self.effects.append(
-            m.Start(
-                node, node_rank, copy.deepcopy(state.attempt), state.spec, max(0, state.generation - 1), checkpoints
-            )
+            m.Start(node, node_rank, copy.deepcopy(state.attempt), state.spec, state.attempts_started - 1, checkpoints)
         )
 
     # News of the attempt.
@@ -344,6 +368,10 @@ class _Machine(Faults):
             rank.step, rank.step_time_ns = report.step, report.time_ns
             rank.first_step_ns = rank.first_step_ns or report.first_step_ns
             rank.first_new_step_ns = rank.first_new_step_ns or report.first_new_step_ns
+            if attempt.resume_step is None and report.step is not None and report.count:
+                attempt.resume_step = report.step - report.count
+                if state.incident:
+                    state.incident.resume_step = attempt.resume_step
         ranks = attempt.ranks.values()
         common = attempt.common_step()
         if common is not None:
@@ -382,6 +410,18 @@ class _Machine(Faults):
         else:
             # Other ranks of this node may run all the same: it answers the stop when they are gone.
             self.fail(cause, event.message)
+
+    def _rejected(self, event: m.Rejected) -> None:
+        """A launcher holds a newer generation than the one that it was told of: go beyond it."""
+        attempt, launcher = self._current(event.generation), self._launcher(event.node)
+        if attempt is None or launcher is None or event.held <= attempt.generation:
+            return  # told twice, or of an attempt that is over
+        known_by = f"its launcher holds generation {event.held}"
+        clause = f"{event.node} refused generation {attempt.generation}"
+        self.fail(
+            Cause(m.Fault.START_FAILED, clause, known_by, "generation refused", event.node), f"{event.node}: {known_by}"
+        )
+        launcher.seen_generation = launcher.stopped_generation = event.held
 
     def _give_up(self, cause: Cause) -> None:
         self.fail(cause, cause.clause)

@@ -115,6 +115,8 @@ class Launcher:
     reserved_port: int = 0
     #: Every process of this generation and older ones is gone from the node.
     stopped_generation: int = 0
+    #: Newest generation that it has spoken of: its next one must be beyond it.
+    seen_generation: int = 0
     #: Monotonic time of the last word from it, or of the wish to have one.
     seen_s: float = 0.0
 
@@ -239,7 +241,13 @@ class JobState:
     spec: Spec
     create_ns: int
     phase: Phase = Phase.REPLACING
+    #: Monotonic time at which the phase began.
+    phase_since_s: float = 0.0
+    #: When to ask for the checkpoints again after an answer that was none.
+    check_again_s: float | None = None
     generation: int = 0
+    #: Attempts that this job has had: generations may begin above 1, and skip some.
+    attempts_started: int = 0
     epoch: int = 0
     slots: list[Slot] = field(default_factory=list)
     launchers: dict[str, Launcher] = field(default_factory=dict)
@@ -329,6 +337,8 @@ class RankStep:
     time_ns: int
     first_step_ns: int
     first_new_step_ns: int
+    #: Optimizer steps in this generation.
+    count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,6 +372,15 @@ class StartFailed:
     message: str
     permanent: bool
     reserved_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A launcher refused a command of `generation`, since it holds `held`."""
+
+    node: str
+    generation: int
+    held: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,6 +439,7 @@ Event = (
     | Loaded
     | AttemptStopped
     | StartFailed
+    | Rejected
     | CheckpointSeen
     | Checked
     | NodeSignal

@@ -76,7 +76,7 @@ def _checkpoint(report: wire.CheckpointReport) -> m.Checkpoint:
 
 
 def event_from_report(node: str, launcher_id: str, report: wire.LauncherReport) -> m.Event | None:
-    """The event that a report of the launcher on `node` stands for; None when it is only for the log (`rejected`).
+    """The event that a report of the launcher on `node` stands for; None for a kind that this version does not know.
 
     Raises Invalid (BAD_FIELD) for a checkpoint in no state that we know.
     """
@@ -108,6 +108,7 @@ def event_from_report(node: str, launcher_id: str, report: wire.LauncherReport) 
                     time_ns=rank.time_unix_ns,
                     first_step_ns=rank.first_step_time_unix_ns,
                     first_new_step_ns=rank.first_new_step_time_unix_ns,
+                    count=rank.count,
                 )
                 for rank in report.progress.ranks
             )
@@ -122,6 +123,8 @@ def event_from_report(node: str, launcher_id: str, report: wire.LauncherReport) 
         case "start_failed":
             failed = report.start_failed
             return m.StartFailed(node, generation, text(failed.message), failed.permanent, failed.reserved_port)
+        case "rejected":
+            return m.Rejected(node, generation, report.rejected.current_generation)
         case "checkpoint":
             return m.CheckpointSeen(generation, _checkpoint(report.checkpoint))
         case "verify_result":

@@ -1,0 +1,143 @@
+"""What recovery does when it is not answered, told something newer than it knows, or cannot know a step."""
+
+from __future__ import annotations
+
+from recovery_world import START_NS, World, kinds
+
+from switchgear.recovery import model as m
+from switchgear.recovery.faults import CHECK_S_MAX, PROGRESS_UNKNOWN_S, STOP_S_MAX
+from switchgear.recovery.machine import CHECK_RETRY_S, CHECK_RETRY_S_MAX
+
+
+def alive(world: World) -> tuple[m.Event, ...]:
+    return tuple(m.LauncherSeen(node, f"launcher-{node}") for node in ("nodes/a", "nodes/b"))
+
+
+def test_a_launcher_that_remembers_a_newer_generation_than_the_store_gets_one_beyond_it() -> None:
+    world = World()
+    world.place("nodes/a", "nodes/b")
+    world.hello("nodes/a", generation=7)
+    world.hello("nodes/b")
+    assert "Start" in kinds(world.checked())
+    assert world.state.generation == 8
+    starts = [effect for effect in world.effects if isinstance(effect, m.Start)]
+    assert [start.restart_count for start in starts] == [0, 0]
+
+
+def test_ranks_of_a_generation_that_the_store_has_lost_are_stopped_first() -> None:
+    world = World()
+    world.place("nodes/a", "nodes/b")
+    effects = world.hello("nodes/a", generation=7, ranks_alive=((0, 100, 1), (1, 101, 1)))
+    assert [(e.node, e.generation) for e in effects if isinstance(e, m.Stop)] == [("nodes/a", 7)]
+    assert kinds(world.hello("nodes/b")) == []
+    assert kinds(world.happen(m.AttemptStopped("nodes/a", 7, 5001, 0))) == ["Check"]
+
+
+def test_a_start_that_is_refused_for_a_newer_generation_is_made_again_beyond_it() -> None:
+    world = World()
+    world.place("nodes/a", "nodes/b")
+    world.hello("nodes/a")
+    world.hello("nodes/b")
+    world.checked()
+    world.happen(m.Rejected("nodes/b", 1, 7))
+    assert world.state.phase is m.Phase.STOPPING
+    world.stopped("nodes/a")
+    world.checked()
+    assert (world.state.phase, world.state.generation) == (m.Phase.STARTING, 8)
+
+
+def test_a_start_that_came_twice_is_no_fault() -> None:
+    world = World()
+    world.run_to(5)
+    world.happen(m.Rejected("nodes/b", 1, 1))
+    assert world.state.phase is m.Phase.RUNNING
+
+
+def test_a_node_whose_processes_survive_sigkill_is_left() -> None:
+    world = World()
+    world.run_to(10)
+    world.happen(world.exit(0, -9, step=10), world.exit(1, -9, by_us=True, step=10))
+    world.stopped("nodes/a")
+    world.seconds += STOP_S_MAX
+    world.happen(*alive(world), m.Tick())
+    assert world.state.phase is m.Phase.STOPPING
+    world.seconds += 1
+    world.happen(*alive(world), m.Tick())
+    assert world.state.phase is m.Phase.REPLACING
+    assert [(call.kind, call.node) for call in world.state.outbox[-2:]] == [
+        ("cordon", "nodes/b"),
+        ("replace", "nodes/b"),
+    ]
+    assert "outlive SIGKILL" in world.last_incident().evidence[-1]
+
+
+def test_a_node_that_never_says_which_checkpoint_is_good_is_left() -> None:
+    world = World()
+    world.place("nodes/a", "nodes/b")
+    world.hello("nodes/a")
+    world.hello("nodes/b")
+    world.seconds += CHECK_S_MAX + 1
+    world.happen(*alive(world), m.Tick())
+    assert world.state.phase is m.Phase.REPLACING
+    assert world.state.outbox[-1].node == "nodes/a"
+
+
+def test_checkpoints_that_cannot_be_read_for_a_moment_are_asked_for_again() -> None:
+    world = World()
+    world.place("nodes/a", "nodes/b")
+    world.hello("nodes/a")
+    world.hello("nodes/b")
+    error = m.Checked("nodes/a", 0, (), (), "/checkpoints cannot be listed: stale file handle")
+    assert kinds(world.happen(error, m.Tick())) == []
+    world.seconds += CHECK_RETRY_S
+    assert kinds(world.happen(*alive(world), m.Tick())) == ["Check"]
+    assert "Start" in kinds(world.checked(step=30))
+
+
+def test_checkpoints_that_stay_unreadable_end_the_job_instead_of_starting_it_from_nothing() -> None:
+    world = World()
+    world.place("nodes/a", "nodes/b")
+    world.hello("nodes/a")
+    world.hello("nodes/b")
+    error = m.Checked("nodes/a", 0, (), (), "/checkpoints cannot be listed: permission denied")
+    world.happen(error)
+    world.seconds += CHECK_RETRY_S_MAX
+    world.happen(error)
+    assert world.state.phase is m.Phase.ENDED
+    assert "permission denied" in world.last_incident().summary
+
+
+def test_without_a_checkpoint_folder_the_step_that_it_resumed_from_is_learnt_from_its_ranks() -> None:
+    world = World(checkpoint_directory="")
+    world.place("nodes/a", "nodes/b")
+    world.hello("nodes/a")
+    world.hello("nodes/b")
+    world.progress(38)
+    world.happen(*(world.exit(rank, -9, by_us=rank > 0, step=38) for rank in range(4)))
+    world.stopped("nodes/a", "nodes/b")
+    assert world.state.attempt is not None
+    assert world.state.attempt.resume_step is None
+    assert "where the script resumes by itself" in world.last_incident().summary
+    now = START_NS + int(world.seconds * 1e9)
+    ranks = {
+        node: tuple(m.RankStep(rank, 39, now, now, now, count=9) for rank in pair)
+        for node, pair in (("nodes/a", (0, 1)), ("nodes/b", (2, 3)))
+    }
+    world.happen(*(m.Progress(node, 2, steps) for node, steps in ranks.items()))
+    incident = world.last_incident()
+    assert (incident.state, incident.resume_step, incident.steps_redone) == ("RESOLVED", 30, 8)
+
+
+def test_a_job_whose_steps_cannot_be_known_is_judged_by_how_long_it_lasted() -> None:
+    for lasted_s, phase in ((PROGRESS_UNKNOWN_S + 1, m.Phase.STARTING), (1.0, m.Phase.ENDED)):
+        world = World(checkpoint_directory="")
+        world.place("nodes/a", "nodes/b")
+        world.hello("nodes/a")
+        world.hello("nodes/b")
+        for _ in range(4):
+            if world.state.phase is m.Phase.ENDED:
+                break
+            world.seconds += lasted_s
+            world.happen(*(world.exit(rank, -9) for rank in range(4)))
+            world.stopped("nodes/a", "nodes/b")
+        assert world.state.phase is phase
