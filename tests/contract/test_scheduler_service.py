@@ -312,6 +312,42 @@ async def test_without_a_replacement_the_job_waits_until_the_node_is_mended(plan
     assert (await agent.obey()).start_launcher.placement_epoch == 2
 
 
+async def test_without_a_spare_a_node_that_was_only_out_of_touch_is_taken_again(plane: Plane) -> None:
+    agent = await plane.agent("a")
+    await plane.create("llama")
+    await agent.obey()
+    request = placement_pb.ReplaceNodesRequest(job="jobs/llama", placement_epoch=1, exclude_nodes=["nodes/a"])
+    assert (await plane.placement.ReplaceNodes(request)).state == job_pb.Job.PENDING
+    assert (await agent.obey()).stop_launcher == agent_pb.StopLauncher(job="jobs/llama", placement_epoch=1)
+    assert (await agent.obey()).start_launcher.placement_epoch == 2
+
+
+async def test_uncordoning_a_node_that_is_not_cordoned_gives_it_back_to_jobs_that_excluded_it(plane: Plane) -> None:
+    agents = {name: await plane.agent(name) for name in "ab"}
+    await plane.fleet.CordonNode(fleet_pb.CordonNodeRequest(name="nodes/b", reason="fan"))
+    await plane.create("llama")
+    await fail_to_start(plane, agents["a"], epoch=1)
+    await plane.job_in("jobs/llama", job_pb.Job.PENDING)
+    await plane.fleet.UncordonNode(fleet_pb.UncordonNodeRequest(name="nodes/a"))
+    assert (await agents["a"].obey()).start_launcher.placement_epoch == 2
+
+
+async def test_a_node_that_cannot_start_a_launcher_is_replaced_by_one_that_can(plane: Plane) -> None:
+    agents = {name: await plane.agent(name) for name in "ab"}
+    await plane.create("llama")
+    await fail_to_start(plane, agents["a"], epoch=1)
+    assert (await agents["b"].obey()).start_launcher.placement_epoch == 2
+
+
+async def fail_to_start(plane: Plane, agent: Agent, epoch: int) -> None:
+    for _ in range(3):
+        assert (await agent.next_command()).start_launcher.placement_epoch == epoch
+        await agent.failed("jobs/llama", epoch, "disk is full")
+        await asyncio.sleep(0.05)
+        plane.clock.advance(3)
+        await agent.heartbeat()
+
+
 async def test_an_agent_that_comes_back_is_told_what_it_missed(plane: Plane) -> None:
     agent = await plane.agent("a")
     await plane.create("llama")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -10,7 +11,14 @@ import pytest
 from switchgear.core.errors import FailedPrecondition
 from switchgear.scheduler import jobs as job_life
 from switchgear.scheduler import nodes as node_life
-from switchgear.scheduler.decide import PLACEMENTS_PER_PASS_MAX, Snapshot, decide, replace_nodes, wanted
+from switchgear.scheduler.decide import (
+    EXCLUDED_NODES_MAX,
+    PLACEMENTS_PER_PASS_MAX,
+    Snapshot,
+    decide,
+    replace_nodes,
+    wanted,
+)
 from switchgear.scheduler.model import (
     GpuRecord,
     Inventory,
@@ -24,6 +32,7 @@ from switchgear.scheduler.model import (
     Observation,
     Wanted,
 )
+from switchgear.scheduler.nodes import NODES_MAX
 
 NOW = 1_700_000_000_000_000_000
 TWO_GPUS = Inventory("127.0.0.1", (GpuRecord(0), GpuRecord(1)), "1.0")
@@ -41,6 +50,15 @@ def _job(name: str, order: int, nnodes: int = 1, per_node: int = 2) -> JobRecord
 def _seen(names: Iterable[str], **changes: NodeStatus) -> Observation:
     usual = {name: NodeStatus(TWO_GPUS, connected=True, silent=False) for name in names}
     return Observation(tuple((f"nodes/{name}", status) for name, status in sorted({**usual, **changes}.items())))
+
+
+def _running(job: str) -> NodeStatus:
+    return NodeStatus(TWO_GPUS, connected=True, silent=False, launchers=frozenset({LauncherRef(f"jobs/{job}", 1)}))
+
+
+def _unable(job: str, epoch: int) -> NodeStatus:
+    trouble = ((LauncherRef(f"jobs/{job}", epoch), "disk is full"),)
+    return NodeStatus(TWO_GPUS, connected=True, silent=False, unstartable=trouble)
 
 
 class _World:
@@ -77,9 +95,7 @@ class _World:
         return (self.nodes[name] if name in self.nodes else self.jobs[name]).state
 
     def replace(self, name: str, *excluded: str) -> JobRecord:
-        job = replace_nodes(
-            self.jobs[name], excluded, self.snapshot(), self.seen, reason="it broke", revision=self.revision
-        )
+        job = replace_nodes(self.jobs[name], excluded, self.snapshot(), self.seen, reason="it broke")
         self.jobs[name] = job
         return job
 
@@ -188,20 +204,32 @@ def test_a_replaced_node_leaves_the_others_as_they_were() -> None:
 def test_without_a_replacement_the_job_waits_and_holds_nothing() -> None:
     world = _World("ab", _job("x", 1, nnodes=2))
     world.settle()
+    world.seen = _seen("b", a=_running("x"))
     after = world.replace("jobs/x", "nodes/a")
     assert (after.state, after.placement.nodes, after.placement.epoch) == (JobState.PENDING, (), 1)
     assert wanted([after]) == {}
     world.settle()
-    assert "1 excluded for this job" in world.jobs["jobs/x"].message
+    assert "1 still stopping an ended job" in world.jobs["jobs/x"].message
     world.nodes["nodes/c"] = _node("c")
-    world.seen = _seen("abc")
+    world.seen = _seen("bc", a=_running("x"))
     world.settle()
     placed = world.jobs["jobs/x"]
     assert (placed.state, placed.placement.epoch, _where(placed)) == (JobState.STARTING, 2, ["nodes/b", "nodes/c"])
-    assert placed.excluded == ()
 
 
-def test_an_excluded_node_counts_again_once_it_has_been_mended() -> None:
+def test_a_node_that_was_only_out_of_touch_is_taken_again_when_its_launcher_is_gone_and_there_is_no_spare() -> None:
+    world = _World("a", _job("x", 1))
+    world.settle()
+    world.seen = _seen("", a=_running("x"))
+    assert world.replace("jobs/x", "nodes/a").state is JobState.PENDING
+    world.settle()
+    assert world.state_of("jobs/x") == "PENDING"
+    world.seen = _seen("a")
+    world.settle()
+    assert (world.state_of("jobs/x"), world.jobs["jobs/x"].placement.epoch) == ("STARTING", 2)
+
+
+def test_a_cordoned_node_counts_again_once_it_has_been_mended() -> None:
     world = _World("a", _job("x", 1))
     world.settle()
     world.put(node_life.cordon(world.nodes["nodes/a"], "gpu lost", "policy:recovery"))
@@ -213,11 +241,67 @@ def test_an_excluded_node_counts_again_once_it_has_been_mended() -> None:
     assert world.state_of("jobs/x") == "STARTING"
 
 
+def test_a_launcher_that_one_node_cannot_start_goes_to_another() -> None:
+    world = _World("abc", _job("x", 1, nnodes=2))
+    world.settle()
+    world.seen = _seen("bc", a=_unable("x", 1))
+    world.settle()
+    job = world.jobs["jobs/x"]
+    assert (job.state, job.placement.epoch, _where(job)) == (JobState.STARTING, 2, ["nodes/c", "nodes/b"])
+
+
+def test_a_job_waits_for_nodes_that_are_away_rather_than_to_try_again_where_it_cannot_start() -> None:
+    world = _World("ab", _job("x", 1))
+    world.put(node_life.cordon(world.nodes["nodes/b"], "fan", "user"))
+    world.settle()
+    world.seen = _seen("b", a=_unable("x", 1))
+    world.settle()
+    assert world.state_of("jobs/x") == "PENDING"
+    assert world.jobs["jobs/x"].message.endswith("(others: 1 cordoned, 1 excluded for this job)")
+    world.seen = _seen("ab")
+    world.settle()
+    assert world.state_of("jobs/x") == "PENDING"
+    world.put(replace(world.nodes["nodes/a"], healthy_revision=world.revision + 1))  # as uncordoning it does
+    world.settle()
+    assert (world.state_of("jobs/x"), _where(world.jobs["jobs/x"])) == ("STARTING", ["nodes/a"])
+
+
+def test_a_job_that_runs_may_have_any_node_the_next_time() -> None:
+    world = _World("ab", _job("x", 1))
+    world.settle()
+    world.seen = _seen("b", a=_unable("x", 1))
+    world.settle()
+    assert [entry.node for entry in world.jobs["jobs/x"].excluded] == ["nodes/a"]
+    assert job_life.moved(world.jobs["jobs/x"], JobState.RUNNING, "", NOW).excluded == ()
+
+
+def test_a_launcher_that_many_nodes_cannot_start_does_not_go_through_the_whole_fleet() -> None:
+    names = [f"n{number:02}" for number in range(EXCLUDED_NODES_MAX + 5)]
+    world = _World(names, _job("x", 1))
+    world.settle()
+    for epoch, name in enumerate(names[: EXCLUDED_NODES_MAX + 1], start=1):
+        assert (world.state_of("jobs/x"), world.jobs["jobs/x"].placement.epoch) == ("STARTING", epoch)
+        others = [other for other in names if other != name]
+        world.seen = _seen(others, **{name: _unable("x", epoch)})
+        world.settle()
+    assert world.jobs["jobs/x"].state is JobState.FAILED
+    assert "(nor on 32 other nodes)" in world.jobs["jobs/x"].message
+
+
+def test_a_pass_over_the_largest_fleet_takes_less_than_a_second() -> None:
+    """Of processor time; the bound leaves room for a slow machine."""
+    names = [f"n{number}" for number in range(NODES_MAX)]
+    world = _World(names, *(_job(f"j{number}", number + 1) for number in range(200)))
+    start_s = time.process_time()
+    decisions = decide(world.snapshot(), world.seen, NOW)
+    assert time.process_time() - start_s < 1.0
+    assert len(decisions.jobs) == PLACEMENTS_PER_PASS_MAX
+
+
 def test_a_launcher_that_no_node_can_start_fails_its_job_with_the_cause() -> None:
     world = _World("a", _job("x", 1))
     world.settle()
-    trouble = ((LauncherRef("jobs/x", 1), "disk is full"),)
-    world.seen = _seen("", a=NodeStatus(TWO_GPUS, connected=True, silent=False, unstartable=trouble))
+    world.seen = _seen("", a=_unable("x", 1))
     world.settle()
     job = world.jobs["jobs/x"]
     assert (job.state, job.message) == (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from switchgear.core.errors import FailedPrecondition, Reason
@@ -19,17 +19,22 @@ from switchgear.scheduler.placement import Request, Seat
 
 
 def request_of(job: JobRecord, nodes: Mapping[str, NodeRecord], excluded: frozenset[str] = frozenset()) -> Request:
-    """What the job needs now: the seats that it has on HEALTHY nodes which are not excluded are kept."""
+    """What the job needs now: the seats that it has on HEALTHY nodes which are not excluded are kept.
+
+    excluded: nodes that it must not get beside those that could not start its launcher.
+    """
+    shut = excluded | excluded_now(job, nodes)
     return Request(
         job.spec.nnodes,
         job.spec.nproc_per_node,
         tuple(
             (rank, Seat(placed.node, placed.gpu_indices))
             for rank, placed in enumerate(job.placement.nodes)
-            if placed.node not in excluded
+            if placed.node not in shut
             and (node := nodes.get(placed.node)) is not None
             and node.state is NodeState.HEALTHY
         ),
+        shut,
     )
 
 
@@ -46,8 +51,8 @@ def placed(job: JobRecord, seats: Sequence[Seat], nodes: Mapping[str, NodeRecord
     )
     where = ", ".join(seat.node for seat in seats)
     if job.state is JobState.PENDING:
-        return replace(job, state=JobState.STARTING, message=f"starts on {where}", placement=placement, excluded=())
-    return replace(job, message=f"placed anew on {where}", placement=placement, excluded=())
+        return replace(job, state=JobState.STARTING, message=f"starts on {where}", placement=placement)
+    return replace(job, message=f"placed anew on {where}", placement=placement)
 
 
 def waiting(job: JobRecord, message: str) -> JobRecord:
@@ -55,15 +60,14 @@ def waiting(job: JobRecord, message: str) -> JobRecord:
     return replace(job, state=JobState.PENDING, message=message, placement=replace(job.placement, nodes=()))
 
 
-def excluding(job: JobRecord, nodes: Iterable[str], revision: int) -> JobRecord:
-    """The job with these nodes excluded until they become HEALTHY anew or it has been placed."""
-    added = set(nodes)
-    kept = [entry for entry in job.excluded if entry.node not in added]
-    return replace(job, excluded=(*kept, *(ExcludedNode(node, revision) for node in sorted(added))))
+def excluding(job: JobRecord, node: NodeRecord, reason: str) -> JobRecord:
+    """The job without a node that could not start its launcher, until the node becomes HEALTHY anew."""
+    kept = [entry for entry in job.excluded if entry.node != node.name]
+    return replace(job, excluded=(*kept, ExcludedNode(node.name, node.healthy_revision, reason)))
 
 
 def excluded_now(job: JobRecord, nodes: Mapping[str, NodeRecord]) -> frozenset[str]:
-    """The exclusions that are still in force."""
+    """The nodes of exclusions that are still in force."""
     return frozenset(
         entry.node
         for entry in job.excluded
@@ -87,4 +91,7 @@ def moved(job: JobRecord, state: JobState, message: str, now_unix_ns: int) -> Jo
     after = replace(job, state=state, message=message)
     if after.ended:
         return replace(after, end_time_unix_ns=job.end_time_unix_ns or now_unix_ns, excluded=())
-    return job if job.state is JobState.PENDING else after
+    if job.state is JobState.PENDING:
+        return job
+    # All of its launchers run: what kept one from starting elsewhere may be gone when it is placed the next time.
+    return replace(after, excluded=()) if state is JobState.RUNNING else after

@@ -108,10 +108,12 @@ class JobSpec:
 
 @dataclass(frozen=True, slots=True)
 class ExcludedNode:
-    """A node on which the job must not be placed, unless it has become HEALTHY anew since that revision."""
+    """A node that could not start the job's launcher: not for this job until it becomes HEALTHY anew after that revision."""
 
     node: str
     revision: int
+    #: What the node said.
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ class JobRecord:
     state: JobState = JobState.PENDING
     message: str = ""
     placement: PlacementRecord = PlacementRecord()
-    #: Only while PENDING: a placement forgets them.
+    #: Until the job runs or ends.
     excluded: tuple[ExcludedNode, ...] = ()
     end_time_unix_ns: int | None = None
     create_revision: int = 0

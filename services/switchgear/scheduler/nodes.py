@@ -8,6 +8,9 @@ from switchgear.scheduler.model import Inventory, NodeRecord, NodeState
 
 #: Ten missed heartbeats of 1 s: a network that drops for a moment or an agent that restarts is no lost node.
 SILENCE_LIMIT_S = 10.0
+#: Every pass of the scheduler looks at all nodes; with so many and a full queue `decide` takes less than a second of one core
+#: (measured by `tests/unit/test_scheduler_decide.py`).
+NODES_MAX = 10_000
 ACTOR_AGENT = "agent"
 ACTOR_POLICY = "policy:scheduler"
 
@@ -32,9 +35,10 @@ def cordon(node: NodeRecord, reason: str, actor: str) -> NodeRecord:
 
 
 def uncordon(node: NodeRecord, actor: str) -> NodeRecord:
-    """Puts the node back into placement, once it is reachable."""
-    if node.standing is NodeState.HEALTHY:
-        return node
+    """Puts the node back into placement, once it is reachable.
+
+    It counts as HEALTHY anew even when it was not cordoned (`Transaction.put_node`): jobs that excluded it may have it again.
+    """
     return replace(node, standing=NodeState.HEALTHY, reason="", actor=actor)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 
@@ -33,6 +34,8 @@ class Request:
     nproc_per_node: int
     #: Seats that the job has and keeps, by node rank. Their GPUs are not in any offer.
     kept: tuple[tuple[int, Seat], ...] = ()
+    #: Nodes that this gang must not get, whatever they offer.
+    excluded: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +45,25 @@ class NotPlaced:
     reason: str
 
 
-def place(request: Request, offers: Sequence[Offer]) -> tuple[Seat, ...] | NotPlaced:
+def place(request: Request, offers: Collection[Offer]) -> tuple[Seat, ...] | NotPlaced:
     """A seat for each node rank, or why there is none.
 
     Kept seats keep their rank. The others go where the fewest GPUs are left over, so that large gangs still find whole
-    nodes; among equals the names decide. The answer does not depend on the order of `offers`. O(n log n) in their number.
+    nodes; among equals the names decide. The answer does not depend on the order of `offers`. O(n log m) for n offers and m missing nodes.
     """
     kept = dict(request.kept)
     taken = {seat.node for seat in kept.values()}
+    shut = taken | request.excluded
     per_node = request.nproc_per_node
     fitting = [
         offer
         for offer in offers
-        if not offer.obstacle and offer.node not in taken and len(offer.free_gpu_indices) >= per_node
+        if not offer.obstacle and offer.node not in shut and len(offer.free_gpu_indices) >= per_node
     ]
     missing = request.nnodes - len(kept)
     if len(fitting) < missing:
         return NotPlaced(_why(request, missing, len(fitting), [o for o in offers if o.node not in taken]))
-    tightest = sorted(fitting, key=lambda offer: (len(offer.free_gpu_indices), offer.node))[:missing]
+    tightest = heapq.nsmallest(missing, fitting, key=lambda offer: (len(offer.free_gpu_indices), offer.node))
     fresh = iter(
         Seat(offer.node, tuple(sorted(offer.free_gpu_indices)[:per_node]))
         for offer in sorted(tightest, key=lambda offer: offer.node)
@@ -80,9 +84,9 @@ def counted(number: int, noun: str) -> str:
 def _why(request: Request, missing: int, fitting: int, offers: Sequence[Offer]) -> str:
     more = "more " if missing < request.nnodes else ""
     obstacles = Counter(
-        offer.obstacle or "with too few free GPUs"
+        "excluded for this job" if offer.node in request.excluded else offer.obstacle or "with too few free GPUs"
         for offer in offers
-        if offer.obstacle or len(offer.free_gpu_indices) < request.nproc_per_node
+        if offer.node in request.excluded or offer.obstacle or len(offer.free_gpu_indices) < request.nproc_per_node
     )
     others = ", ".join(f"{count} {obstacle}" for obstacle, count in sorted(obstacles.items()))
     return (

@@ -50,10 +50,15 @@ class Transaction:
     async def snapshot(self) -> Snapshot:
         return await _snapshot(self.session, self.now_unix_ns)
 
-    async def put_node(self, node: NodeRecord) -> NodeRecord:
-        """Writes the node, if it differs from what is stored, and answers with it as stored."""
+    async def put_node(self, node: NodeRecord, *, healthy_anew: bool = False) -> NodeRecord:
+        """Writes the node, if it differs from what is stored, and answers with it as stored.
+
+        healthy_anew: whoever excluded it may have it again, although it may have been HEALTHY all the time.
+        """
         before = await store.get_node(self.session, node.name)
-        return node if node == before else await self._write_node(before, node)
+        if node == before and not healthy_anew:
+            return node
+        return await self._write_node(before, node, healthy_anew=healthy_anew)
 
     async def put_job(self, job: JobRecord) -> JobRecord:
         """Writes the job, if it differs from what is stored, and the nodes whose GPUs it takes or frees."""
@@ -88,9 +93,11 @@ class Transaction:
             )
         return await self.put_job(job)
 
-    async def _write_node(self, before: NodeRecord | None, node: NodeRecord) -> NodeRecord:
+    async def _write_node(
+        self, before: NodeRecord | None, node: NodeRecord, *, healthy_anew: bool = False
+    ) -> NodeRecord:
         revision = await self._next()
-        healthy_anew = node.state is NodeState.HEALTHY and (before is None or before.state is not NodeState.HEALTHY)
+        healthy_anew |= node.state is NodeState.HEALTHY and (before is None or before.state is not NodeState.HEALTHY)
         after = replace(node, revision=revision, healthy_revision=revision if healthy_anew else node.healthy_revision)
         await store.save_node(self.session, after)
         return after

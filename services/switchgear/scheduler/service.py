@@ -102,8 +102,8 @@ class FleetServicer(fleet_grpc.FleetServiceServicer):
 
         async def act(transaction: Transaction) -> fleet_pb.Node:
             node = await _node_with_etag(transaction, request.name, request.etag)
-            after = node_life.uncordon(node, _actor(request.actor))
-            return await _node(transaction.session, await transaction.put_node(after))
+            after = await transaction.put_node(node_life.uncordon(node, _actor(request.actor)), healthy_anew=True)
+            return await _node(transaction.session, after)
 
         return await _mutate(self._repository, request.request_id, request, fleet_pb.Node, act)
 
@@ -212,7 +212,6 @@ class PlacementServicer(placement_grpc.PlacementServiceServicer):
                 await transaction.snapshot(),
                 self._engine.observe(),
                 reason=clean(request.reason, REASON_LENGTH_MAX),
-                revision=transaction.revision,
             )
             return job_to_proto(await transaction.put_job(job))
 

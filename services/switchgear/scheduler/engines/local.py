@@ -18,14 +18,12 @@ from switchgear.core.clock import Clock
 from switchgear.core.errors import Invalid, Reason, ResourceExhausted
 from switchgear.scheduler import translate
 from switchgear.scheduler.model import Inventory, LauncherRef, NodeStatus, Observation, Wanted, WantedLauncher
-from switchgear.scheduler.nodes import SILENCE_LIMIT_S
+from switchgear.scheduler.nodes import NODES_MAX, SILENCE_LIMIT_S
 from switchgear.v1alpha import node_agent_service_pb2 as pb
 from switchgear.v1alpha import node_agent_service_pb2_grpc as pb_grpc
 
 log = logging.getLogger(__name__)
 
-#: The scheduler's passes read all nodes: this many still take less than a second.
-NODES_MAX = 10_000
 #: A launcher that ends by itself is started again after this, doubled with each end up to the maximum. The first delay lets the
 #: end of a job arrive before its launcher would be started once more.
 RESTART_DELAY_S = 0.5
