@@ -58,6 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--log-dir", type=Path, metavar="DIR", help="folder for the ranks' logs (default: in the state directory)"
     )
     parser.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="set a variable for the ranks, or hand on this shell's; on a cluster they otherwise have the agent's environment",
+    )
+    parser.add_argument("-m", "--module", action="store_true", help="the script is a module, as with python -m")
+    parser.add_argument(
         "--python", default=sys.executable, help="interpreter of the ranks (default: the one of this command)"
     )
     parser.add_argument("--detach", action="store_true", help="with a server: submit and return at once")
