@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select
+from sqlalchemy.exc import OperationalError
 
 from switchgear.collector import store
 from switchgear.collector.detectors import signals_of, silence_signal
+from switchgear.collector.event_writer import EventWriter
 from switchgear.collector.model import Event
 from switchgear.core.errors import OutOfRange
-from switchgear.store.database import Database
+from switchgear.store.database import Database, sqlite_url
 
 EVENT = Event("nodes/n1", "boot", "kernel_log", 1, 5, "XID", None, 79, "text", simulated=False)
 
@@ -44,6 +49,47 @@ async def test_pruning_keeps_the_newest_and_an_old_watcher_is_told(database: Dat
         assert [revision for revision, _ in await store.signals_after(session, 6, 10)] == [7, 8, 9, 10]
         with pytest.raises(OutOfRange, match="list them"):
             await store.signals_after(session, 5, 10)
+
+
+async def test_an_event_that_was_pruned_and_is_sent_again_raises_no_second_signal(database: Database) -> None:
+    second = replace(EVENT, sequence=2)
+    await add(database, EVENT, second)
+    async with database.write() as session:
+        await store.prune(session, events_max=1, signals_max=4)
+    assert await add(database, EVENT, replace(EVENT, sequence=3)) == (2, 1)
+    async with database.read() as session:
+        assert [revision for revision, _ in await store.signals_after(session, 0, 10)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("bad", [0, 3, 6])
+async def test_an_event_that_the_database_does_not_take_costs_itself_alone(database: Database, bad: int) -> None:
+    events = [replace(EVENT, sequence=2**63 if number == bad else number + 1) for number in range(7)]
+    stored = 0
+
+    async def commit(batch: Sequence[Event]) -> None:
+        nonlocal stored
+        stored += (await add(database, *batch))[0]
+
+    dropped: list[None] = []
+    done: list[Event] = []
+    writer = EventWriter(commit, store.refused, lambda: dropped.append(None))
+    for event in events:
+        await writer.put(event, done.append)
+    task = asyncio.create_task(writer.run())
+    async with asyncio.timeout(10):
+        while len(done) < len(events):  # noqa: ASYNC110 - the writer works in a task of its own
+            await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert (done, stored, len(dropped)) == (events, 6, 1)
+
+
+async def test_events_wait_while_the_database_is_away(tmp_path: Path) -> None:
+    database = Database(sqlite_url(tmp_path / "state.db"))  # not migrated: it has no tables yet
+    with pytest.raises(OperationalError) as caught:
+        await add(database, EVENT)
+    assert not store.refused(caught.value)
+    await database.close()
 
 
 async def test_a_silence_is_stored_only_for_a_node_that_is_expected(database: Database) -> None:

@@ -17,31 +17,54 @@ _RETRY_S = 0.5
 
 
 class EventWriter:
-    """commit: stores a batch, raising when it could not. Events of one stream are committed in the order given."""
+    """Events of one stream are committed in the order given.
 
-    def __init__(self, commit: Callable[[Sequence[Event]], Awaitable[None]]) -> None:
+    commit: stores a batch whole, or raises and stores nothing. refused: whether such an error is about the events themselves,
+    so that trying again is of no use. dropped: called for each event that is given up for that.
+    """
+
+    def __init__(
+        self,
+        commit: Callable[[Sequence[Event]], Awaitable[None]],
+        refused: Callable[[Exception], bool],
+        dropped: Callable[[], None],
+    ) -> None:
         self._commit = commit
+        self._refused = refused
+        self._dropped = dropped
         self._queue: asyncio.Queue[tuple[Event, Callable[[Event], None]]] = asyncio.Queue(QUEUE_MAX)
         # Kept over a restart of `run`: what was taken from the queue and not committed.
         self._batch: list[tuple[Event, Callable[[Event], None]]] = []
 
     async def put(self, event: Event, committed: Callable[[Event], None]) -> None:
-        """Queues an event; `committed` is called with it afterwards. Waits while the store lags behind."""
+        """Queues an event; `committed` is called with it when it needs no other try. Waits while the store lags behind."""
         await self._queue.put((event, committed))
 
     async def run(self) -> None:
-        """Commits until cancelled. While the store is away it tries again and loses nothing."""
+        """Commits until cancelled. While the store is away it tries again and loses nothing.
+
+        One event that the store does not take costs itself alone: its batch is halved until it stands by itself.
+        """
+        size = BATCH_MAX
         while True:
             if not self._batch:
                 self._batch.append(await self._queue.get())
             while len(self._batch) < BATCH_MAX and not self._queue.empty():
                 self._batch.append(self._queue.get_nowait())
+            part = self._batch[:size]
             try:
-                await self._commit([event for event, _ in self._batch])
-            except Exception:
-                log.exception("cannot store %d events; trying again", len(self._batch))
-                await asyncio.sleep(_RETRY_S)
-                continue
-            for event, committed in self._batch:
+                await self._commit([event for event, _ in part])
+            except Exception as error:
+                if not self._refused(error):
+                    log.exception("cannot store %d events; trying again", len(part))
+                    await asyncio.sleep(_RETRY_S)
+                    continue
+                if len(part) > 1:
+                    size = len(part) // 2
+                    continue
+                log.exception("dropping an event that cannot be stored", extra={"event": repr(part[0][0])})
+                self._dropped()
+            for event, committed in part:
                 committed(event)
-            self._batch.clear()
+            del self._batch[: len(part)]
+            size = min(2 * size, BATCH_MAX)

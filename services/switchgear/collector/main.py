@@ -62,7 +62,7 @@ class CollectorService:
         self._streaming = set[str]()
         self._expected = set[str]()
         self._windows = Windows(ticks=settings.window_ticks, bytes_max=settings.window_bytes_max)
-        self._writer = EventWriter(self._commit)
+        self._writer = EventWriter(self._commit, store.refused, self._metrics.events_refused.inc)
         self._ingest = Ingest(
             self._windows,
             self._writer,

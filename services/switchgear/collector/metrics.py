@@ -22,6 +22,11 @@ class CollectorMetrics:
         self.event_duplicates = Counter(
             "switchgear_collector_event_duplicates", "Events that were stored already", registry=registry
         )
+        self.events_refused = Counter(
+            "switchgear_collector_events_refused",
+            "Events that the database does not take, dropped so that the others go on",
+            registry=registry,
+        )
         self.signals = Counter("switchgear_collector_signals", "Signals that were raised", registry=registry)
 
     def block(self, result: tuple[Outcome, int]) -> None:

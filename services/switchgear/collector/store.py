@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sqlalchemy import BigInteger, Boolean, Index, Integer, String, Text, UniqueConstraint, delete, func, select, tuple_
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -65,7 +66,10 @@ _SIGNAL_FIELDS = Signal.__dataclass_fields__.keys()
 
 
 async def add_events(session: AsyncSession, found: Sequence[tuple[Event, Sequence[Signal]]]) -> tuple[int, int]:
-    """Stores the events that are new, with their signals; returns how many of each. Call it in a `write` transaction."""
+    """Stores the events that are new, with their signals; returns how many of each. Call it in a `write` transaction.
+
+    Events are pruned sooner than signals, so an event that is sent again may be new while its signal is stored.
+    """
     await lock_revision(session, SERVICE)
     columns = (EventRow.boot_id, EventRow.source, EventRow.sequence)
     keys = [event.key for event, _ in found]
@@ -77,10 +81,21 @@ async def add_events(session: AsyncSession, found: Sequence[tuple[Event, Sequenc
             seen.add(event.key)
             new.append((event, raised))
     session.add_all(EventRow(**{field: getattr(event, field) for field in _EVENT_FIELDS}) for event, _ in new)
-    signals = [signal for _, raised in new for signal in raised]
+    raised_by_id = {signal.signal_id: signal for _, raised in new for signal in raised}
+    told = set(await session.scalars(select(SignalRow.signal_id).where(SignalRow.signal_id.in_(raised_by_id))))
+    signals = [signal for signal in raised_by_id.values() if signal.signal_id not in told]
     for signal in signals:
         await add_signal(session, signal)
     return len(new), len(signals)
+
+
+def refused(error: Exception) -> bool:
+    """Whether the database works and does not take these values: the same again would meet the same."""
+    if isinstance(error, DBAPIError):
+        # PostgreSQL's classes 22 (bad value) and 23 (violated constraint).
+        sqlstate = str(getattr(error.orig, "sqlstate", None) or "")
+        return isinstance(error, IntegrityError | DataError) or sqlstate[:2] in {"22", "23"}
+    return isinstance(error, StatementError | ArithmeticError | LookupError | TypeError | ValueError)
 
 
 async def add_signal(session: AsyncSession, signal: Signal) -> None:
