@@ -95,6 +95,20 @@ def test_a_script_that_raises_at_once_is_tried_twice_and_its_error_is_told(termi
     assert "[rank 0] ValueError: bad hyperparameter" in logs.stderr
 
 
+def test_a_module_gets_its_arguments_and_variables_and_its_logs_are_found(terminal: Terminal) -> None:
+    package = terminal.folder / "package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "train.py").write_text(
+        "import os, sys\nprint(sys.argv[1:], os.environ['FLAVOUR'], os.environ['RANK'])\n"
+    )
+    logs = terminal.folder / "elsewhere"
+    options = ("--name", "module", "--log-dir", str(logs), "--env", "FLAVOUR=sour")
+    ended = terminal.run("run", "--standalone", *options, "-m", "package.train", "--epochs", "3", "-m")
+    assert (ended.returncode, ended.stdout) == (0, "[rank 0] ['--epochs', '3', '-m'] sour 0\n"), ended.stderr
+    assert terminal.run("logs", "module").stdout == ended.stdout
+
+
 def test_ctrl_c_stops_the_ranks(terminal: Terminal) -> None:
     (terminal.folder / "sleep.py").write_text("import time\nprint('up', flush=True)\ntime.sleep(60)\n")
     process = terminal.start("run", "--standalone", "--name", "sleep", "sleep.py")
