@@ -3,183 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import grpc
-import grpc.aio
 import pytest
+from scheduler_plane import RECOVERY, Agent, Plane, refused, running, until
 
-from switchgear.core import rpc
 from switchgear.core.clock import ManualClock
-from switchgear.core.errors import Reason, SwitchgearError
-from switchgear.core.service import Endpoints
-from switchgear.scheduler.main import SchedulerSettings, build
+from switchgear.core.errors import Reason
 from switchgear.store.database import Database
 from switchgear.v1 import fleet_service_pb2 as fleet_pb
-from switchgear.v1 import fleet_service_pb2_grpc as fleet_grpc
 from switchgear.v1 import job_service_pb2 as job_pb
-from switchgear.v1 import job_service_pb2_grpc as job_grpc
 from switchgear.v1alpha import node_agent_service_pb2 as agent_pb
 from switchgear.v1alpha import node_agent_service_pb2_grpc as agent_grpc
 from switchgear.v1alpha import placement_service_pb2 as placement_pb
-from switchgear.v1alpha import placement_service_pb2_grpc as placement_grpc
-
-RECOVERY = "127.0.0.1:7"
-
-
-class Agent:
-    """A node agent whose launchers are entries of a dictionary."""
-
-    def __init__(self, channel: grpc.aio.Channel, name: str, gpus: int = 2) -> None:
-        self.name = f"nodes/{name}"
-        self.node = fleet_pb.Node(
-            name=self.name,
-            address="127.0.0.1",
-            gpus=[fleet_pb.Gpu(index=i, model="Simulated GPU", simulated=True) for i in range(gpus)],
-            agent_version="test",
-        )
-        self.launchers: dict[tuple[str, int], agent_pb.StartLauncher] = {}
-        self.commands: list[agent_pb.NodeAgentCommand] = []
-        self._stub: Any = agent_grpc.NodeAgentServiceStub(channel)
-        self._stream: Any = None
-
-    async def connect(self) -> None:
-        self._stream = self._stub.Connect()
-        await self._stream.write(
-            agent_pb.NodeAgentReport(hello=agent_pb.NodeAgentHello(node=self.node, launchers=self._running()))
-        )
-
-    async def disconnect(self) -> None:
-        self._stream.cancel()
-
-    async def heartbeat(self) -> None:
-        await self._stream.write(
-            agent_pb.NodeAgentReport(heartbeat=agent_pb.NodeAgentHeartbeat(launchers=self._running()))
-        )
-
-    async def exited(self, job: str, epoch: int) -> None:
-        del self.launchers[job, epoch]
-        report = agent_pb.LauncherExited(job=job, placement_epoch=epoch, exit_code=1)
-        await self._stream.write(agent_pb.NodeAgentReport(launcher_exited=report))
-
-    async def failed(self, job: str, epoch: int, message: str) -> None:
-        report = agent_pb.LauncherFailed(job=job, placement_epoch=epoch, message=message)
-        await self._stream.write(agent_pb.NodeAgentReport(launcher_failed=report))
-
-    async def next_command(self) -> agent_pb.NodeAgentCommand:
-        command: agent_pb.NodeAgentCommand = await asyncio.wait_for(self._stream.read(), 10)
-        self.commands.append(command)
-        return command
-
-    async def obey(self) -> agent_pb.NodeAgentCommand:
-        """Takes the next command and does it."""
-        command = await self.next_command()
-        if command.HasField("start_launcher"):
-            start = command.start_launcher
-            self.launchers = {key: value for key, value in self.launchers.items() if key[0] != start.job}
-            self.launchers[start.job, start.placement_epoch] = start
-        else:
-            stop = command.stop_launcher
-            self.launchers = {
-                key: value
-                for key, value in self.launchers.items()
-                if not (key[0] == stop.job and key[1] <= stop.placement_epoch)
-            }
-        await self.heartbeat()
-        return command
-
-    def _running(self) -> list[agent_pb.RunningLauncher]:
-        return [agent_pb.RunningLauncher(job=job, placement_epoch=epoch, pid=1) for job, epoch in self.launchers]
-
-
-class Plane:
-    """A running scheduler and clients of it."""
-
-    def __init__(self, clock: ManualClock, channel: grpc.aio.Channel) -> None:
-        self.clock = clock
-        self.channel = channel
-        self.fleet: Any = fleet_grpc.FleetServiceStub(channel)
-        self.jobs: Any = job_grpc.JobServiceStub(channel)
-        self.placement: Any = placement_grpc.PlacementServiceStub(channel)
-
-    async def agent(self, name: str, gpus: int = 2) -> Agent:
-        agent = Agent(self.channel, name, gpus)
-        await agent.connect()
-
-        async def registered() -> bool:
-            nodes = await self.fleet.ListNodes(fleet_pb.ListNodesRequest())
-            return any(node.name == agent.name and len(node.gpus) == gpus for node in nodes.nodes)
-
-        await until(registered)
-        return agent
-
-    async def create(self, job_id: str, nnodes: int = 1, nproc_per_node: int = 2, **fields: Any) -> job_pb.Job:
-        spec = job_pb.JobSpec(
-            argv=["train.py", "--lr", "1"],
-            working_directory="/work",
-            environment={"A": "1"},
-            nnodes=nnodes,
-            nproc_per_node=nproc_per_node,
-        )
-        job: job_pb.Job = await self.jobs.CreateJob(
-            job_pb.CreateJobRequest(job=job_pb.Job(spec=spec), job_id=job_id, **fields)
-        )
-        return job
-
-    async def job_in(self, name: str, state: job_pb.Job.State) -> job_pb.Job:
-        async def there() -> bool:
-            job = await self.jobs.GetJob(job_pb.GetJobRequest(name=name))
-            return bool(job.state == state)
-
-        await until(there)
-        job: job_pb.Job = await self.jobs.GetJob(job_pb.GetJobRequest(name=name))
-        return job
-
-    async def node_in(self, name: str, state: fleet_pb.Node.State) -> fleet_pb.Node:
-        async def there() -> bool:
-            node = await self.fleet.GetNode(fleet_pb.GetNodeRequest(name=name))
-            return bool(node.state == state)
-
-        await until(there)
-        node: fleet_pb.Node = await self.fleet.GetNode(fleet_pb.GetNodeRequest(name=name))
-        return node
-
-
-async def until(true: Callable[[], Awaitable[bool]], timeout_s: float = 10) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not await true():  # noqa: ASYNC110 - what is waited for is on the other side of a connection
-            await asyncio.sleep(0.01)
-
-
-@asynccontextmanager
-async def running(database: Database, clock: ManualClock, state_dir: Path) -> AsyncIterator[Plane]:
-    service = build(database, clock, SchedulerSettings(state_dir, pass_interval_s=0.05))
-    server = rpc.Server()
-    service.register(server.grpc)
-    address = await server.start("127.0.0.1:0", service.service_names)
-    task = asyncio.create_task(service.run(Endpoints(address, address, RECOVERY)))
-    try:
-        async with rpc.channel(address) as channel:
-            yield Plane(clock, channel)
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await server.stop(0)
 
 
 @pytest.fixture
 async def plane(database: Database, tmp_path: Path) -> AsyncIterator[Plane]:
     async with running(database, ManualClock(), tmp_path) as plane:
         yield plane
-
-
-async def refused(call: Awaitable[Any]) -> SwitchgearError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return rpc.from_rpc_error(caught.value)
 
 
 async def test_a_job_is_placed_started_and_freed(plane: Plane, tmp_path: Path) -> None:
@@ -280,74 +124,6 @@ async def test_a_repeated_request_makes_one_job(plane: Plane) -> None:
     assert len((await plane.jobs.ListJobs(job_pb.ListJobsRequest())).jobs) == 1
 
 
-async def test_a_lost_node_is_replaced_and_the_others_keep_their_launchers(plane: Plane) -> None:
-    agents = {name: await plane.agent(name) for name in "abc"}
-    await plane.create("llama", nnodes=2)
-    for name in "ab":
-        assert (await agents[name].obey()).start_launcher.placement_epoch == 1
-    request = placement_pb.ReplaceNodesRequest(
-        job="jobs/llama", placement_epoch=1, exclude_nodes=["nodes/a"], reason="gpu lost", request_id="1"
-    )
-    job = await plane.placement.ReplaceNodes(request)
-    assert [(seat.node, seat.launcher_epoch) for seat in job.placement.nodes] == [("nodes/c", 2), ("nodes/b", 1)]
-    assert (await agents["c"].obey()).start_launcher.placement_epoch == 2
-    assert (await agents["a"].obey()).stop_launcher == agent_pb.StopLauncher(job="jobs/llama", placement_epoch=1)
-    assert len(agents["b"].commands) == 1
-    assert await plane.placement.ReplaceNodes(request) == job
-    request.request_id = "2"
-    error = await refused(plane.placement.ReplaceNodes(request))
-    assert (error.code, error.reason) == ("ABORTED", Reason.PLACEMENT_CHANGED)
-
-
-async def test_without_a_replacement_the_job_waits_until_the_node_is_mended(plane: Plane) -> None:
-    agent = await plane.agent("a")
-    await plane.create("llama")
-    await agent.obey()
-    await plane.fleet.CordonNode(fleet_pb.CordonNodeRequest(name="nodes/a", reason="gpu lost", actor="policy:recovery"))
-    request = placement_pb.ReplaceNodesRequest(job="jobs/llama", placement_epoch=1, exclude_nodes=["nodes/a"])
-    job = await plane.placement.ReplaceNodes(request)
-    assert (job.state, list(job.placement.nodes)) == (job_pb.Job.PENDING, [])
-    assert (await agent.obey()).HasField("stop_launcher")
-    await plane.fleet.UncordonNode(fleet_pb.UncordonNodeRequest(name="nodes/a"))
-    assert (await agent.obey()).start_launcher.placement_epoch == 2
-
-
-async def test_without_a_spare_a_node_that_was_only_out_of_touch_is_taken_again(plane: Plane) -> None:
-    agent = await plane.agent("a")
-    await plane.create("llama")
-    await agent.obey()
-    request = placement_pb.ReplaceNodesRequest(job="jobs/llama", placement_epoch=1, exclude_nodes=["nodes/a"])
-    assert (await plane.placement.ReplaceNodes(request)).state == job_pb.Job.PENDING
-    assert (await agent.obey()).stop_launcher == agent_pb.StopLauncher(job="jobs/llama", placement_epoch=1)
-    assert (await agent.obey()).start_launcher.placement_epoch == 2
-
-
-async def test_uncordoning_a_node_that_is_not_cordoned_gives_it_back_to_jobs_that_excluded_it(plane: Plane) -> None:
-    agents = {name: await plane.agent(name) for name in "ab"}
-    await plane.fleet.CordonNode(fleet_pb.CordonNodeRequest(name="nodes/b", reason="fan"))
-    await plane.create("llama")
-    await fail_to_start(plane, agents["a"], epoch=1)
-    await plane.job_in("jobs/llama", job_pb.Job.PENDING)
-    await plane.fleet.UncordonNode(fleet_pb.UncordonNodeRequest(name="nodes/a"))
-    assert (await agents["a"].obey()).start_launcher.placement_epoch == 2
-
-
-async def test_a_node_that_cannot_start_a_launcher_is_replaced_by_one_that_can(plane: Plane) -> None:
-    agents = {name: await plane.agent(name) for name in "ab"}
-    await plane.create("llama")
-    await fail_to_start(plane, agents["a"], epoch=1)
-    assert (await agents["b"].obey()).start_launcher.placement_epoch == 2
-
-
-async def fail_to_start(plane: Plane, agent: Agent, epoch: int) -> None:
-    for _ in range(3):
-        assert (await agent.next_command()).start_launcher.placement_epoch == epoch
-        await agent.failed("jobs/llama", epoch, "disk is full")
-        await asyncio.sleep(0.05)
-        plane.clock.advance(3)
-        await agent.heartbeat()
-
-
 async def test_an_agent_that_comes_back_is_told_what_it_missed(plane: Plane) -> None:
     agent = await plane.agent("a")
     await plane.create("llama")
@@ -369,19 +145,6 @@ async def test_a_launcher_that_ended_is_started_again_after_a_moment(plane: Plan
     plane.clock.advance(0.6)
     await agent.heartbeat()
     assert (await agent.obey()).start_launcher.job == "jobs/llama"
-
-
-async def test_a_launcher_that_cannot_be_started_fails_the_job_in_the_end(plane: Plane) -> None:
-    agent = await plane.agent("a")
-    await plane.create("llama")
-    for _ in range(3):
-        assert (await agent.next_command()).start_launcher.job == "jobs/llama"
-        await agent.failed("jobs/llama", 1, "disk is full")
-        await asyncio.sleep(0.05)
-        plane.clock.advance(9)
-        await agent.heartbeat()
-    job = await plane.job_in("jobs/llama", job_pb.Job.FAILED)
-    assert job.message == "its launcher could not be started on nodes/a: disk is full"
 
 
 async def test_a_silent_node_is_unreachable_until_it_is_heard_again(plane: Plane) -> None:
