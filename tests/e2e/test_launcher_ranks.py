@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from launcher_world import TRAIN, Launcher, alive, until
 
+from switchgear.launcher import commits
 from switchgear.launcher.steplog import StepLog
 from switchgear.v1alpha import launcher_service_pb2 as pb
 
@@ -283,10 +286,17 @@ async def test_a_stop_fences_a_start_that_comes_late(launcher: Launcher, g: int)
 
 async def test_stopping_right_after_starting_leaves_nothing(launcher: Launcher, g: int) -> None:
     launcher.becomes("import time; time.sleep(60)")
-    await launcher.start(g)
-    await launcher.stop(g)
-    await launcher.wait(g, "attempt_stopped")
-    assert [r.rank_exited.stopped_by_us for r in launcher.of(g, "rank_exited")] == [True, True]
+    for generation, pause_s in ((g, 0), (next(generations), 0.001), (next(generations), 0.005)):
+        await launcher.start(generation)
+        await asyncio.sleep(pause_s)
+        await launcher.stop(generation)
+        await launcher.wait(generation, "attempt_stopped")
+        started = [r.rank_started.pid for r in launcher.of(generation, "rank_started")]
+        exits = [r.rank_exited for r in launcher.of(generation, "rank_exited")]
+        assert alive(started) == []
+        assert [(e.pid, e.stopped_by_us) for e in sorted(exits, key=lambda e: e.rank)] == [
+            (pid, True) for pid in started
+        ]
 
 
 async def test_a_stopped_process_can_be_stopped_with_and_without_grace(launcher: Launcher, g: int) -> None:
@@ -417,6 +427,42 @@ time.sleep(60)
         (pb.CheckpointReport.EXPIRED, "in-place.pt"),
     ]
     assert found[0].step == 2
+
+
+async def test_a_checkpoint_folder_that_hangs_holds_up_neither_progress_nor_a_stop(
+    launcher: Launcher, g: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dead network mount cannot be had otherwise: whatever lists the folder waits until it is released."""
+    monkeypatch.setattr(commits, "_LAST_LOOK_TIMEOUT_S", 0.2)
+    released, asked, iterdir = threading.Event(), threading.Event(), Path.iterdir
+
+    def hang(path: Path) -> Iterator[Path]:
+        if path == launcher.folder / "checkpoints":
+            asked.set()
+            released.wait()
+        return iterdir(path)
+
+    launcher.becomes(TRAIN, "100000", "0.002")
+    await launcher.start(g)
+    await launcher.wait_for_steps(g, 1)
+    monkeypatch.setattr(Path, "iterdir", hang)
+    try:
+        await until(asked.is_set)
+        before = launcher.of(g, "progress")[-1].progress.ranks[0].count
+        await launcher.wait_for_steps(g, before + 20)
+        await launcher.stop(g)
+        await launcher.wait(g, "attempt_stopped", timeout_s=2)
+        await launcher.command(g, verify=pb.VerifyCheckpoints())
+        again = next(generations)
+        await launcher.start(again)
+        assert launcher.supervisor.heartbeat().heartbeat.sequence > 0
+        assert not launcher.of(g, "verify_result")
+    finally:
+        released.set()
+    await launcher.wait(g, "verify_result")
+    await launcher.pids(again)
+    await launcher.stop(again)
+    await launcher.wait(again, "attempt_stopped")
 
 
 async def test_random_numbers_are_those_of_fresh_processes(launcher: Launcher, g: int) -> None:

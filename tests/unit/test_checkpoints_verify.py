@@ -10,6 +10,9 @@ import torch
 
 from switchgear.launcher import checkpoints
 from switchgear.launcher.checkpoints import QUARANTINE, Known, checkpoint_paths, digest_file, verify_newest
+from switchgear.launcher.disk import DiskThread
+from switchgear.launcher.verify import verify
+from switchgear.v1alpha import launcher_service_pb2 as pb
 
 
 def save(folder: Path, step: int, *, written_s: int | None = None) -> Path:
@@ -178,3 +181,59 @@ def test_damaged_dcp_folders_move_as_a_whole(tmp_path: Path) -> None:
     assert (moved / ".metadata").exists()
     assert outcome.newest_good is not None
     assert outcome.newest_good.size_bytes == 9
+
+
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        verify_newest(tmp_path / "file", {})
+
+
+def test_what_cannot_even_be_looked_at_is_reported_before_an_older_one_wins(tmp_path: Path) -> None:
+    good, closed = save(tmp_path, 10), tmp_path / "step-20.pt"
+    closed.symlink_to(closed.name)
+    outcome = verify_newest(tmp_path, {})
+    assert [(c.path, c.damage) for c in outcome.checked] == [
+        (closed, "it cannot be read: Too many levels of symbolic links"),
+        (good, ""),
+    ]
+    assert closed.is_symlink()
+
+
+def test_a_name_that_is_not_utf_8_is_left_out_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = save(tmp_path, 10)
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/step-\xff.pt"))
+    strange.write_bytes(b"")
+    for _ in range(2):
+        assert [c.path for c in verify_newest(tmp_path, {}).checked] == [good]
+    assert len(caplog.records) == 1
+    assert "step-\\xff.pt' is left out" in caplog.text
+    assert strange.exists()
+
+
+async def answer(directory: Path) -> pb.VerifyResult:
+    disk = DiskThread("disk")
+    try:
+        return await verify(disk, directory, pb.VerifyCheckpoints())
+    finally:
+        disk.close()
+
+
+async def test_recovery_is_told_what_to_mend_when_the_folder_cannot_be_listed(tmp_path: Path) -> None:
+    assert await answer(tmp_path / "none") == pb.VerifyResult()
+    (tmp_path / "file").touch()
+    assert (await answer(tmp_path / "file")).error == (
+        f"checkpoint folder {tmp_path}/file cannot be listed: Not a directory; "
+        "mount it again or let the job's user read it, then submit the job again"
+    )
+
+
+async def test_damage_that_quotes_a_name_which_is_not_utf_8_can_be_told(tmp_path: Path) -> None:
+    folder = tmp_path / "step-20"
+    folder.mkdir()
+    (folder / ".metadata").write_bytes(b"\x80\x04N.")
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.distcp")).touch()
+    (report,) = (await answer(tmp_path)).checkpoints
+    assert report.damage == "?.distcp is empty"

@@ -13,21 +13,25 @@ from switchgear.train.steplog_format import StepLogWriter
 
 
 @pytest.mark.parametrize(
-    ("catalog_step", "adam_step", "loaded", "resumed", "base"),
+    ("catalog_step", "adam_step", "loaded", "resumed", "fresh", "base"),
     [
-        (120, 99, True, True, 120),  # the catalog knows the file that was read
-        (None, 121, True, True, 120),  # the optimizer counts its own steps
-        (None, 1, False, False, 0),
-        (None, None, False, False, 0),  # nothing was read: from the beginning
-        (None, None, True, False, None),  # something was read, and nothing says what it was
-        (None, None, False, True, None),  # another rank may have read it and sent it here
-        (None, 0, True, False, None),
+        (120, None, True, True, False, 120),  # the catalog knows the file that was read
+        (None, 121, True, True, False, 120),  # the optimizer counts its own steps
+        (120, 100, True, True, False, 99),  # it read one and took another
+        (120, 1, True, True, False, 0),  # it read one and took none
+        (None, 1, False, False, False, 0),
+        (None, None, False, False, True, 0),  # nothing was there to be read: from the beginning
+        (None, None, False, False, False, None),  # it may have read what nobody watches
+        (None, None, True, False, True, None),  # something was read, and nothing says what it was
+        (None, None, False, True, True, None),  # another rank may have read it and sent it here
+        (None, 0, True, False, False, None),
     ],
 )
 def test_the_base_of_an_attempt(
-    catalog_step: int | None, adam_step: int | None, loaded: bool, resumed: bool, base: int | None
+    catalog_step: int | None, adam_step: int | None, loaded: bool, resumed: bool, fresh: bool, base: int | None
 ) -> None:
-    assert step_base(catalog_step=catalog_step, adam_step=adam_step, loaded=loaded, resumed=resumed) == base
+    found = step_base(catalog_step=catalog_step, adam_step=adam_step, loaded=loaded, resumed=resumed, fresh=fresh)
+    assert found == base
 
 
 @pytest.fixture
@@ -36,9 +40,50 @@ def rank(tmp_path: Path) -> StepLogWriter:
     return StepLogWriter(str(tmp_path / "log"), 1, 0)
 
 
-def progress(tmp_path: Path, known: dict[str, int], high_water_step: int = 0, resumed: bool = False) -> RankProgress:
+def progress(
+    tmp_path: Path,
+    known: dict[str, int],
+    high_water_step: int = 0,
+    resumed: bool = False,
+    first: bool = True,
+    watched: bool = True,
+) -> RankProgress:
     catalog = {tmp_path / name: step for name, step in known.items()}
-    return RankProgress(StepLog(tmp_path / "log"), tmp_path, catalog, high_water_step, resumed)
+    directory = tmp_path if watched else None
+    return RankProgress(StepLog(tmp_path / "log"), directory, catalog, high_water_step, resumed=resumed, first=first)
+
+
+@pytest.mark.parametrize(
+    ("first", "watched", "known", "step"),
+    [(True, False, {}, 1), (False, False, {}, None), (False, True, {}, 1), (False, True, {"5.pt": 5}, None)],
+)
+def test_a_later_attempt_begins_at_zero_only_when_it_is_seen_to_have_read_nothing(
+    tmp_path: Path, rank: StepLogWriter, first: bool, watched: bool, known: dict[str, int], step: int | None
+) -> None:
+    follow = progress(tmp_path, known, first=first, watched=watched)
+    rank.step(1, 2)
+    follow.poll()
+    assert follow.step() == step
+
+
+def test_the_optimizer_is_believed_when_it_contradicts_what_was_read(
+    tmp_path: Path, rank: StepLogWriter, caplog: pytest.LogCaptureFixture
+) -> None:
+    follow = progress(tmp_path, {"20.pt": 20}, resumed=True, first=False)
+    rank.loaded("20.pt")
+    rank.adam_step(11)
+    rank.step(1, 2)
+    follow.poll()
+    assert follow.step() == 11
+    assert "rank 0 read the checkpoint of step 20, and its optimizer says that it goes on from step 10" in caplog.text
+
+
+def test_a_file_whose_name_is_not_utf_8_is_read_without_being_told_of(tmp_path: Path, rank: StepLogWriter) -> None:
+    follow = progress(tmp_path, {})
+    rank.loaded("step-\udcff.pt")
+    rank.step(1, 2)
+    assert follow.poll() == []
+    assert follow.step() is None
 
 
 def test_the_newest_known_checkpoint_that_was_read_before_the_first_step_gives_the_base(
@@ -46,7 +91,6 @@ def test_the_newest_known_checkpoint_that_was_read_before_the_first_step_gives_t
 ) -> None:
     """A script may try the newest, find it wanting and take the one before; what it reads later it only looks at."""
     follow = progress(tmp_path, {"20.pt": 20, "10.pt": 10, "5.pt": 5})
-    (tmp_path / "other.pt").touch()
     for name in ("model.py", "20.pt", "10.pt", "notes.txt", "other.pt", "10.pt"):
         rank.loaded(name)
     rank.step(1, 2)
@@ -106,7 +150,6 @@ def test_a_file_time_names_a_step_only_when_no_step_ended_within_a_tick_of_it(
 
 
 def test_a_file_inside_a_dcp_folder_stands_for_the_folder(tmp_path: Path) -> None:
-    (tmp_path / "step-5").mkdir()
-    (tmp_path / "step-5/.metadata").touch()
     assert checkpoint_of(tmp_path, "step-5/__0_0.distcp") == tmp_path / "step-5"
+    assert checkpoint_of(tmp_path, "step-5/.metadata") == tmp_path / "step-5"
     assert checkpoint_of(tmp_path, "rank0/state.pt") == tmp_path / "rank0/state.pt"

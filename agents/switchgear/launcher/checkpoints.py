@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import pickletools
 import stat
@@ -21,17 +22,24 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 QUARANTINE = ".switchgear-quarantine"
 DCP_METADATA = ".metadata"
-_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar"})
+SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar"})
 _ZIP_MAGIC = b"PK\x03\x04"
 _ZIP64_END = b"PK\x06\x06"
 _DOS_DIRECTORY = 0x10
 _CHUNK_BYTES = 1 << 20
 # A header of 100 MB describes millions of tensors; more is a length field gone bad.
 _SAFETENSORS_HEADER_BYTES_MAX = 100 * 1000 * 1000
+#: Every ext4 file system has it at its top, closed to all but root.
+_NO_CHECKPOINT = "lost+found"
+#: What cannot be looked at may be the newest of all.
+_WRITTEN_UNKNOWN_NS = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +130,7 @@ def examine(path: Path, known_digest: str) -> Verdict:
             return Verdict("", True, digest)
         damage, proven = _check_folder(path) if path.is_dir() else _check_content(path)
     except OSError as error:
-        return Verdict(f"it cannot be read: {_errno_text(error)}", False, readable=False)
+        return Verdict(_unreadable(error), False, readable=False)
     if not damage and not proven and known_digest:
         damage = f"its digest {digest} is not {known_digest}, which it had when it was committed"
     return Verdict(damage, proven and not damage, digest)
@@ -133,22 +141,26 @@ def checkpoint_paths(directory: Path, known: Mapping[str, Known] | None = None) 
 
     By step when the step of each is known, else by the time of the last write, then by name. A checkpoint is a file with a usual
     suffix, with the magic of a zip file or with a path in `known`, or a folder with DCP's `.metadata`; dot-files, names with
-    `.tmp`, other folders and second names (symbolic links within the folder) are none. Empty when the folder cannot be listed.
+    `.tmp`, other folders, second names (symbolic links within the folder) and names that are not UTF-8 are none. What cannot be
+    looked at (EIO, EACCES, a stale mount) comes first, for it may be one. Empty when there is no such folder; raises OSError when
+    there is one and it cannot be listed.
     """
     catalog = known or {}
     found: list[tuple[Path, int]] = []
     try:
         entries = sorted(directory.iterdir())
-    except OSError:
+    except FileNotFoundError:
         return []
     for path in entries:
-        if path.name.startswith(".") or ".tmp" in path.name or _is_second_name(path):
+        if path.name.startswith(".") or ".tmp" in path.name or path.name == _NO_CHECKPOINT or not _is_utf8(path):
             continue
         try:
-            if _is_checkpoint(path, catalog):
+            if not _is_second_name(path) and _is_checkpoint(path, catalog):
                 found.append((path, _written_ns(path)))
-        except OSError:
+        except FileNotFoundError:
             continue  # gone since it was listed: the script keeps its newest N
+        except OSError:
+            found.append((path, _WRITTEN_UNKNOWN_NS))
     steps = {path: _step(catalog, path) for path, _ in found}
     by_step = all(step is not None for step in steps.values())
     found.sort(key=lambda item: ((steps[item[0]] or 0) if by_step else 0, item[1], item[0].name), reverse=True)
@@ -160,14 +172,18 @@ def verify_newest(directory: Path, known: Mapping[str, Known]) -> VerifyOutcome:
 
     known: by path, as the catalog has them. What is damaged moves to `<directory>/.switchgear-quarantine/` under a name of its
     own: nothing is overwritten or deleted. What cannot be read (EIO, EACCES, a stale mount) is reported and stays, for the
-    storage may be at fault and not the file. Each move is one rename: call it again after a crash. Never raises for one bad file.
+    storage may be at fault and not the file. Each move is one rename: call it again after a crash. Never raises for one bad file;
+    raises OSError when the folder cannot be listed.
     """
     checked: list[Checked] = []
     for path in checkpoint_paths(directory, known):
         entry = known.get(str(path), Known(None, ""))
         try:
             size_bytes, written_ns = _size_bytes(path), _written_ns(path)
-        except OSError:
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            checked.append(Checked(path, entry.step, 0, "", _unreadable(error), False, None, 0))
             continue
         verdict = examine(path, entry.digest)
         damage, moved = verdict.damage, None
@@ -177,7 +193,7 @@ def verify_newest(directory: Path, known: Mapping[str, Known]) -> VerifyOutcome:
             except FileNotFoundError:
                 continue  # another launcher on the same shared folder was faster, or the script removed it
             except OSError as error:
-                damage = f"{damage}; it stays where it is ({_errno_text(error)})"
+                damage = f"{damage}; it stays where it is ({errno_text(error)})"
         # Written anew under its old name: the catalog's step was that of the content before.
         replaced = not damage and entry.digest not in {"", verdict.digest}
         step = None if replaced else entry.step
@@ -307,13 +323,13 @@ def _is_checkpoint(path: Path, known: Mapping[str, Known]) -> bool:
         return (path / DCP_METADATA).is_file()
     if not stat.S_ISREG(mode):
         return False
-    if path.suffix in _SUFFIXES or str(path) in known:
+    if path.suffix in SUFFIXES or str(path) in known:
         return True
     try:
         with path.open("rb") as file:
             return file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
-    except OSError:
-        return False
+    except PermissionError:
+        return False  # nothing says that it is one, and folders hold files of other users
 
 
 def _is_second_name(path: Path) -> bool:
@@ -322,8 +338,22 @@ def _is_second_name(path: Path) -> bool:
         return False
     try:
         return path.resolve(strict=True).parent == path.parent.resolve()
-    except OSError:
+    except (FileNotFoundError, RuntimeError):  # the latter: a link that leads to itself, which `stat` tells better
         return False
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        _warn_of_name(path)
+        return False
+    return True
+
+
+@lru_cache(maxsize=256)  # so that each is warned of once, although folders are listed several times a second
+def _warn_of_name(path: Path) -> None:
+    log.warning("%r is left out: its name is not UTF-8; rename it if it is a checkpoint", os.fsencode(path))
 
 
 def _quarantine(path: Path, folder: Path) -> Path:
@@ -357,5 +387,10 @@ def _chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-def _errno_text(error: OSError) -> str:
+def _unreadable(error: OSError) -> str:
+    return f"it cannot be read: {errno_text(error)}"
+
+
+def errno_text(error: OSError) -> str:
+    """The kernel's own words for it."""
     return os.strerror(error.errno) if error.errno else str(error)

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from switchgear.launcher import checkpoints
+from switchgear.launcher.checkpoints import Verdict
+from switchgear.launcher.disk import DiskThread
 from switchgear.launcher.progress import Commit
 from switchgear.v1alpha import launcher_service_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-_LOWEST_PRIORITY = 19
 #: A script that commits faster than we read goes without digests: those files are soon replaced, and a restart verifies all.
 _DIGESTS_MAX = 8
 #: Files that were renamed but are no checkpoints (logs, bytecode) wait here in vain.
 _NAMED_MAX = 64
+#: What the last look may take before the attempt's end is reported without it: no restart waits long for a dead mount.
+_LAST_LOOK_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Signature:
+class Signature:
     """Differs whenever a file was written again or replaced."""
 
     inode: int
@@ -33,73 +33,117 @@ class _Signature:
     modified_ns: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """files: the checkpoints of the folder, oldest first. listed: all of their names. removed: what was seen before and is gone."""
+
+    files: Mapping[Path, Signature]
+    listed: Set[Path]
+    removed: Set[Path]
+
+
+def signatures(directory: Path) -> dict[Path, Signature]:
+    """The checkpoints in a folder, oldest first. Raises OSError when it cannot be listed."""
+    return _signatures(checkpoints.checkpoint_paths(directory))
+
+
 class CommitWatcher:
     """Watches one checkpoint directory during an attempt.
 
-    report: is given each finding. step_at: the newest step at a wall time, for files that no rank renamed into place.
-    finds_others: whether this launcher speaks for such files; one launcher a job does, since all nodes may share the folder.
+    seen: `signatures` of before the attempt. report: is given each finding. step_at: the newest step at a wall time, for files that
+    no rank renamed into place. finds_others: whether this launcher speaks for such files; one launcher a job does, since all nodes
+    may share the folder. looks, digests: do what touches the disk; the latter at the lowest priority, for a digest must not take a
+    core from the ranks.
     """
 
     def __init__(
         self,
         directory: Path,
+        seen: Mapping[Path, Signature],
         report: Callable[[pb.CheckpointReport], None],
         step_at: Callable[[int], int | None],
         *,
+        looks: DiskThread,
+        digests: DiskThread,
         finds_others: bool,
     ) -> None:
         self._directory = directory
+        self._seen = dict(seen)
         self._report = report
         self._step_at = step_at
+        self._looks = looks
+        self._digest_thread = digests
         self._finds_others = finds_others
-        self._seen = {path: signature for path in _list(directory) if (signature := _signature(path))}
-        self._candidates: dict[Path, _Signature] = {}
+        self._ranks_live = True
+        self._troubled = False
+        self._candidates: dict[Path, Signature] = {}
         self._named: dict[Path, Commit] = {}
+        self._look_task: asyncio.Task[None] | None = None
         self._digests: set[asyncio.Task[None]] = set()
-        # One thread at the lowest priority: a digest must not take a core from the ranks.
-        self._pool = ThreadPoolExecutor(1, "digest", initializer=_lower_priority)
 
     def committed(self, commit: Commit) -> None:
-        """A rank is renaming a checkpoint into place; the next poll that finds it reports it."""
+        """A rank is renaming a checkpoint into place; the next look that finds it reports it."""
         self._named[commit.path] = commit
         if len(self._named) > _NAMED_MAX:
             del self._named[next(iter(self._named))]
 
-    def poll(self, *, ranks_live: bool) -> None:
-        """One look at the directory.
+    def poll(self) -> None:
+        """Begins a look at the directory, unless one is still under way."""
+        if self._look_task is None or self._look_task.done():
+            self._look_task = asyncio.create_task(self._look())
 
-        ranks_live: False for the last look of an attempt: what no rank has renamed into place may then be cut short, and what is
-        missing may have been moved by a verification, so only commits count.
+    def ranks_ended(self) -> None:
+        """From now on only commits count.
+
+        What no rank has renamed into place may be cut short, and what is missing may have been moved by a verification.
         """
-        paths = _list(self._directory)
-        for path in reversed(paths):  # oldest first
-            signature = _signature(path)
-            if signature is None or self._seen.get(path) == signature:
-                continue
-            commit = self._named.pop(path, None)
-            if commit is not None:
-                self._found(path, signature, commit.step, renamed=True)
-            elif not self._finds_others or not ranks_live:
-                continue
-            elif self._candidates.get(path) == signature:
-                self._found(path, signature, self._step_at(signature.modified_ns), renamed=False)
-            else:
-                self._candidates[path] = signature  # is it still being written? the next look tells
-        if not ranks_live:
-            return
-        for path in set(self._seen) - set(paths):
-            del self._seen[path]
-            if self._finds_others and not path.exists():
-                self._report(pb.CheckpointReport(path=str(path), state=pb.CheckpointReport.EXPIRED))
-        self._candidates = {p: s for p, s in self._candidates.items() if p in paths and self._seen.get(p) != s}
+        self._ranks_live = False
+
+    async def last_look(self) -> None:
+        """Reports the commits that no look has found yet; gives up after a while."""
+        try:
+            async with asyncio.timeout(_LAST_LOOK_TIMEOUT_S):
+                if self._look_task is not None:
+                    await asyncio.wait([self._look_task])
+                await self._look()
+        except TimeoutError:
+            log.warning("checkpoint folder %s does not answer: its last commits are not reported", self._directory)
 
     async def close(self) -> None:
         """Waits for digests under way."""
         if self._digests:
             await asyncio.wait(self._digests)
-        self._pool.shutdown(wait=False)
 
-    def _found(self, path: Path, signature: _Signature, step: int | None, *, renamed: bool) -> None:
+    async def _look(self) -> None:
+        try:
+            look = await self._looks.run(_look, self._directory, frozenset(self._seen))
+        except OSError as error:
+            if not self._troubled:
+                log.warning("cannot list checkpoint folder %s: %s", self._directory, checkpoints.errno_text(error))
+            self._troubled = True
+            return
+        self._troubled = False
+        for path, signature in look.files.items():
+            if self._seen.get(path) == signature:
+                continue
+            commit = self._named.pop(path, None)
+            if commit is not None:
+                self._found(path, signature, commit.step, renamed=True)
+            elif not self._finds_others or not self._ranks_live:
+                continue
+            elif self._candidates.get(path) == signature:
+                self._found(path, signature, self._step_at(signature.modified_ns), renamed=False)
+            else:
+                self._candidates[path] = signature  # is it still being written? the next look tells
+        if not self._ranks_live:
+            return
+        for path in self._seen.keys() - look.listed:
+            del self._seen[path]
+            if self._finds_others and path in look.removed:
+                self._report(pb.CheckpointReport(path=str(path), state=pb.CheckpointReport.EXPIRED))
+        self._candidates = {p: s for p, s in self._candidates.items() if p in look.listed and self._seen.get(p) != s}
+
+    def _found(self, path: Path, signature: Signature, step: int | None, *, renamed: bool) -> None:
         self._seen[path] = signature
         found = pb.CheckpointReport(
             path=str(path),
@@ -110,49 +154,57 @@ class CommitWatcher:
         )
         if renamed:
             self._report(found)
-        if len(self._digests) >= _DIGESTS_MAX:
+        if self._digest_thread.pending >= _DIGESTS_MAX:
             return
         task = asyncio.create_task(self._examine(path, signature, found, renamed=renamed))
         self._digests.add(task)
         task.add_done_callback(self._digests.discard)
 
-    async def _examine(self, path: Path, signature: _Signature, found: pb.CheckpointReport, *, renamed: bool) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            damage, digest = await loop.run_in_executor(self._pool, _check, path)
-        except OSError as error:
-            log.info("checkpoint went before its digest was taken", extra={"path": str(path), "error": str(error)})
+    async def _examine(self, path: Path, signature: Signature, found: pb.CheckpointReport, *, renamed: bool) -> None:
+        verdict = await self._digest_thread.run(_examine, path, signature)
+        if verdict is None:
+            return  # replaced meanwhile: the next look finds the new one
+        if not verdict.readable:
+            log.info("no digest of a checkpoint was taken", extra={"path": str(path), "error": verdict.damage})
             return
-        if _signature(path) != signature:
-            return  # replaced meanwhile: the next poll finds the new one
-        if damage and not renamed:
+        if verdict.damage and not renamed:
             return  # most likely it is still being written, with a pause; a restart verifies all in any case
         result = pb.CheckpointReport()
         result.CopyFrom(found)
-        result.state = pb.CheckpointReport.CORRUPT if damage else pb.CheckpointReport.VERIFIED
-        result.damage = damage
-        result.digest = digest
+        result.state = pb.CheckpointReport.CORRUPT if verdict.damage else pb.CheckpointReport.VERIFIED
+        result.damage = verdict.damage.encode("utf-8", "replace").decode()
+        result.digest = "" if verdict.damage else verdict.digest
         self._report(result)
 
 
-def _check(path: Path) -> tuple[str, str]:
-    damage = checkpoints.check_file(path, "")
-    return damage, "" if damage else checkpoints.digest_file(path)
+def _look(directory: Path, seen: Set[Path]) -> _Look:
+    paths = checkpoints.checkpoint_paths(directory)
+    return _Look(_signatures(paths), set(paths), {path for path in seen - set(paths) if _is_gone(path)})
 
 
-def _list(directory: Path) -> list[Path]:
-    return checkpoints.checkpoint_paths(directory)
+def _signatures(paths: Sequence[Path]) -> dict[Path, Signature]:
+    return {path: signature for path in reversed(paths) if (signature := _signature(path))}
 
 
-def _signature(path: Path) -> _Signature | None:
+def _examine(path: Path, signature: Signature) -> Verdict | None:
+    verdict = checkpoints.examine(path, "")
+    return verdict if _signature(path) == signature else None
+
+
+def _is_gone(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _signature(path: Path) -> Signature | None:
     try:
         # A DCP folder is complete when its metadata is.
         found = (path / checkpoints.DCP_METADATA if path.is_dir() else path).stat()
     except OSError:
         return None
-    return _Signature(found.st_ino, found.st_size, found.st_mtime_ns)
-
-
-def _lower_priority() -> None:
-    # On Linux priorities are per thread.
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+    return Signature(found.st_ino, found.st_size, found.st_mtime_ns)

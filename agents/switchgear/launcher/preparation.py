@@ -55,7 +55,12 @@ class Preparation:
                 self.logs.prepare(generation, rank)
                 path = self.step_logs.create(generation, rank)
                 progress = RankProgress(
-                    StepLog(path), self.checkpoint_directory, known, start.high_water_step, bool(start.resume_path)
+                    StepLog(path),
+                    self.checkpoint_directory,
+                    known,
+                    start.high_water_step,
+                    resumed=bool(start.resume_path),
+                    first=generation == 1 and start.high_water_step == 0,
                 )
                 attempt.ranks[rank] = LocalRank(rank, local_rank, progress)
                 if self.settings.echo:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from switchgear.launcher.checkpoints import DCP_METADATA, checkpoint_paths
+from switchgear.launcher.checkpoints import DCP_METADATA, SUFFIXES
 from switchgear.launcher.steplog import Event, EventKind, StepLog
 from switchgear.v1alpha import launcher_service_pb2 as pb
 
+log = logging.getLogger(__name__)
+
+_DCP_SHARD = ".distcp"
 #: Imports read these; a job may keep its checkpoints beside its code.
 _PROGRAM_SUFFIXES = frozenset({".py", ".pyc", ".so"})
 
@@ -17,17 +21,20 @@ _PROGRAM_SUFFIXES = frozenset({".py", ".pyc", ".so"})
 _FILE_TIME_BEHIND_NS = 10_000_000
 
 
-def step_base(*, catalog_step: int | None, adam_step: int | None, loaded: bool, resumed: bool) -> int | None:
+def step_base(
+    *, catalog_step: int | None, adam_step: int | None, loaded: bool, resumed: bool, fresh: bool
+) -> int | None:
     """The step at which an attempt's count is zero; None when no evidence names it.
 
-    catalog_step: step of the checkpoint that was loaded. adam_step: the optimizer's own count after its first step here.
-    loaded: some checkpoint was read. resumed: one was handed out, which a rank may also receive from another rank.
+    catalog_step: step of the checkpoint that was read last. adam_step: the optimizer's own count after its first step here; it wins,
+    for what was read need not be what was taken. loaded: some checkpoint was read. resumed: one was handed out, which a rank may
+    also receive from another rank. fresh: there was nothing that it could have gone on from.
     """
-    if catalog_step is not None:
-        return catalog_step
     if adam_step is not None and adam_step > 0:
         return adam_step - 1
-    return None if loaded or resumed else 0
+    if catalog_step is not None:
+        return catalog_step
+    return 0 if fresh and not loaded and not resumed else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +59,8 @@ class Commit:
 class RankProgress:
     """Follows one step log; `poll` reads what is new.
 
-    known_steps: catalog, by path. high_water_step: highest step of earlier attempts.
+    known_steps: catalog, by path. high_water_step: highest step of earlier attempts. first: no attempt came before. It decides by
+    names alone, since the directory may lie on a dead mount.
     """
 
     log: StepLog
@@ -60,6 +68,7 @@ class RankProgress:
     known_steps: Mapping[Path, int]
     high_water_step: int
     resumed: bool
+    first: bool
     base: int | None = None
     first_step_unix_ns: int = 0
     first_new_step_unix_ns: int = 0
@@ -115,9 +124,22 @@ class RankProgress:
         )
 
     def _first_step(self) -> None:
+        catalog_step, adam_step = self._catalog_step, self.log.adam_step
         self.base = step_base(
-            catalog_step=self._catalog_step, adam_step=self.log.adam_step, loaded=self._loaded, resumed=self.resumed
+            catalog_step=catalog_step,
+            adam_step=adam_step,
+            loaded=self._loaded,
+            resumed=self.resumed,
+            # Without a directory to watch it may have loaded anything from anywhere.
+            fresh=self.first or (self.directory is not None and not self.known_steps),
         )
+        if catalog_step is not None and self.base != catalog_step:
+            log.warning(
+                "rank %d read the checkpoint of step %d, and its optimizer says that it goes on from step %s",
+                self.log.rank,
+                catalog_step,
+                self.base,
+            )
         first = self.log.record(1)
         if first is not None:
             self.first_step_unix_ns = self.log.unix_ns(first.end_ns)
@@ -137,11 +159,23 @@ class RankProgress:
             self._catalog_step = self._catalog_step if step is None else step
             if path not in self._loads_seen:
                 self._loads_seen.add(path)
-                if step is not None or path in checkpoint_paths(directory):
+                if step is not None or _looks_like_checkpoint(path, event.path):
                     self._new.append(Load(path, step, time_unix_ns))
 
 
 def checkpoint_of(directory: Path, relative: str) -> Path:
-    """The checkpoint that a file belongs to: itself, or the DCP folder that it lies in."""
-    folder = directory / Path(relative).parts[0]
-    return folder if (folder / DCP_METADATA).exists() else directory / relative
+    """The checkpoint that a file belongs to by its name: itself, or the DCP folder that it lies in."""
+    folder, *inside = Path(relative).parts
+    return directory / folder if inside and _is_dcp(inside[-1]) else directory / relative
+
+
+def _is_dcp(name: str) -> bool:
+    return name == DCP_METADATA or name.endswith(_DCP_SHARD)
+
+
+def _looks_like_checkpoint(path: Path, relative: str) -> bool:
+    try:
+        relative.encode()
+    except UnicodeEncodeError:
+        return False  # no report can carry it, and no catalog has it
+    return path.suffix in SUFFIXES or _is_dcp(Path(relative).name)

@@ -1,7 +1,8 @@
 """The launcher without its wire: takes commands, supervises the ranks of one job on one node, makes reports.
 
 Everything runs on one event loop and follows one rule: a command only records what is wanted, and `_advance` brings the world there
-when nothing stands in the way (an attempt that still ends, imports, a check of checkpoints, a lease).
+when nothing stands in the way (an attempt that still ends, imports, a check of checkpoints, a lease). What may hang on a dead network
+mount runs in a thread of its own, so that neither heartbeats nor the lease nor a stop wait for it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from switchgear.core.clock import Clock, SystemClock
 from switchgear.core.errors import FailedPrecondition, Reason
 from switchgear.launcher import proc
 from switchgear.launcher.attempt import Attempt
-from switchgear.launcher.commits import CommitWatcher
+from switchgear.launcher.commits import CommitWatcher, Signature, signatures
+from switchgear.launcher.disk import DiskThread
 from switchgear.launcher.lease import Lease
 from switchgear.launcher.logs import LogFolder
 from switchgear.launcher.outbox import Outbox
@@ -31,7 +33,7 @@ from switchgear.launcher.settings import LauncherSettings
 from switchgear.launcher.state import Process, State, StateFolder
 from switchgear.launcher.steplog_files import StepLogFiles
 from switchgear.launcher.verify import verify
-from switchgear.launcher.zygote import Ended, Event, Exited, Gone, NotStarted, Ready, Started, Zygote
+from switchgear.launcher.zygote import Ended, Event, Exited, Gone, NotStarted, RankSpec, Ready, Started, Zygote
 from switchgear.v1alpha import launcher_service_pb2 as pb
 
 __all__ = ["LauncherSettings", "Supervisor"]
@@ -48,6 +50,7 @@ _POLLS_PER_LISTING = 4
 _CLOSE_TIMEOUT_S = 10.0
 #: SIGKILL takes milliseconds; a rank with very much memory to give back takes seconds.
 _STOP_PATIENCE_S = 10.0
+_LOWEST_PRIORITY = 19
 
 
 class Supervisor:
@@ -65,6 +68,8 @@ class Supervisor:
         self._python = self._spec.python or settings.python or sys.executable
         self._logs = LogFolder(Path(self._spec.log_directory or settings.state_dir / "logs"))
         self._step_logs = StepLogFiles(settings.state_dir)
+        self._disk = DiskThread("disk")
+        self._digests = DiskThread("digest", nice=_LOWEST_PRIORITY)
         self._checkpoint_directory: Path | None = None
         if self._spec.checkpoint_directory:
             self._checkpoint_directory = Path(self._spec.working_directory, self._spec.checkpoint_directory)
@@ -83,7 +88,11 @@ class Supervisor:
         self._stops_owed: set[int] = set()
         self._poll_task: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        #: At work in the disk thread for the next attempt: a check of checkpoints, or its preparation.
         self._checking = False
+        self._preparing = False
+        #: The attempt has ended; its last commits are being looked for.
+        self._looking = False
         self._closing = False
         self._idle = asyncio.Event()
         #: Set when the job has ended: time to close.
@@ -202,6 +211,8 @@ class Supervisor:
             await asyncio.wait(self._tasks, timeout=_CLOSE_TIMEOUT_S)
         self._outbox.close()
         self._step_logs.close()
+        self._disk.close()
+        self._digests.close()
         self._port.close()
         self._folder.close()
 
@@ -224,29 +235,20 @@ class Supervisor:
 
     def _advance(self) -> None:
         """Takes every step towards what is wanted that nothing forbids now."""
-        if self._attempt is not None and not self._attempt.gone:
+        if self._looking or (self._attempt is not None and not self._attempt.gone):
             return
         for generation in sorted(self._stops_owed):
             self._report_stopped(generation)
         self._stops_owed.clear()
-        if self._checking or self._closing:
+        if self._checking or self._preparing or self._closing:
             return
         if self._wanted_check is not None:
             (generation, request), self._wanted_check = self._wanted_check, None
             self._checking = True
             self._spawn(self._check(generation, request))
-            return
-        if self._wanted is None or not self._may_run():
-            return
-        generation, start = self._wanted
-        problem = self._preparation.problem()
-        if problem:
-            self._start_failed(generation, problem, permanent=True)
-        elif self._zygote_task is None:
-            self._warm_up()
-        elif self._zygote is not None and self._zygote_ready:
-            self._wanted = None
-            self._start(self._zygote, generation, start)
+        elif self._wanted is not None and self._may_run() and (self._zygote_ready or self._zygote_task is None):
+            self._preparing = True
+            self._spawn(self._prepare(self._wanted))
 
     def _may_run(self) -> bool:
         return self._settings.lease is None or (
@@ -255,19 +257,57 @@ class Supervisor:
 
     def _hand_on_lease(self) -> None:
         """The zygote keeps the deadline too: it goes on where we are stopped, or wait for a dead file system."""
-        if self._settings.lease is not None and self._lease is not None and self._lease.expires_at_s is not None:
-            if self._zygote is not None:
-                self._zygote.lease(self._lease.expires_at_s)
+        if self._settings.lease is None or self._lease is None or self._lease.expires_at_s is None:
+            return
+        if self._zygote is not None:
+            self._zygote.lease(self._lease.expires_at_s)
 
-    def _start(self, zygote: Zygote, generation: int, start: pb.StartAttempt) -> None:
+    async def _prepare(self, wanted: tuple[int, pb.StartAttempt]) -> None:
+        """Starts the attempt, unless something else is wanted by the time that its files are there."""
+        generation, start = wanted
         try:
-            attempt, specs = self._preparation.attempt(generation, start)
-            if start.master_port == self._port.number:
+            problem = await self._disk.run(self._preparation.problem)
+            if self._wanted is not wanted:
+                return
+            if problem:
+                self._start_failed(generation, problem, permanent=True)
+            elif self._zygote_task is None:
+                self._warm_up()
+            else:
+                seen = (
+                    await self._disk.run(signatures, self._checkpoint_directory) if self._checkpoint_directory else {}
+                )
+                attempt, specs = await self._disk.run(self._preparation.attempt, generation, start)
+                zygote = self._zygote if self._zygote_ready else None
+                if self._wanted is not wanted or zygote is None or self._closing or not self._may_run():
+                    attempt.close()
+                    return
+                self._start(zygote, attempt, start, specs, seen)
+        except Exception as error:  # recovery waits for an answer, whatever it is
+            if not isinstance(error, OSError):
+                log.exception("cannot prepare generation %d", generation)
+            if self._wanted is wanted:
+                self._start_failed(generation, f"cannot make what an attempt needs: {error}", permanent=False)
+        finally:
+            self._preparing = False
+            self._advance()
+
+    def _start(
+        self,
+        zygote: Zygote,
+        attempt: Attempt,
+        start: pb.StartAttempt,
+        specs: Sequence[RankSpec],
+        seen: Mapping[Path, Signature],
+    ) -> None:
+        if start.master_port == self._port.number:
+            try:
                 # It stays bound until this attempt has ended; the next one gets another.
                 attempt.port, self._port = self._port, ReservedPort(self._settings.address)
-        except OSError as error:
-            self._start_failed(generation, f"cannot make what an attempt needs: {error}", permanent=False)
-            return
+            except OSError:
+                attempt.close()
+                raise
+        self._wanted = None
         self._attempt = attempt
         self._idle.clear()
         self._hand_on_lease()
@@ -275,8 +315,11 @@ class Supervisor:
         if self._checkpoint_directory is not None:
             self._watcher = CommitWatcher(
                 self._checkpoint_directory,
-                lambda found: self._report(generation, checkpoint=found),
+                seen,
+                lambda found: self._report(attempt.generation, checkpoint=found),
                 attempt.step_at,
+                looks=self._disk,
+                digests=self._digests,
                 finds_others=start.node_rank == 0,
             )
 
@@ -286,6 +329,8 @@ class Supervisor:
         if attempt is None or attempt.gone:
             return
         attempt.stopping = True
+        if self._watcher is not None:
+            self._watcher.ranks_ended()
         self._signal(attempt, signal.SIGTERM if grace_s > 0 else signal.SIGKILL)
         if grace_s > 0:
             asyncio.get_running_loop().call_later(grace_s, self._signal, attempt, signal.SIGKILL)
@@ -343,15 +388,15 @@ class Supervisor:
                     log.warning("ranks are spawned, not forked: %s", event.reason)
                 if self._wanted is None:
                     self._outbox.put(self._hello())  # nobody starts an attempt on a launcher that is not ready
-            case Started() if attempt is None or attempt.gone or event.rank not in attempt.ranks:
-                log.error("rank %d was started for an attempt that has ended: ending it", event.rank)
-                if self._zygote is not None:
-                    self._zygote.signal([event.pid], signal.SIGKILL)
-            case Started():
+            case Started() if attempt is not None and not attempt.gone:
                 self._report(attempt.generation, rank_started=attempt.started(event))
                 self._save()
                 if attempt.stopping:
                     self._signal(attempt, signal.SIGKILL)
+            case Started():
+                log.error("rank %d was started for an attempt that has ended: ending it", event.rank)
+                if self._zygote is not None:
+                    self._zygote.signal([event.pid], signal.SIGKILL)
             case NotStarted() if attempt is not None:
                 self._start_failed(attempt.generation, event.message, permanent=False)
                 self._stop(grace_s=0)
@@ -379,8 +424,9 @@ class Supervisor:
     def _gone(self, attempt: Attempt) -> None:
         self._look(attempt)
         if self._watcher is not None:
-            self._watcher.poll(ranks_live=False)
-            self._spawn(self._watcher.close())
+            self._looking = True
+            self._watcher.ranks_ended()
+            self._spawn(self._last_look(self._watcher))
             self._watcher = None
         attempt.gone = True
         attempt.close()
@@ -388,6 +434,15 @@ class Supervisor:
         self._stops_owed.add(attempt.generation)
         self._spawn(self._put_away(attempt.generation))
         self._idle.set()
+
+    async def _last_look(self, watcher: CommitWatcher) -> None:
+        """Before the attempt's end is reported: what recovery does next depends on the commits that it knows."""
+        try:
+            await watcher.last_look()
+        finally:
+            self._looking = False
+            self._advance()
+        await watcher.close()
 
     async def _zygote_ended(self, message: str, *, was_ready: bool) -> None:
         """Kills by itself what the zygote would have killed: its ranks have its death signal, their children have not."""
@@ -417,11 +472,14 @@ class Supervisor:
             log.warning("cannot archive step logs: %s", error)
 
     async def _check(self, generation: int, request: pb.VerifyCheckpoints) -> None:
-        result = await verify(self._checkpoint_directory, request)
-        result.time_unix_ns = self._clock.unix_ns()
-        self._checking = False
-        self._report(generation, verify_result=result)
-        self._advance()
+        result = pb.VerifyResult(error="the check was broken off")
+        try:
+            result = await verify(self._disk, self._checkpoint_directory, request)
+        finally:
+            result.time_unix_ns = self._clock.unix_ns()
+            self._checking = False
+            self._report(generation, verify_result=result)
+            self._advance()
 
     async def _poll(self) -> None:
         turn = 0
@@ -440,7 +498,7 @@ class Supervisor:
                 if turn % _POLLS_PER_PROGRESS == 0:
                     self._report_progress(attempt)
                 if turn % _POLLS_PER_LISTING == 0 and self._watcher is not None:
-                    self._watcher.poll(ranks_live=not attempt.stopping)
+                    self._watcher.poll()
             except Exception:  # a look that fails must not end the supervision
                 log.exception("cannot look after the attempt")
 
