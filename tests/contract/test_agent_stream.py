@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from switchgear.agent.metrics import AgentMetrics
@@ -115,6 +117,22 @@ async def test_samples_and_events_arrive_and_are_let_go_when_acked(tmp_path: Pat
         await world.settled()
         assert await world.shown() == [1, None, 3]
         assert await world.signals() == ["a"]
+
+
+async def test_an_ack_that_makes_the_spool_rewrite_its_file_does_not_hold_up_the_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path)
+    for _ in range(150):
+        await world.event("x" * 500)
+    threads: list[int] = []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (threads.append(threading.get_ident()), sync(fd)))
+    async with world.collector(), world.streaming():
+        await world.settled()
+        await until(lambda: (tmp_path / "spool").stat().st_size < 10_000)
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 async def test_what_happens_while_the_collector_is_away_is_told_when_it_is_back(tmp_path: Path) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from switchgear.agent.launchers import Launchers, LauncherSettings
+from switchgear.agent.launchers import FOLDERS_MAX, Launchers, LauncherSettings
 from switchgear.agent.processes import start_ticks
 from switchgear.v1 import job_service_pb2
 from switchgear.v1alpha import node_agent_service_pb2 as pb
@@ -196,6 +198,37 @@ async def test_a_stranger_with_the_pid_of_a_dead_launcher_is_left_alone(node: No
     file.write_text(json.dumps(state | {"pid": os.getpid()}))  # started at another time
     await node.restart()
     assert node.running() == {}
+
+
+async def test_nothing_is_adopted_from_before_a_boot(node: Node) -> None:
+    node.start("jobs/llama", 4)
+    await node.ready("llama")
+    pid, file = node.pid(), node.folder / "launchers" / "llama" / "agent.json"
+    state = json.loads(file.read_text())
+    file.write_text(json.dumps(state | {"boot_id": "another"}))  # same pid and ticks, by chance
+    await node.restart()
+    assert node.running() == {}
+    file.write_text(json.dumps(state))
+    await node.restart()
+    assert node.pid() == pid
+
+
+async def test_folders_of_launchers_that_ended_long_ago_are_deleted_without_holding_up_the_agent(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: set[int] = set()
+    delete = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda *a, **k: (threads.add(threading.get_ident()), delete(*a, **k)))
+    root = node.folder / "launchers"
+    for number in range(FOLDERS_MAX + 3):
+        folder = root / f"old-{number:03}"
+        folder.mkdir()
+        os.utime(folder, (number, number))
+    node.start("jobs/llama")
+    await node.ready("llama")
+    await until(lambda: bool(threads) and not list((node.folder / "launchers-ended").iterdir()))
+    assert sorted(path.name for path in root.iterdir())[:2] == ["llama", "old-003"]
+    assert threading.get_ident() not in threads
 
 
 async def test_what_cannot_be_started_is_reported_with_the_reason(node: Node) -> None:

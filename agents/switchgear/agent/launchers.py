@@ -13,13 +13,14 @@ import logging
 import os
 import shutil
 import signal
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from google.protobuf import json_format
 
-from switchgear.agent.processes import find_by_arguments, start_ticks
+from switchgear.agent.processes import boot_id, find_by_arguments, start_ticks
 from switchgear.core import names
 from switchgear.core.errors import Invalid
 from switchgear.v1alpha import node_agent_service_pb2 as pb
@@ -71,6 +72,8 @@ class Launchers:
         self._report = report
         self._root = settings.state_dir / "launchers"
         self._root.mkdir(parents=True, exist_ok=True)
+        self._trash = settings.state_dir / "launchers-ended"
+        self._boot_id = boot_id()
         self._running: dict[str, _Running] = {}
         self._wanted: dict[str, pb.StartLauncher] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -90,6 +93,8 @@ class Launchers:
                 job, epoch, arguments = state["job"], state["placement_epoch"], state["arguments"]
             except (OSError, ValueError, KeyError):
                 continue
+            if state.get("boot_id") != self._boot_id:
+                continue  # it ended with its machine; after a boot its pid and start time may be another's
             pid, ticks = state.get("pid"), state.get("start_ticks")
             if pid is None:  # the agent died between start and note
                 pid = next(find_by_arguments(arguments), None)
@@ -157,6 +162,10 @@ class Launchers:
                     self._spawn(wanted)
                 except OSError as error:
                     self._fail(job, wanted.placement_epoch, f"cannot start the launcher: {error}")
+                try:
+                    await self._prune()
+                except OSError as error:
+                    log.warning("cannot delete the folders of launchers that ended long ago: %s", error)
             else:
                 return
 
@@ -164,7 +173,6 @@ class Launchers:
         (job,) = names.parse(command.job, "jobs/*")
         folder = self._root / job
         folder.mkdir(exist_ok=True)
-        self._prune(folder)
         spec = folder / "spec.json"
         spec.write_text(json_format.MessageToJson(command.spec))
         arguments = self._arguments(command, spec, folder)
@@ -192,12 +200,17 @@ class Launchers:
         )
         self._follow(command.job, command.placement_epoch, pid)
 
-    def _prune(self, new: Path) -> None:
+    async def _prune(self) -> None:
         """Forgets the folders of launchers that ended long ago."""
-        in_use = {self._root / job.partition("/")[2] for job in self._running} | {new}
+        in_use = {self._root / job.partition("/")[2] for job in self._running.keys() | self._wanted.keys()}
         ended = sorted(set(self._root.iterdir()) - in_use, key=lambda folder: folder.stat().st_mtime)
+        if len(ended) <= FOLDERS_MAX:
+            return
+        # Logs may be large, and a job may be started again while they are deleted: first they are put out of its way.
+        self._trash.mkdir(exist_ok=True)
         for folder in ended[:-FOLDERS_MAX]:
-            shutil.rmtree(folder, ignore_errors=True)
+            folder.rename(self._trash / uuid.uuid4().hex)
+        await asyncio.to_thread(_delete_all, self._trash)
 
     def _arguments(self, command: pb.StartLauncher, spec: Path, folder: Path) -> list[str]:
         return [
@@ -218,6 +231,7 @@ class Launchers:
             "arguments": list(arguments),
             "pid": pid,
             "start_ticks": start_ticks(pid) if pid else None,
+            "boot_id": self._boot_id,
         }
         temporary = folder / f"{_STATE_FILE}.tmp"
         temporary.write_text(json.dumps(state))
@@ -252,6 +266,11 @@ class Launchers:
         log.error("launcher of %s: %s", job, message)
         failed = pb.LauncherFailed(job=job, placement_epoch=epoch, message=message[:1000])
         self._report(pb.NodeAgentReport(launcher_failed=failed))
+
+
+def _delete_all(trash: Path) -> None:
+    for folder in trash.iterdir():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _terminate(running: _Running, grace_s: float) -> None:

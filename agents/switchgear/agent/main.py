@@ -20,6 +20,7 @@ from switchgear.agent.kernel_log_follower import SOURCE as KERNEL_LOG
 from switchgear.agent.kernel_log_follower import KernelLogFollower
 from switchgear.agent.launchers import Launchers, LauncherSettings
 from switchgear.agent.metrics import AgentMetrics
+from switchgear.agent.processes import boot_id
 from switchgear.agent.sampler import Sampler
 from switchgear.agent.settings import AgentSettings
 from switchgear.agent.spool import Spool
@@ -84,7 +85,7 @@ async def run_agent(settings: AgentSettings) -> None:
     node = names.node_name(settings.node)
     version = importlib.metadata.version("switchgear")
     simulated = settings.sim_gpus > 0
-    kernel_boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    kernel_boot_id = boot_id()
     with ExitStack() as stack:
         # Two agents on one spool would number different events alike.
         stack.enter_context(only_one(settings.state_dir, "agent"))

@@ -9,6 +9,11 @@ from pathlib import Path
 _PROC = Path("/proc")
 
 
+def boot_id() -> str:
+    """Changes with each boot of the machine: start times and pids of another boot mean nothing."""
+    return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+
+
 def start_ticks(pid: int) -> int | None:
     """When the process started, in clock ticks after boot; None when there is none or only its zombie."""
     try:

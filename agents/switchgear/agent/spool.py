@@ -111,9 +111,10 @@ class Spool:
             return list(islice(waiting, limit))
 
     def ack(self, boot_id: str, source: str, sequence: int) -> None:
-        """Forgets the events of `source` up to `sequence`."""
+        """Forgets the events of `source` up to `sequence`. It may sync a file: not for an event loop."""
         with self._lock:
-            if self._forget(boot_id, source, sequence):
+            # Closed meanwhile: the number of its file may be another file's by now.
+            if self._fd >= 0 and self._forget(boot_id, source, sequence):
                 # Not synced: a lost ack means that an event is sent again, and it is stored once.
                 self._write(_encode({"ack": [boot_id, source, sequence]}), sync=False)
                 if self._size > max(_COMPACT_BYTES_MIN, 2 * self.pending_bytes):
@@ -128,6 +129,7 @@ class Spool:
     def close(self) -> None:
         with self._lock:
             os.close(self._fd)
+            self._fd = -1
 
     def _keep(self, event: Event, size: int) -> None:
         self._ordinal += 1

@@ -107,7 +107,7 @@ class TelemetryStream:
                     if message.HasField("throttle"):
                         self.interval_s_min = message.throttle.interval_seconds_min
                     else:
-                        connection.receive(message)
+                        await connection.receive(message)
                 sending.cancel()
         finally:
             self.connected = False
@@ -142,13 +142,14 @@ class _Connection:
         await self._call.write(pb.AgentMessage(hello=hello))
         self._start_over()
 
-    def receive(self, message: pb.CollectorMessage) -> None:
+    async def receive(self, message: pb.CollectorMessage) -> None:
         match message.WhichOneof("kind"):
             case "block_ack":
                 self._outbox.ack_blocks(message.block_ack.sequence)
             case "event_ack":
                 ack = message.event_ack
-                self._outbox.spool.ack(ack.boot_id, ack.source, ack.sequence)
+                # In a thread, like every use of the spool: it may rewrite its file, and whoever syncs one holds up the others.
+                await asyncio.to_thread(self._outbox.spool.ack, ack.boot_id, ack.source, ack.sequence)
             case "resync":
                 self._resync = True
                 self._outbox.wake.set()
@@ -162,7 +163,7 @@ class _Connection:
                 self._series_sent = 0
                 self._start_over()
             # Events first: a fault must not wait behind samples.
-            while events := outbox.spool.pending(self._event_sent, _EVENTS_BATCH):
+            while events := await asyncio.to_thread(outbox.spool.pending, self._event_sent, _EVENTS_BATCH):
                 for ordinal, event in events:
                     await self._call.write(pb.AgentMessage(event=_event(event)))
                     self._event_sent = ordinal
