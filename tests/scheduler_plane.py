@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -40,6 +41,7 @@ class Agent:
             gpus=[fleet_pb.Gpu(index=i, model="Simulated GPU", simulated=True) for i in range(gpus)],
             agent_version="test",
         )
+        self.instance_id = uuid.uuid4().hex
         self.launchers: dict[tuple[str, int], agent_pb.StartLauncher] = {}
         self.commands: list[agent_pb.NodeAgentCommand] = []
         self._stub: Any = agent_grpc.NodeAgentServiceStub(channel)
@@ -48,7 +50,9 @@ class Agent:
     async def connect(self) -> None:
         self._stream = self._stub.Connect()
         await self._stream.write(
-            agent_pb.NodeAgentReport(hello=agent_pb.NodeAgentHello(node=self.node, launchers=self._running()))
+            agent_pb.NodeAgentReport(
+                hello=agent_pb.NodeAgentHello(node=self.node, launchers=self._running(), instance_id=self.instance_id)
+            )
         )
 
     async def disconnect(self) -> None:

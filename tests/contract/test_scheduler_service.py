@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import pytest
 from scheduler_plane import RECOVERY, Agent, Plane, refused, running, until
 
@@ -270,3 +272,25 @@ async def test_an_agent_that_speaks_out_of_turn_is_told_so(plane: Plane) -> None
     stream = stub.Connect()
     await stream.write(agent_pb.NodeAgentReport(heartbeat=agent_pb.NodeAgentHeartbeat()))
     assert (await refused(stream.read())).reason is Reason.STREAM_PROTOCOL
+
+
+async def test_a_second_agent_of_a_name_is_refused_until_the_first_is_gone_or_silent(plane: Plane) -> None:
+    first = await plane.agent("a")
+    second = Agent(plane.channel, "a")
+    await second.connect()
+    error = await refused(second.next_command())
+    assert (error.code, error.reason, "--node" in error.message) == ("ALREADY_EXISTS", Reason.ALREADY_EXISTS, True)
+    await plane.create("llama")
+    assert (await first.next_command()).start_launcher.job == "jobs/llama"
+    plane.clock.advance(11)
+    await second.connect()
+    assert (await second.obey()).start_launcher.job == "jobs/llama"
+    await second.disconnect()
+
+    async def taken() -> bool:
+        await first.connect()
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            return (await first.next_command()).HasField("start_launcher")
+        return False
+
+    await until(taken)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections import deque
 from typing import Any
 
@@ -49,6 +50,7 @@ class Control:
         self._launchers = launchers
         self._reports = reports
         self._clock = clock
+        self._instance_id = uuid.uuid4().hex
 
     async def run(self) -> None:
         """Connects and reconnects until cancelled."""
@@ -73,7 +75,7 @@ class Control:
             call.cancel()
 
     async def _send(self, call: grpc.aio.StreamStreamCall[pb.NodeAgentReport, pb.NodeAgentCommand]) -> None:
-        hello = pb.NodeAgentHello(node=self._node, launchers=self._launchers.running())
+        hello = pb.NodeAgentHello(node=self._node, launchers=self._launchers.running(), instance_id=self._instance_id)
         try:
             await call.write(pb.NodeAgentReport(hello=hello))
             while True:

@@ -15,7 +15,7 @@ import grpc.aio
 
 from switchgear.core import names
 from switchgear.core.clock import Clock
-from switchgear.core.errors import Invalid, Reason, ResourceExhausted
+from switchgear.core.errors import AlreadyExists, Invalid, Reason, ResourceExhausted
 from switchgear.scheduler import translate
 from switchgear.scheduler.model import Inventory, LauncherRef, NodeStatus, Observation, Wanted, WantedLauncher
 from switchgear.scheduler.nodes import NODES_MAX, SILENCE_LIMIT_S
@@ -55,6 +55,8 @@ class _Node:
     heard_unix_ns: int
     #: Identity of the stream that speaks for the node; None when there is none.
     stream: object | None = None
+    #: Process of the agent that spoke last.
+    instance_id: str = ""
     launchers: frozenset[LauncherRef] = frozenset()
     trouble: dict[LauncherRef, _Trouble] = field(default_factory=dict)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -111,6 +113,7 @@ class LocalEngine(pb_grpc.NodeAgentServiceServicer):
         names.parse(name, "nodes/*")
         if name not in self._nodes and len(self._nodes) >= NODES_MAX:
             raise ResourceExhausted(f"{NODES_MAX} nodes are connected already", Reason.LIMIT_EXCEEDED)
+        self._refuse_second(name, first.hello.instance_id)
         stream = object()
         self._take(name, stream, first)
         node = self._nodes[name]
@@ -132,6 +135,18 @@ class LocalEngine(pb_grpc.NodeAgentServiceServicer):
                 node.stream = None
                 self._changed()
             log.info("agent disconnected", extra={"node": name})
+
+    def _refuse_second(self, name: str, instance_id: str) -> None:
+        """Two agents of one name would end each other's launchers, each at the command that is meant for the other."""
+        node = self._nodes.get(name)
+        if node is None or node.stream is None or node.instance_id == instance_id:
+            return
+        if self._clock.monotonic_s() - node.heard_s <= SILENCE_LIMIT_S:
+            raise AlreadyExists(
+                f"another agent speaks for {name}; stop it, or give this one an id of its own with --node",
+                Reason.ALREADY_EXISTS,
+                name=name,
+            )
 
     async def _read(self, name: str, stream: object, reports: AsyncIterator[pb.NodeAgentReport]) -> None:
         async for report in reports:
@@ -162,7 +177,7 @@ class LocalEngine(pb_grpc.NodeAgentServiceServicer):
                 node = self._nodes[name] = _Node(inventory, now_s, self._clock.unix_ns())
             if node.stream is not stream:
                 node.wake.set()  # an older stream sees that it is no longer the node's
-            node.inventory, node.stream = inventory, stream
+            node.inventory, node.stream, node.instance_id = inventory, stream, report.hello.instance_id
         elif node is None:
             return
         match report.WhichOneof("kind"):
