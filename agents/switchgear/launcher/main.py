@@ -115,10 +115,11 @@ async def _stay_connected(supervisor: Supervisor, recovery: str) -> None:
     backoff_s = _BACKOFF_S[0]
     now = asyncio.get_running_loop().time
     heard_s = now()
+    silence = ""
 
     def hear() -> None:
-        nonlocal heard_s
-        heard_s = now()
+        nonlocal heard_s, silence
+        heard_s, silence = now(), ""
 
     async with rpc.channel(recovery) as channel:
         stub: LauncherServiceAsyncStub = pb_grpc.LauncherServiceStub(channel)  # type: ignore[assignment]
@@ -129,9 +130,13 @@ async def _stay_connected(supervisor: Supervisor, recovery: str) -> None:
                 backoff_s = _BACKOFF_S[0]
                 log.info("recovery closed the stream")
             except grpc.aio.AioRpcError as error:
-                log.info("recovery does not answer", extra={"code": error.code().name, "details": error.details()})
-            except Exception:  # whatever it is, ranks are in our care: say it and connect again
-                log.exception("the conversation with recovery broke")
+                if silence != error.code().name:  # once an outage, not once a try
+                    log.info("recovery does not answer", extra={"code": error.code().name, "details": error.details()})
+                silence = error.code().name
+            except Exception as error:  # whatever it is, ranks are in our care: say it and connect again
+                if silence != repr(error):
+                    log.exception("the conversation with recovery broke")
+                silence = repr(error)
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1))
             backoff_s = min(backoff_s * 2, _BACKOFF_S[1])
     log.error("recovery has not answered for %d s: this launcher ends", _GIVE_UP_S)

@@ -49,11 +49,6 @@ def group_members(group: int) -> list[int]:
     return members
 
 
-def is_same_process(pid: int, ticks: int) -> bool:
-    """Whether `pid` is still the process that started at `ticks`, and not a zombie."""
-    return start_ticks(pid) == ticks and state(pid) not in ("Z", None)
-
-
 async def kill_group(leader: int, ticks: int, timeout_s: float = 5.0) -> bool:
     """SIGKILL to the group that a leader made, until no member lives; False when some outlived the timeout (D state).
 

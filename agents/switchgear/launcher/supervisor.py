@@ -8,6 +8,7 @@ mount runs in a thread of its own, so that neither heartbeats nor the lease nor 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -51,6 +52,8 @@ _CLOSE_TIMEOUT_S = 10.0
 #: SIGKILL takes milliseconds; a rank with very much memory to give back takes seconds.
 _STOP_PATIENCE_S = 10.0
 _LOWEST_PRIORITY = 19
+#: The interpreter is missing, closed to us or no program: no retry mends that. Anything else (no memory, no process, no room) passes.
+_NO_INTERPRETER = (errno.ENOENT, errno.EACCES, errno.ENOEXEC)
 
 
 class Supervisor:
@@ -133,6 +136,8 @@ class Supervisor:
             reserved_port=self._port.number,
             # A zygote that cannot start is ready too: to say so when it is asked for an attempt.
             ready=self._zygote_ready or self._zygote_task is None,
+            # `start` has ended what the launcher before had left.
+            all_gone=self._attempt is None or self._attempt.gone,
         )
         if self._attempt is not None and self._attempt.generation == self._generation:
             for rank in self._attempt.ranks.values():
@@ -359,11 +364,16 @@ class Supervisor:
                 self._spec.working_directory,
                 self._settings.state_dir / "zygote.log",
             )
-        except OSError as error:
+        except Exception as error:  # an attempt may wait for it; the next start tries again
             self._zygote_task = None
-            self._not_warm(f"cannot run {self._python}: {error.strerror}", permanent=True)
+            if isinstance(error, OSError) and error.filename == self._python and error.errno in _NO_INTERPRETER:
+                self._not_warm(f"cannot run {self._python}: {error.strerror}", permanent=True)
+            else:
+                self._not_warm(f"cannot start the process that forks the ranks: {error}", permanent=False)
             return
         self._save()
+        if self._closing:
+            self._zygote.close()  # `close` came while it was being started
         await self._zygote.run(self._deliver)
 
     def _not_warm(self, message: str, *, permanent: bool) -> None:
@@ -387,7 +397,7 @@ class Supervisor:
                 if event.reason:
                     log.warning("ranks are spawned, not forked: %s", event.reason)
                 if self._wanted is None:
-                    self._outbox.put(self._hello())  # nobody starts an attempt on a launcher that is not ready
+                    self._outbox.put(self._hello())
             case Started() if attempt is not None and not attempt.gone:
                 self._report(attempt.generation, rank_started=attempt.started(event))
                 self._save()
@@ -483,6 +493,7 @@ class Supervisor:
 
     async def _poll(self) -> None:
         turn = 0
+        said = ""
         while True:
             await asyncio.sleep(_POLL_S)
             turn += 1
@@ -499,8 +510,10 @@ class Supervisor:
                     self._report_progress(attempt)
                 if turn % _POLLS_PER_LISTING == 0 and self._watcher is not None:
                     self._watcher.poll()
-            except Exception:  # a look that fails must not end the supervision
-                log.exception("cannot look after the attempt")
+            except Exception as error:  # a look that fails must not end the supervision
+                if said != repr(error):  # twenty times a second would fill the disk
+                    log.exception("cannot look after the attempt")
+                said = repr(error)
 
     def _look(self, attempt: Attempt) -> None:
         for rank, found in attempt.poll():

@@ -108,7 +108,10 @@ class Zygote:
 
     @classmethod
     async def start(cls, python: str, env: Mapping[str, str], cwd: str, log_path: Path) -> Zygote:
-        """Starts it; `run` then tells when it is ready. Raises OSError when the interpreter or folder cannot be had."""
+        """Starts it; `run` then tells when it is ready.
+
+        Raises OSError, with the interpreter as its `filename` when that is what cannot be run.
+        """
         ours, theirs = socket.socketpair()
         # One thread while it imports, whatever the job asks for: its ranks set their own number. A pool would not survive the fork.
         env = {**env, "OMP_NUM_THREADS": "1"}
@@ -124,23 +127,33 @@ class Zygote:
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,
                 )
-        except OSError:
+        except BaseException:
             ours.close()
             raise
-        reader, writer = await asyncio.open_connection(sock=ours)
+        try:
+            reader, writer = await asyncio.open_connection(sock=ours)
+        except BaseException:
+            ours.close()
+            process.kill()
+            process.wait()
+            raise
         return cls(process, reader, writer, log_path)
 
     async def run(self, on_event: Callable[[Event], None]) -> None:
         """Delivers events until the zygote has ended; `Ended` is the last."""
+        trouble = ""
         try:
             while True:
                 (length,) = struct.unpack(">I", await self._reader.readexactly(4))
                 on_event(_parse(json.loads(await self._reader.readexactly(length))))
         except (asyncio.IncompleteReadError, ConnectionError):
-            self._writer.close()
+            pass
+        except Exception as error:  # `Ended` must come: an attempt may wait for it
+            trouble = f" after it said what nobody understands ({error})"
+            self.kill()
+        self._writer.close()
         code = await asyncio.to_thread(self._wait)
-        tail = self._log_path.read_bytes()[-_LAST_WORDS_BYTES_MAX:].decode("utf-8", "replace").strip()
-        on_event(Ended(f"the process that forks the ranks ended with {code}" + (f": {tail}" if tail else "")))
+        on_event(Ended(f"the process that forks the ranks ended with {code}{trouble}{self._last_words()}"))
 
     def start_ranks(self, specs: Sequence[RankSpec]) -> None:
         self._send({"op": "start", "ranks": [asdict(spec) for spec in specs]})
@@ -160,6 +173,13 @@ class Zygote:
     def close(self) -> None:
         """Lets it go: it kills every process that is left, then ends, which `run` awaits."""
         self._writer.close()
+
+    def _last_words(self) -> str:
+        try:
+            tail = self._log_path.read_bytes()[-_LAST_WORDS_BYTES_MAX:].decode("utf-8", "replace").strip()
+        except OSError:
+            return ""
+        return f": {tail}" if tail else ""
 
     def _wait(self) -> int:
         try:
