@@ -154,7 +154,7 @@ class Launcher:
     def hello(self) -> wire.LauncherReport:
         hello = wire.LauncherHello(
             job=self.job, node=self.node, placement_epoch=self.epoch, launcher_id=self.launcher_id,
-            reserved_port=4000 + self.generation, ready=True, ranks_exited=self.exits,
+            reserved_port=4000 + self.generation, ready=True, ranks_exited=self.exits, all_gone=not self.alive,
             ranks_alive=[wire.RankStarted(rank=rank, pid=pid, time_unix_ns=1) for rank, pid in self.alive.items()],
         )  # fmt: skip
         return wire.LauncherReport(generation=self.generation, hello=hello)

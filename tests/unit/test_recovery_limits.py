@@ -141,3 +141,14 @@ def test_a_job_whose_steps_cannot_be_known_is_judged_by_how_long_it_lasted() -> 
             world.happen(*(world.exit(rank, -9) for rank in range(4)))
             world.stopped("nodes/a", "nodes/b")
         assert world.state.phase is phase
+
+
+def test_a_launcher_whose_ranks_have_ended_but_not_their_children_has_not_stopped() -> None:
+    world = World()
+    world.run_to(10)
+    exits = tuple(world.exit(rank, -9, by_us=rank == 1, step=10).exit for rank in (0, 1))
+    world.hello("nodes/a", generation=1, exits=exits, all_gone=False)
+    world.happen(world.exit(2, -9, by_us=True), world.exit(3, -9, by_us=True))
+    world.stopped("nodes/b")
+    assert world.state.phase is m.Phase.STOPPING
+    assert "Check" in kinds(world.stopped("nodes/a"))

@@ -160,7 +160,7 @@ class _Machine(Faults):
         launcher.seen_s = self.now.monotonic_s
         launcher.seen_generation = max(launcher.seen_generation, hello.generation)
         if self._current(hello.generation) is None:
-            if hello.ranks_alive:
+            if hello.ranks_alive or not hello.all_gone:
                 launcher.stopped_generation = hello.generation - 1
                 self.effects.append(m.Stop(hello.node, hello.generation, "an older generation"))
             else:
@@ -182,14 +182,15 @@ class _Machine(Faults):
             if rank in attempt.ranks:
                 attempt.ranks[rank].pid, attempt.ranks[rank].started_ns = pid, started_ns
         exited = {rank_exit.rank for rank_exit in hello.exits}
-        over = all(rank in exited or view.exit for rank, view in attempt.ranks.items() if view.node == hello.node)
+        ended = all(rank in exited or view.exit for rank, view in attempt.ranks.items() if view.node == hello.node)
+        over = ended and hello.all_gone
         if over:
             launcher.stopped_generation = hello.generation
         for rank_exit in hello.exits:
             self._rank_exited(m.RankExited(hello.generation, rank_exit))
         if over:
             self._stopped(hello.node, hello.generation, hello.reserved_port)
-        elif not hello.ranks_alive:
+        elif not hello.ranks_alive and not ended:
             # Ranks that it is just starting are not in a hello: stopped is what it says after a stop.
             self._launcher_lost(hello)
 

@@ -299,6 +299,8 @@ class LauncherHello:
     reserved_port: int
     ranks_alive: tuple[tuple[int, int, int], ...] = ()  # (rank, pid, started_ns)
     exits: tuple[Exit, ...] = ()
+    #: Every process of the generation is gone, also what its ranks had started.
+    all_gone: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,7 @@ def event_from_report(node: str, launcher_id: str, report: wire.LauncherReport) 
                 reserved_port=hello.reserved_port,
                 ranks_alive=tuple((rank.rank, rank.pid, rank.time_unix_ns) for rank in hello.ranks_alive),
                 exits=tuple(_exit(node, exited) for exited in hello.ranks_exited),
+                all_gone=hello.all_gone,
             )
         case "heartbeat":
             return m.LauncherSeen(node, launcher_id)
