@@ -3,74 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 
-
-class Phase(StrEnum):
-    """Where a job stands between two attempts or in one."""
-
-    WAITING = "WAITING"  # for the launchers of its placement
-    CHECKING = "CHECKING"  # a launcher looks for the newest verified checkpoint
-    STARTING = "STARTING"  # attempt commanded, first step not yet made on all ranks
-    RUNNING = "RUNNING"
-    STOPPING = "STOPPING"  # until every process of the attempt is gone
-    REPLACING = "REPLACING"  # until the scheduler has placed it anew
-    ENDED = "ENDED"
-
-
-class Fault(StrEnum):
-    """Classes of faults that the policy tells apart."""
-
-    RANK_KILLED = "RANK_KILLED"  # ended by a signal from outside
-    RANK_CRASHED = "RANK_CRASHED"  # ended by a signal that its own code raised (SIGSEGV, SIGABRT, …)
-    RANK_EXCEPTION = "RANK_EXCEPTION"
-    RANK_EXITED = "RANK_EXITED"  # exit code other than 0 without a Python exception
-    GPU_LOST = "GPU_LOST"
-    NODE_FAULT = "NODE_FAULT"  # any other fatal signal of a node
-    NODE_LOST = "NODE_LOST"  # its launcher was silent for longer than its lease
-    LAUNCHER_LOST = "LAUNCHER_LOST"  # the launcher came back without its ranks
-    START_FAILED = "START_FAILED"
-
-
-class Decision(StrEnum):
-    """What the policy can answer."""
-
-    RESTART_IN_PLACE = "RESTART_IN_PLACE"
-    REPLACE_NODE = "REPLACE_NODE"
-    STOP = "STOP"
-
-
-class IncidentState(StrEnum):
-    OPEN = "OPEN"
-    ACTING = "ACTING"
-    VERIFYING = "VERIFYING"
-    RESOLVED = "RESOLVED"
-    ESCALATED = "ESCALATED"
-
-
-class AttemptState(StrEnum):
-    STARTING = "STARTING"
-    RUNNING = "RUNNING"
-    STOPPING = "STOPPING"
-    SUCCEEDED = "SUCCEEDED"
-    FAILED = "FAILED"
-    STOPPED = "STOPPED"
-
-
-class CheckpointState(StrEnum):
-    COMMITTED = "COMMITTED"
-    VERIFIED = "VERIFIED"
-    CORRUPT = "CORRUPT"
-    EXPIRED = "EXPIRED"
-
-
-class JobOutcome(StrEnum):
-    """States that recovery moves a job to; the names are those of `Job.State`."""
-
-    RUNNING = "RUNNING"
-    RECOVERING = "RECOVERING"
-    SUCCEEDED = "SUCCEEDED"
-    FAILED = "FAILED"
+from switchgear.recovery.kinds import (
+    AttemptState as AttemptState,
+    CheckpointState as CheckpointState,
+    Decision as Decision,
+    Fault as Fault,
+    IncidentState as IncidentState,
+    JobOutcome as JobOutcome,
+    Phase as Phase,
+)
 
 
 @dataclass(frozen=True, slots=True)
