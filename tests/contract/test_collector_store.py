@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select
@@ -14,9 +15,14 @@ from sqlalchemy.exc import OperationalError
 from switchgear.collector import store
 from switchgear.collector.detectors import signals_of, silence_signal
 from switchgear.collector.event_writer import EventWriter
+from switchgear.collector.main import build
 from switchgear.collector.model import Event
+from switchgear.core import rpc
+from switchgear.core.clock import ManualClock
 from switchgear.core.errors import OutOfRange
 from switchgear.store.database import Database, sqlite_url
+from switchgear.v1.signal_service_pb2 import ListSignalsRequest
+from switchgear.v1.signal_service_pb2_grpc import SignalServiceStub
 
 EVENT = Event("nodes/n1", "boot", "kernel_log", 1, 5, "XID", None, 79, "text", simulated=False)
 
@@ -82,6 +88,24 @@ async def test_an_event_that_the_database_does_not_take_costs_itself_alone(datab
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert (done, stored, len(dropped)) == (events, 6, 1)
+
+
+async def test_a_page_of_long_signals_fits_into_a_message_and_leaves_none_out(database: Database) -> None:
+    lines = [f"{number} " + "\N{HEAVY CHECK MARK}" * 5000 for number in range(300)]
+    await add(database, *(replace(EVENT, sequence=number + 1, text=text) for number, text in enumerate(lines)))
+    service, server = build(database, ManualClock()), rpc.Server()
+    service.register(server.grpc)
+    address = await server.start("127.0.0.1:0", service.service_names)
+    seen: list[str] = []
+    token = ""
+    async with rpc.channel(address) as channel:
+        stub: Any = SignalServiceStub(channel)
+        while not seen or token:
+            page = await stub.ListSignals(ListSignalsRequest(page_size=1000, page_token=token))
+            seen += [signal.evidence for signal in page.signals]
+            token = page.next_page_token
+    await server.stop(0)
+    assert seen == lines[::-1]
 
 
 async def test_events_wait_while_the_database_is_away(tmp_path: Path) -> None:

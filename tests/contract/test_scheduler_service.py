@@ -12,8 +12,11 @@ import grpc.aio
 import pytest
 from scheduler_plane import RECOVERY, Agent, Plane, refused, running, until
 
+from switchgear.core import rpc
 from switchgear.core.clock import ManualClock
 from switchgear.core.errors import Reason
+from switchgear.scheduler.engines.local import LocalEngine
+from switchgear.scheduler.nodes import FORGET_S
 from switchgear.store.database import Database
 from switchgear.v1 import fleet_service_pb2 as fleet_pb
 from switchgear.v1 import job_service_pb2 as job_pb
@@ -247,6 +250,30 @@ async def test_jobs_are_listed_newest_first_and_watched_in_their_newest_form(pla
     watch.cancel()
 
 
+async def test_a_page_of_large_nodes_fits_into_a_message(plane: Plane) -> None:
+    names = [f"n{number:02}" for number in range(24)]
+    for name in names:
+        agent = Agent(plane.channel, name, gpus=256)
+        for gpu in agent.node.gpus:
+            gpu.uuid, gpu.model, gpu.pci_bus_id = "é" * 100, "é" * 200, "é" * 100
+        await agent.connect()
+    listed: list[str] = []
+
+    async def list_all() -> bool:
+        listed.clear()
+        token = ""
+        while not listed or token:
+            page = await plane.fleet.ListNodes(fleet_pb.ListNodesRequest(page_token=token))
+            if not page.nodes:
+                return False
+            listed.extend(node.name for node in page.nodes)
+            token = page.next_page_token
+        return len(listed) == len(names)
+
+    await until(list_all)
+    assert listed == [f"nodes/{name}" for name in names]
+
+
 async def test_a_page_of_large_jobs_fits_into_a_message(plane: Plane) -> None:
     await plane.agent("a")
     for number in range(20):
@@ -294,3 +321,52 @@ async def test_a_second_agent_of_a_name_is_refused_until_the_first_is_gone_or_si
         return False
 
     await until(taken)
+
+
+async def test_a_node_that_was_away_for_a_week_is_no_longer_listed(plane: Plane) -> None:
+    agent = await plane.agent("a")
+    await agent.disconnect()
+    plane.clock.advance(11)
+    await plane.node_in("nodes/a", fleet_pb.Node.UNREACHABLE)
+    plane.clock.advance(FORGET_S)
+    await plane.agent("b")
+
+    async def listed(*names: str) -> bool:
+        response = await plane.fleet.ListNodes(fleet_pb.ListNodesRequest())
+        return [node.name for node in response.nodes] == list(names)
+
+    await until(lambda: listed("nodes/b"))
+    await agent.connect()
+    await until(lambda: listed("nodes/a", "nodes/b"))
+
+
+async def test_nodes_that_are_gone_make_room_for_new_ones() -> None:
+    clock = ManualClock()
+    engine = LocalEngine(clock, lambda: None, nodes_max=2)
+    server = rpc.Server()
+    agent_grpc.add_NodeAgentServiceServicer_to_server(engine, server.grpc)
+    address = await server.start("127.0.0.1:0", ["switchgear.v1alpha.NodeAgentService"])
+
+    async def seen(*names: str) -> None:
+        async def there() -> bool:
+            return [name for name, _ in engine.observe().nodes] == list(names)
+
+        await until(there)
+
+    async with rpc.channel(address) as channel:
+        agents = {name: Agent(channel, name) for name in "abc"}
+        await agents["a"].connect()
+        await agents["b"].connect()
+        await seen("nodes/a", "nodes/b")
+        await agents["c"].connect()
+        assert (await refused(agents["c"].next_command())).reason is Reason.LIMIT_EXCEEDED
+        await agents["a"].disconnect()
+        await until(lambda: _connected(engine, 1))
+        clock.advance(11)
+        await agents["c"].connect()
+        await seen("nodes/b", "nodes/c")
+    await server.stop(0)
+
+
+async def _connected(engine: LocalEngine, number: int) -> bool:
+    return sum(status.connected for _, status in engine.observe().nodes) == number

@@ -311,6 +311,30 @@ def test_a_launcher_that_no_node_can_start_fails_its_job_with_the_cause() -> Non
     assert job.end_time_unix_ns == NOW
 
 
+def test_a_node_that_was_away_for_a_week_is_forgotten_unless_a_person_or_a_job_holds_it() -> None:
+    world = _World("abcd", _job("x", 1))
+    world.settle()
+    world.put(node_life.cordon(world.nodes["nodes/b"], "fan", "user"))
+    world.seen = replace(_seen("d"), complete=True)
+    world.settle()
+    before = world.snapshot()
+    week_ns = int(node_life.FORGET_S * 1e9)
+    assert decide(before, world.seen, NOW + week_ns).forgotten == frozenset()
+    assert decide(before, world.seen, NOW + week_ns + 1).forgotten == {"nodes/c"}
+    assert not decide(before, _seen("abcd"), NOW + week_ns + 1).forgotten
+
+
+def test_beyond_the_limit_the_node_that_was_silent_the_longest_is_forgotten_first() -> None:
+    away = [
+        replace(_node(f"n{number}"), reachable=False, last_seen_unix_ns=NOW - number) for number in range(NODES_MAX + 2)
+    ]
+    assert node_life.forgotten(away, {f"nodes/n{NODES_MAX}"}, NOW) == {
+        f"nodes/n{NODES_MAX + 1}",
+        f"nodes/n{NODES_MAX - 1}",
+    }
+    assert node_life.forgotten(away[:NODES_MAX], (), NOW) == frozenset()
+
+
 def test_launchers_of_a_job_that_has_just_ended_are_left_to_finish() -> None:
     world = _World("a", _job("x", 1))
     world.settle()

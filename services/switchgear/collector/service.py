@@ -86,10 +86,11 @@ class SignalApi(SignalServiceServicer):
         async with self._database.read() as session:
             revision = await current_revision(session, store.SERVICE)
             found = await store.signals_before(session, request.node, before, size + 1)
-        page = found[:size]
+        signals = [_to_proto(signal) for _, signal in found]
+        count = paging.fitting(signals[:size])
         return signal_service_pb2.ListSignalsResponse(
-            signals=[_to_proto(signal) for _, signal in page],
-            next_page_token=paging.page_token(collection, page[-1][0]) if len(found) > size else "",
+            signals=signals[:count],
+            next_page_token=paging.page_token(collection, found[count - 1][0]) if len(found) > count else "",
             revision=revision,
         )
 

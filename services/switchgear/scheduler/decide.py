@@ -39,15 +39,22 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """Records to write, whole."""
+    """Records to write, whole, and nodes to delete."""
 
     nodes: tuple[NodeRecord, ...]
     jobs: tuple[JobRecord, ...]
+    forgotten: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.nodes or self.jobs or self.forgotten)
 
 
 def decide(snapshot: Snapshot, observed: Observation, now_unix_ns: int) -> Decisions:
     """Brings nodes up to date with what is seen, then places what waits, oldest first."""
-    world = _World(_judged(snapshot.nodes, observed, now_unix_ns), snapshot.jobs, observed)
+    nodes = _judged(snapshot.nodes, observed, now_unix_ns)
+    in_use = {seat.node for job in snapshot.jobs if not job.ended for seat in job.placement.nodes}
+    forgotten = node_life.forgotten(nodes, in_use, now_unix_ns)
+    world = _World((node for node in nodes if node.name not in forgotten), snapshot.jobs, observed)
     _judge_launchers(world, now_unix_ns)
     _place_pending(world, now_unix_ns)
     before_nodes = {node.name: node for node in snapshot.nodes}
@@ -55,6 +62,7 @@ def decide(snapshot: Snapshot, observed: Observation, now_unix_ns: int) -> Decis
     return Decisions(
         tuple(node for node in world.nodes.values() if node is not before_nodes.get(node.name)),
         tuple(job for job in world.jobs.values() if job != before_jobs[job.name]),
+        forgotten & before_nodes.keys(),
     )
 
 

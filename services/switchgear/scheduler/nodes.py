@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from switchgear.scheduler.model import Inventory, NodeRecord, NodeState
@@ -11,6 +12,8 @@ SILENCE_LIMIT_S = 10.0
 #: Every pass of the scheduler looks at all nodes; with so many and a full queue `decide` takes less than a second of one core
 #: (measured by `tests/unit/test_scheduler_decide.py`).
 NODES_MAX = 10_000
+#: A machine that is away for longer has another name or no more life; one that does come back registers anew.
+FORGET_S = 7 * 24 * 3600.0
 ACTOR_AGENT = "agent"
 ACTOR_POLICY = "policy:scheduler"
 
@@ -27,6 +30,24 @@ def heard(node: NodeRecord | None, name: str, inventory: Inventory, now_unix_ns:
 def lost(node: NodeRecord) -> NodeRecord:
     """No report for longer than `SILENCE_LIMIT_S`."""
     return replace(node, reachable=False)
+
+
+def forgotten(nodes: Sequence[NodeRecord], in_use: Collection[str], now_unix_ns: int) -> frozenset[str]:
+    """Names of the nodes to forget: unreachable for longer than `FORGET_S`, or as many as there are beyond `NODES_MAX`,
+    those first that have been silent the longest.
+
+    Never one that somebody cordoned, whose story a person may still want, nor one of `in_use`, the nodes of placements.
+    """
+    gone = sorted(
+        (n for n in nodes if not n.reachable and n.standing is NodeState.HEALTHY and n.name not in in_use),
+        key=lambda node: (node.last_seen_unix_ns, node.name),
+    )
+    beyond = len(nodes) - NODES_MAX
+    return frozenset(
+        node.name
+        for position, node in enumerate(gone)
+        if position < beyond or now_unix_ns - node.last_seen_unix_ns > FORGET_S * 1e9
+    )
 
 
 def cordon(node: NodeRecord, reason: str, actor: str) -> NodeRecord:

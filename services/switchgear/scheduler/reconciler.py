@@ -57,11 +57,13 @@ class Reconciler:
             return
         revision, snapshot = await self._repository.snapshot()
         decisions = decide(snapshot, observed, self._repository.clock.unix_ns())
-        changes = bool(decisions.nodes or decisions.jobs)
+        changes = bool(decisions)
         if changes:
             # Decided anew on what nobody else can change meanwhile: a person may have cordoned a node just now.
             async with self._repository.write() as transaction:
                 decisions = decide(await transaction.snapshot(), observed, transaction.now_unix_ns)
+                for name in sorted(decisions.forgotten):
+                    await transaction.forget_node(name)
                 for node in decisions.nodes:
                     await transaction.put_node(node)
                 for job in decisions.jobs:
@@ -83,6 +85,8 @@ class Reconciler:
 
 
 def _tell(decisions: Decisions) -> None:
+    for name in sorted(decisions.forgotten):
+        log.info("node forgotten", extra={"node": name})
     for node in decisions.nodes:
         log.info("node", extra={"node": node.name, "state": node.state.value, "reason": node.reason})
     for job in decisions.jobs:

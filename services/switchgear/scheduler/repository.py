@@ -60,6 +60,11 @@ class Transaction:
             return node
         return await self._write_node(before, node, healthy_anew=healthy_anew)
 
+    async def forget_node(self, name: str) -> None:
+        """Deletes the node; if its agent comes back, it is a new one."""
+        await store.delete_node(self.session, name)
+        await self._next()
+
     async def put_job(self, job: JobRecord) -> JobRecord:
         """Writes the job, if it differs from what is stored, and the nodes whose GPUs it takes or frees."""
         before = await store.get_job(self.session, job.name)

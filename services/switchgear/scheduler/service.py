@@ -40,8 +40,6 @@ REASON_LENGTH_MAX = 1000
 ACTOR_LENGTH_MAX = 200
 MESSAGE_LENGTH_MAX = 4000
 EXCLUDED_NODES_MAX = 1000
-#: Half of the largest message: a page of jobs with long specifications ends before its size is reached.
-PAGE_BYTES_MAX = 2 * 1024 * 1024
 
 #: States that recovery may report.
 _REPORTABLE = frozenset({JobState.STARTING, JobState.RUNNING, JobState.RECOVERING, JobState.SUCCEEDED, JobState.FAILED})
@@ -65,12 +63,14 @@ class FleetServicer(fleet_grpc.FleetServiceServicer):
         size = paging.page_size(request.page_size)
         after = paging.after_text("nodes", request.page_token)
         async with self._repository.database.read() as session:
-            nodes = await store.nodes_after_name(session, after or "", size + 1)
-            return fleet_pb.ListNodesResponse(
-                nodes=await _nodes(session, nodes[:size]),
-                next_page_token=paging.page_token("nodes", nodes[size - 1].name) if len(nodes) > size else "",
-                revision=await current_revision(session, SERVICE),
-            )
+            nodes = await _nodes(session, await store.nodes_after_name(session, after or "", size + 1))
+            revision = await current_revision(session, SERVICE)
+        page = nodes[: paging.fitting(nodes[:size])]
+        return fleet_pb.ListNodesResponse(
+            nodes=page,
+            next_page_token=paging.page_token("nodes", page[-1].name) if len(nodes) > len(page) else "",
+            revision=revision,
+        )
 
     async def WatchNodes(
         self, request: fleet_pb.WatchNodesRequest, context: Context
@@ -145,16 +145,14 @@ class JobServicer(job_grpc.JobServiceServicer):
         before = paging.after_number("jobs", request.page_token)
         async with self._repository.database.read() as session:
             jobs = await store.jobs_before(session, before, size + 1)
-            response = job_pb.ListJobsResponse(revision=await current_revision(session, SERVICE))
-        bytes_left = PAGE_BYTES_MAX
-        for position, job in enumerate(jobs):
-            message = job_to_proto(job)
-            bytes_left -= message.ByteSize()
-            if position == size or (bytes_left < 0 and position > 0):
-                response.next_page_token = paging.page_token("jobs", jobs[position - 1].create_revision)
-                break
-            response.jobs.append(message)
-        return response
+            revision = await current_revision(session, SERVICE)
+        messages = [job_to_proto(job) for job in jobs]
+        count = paging.fitting(messages[:size])
+        return job_pb.ListJobsResponse(
+            jobs=messages[:count],
+            next_page_token=paging.page_token("jobs", jobs[count - 1].create_revision) if len(jobs) > count else "",
+            revision=revision,
+        )
 
     async def WatchJobs(
         self, request: job_pb.WatchJobsRequest, context: Context

@@ -96,6 +96,10 @@ async def save_node(session: AsyncSession, node: NodeRecord) -> None:
     await session.flush()
 
 
+async def delete_node(session: AsyncSession, name: str) -> None:
+    await session.execute(delete(NodeRow).where(NodeRow.name == name))
+
+
 async def save_last_seen(session: AsyncSession, last_seen_unix_ns: Mapping[str, int]) -> None:
     """When nodes were last heard. Not a change that a watcher is told of, so their revisions stay."""
     for name, time_unix_ns in last_seen_unix_ns.items():

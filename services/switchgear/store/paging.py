@@ -5,12 +5,17 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import Sequence
+
+from google.protobuf.message import Message
 
 from switchgear.core.errors import Invalid, Reason
 
 PAGE_SIZE_DEFAULT = 100
 #: A page stays one short query; a list of large resources ends its pages earlier, by bytes.
 PAGE_SIZE_MAX = 1000
+#: Half of the largest message: the rest is for what goes around the resources, and for the last of them.
+PAGE_BYTES_MAX = 2 * 1024 * 1024
 _TOKEN_LENGTH_MAX = 2000
 
 
@@ -29,6 +34,16 @@ def page_token(collection: str, last: str | int) -> str:
     collection: the list and its filter, as text; a token is only good for the same.
     """
     return base64.urlsafe_b64encode(json.dumps([collection, last]).encode()).decode()
+
+
+def fitting(messages: Sequence[Message]) -> int:
+    """How many of the messages, from the first on, a page holds: at least one, and no more than a response may have in bytes."""
+    size = 0
+    for position, message in enumerate(messages):
+        size += message.ByteSize()
+        if size > PAGE_BYTES_MAX and position > 0:
+            return position
+    return len(messages)
 
 
 def after_text(collection: str, token: str) -> str | None:

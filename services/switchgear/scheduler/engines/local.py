@@ -68,9 +68,10 @@ class LocalEngine(pb_grpc.NodeAgentServiceServicer):
     changed: called whenever `observe` would answer something new, except for silence, which only time brings.
     """
 
-    def __init__(self, clock: Clock, changed: Callable[[], None]) -> None:
+    def __init__(self, clock: Clock, changed: Callable[[], None], *, nodes_max: int = NODES_MAX) -> None:
         self._clock = clock
         self._changed = changed
+        self._nodes_max = nodes_max
         self._start_s = clock.monotonic_s()
         self._nodes: dict[str, _Node] = {}
         self._wanted: Mapping[str, Wanted] | None = None
@@ -111,8 +112,8 @@ class LocalEngine(pb_grpc.NodeAgentServiceServicer):
             raise Invalid("the first report must be a hello", Reason.STREAM_PROTOCOL)
         name = first.hello.node.name
         names.parse(name, "nodes/*")
-        if name not in self._nodes and len(self._nodes) >= NODES_MAX:
-            raise ResourceExhausted(f"{NODES_MAX} nodes are connected already", Reason.LIMIT_EXCEEDED)
+        if name not in self._nodes and len(self._nodes) >= self._nodes_max:
+            self._forget_silent()
         self._refuse_second(name, first.hello.instance_id)
         stream = object()
         self._take(name, stream, first)
@@ -135,6 +136,19 @@ class LocalEngine(pb_grpc.NodeAgentServiceServicer):
                 node.stream = None
                 self._changed()
             log.info("agent disconnected", extra={"node": name})
+
+    def _forget_silent(self) -> None:
+        """Makes room: a node that is not seen at all is judged like one that is silent."""
+        now_s = self._clock.monotonic_s()
+        silent = [n for n, node in self._nodes.items() if node.stream is None and self._status(node, now_s).silent]
+        if not silent:
+            raise ResourceExhausted(
+                f"{self._nodes_max} nodes are connected already, which is the limit; run another scheduler for more",
+                Reason.LIMIT_EXCEEDED,
+            )
+        for name in silent:
+            del self._nodes[name]
+        self._changed()
 
     def _refuse_second(self, name: str, instance_id: str) -> None:
         """Two agents of one name would end each other's launchers, each at the command that is meant for the other."""
