@@ -17,7 +17,7 @@ from switchgear.collector.ingest import BURST_BLOCKS_MAX, DEBT_BLOCKS_MAX
 from switchgear.collector.main import CollectorSettings, build
 from switchgear.core import rpc
 from switchgear.core.clock import ManualClock
-from switchgear.core.errors import Aborted, Invalid, NotFound, OutOfRange, Reason, ResourceExhausted
+from switchgear.core.errors import Aborted, AlreadyExists, Invalid, NotFound, OutOfRange, Reason, ResourceExhausted
 from switchgear.core.service import Endpoints
 from switchgear.store.database import Database, sqlite_url
 from switchgear.v1 import signal_service_pb2 as signals
@@ -282,6 +282,24 @@ async def test_a_newer_stream_of_a_node_replaces_the_older_one(collector_sqlite:
     assert isinstance(await older.refusal(), Aborted)
     await newer.event(2)
     await newer.answer("event_ack")
+
+
+async def test_a_second_agent_of_a_name_is_refused_until_the_first_is_silent(collector_sqlite: Collector) -> None:
+    first, second, third = (collector_sqlite.stream() for _ in range(3))
+    await first.hello()
+    await first.event(1)
+    await first.answer("event_ack")
+    await second.hello(epoch="epoch-2")
+    error = await second.refusal()
+    assert isinstance(error, AlreadyExists)
+    assert "--node" in error.message
+    await first.event(2)
+    await first.answer("event_ack")
+    collector_sqlite.clock.advance(11)
+    await third.hello(epoch="epoch-3")
+    await third.event(1, boot_id="another")
+    await third.answer("event_ack")
+    assert isinstance(await first.refusal(), Aborted)
 
 
 async def test_an_agent_that_is_too_fast_is_told_to_slow_down_and_then_cut_off(collector_sqlite: Collector) -> None:

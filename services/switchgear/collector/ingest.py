@@ -14,7 +14,7 @@ from switchgear.collector.model import Event
 from switchgear.collector.windows import REASON_CHARS_MAX, Block, NodeWindow, Outcome, SeriesKey, Windows
 from switchgear.core import names
 from switchgear.core.clock import Clock
-from switchgear.core.errors import Aborted, Invalid, Reason, ResourceExhausted, SwitchgearError
+from switchgear.core.errors import Aborted, AlreadyExists, Invalid, Reason, ResourceExhausted, SwitchgearError
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
 TEXT_BYTES_MAX = 2048
@@ -24,6 +24,8 @@ NAME_CHARS_MAX = 256
 BLOCKS_PER_S_MAX = 20.0
 #: What an agent may send at once after an outage: its whole queue, twice.
 BURST_BLOCKS_MAX = 480
+#: So long a stream's node is its own although nothing comes: many samples missed, the silence after which a node counts as gone.
+SECOND_AGENT_S = 10.0
 #: An agent that ignores the throttle for so many blocks more is cut off.
 DEBT_BLOCKS_MAX = 2000
 
@@ -33,6 +35,9 @@ class Outgoing:
 
     def __init__(self) -> None:
         self.wake = asyncio.Event()
+        #: Of the stream's hello, and when it last said something.
+        self.epoch = ""
+        self.heard_s = 0.0
         self._block = 0
         self._events: dict[tuple[str, str], int] = {}
         self._others: dict[str, pb.CollectorMessage] = {}
@@ -128,13 +133,21 @@ class Ingest:
         if hello is None:
             return
         node = hello.node
+        outgoing.epoch, outgoing.heard_s = hello.epoch, self._clock.monotonic_s()
         if (older := self._streams.get(node)) is not None:
+            if older.epoch != hello.epoch and outgoing.heard_s - older.heard_s <= SECOND_AGENT_S:
+                raise AlreadyExists(
+                    f"another agent streams for {node}; stop it, or give this one an id of its own with --node",
+                    Reason.ALREADY_EXISTS,
+                    name=node,
+                )
             older.close(Aborted(f"a newer stream of {node} has come; run one agent a node", Reason.STREAM_PROTOCOL))
         self._streams[node] = outgoing
         try:
             await self._connected(node)
             session = _Session(self._windows, self._windows.connect(node, hello.epoch), outgoing, self._clock)
             async for message in requests:
+                outgoing.heard_s = self._clock.monotonic_s()
                 match message.WhichOneof("kind"):
                     case "block":
                         self._metrics.block(session.block(message.block))
