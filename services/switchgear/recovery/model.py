@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from switchgear.recovery.kinds import (
-    AttemptState as AttemptState,
-    CheckpointState as CheckpointState,
-    Decision as Decision,
-    Fault as Fault,
-    IncidentState as IncidentState,
-    JobOutcome as JobOutcome,
-    Phase as Phase,
+    AttemptState,
+    CheckpointState,
+    Decision,
+    Fault,
+    IncidentState,
+    JobOutcome,
+    Phase,
 )
+
+# One name for all that recovery speaks of: `m.Phase` beside `m.JobState`.
+__all__ = ["AttemptState", "CheckpointState", "Decision", "Fault", "IncidentState", "JobOutcome", "Phase"]
 
 
 @dataclass(frozen=True, slots=True)
