@@ -47,7 +47,13 @@ async def running_job(world: World, job_id: str = "llama", node: str = "a", **op
 
 
 def hello(**fields: Any) -> wire.LauncherReport:
-    defaults: dict[str, Any] = {"job": JOB, "node": "nodes/a", "launcher_id": "x", "placement_epoch": 1, "all_gone": True}
+    defaults: dict[str, Any] = {
+        "job": JOB,
+        "node": "nodes/a",
+        "launcher_id": "x",
+        "placement_epoch": 1,
+        "all_gone": True,
+    }
     return wire.LauncherReport(hello=wire.LauncherHello(**(defaults | fields)))
 
 
