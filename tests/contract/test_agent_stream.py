@@ -130,8 +130,7 @@ async def test_an_ack_that_makes_the_spool_rewrite_its_file_does_not_hold_up_the
     monkeypatch.setattr(os, "fsync", lambda fd: (threads.append(threading.get_ident()), sync(fd)))
     async with world.collector(), world.streaming():
         await world.settled()
-        await until(lambda: (tmp_path / "spool").stat().st_size < 10_000)
-    assert threads
+        await until(lambda: bool(threads))
     assert threading.get_ident() not in threads
 
 
