@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +28,6 @@ class LocalRank:
     started: pb.RankStarted | None = None
     process: Process | None = None
     exited: pb.RankExited | None = None
-
-    @property
-    def lives(self) -> bool:
-        return self.started is not None and self.exited is None
 
 
 @dataclass(slots=True)
@@ -96,11 +93,22 @@ class Attempt:
         """Newest step that the first local rank had completed when a file was last written; None when that cannot be told."""
         return next(iter(self.ranks.values())).progress.step_at(modified_ns)
 
+    def exits(self) -> list[pb.RankExited]:
+        return [rank.exited for rank in self.ranks.values() if rank.exited is not None]
+
+    def alive(self) -> list[pb.RankStarted]:
+        return [rank.started for rank in self.ranks.values() if rank.started is not None and rank.exited is None]
+
+    def lost(self, unix_ns: int) -> list[Exited]:
+        """The ends of all ranks that still count as alive, when nobody is left who could have reaped them."""
+        code = -signal.SIGKILL
+        return [Exited(rank.rank, rank.pid, code, signalled=False, time_unix_ns=unix_ns) for rank in self.alive()]
+
     def processes(self) -> tuple[Process, ...]:
         return tuple(rank.process for rank in self.ranks.values() if rank.process is not None)
 
     def live_pids(self) -> list[int]:
-        return [rank.started.pid for rank in self.ranks.values() if rank.started is not None and rank.exited is None]
+        return [rank.pid for rank in self.alive()]
 
     def close(self) -> None:
         """Lets go of the maps and the port."""

@@ -1,7 +1,8 @@
-"""All that an attempt needs before its ranks can be started."""
+"""All that an attempt needs before its ranks can be started, and what becomes of it afterwards."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from switchgear.launcher.steplog import StepLog
 from switchgear.launcher.steplog_files import StepLogFiles
 from switchgear.launcher.zygote import RankSpec
 from switchgear.v1alpha import launcher_service_pb2 as pb
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,14 @@ class Preparation:
             attempt.close()
             raise
         return attempt, specs
+
+    def put_away(self, generation: int) -> None:
+        """Takes an ended attempt's step logs out of memory and removes the oldest logs."""
+        try:
+            self.step_logs.archive(generation)
+            self.logs.prune(generation)
+        except OSError as error:
+            log.warning("cannot archive step logs: %s", error)
 
     def _spec(self, generation: int, start: pb.StartAttempt, local_rank: int, step_log: Path) -> RankSpec:
         spec = self.settings.spec

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import logging
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -110,3 +112,8 @@ def _lock(fd: int) -> bool:
         else:
             return True
     return False
+
+
+async def kill_all(processes: Sequence[Process]) -> bool:
+    """Ends the groups of these leaders; whether all are gone."""
+    return all(await asyncio.gather(*(proc.kill_group(p.pid, p.start_ticks) for p in processes)))

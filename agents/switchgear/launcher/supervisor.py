@@ -8,21 +8,19 @@ mount runs in a thread of its own, so that neither heartbeats nor the lease nor 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
 from switchgear.core.clock import Clock, SystemClock
 from switchgear.core.errors import FailedPrecondition, Reason
-from switchgear.launcher import proc
 from switchgear.launcher.attempt import Attempt
-from switchgear.launcher.commits import CommitWatcher, Signature, signatures
+from switchgear.launcher.checkpoint_folder import CheckpointFolder
 from switchgear.launcher.disk import DiskThread
 from switchgear.launcher.lease import Lease
 from switchgear.launcher.logs import LogFolder
@@ -31,10 +29,20 @@ from switchgear.launcher.ports import ReservedPort
 from switchgear.launcher.preparation import Preparation
 from switchgear.launcher.progress import Commit
 from switchgear.launcher.settings import LauncherSettings
-from switchgear.launcher.state import Process, State, StateFolder
+from switchgear.launcher.state import State, StateFolder, kill_all
 from switchgear.launcher.steplog_files import StepLogFiles
-from switchgear.launcher.verify import verify
-from switchgear.launcher.zygote import Ended, Event, Exited, Gone, NotStarted, RankSpec, Ready, Started, Zygote
+from switchgear.launcher.zygote import (
+    Ended,
+    Event,
+    Exited,
+    Gone,
+    NotStarted,
+    RankSpec,
+    Ready,
+    Started,
+    Zygote,
+    ZygoteError,
+)
 from switchgear.v1alpha import launcher_service_pb2 as pb
 
 __all__ = ["LauncherSettings", "Supervisor"]
@@ -51,9 +59,6 @@ _POLLS_PER_LISTING = 4
 _CLOSE_TIMEOUT_S = 10.0
 #: SIGKILL takes milliseconds; a rank with very much memory to give back takes seconds.
 _STOP_PATIENCE_S = 10.0
-_LOWEST_PRIORITY = 19
-#: The interpreter is missing, closed to us or no program: no retry mends that. Anything else (no memory, no process, no room) passes.
-_NO_INTERPRETER = (errno.ENOENT, errno.EACCES, errno.ENOEXEC)
 
 
 class Supervisor:
@@ -72,11 +77,9 @@ class Supervisor:
         self._logs = LogFolder(Path(self._spec.log_directory or settings.state_dir / "logs"))
         self._step_logs = StepLogFiles(settings.state_dir)
         self._disk = DiskThread("disk")
-        self._digests = DiskThread("digest", nice=_LOWEST_PRIORITY)
-        self._checkpoint_directory: Path | None = None
-        if self._spec.checkpoint_directory:
-            self._checkpoint_directory = Path(self._spec.working_directory, self._spec.checkpoint_directory)
-        self._preparation = Preparation(settings, self._logs, self._step_logs, self._checkpoint_directory)
+        directory = Path(self._spec.working_directory, self._spec.checkpoint_directory)
+        self._checkpoints = CheckpointFolder(directory if self._spec.checkpoint_directory else None, self._disk)
+        self._preparation = Preparation(settings, self._logs, self._step_logs, self._checkpoints.directory)
         self._outbox = Outbox()
         self._port = ReservedPort(settings.address)
         self._lease = settings.lease
@@ -85,7 +88,6 @@ class Supervisor:
         self._zygote_task: asyncio.Task[None] | None = None
         self._zygote_ready = False
         self._attempt: Attempt | None = None
-        self._watcher: CommitWatcher | None = None
         self._wanted: tuple[int, pb.StartAttempt] | None = None
         self._wanted_check: tuple[int, pb.VerifyCheckpoints] | None = None
         self._stops_owed: set[int] = set()
@@ -108,7 +110,7 @@ class Supervisor:
         """
         state = self._folder.load()
         self._generation = state.generation
-        if not await _kill(state.processes):
+        if not await kill_all(state.processes):
             raise FailedPrecondition(
                 f"processes of an earlier attempt of {self._settings.job} cannot be killed (state D, waiting for a device); reboot the node",
                 Reason.JOB_ALREADY_RUNNING,
@@ -140,11 +142,8 @@ class Supervisor:
             all_gone=self._attempt is None or self._attempt.gone,
         )
         if self._attempt is not None and self._attempt.generation == self._generation:
-            for rank in self._attempt.ranks.values():
-                if rank.exited is not None:
-                    hello.ranks_exited.append(rank.exited)
-                elif rank.started is not None:
-                    hello.ranks_alive.append(rank.started)
+            hello.ranks_exited.extend(self._attempt.exits())
+            hello.ranks_alive.extend(self._attempt.alive())
         return pb.LauncherReport(generation=self._generation, time_unix_ns=self._clock.unix_ns(), hello=hello)
 
     def heartbeat(self) -> pb.LauncherReport:
@@ -217,7 +216,7 @@ class Supervisor:
         self._outbox.close()
         self._step_logs.close()
         self._disk.close()
-        self._digests.close()
+        self._checkpoints.close()
         self._port.close()
         self._folder.close()
 
@@ -279,15 +278,13 @@ class Supervisor:
             elif self._zygote_task is None:
                 self._warm_up()
             else:
-                seen = (
-                    await self._disk.run(signatures, self._checkpoint_directory) if self._checkpoint_directory else {}
-                )
+                await self._checkpoints.survey()
                 attempt, specs = await self._disk.run(self._preparation.attempt, generation, start)
                 zygote = self._zygote if self._zygote_ready else None
                 if self._wanted is not wanted or zygote is None or self._closing or not self._may_run():
                     attempt.close()
                     return
-                self._start(zygote, attempt, start, specs, seen)
+                self._start(zygote, attempt, start, specs)
         except Exception as error:  # recovery waits for an answer, whatever it is
             if not isinstance(error, OSError):
                 log.exception("cannot prepare generation %d", generation)
@@ -297,36 +294,20 @@ class Supervisor:
             self._preparing = False
             self._advance()
 
-    def _start(
-        self,
-        zygote: Zygote,
-        attempt: Attempt,
-        start: pb.StartAttempt,
-        specs: Sequence[RankSpec],
-        seen: Mapping[Path, Signature],
-    ) -> None:
+    def _start(self, zygote: Zygote, attempt: Attempt, start: pb.StartAttempt, specs: Sequence[RankSpec]) -> None:
         if start.master_port == self._port.number:
-            try:
-                # It stays bound until this attempt has ended; the next one gets another.
-                attempt.port, self._port = self._port, ReservedPort(self._settings.address)
-            except OSError:
-                attempt.close()
-                raise
+            # It stays bound until this attempt has ended; the next one gets another.
+            attempt.port, self._port = self._port, ReservedPort(self._settings.address)
         self._wanted = None
         self._attempt = attempt
         self._idle.clear()
         self._hand_on_lease()
         zygote.start_ranks(specs)
-        if self._checkpoint_directory is not None:
-            self._watcher = CommitWatcher(
-                self._checkpoint_directory,
-                seen,
-                lambda found: self._report(attempt.generation, checkpoint=found),
-                attempt.step_at,
-                looks=self._disk,
-                digests=self._digests,
-                finds_others=start.node_rank == 0,
-            )
+        self._checkpoints.watch(
+            lambda found: self._report(attempt.generation, checkpoint=found),
+            attempt.step_at,
+            finds_others=start.node_rank == 0,
+        )
 
     def _stop(self, grace_s: float) -> None:
         """Ends the current attempt: SIGTERM and, after the grace, SIGKILL; at once without a grace."""
@@ -334,8 +315,7 @@ class Supervisor:
         if attempt is None or attempt.gone:
             return
         attempt.stopping = True
-        if self._watcher is not None:
-            self._watcher.ranks_ended()
+        self._checkpoints.ranks_ended()
         self._signal(attempt, signal.SIGTERM if grace_s > 0 else signal.SIGKILL)
         if grace_s > 0:
             asyncio.get_running_loop().call_later(grace_s, self._signal, attempt, signal.SIGKILL)
@@ -357,19 +337,12 @@ class Supervisor:
         self._zygote_task = asyncio.create_task(self._run_zygote())
 
     async def _run_zygote(self) -> None:
+        environment, log_path = {**os.environ, **self._spec.environment}, self._settings.state_dir / "zygote.log"
         try:
-            self._zygote = await Zygote.start(
-                self._python,
-                {**os.environ, **self._spec.environment},
-                self._spec.working_directory,
-                self._settings.state_dir / "zygote.log",
-            )
-        except Exception as error:  # an attempt may wait for it; the next start tries again
+            self._zygote = await Zygote.start(self._python, environment, self._spec.working_directory, log_path)
+        except ZygoteError as error:
             self._zygote_task = None
-            if isinstance(error, OSError) and error.filename == self._python and error.errno in _NO_INTERPRETER:
-                self._not_warm(f"cannot run {self._python}: {error.strerror}", permanent=True)
-            else:
-                self._not_warm(f"cannot start the process that forks the ranks: {error}", permanent=False)
+            self._not_warm(str(error), permanent=error.permanent)
             return
         self._save()
         if self._closing:
@@ -433,40 +406,31 @@ class Supervisor:
 
     def _gone(self, attempt: Attempt) -> None:
         self._look(attempt)
-        if self._watcher is not None:
-            self._looking = True
-            self._watcher.ranks_ended()
-            self._spawn(self._last_look(self._watcher))
-            self._watcher = None
+        self._checkpoints.ranks_ended()
+        self._looking = True
+        # What recovery does after the attempt's end depends on the commits that it knows.
+        self._spawn(self._checkpoints.last_look(self._looked))
         attempt.gone = True
         attempt.close()
         self._save()
         self._stops_owed.add(attempt.generation)
-        self._spawn(self._put_away(attempt.generation))
+        self._spawn(asyncio.to_thread(self._preparation.put_away, attempt.generation))
         self._idle.set()
 
-    async def _last_look(self, watcher: CommitWatcher) -> None:
-        """Before the attempt's end is reported: what recovery does next depends on the commits that it knows."""
-        try:
-            await watcher.last_look()
-        finally:
-            self._looking = False
-            self._advance()
-        await watcher.close()
+    def _looked(self) -> None:
+        self._looking = False
+        self._advance()
 
     async def _zygote_ended(self, message: str, *, was_ready: bool) -> None:
         """Kills by itself what the zygote would have killed: its ranks have its death signal, their children have not."""
         attempt = self._attempt
         if attempt is not None and not attempt.gone:
             log.error(message)
-            while not await _kill(attempt.processes()):
+            while not await kill_all(attempt.processes()):
                 log.error("some process of the attempt cannot be killed (state D, waiting for a device)")
             attempt.stopping = True
-            for rank in attempt.ranks.values():
-                if rank.lives and rank.started is not None:
-                    now = self._clock.unix_ns()
-                    event = Exited(rank.rank, rank.started.pid, -signal.SIGKILL, signalled=False, time_unix_ns=now)
-                    self._exited(attempt, event, note=f"switchgear: {message}\n")
+            for event in attempt.lost(self._clock.unix_ns()):
+                self._exited(attempt, event, note=f"switchgear: {message}\n")
             self._gone(attempt)
         if was_ready:
             self._warm_up()
@@ -474,22 +438,12 @@ class Supervisor:
             self._not_warm(message, permanent=False)
         self._advance()
 
-    async def _put_away(self, generation: int) -> None:
-        try:
-            await asyncio.to_thread(self._step_logs.archive, generation)
-            await asyncio.to_thread(self._logs.prune, generation)
-        except OSError as error:
-            log.warning("cannot archive step logs: %s", error)
-
     async def _check(self, generation: int, request: pb.VerifyCheckpoints) -> None:
-        result = pb.VerifyResult(error="the check was broken off")
-        try:
-            result = await verify(self._disk, self._checkpoint_directory, request)
-        finally:
-            result.time_unix_ns = self._clock.unix_ns()
-            self._checking = False
-            self._report(generation, verify_result=result)
-            self._advance()
+        result = await self._checkpoints.verify(request)
+        result.time_unix_ns = self._clock.unix_ns()
+        self._checking = False
+        self._report(generation, verify_result=result)
+        self._advance()
 
     async def _poll(self) -> None:
         turn = 0
@@ -508,8 +462,8 @@ class Supervisor:
                 self._look(attempt)
                 if turn % _POLLS_PER_PROGRESS == 0:
                     self._report_progress(attempt)
-                if turn % _POLLS_PER_LISTING == 0 and self._watcher is not None:
-                    self._watcher.poll()
+                if turn % _POLLS_PER_LISTING == 0:
+                    self._checkpoints.poll()
             except Exception as error:  # a look that fails must not end the supervision
                 if said != repr(error):  # twenty times a second would fill the disk
                     log.exception("cannot look after the attempt")
@@ -520,8 +474,8 @@ class Supervisor:
             if not isinstance(found, Commit):
                 loaded = pb.Loaded(rank=rank, path=str(found.path), step=found.step, time_unix_ns=found.time_unix_ns)
                 self._report(attempt.generation, loaded=loaded)
-            elif self._watcher is not None:
-                self._watcher.committed(found)
+            else:
+                self._checkpoints.committed(found)
 
     def _report_progress(self, attempt: Attempt) -> None:
         progress = attempt.progress()
@@ -544,8 +498,3 @@ class Supervisor:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-async def _kill(processes: Sequence[Process]) -> bool:
-    """Ends the groups of these leaders; whether all are gone."""
-    return all(await asyncio.gather(*(proc.kill_group(p.pid, p.start_ticks) for p in processes)))

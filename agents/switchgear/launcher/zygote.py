@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import socket
 import struct
@@ -18,6 +19,8 @@ from switchgear.launcher.state import Process
 #: The zygote's own last act takes at most half of it.
 _END_TIMEOUT_S = 10.0
 _LAST_WORDS_BYTES_MAX = 2048
+#: Anything else (no memory, no process, no room) passes.
+_NO_INTERPRETER = (errno.ENOENT, errno.EACCES, errno.ENOEXEC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,14 @@ def zygote_path() -> Path:
     return Path(spec.submodule_search_locations[0]) / "zygote.py"
 
 
+class ZygoteError(Exception):
+    """It cannot be started. permanent: the interpreter is missing, closed to us or no program, which no retry mends."""
+
+    def __init__(self, message: str, *, permanent: bool) -> None:
+        super().__init__(message)
+        self.permanent = permanent
+
+
 class Zygote:
     """One zygote process; what happens in it arrives at `on_event`, on the loop, in order."""
 
@@ -108,10 +119,17 @@ class Zygote:
 
     @classmethod
     async def start(cls, python: str, env: Mapping[str, str], cwd: str, log_path: Path) -> Zygote:
-        """Starts it; `run` then tells when it is ready.
+        """Starts it; `run` then tells when it is ready. Raises ZygoteError, whatever it is that hinders it."""
+        try:
+            return await cls._start(python, env, cwd, log_path)
+        except Exception as error:  # an attempt may wait for it, and the next one tries again
+            if isinstance(error, OSError) and error.filename == python and error.errno in _NO_INTERPRETER:
+                raise ZygoteError(f"cannot run {python}: {error.strerror}", permanent=True) from error
+            message = f"cannot start the process that forks the ranks: {error}"
+            raise ZygoteError(message, permanent=False) from error
 
-        Raises OSError, with the interpreter as its `filename` when that is what cannot be run.
-        """
+    @classmethod
+    async def _start(cls, python: str, env: Mapping[str, str], cwd: str, log_path: Path) -> Zygote:
         ours, theirs = socket.socketpair()
         # One thread while it imports, whatever the job asks for: its ranks set their own number. A pool would not survive the fork.
         env = {**env, "OMP_NUM_THREADS": "1"}
