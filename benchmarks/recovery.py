@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import signal
@@ -113,16 +114,20 @@ def _end(pids: list[int]) -> None:
 
 
 def first_step_s(contender: Contender, ranks: int) -> float:
-    """Seconds from the SIGKILL of the last rank to the first step of all ranks after it."""
+    """Seconds from the SIGKILL of the last rank to the first step of all ranks after it; infinite when there was none."""
     run = Run(contender, ranks)
     try:
         lines = run.wait("15 steps", lambda lines: all(len(rank) >= 15 for rank in lines))
         old = {entry["pid"] for rank in lines for entry in rank}
         killed_ns = time.time_ns()
         os.kill(lines[-1][-1]["pid"], signal.SIGKILL)
-        lines = run.wait(
-            "step after the kill", lambda lines: all(any(entry["pid"] not in old for entry in rank) for rank in lines)
-        )
+        try:
+            lines = run.wait(
+                "step after the kill",
+                lambda lines: all(any(entry["pid"] not in old for entry in rank) for rank in lines),
+            )
+        except RuntimeError:
+            return math.inf  # it happens to torchrun: its restart meets the old ranks' connections, and it gives up
         first = [next(entry["time_ns"] for entry in rank if entry["pid"] not in old) for rank in lines]
         return (max(first) - killed_ns) / 1e9
     finally:
@@ -159,24 +164,35 @@ def main() -> int:
     for number in range(args.rounds):
         for contender in CONTENDERS:
             times[contender.name].append(first_step_s(contender, args.ranks))
-            print(f"round {number + 1}  {contender.name:10}  {times[contender.name][-1]:6.2f} s", flush=True)
+            told = f"{times[contender.name][-1]:6.2f} s" if math.isfinite(times[contender.name][-1]) else "never"
+            print(f"round {number + 1}  {contender.name:10}  {told}", flush=True)
     left = {contender.name: alive_after_launcher_death(contender, args.ranks) for contender in CONTENDERS}
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
-    share = medians["switchgear"] / medians["torchrun"]
+    share = medians["switchgear"] / medians["torchrun"] if math.isfinite(medians["switchgear"]) else math.inf
     load = os.getloadavg()[0]
     print(f"\n{args.ranks} ranks, gloo on CPU, torch {torch.__version__}, {os.cpu_count()} cores, load {load:.1f}")
     print(
         f"{'launcher':12}{'SIGKILL of a rank to first step, median of ' + str(args.rounds):>52}{'alive 1 s after launcher died':>34}"
     )
     for name, median in medians.items():
-        print(f"{name:12}{median:>50.2f} s{left[name]:>34}")
+        told = f"{median:.2f} s" if math.isfinite(median) else "never"
+        print(f"{name:12}{told:>52}{left[name]:>34}")
     held = medians["switchgear"] <= FIRST_STEP_S_MAX and share <= SHARE_OF_TORCHRUN_MAX and left["switchgear"] == 0
     print(
-        f"switchgear / torchrun = 1/{1 / share:.1f}; bars (≤ {FIRST_STEP_S_MAX:g} s, ≤ 1/3, none alive): {'held' if held else 'MISSED'}"
+        f"switchgear / torchrun = {share:.3f}; bars (≤ {FIRST_STEP_S_MAX:g} s, ≤ 1/3, none alive): {'held' if held else 'MISSED'}"
     )
     if args.json:
         args.json.write_text(
-            json.dumps({"seconds": times, "medians": medians, "alive": left, "held": held}, indent=2) + "\n"
+            json.dumps(
+                {
+                    "seconds": times,
+                    "medians": {name: m if math.isfinite(m) else None for name, m in medians.items()},
+                    "alive": left,
+                    "held": held,
+                },
+                indent=2,
+            )
+            + "\n"
         )
     return 0 if held else 1
 

@@ -139,7 +139,16 @@ async def test_a_port_in_use_is_refused_with_the_remedy(server: rpc.Server) -> N
     assert (caught.value.reason, caught.value.metadata) == (Reason.ADDRESS_IN_USE, {"address": server.address})
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "192.0.2.1", "example.com", ""])
+@pytest.mark.parametrize(
+    "address", ["", ":0", "127.0.0.1", "127.0.0.1:", "127.0.0.1:80x", "127.0.0.1:99999", "localhost:-1"]
+)
+async def test_an_address_that_is_none_is_told_what_one_looks_like(address: str) -> None:
+    with pytest.raises(errors.Invalid, match="write HOST:PORT") as refused:
+        await rpc.Server().start(address, [])
+    assert refused.value.reason is Reason.BAD_FIELD
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "192.0.2.1", "example.com"])
 async def test_without_tls_only_loopback_is_served(host: str) -> None:
     with pytest.raises(errors.FailedPrecondition, match="loopback") as caught:
         await rpc.Server().start(f"{host}:0", [])

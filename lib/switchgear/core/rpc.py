@@ -165,9 +165,9 @@ class Server:
         services: full names of the registered services, for health and reflection.
         Raises FailedPrecondition when the port is taken or the address is not loopback.
         """
-        host, _, port = address.rpartition(":")
+        host, port = split_address(address)
         require_loopback(host)
-        require_free_port(host, int(port))
+        require_free_port(host, port)
         reflection.enable_server_reflection((*services, reflection.SERVICE_NAME), self.grpc)
         bound = self.grpc.add_insecure_port(address)
         await self.grpc.start()
@@ -179,6 +179,18 @@ class Server:
     async def stop(self, grace_s: float = 1.0) -> None:
         await self._health.enter_graceful_shutdown()
         await self.grpc.stop(grace_s)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT`. Raises Invalid when it is none."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise errors.Invalid(
+            f"{address!r} is no address; write HOST:PORT, for example 127.0.0.1:7070",
+            Reason.BAD_FIELD,
+            value=address[:100],
+        )
+    return host, int(port)
 
 
 def require_loopback(host: str) -> None:

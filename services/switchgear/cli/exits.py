@@ -10,6 +10,8 @@ JOB_FAILED = 1
 #: argparse's own code for a wrong command line, and ours for a wrong value.
 USAGE = 2
 INTERRUPTED = 130
+#: A file, folder or disk that cannot be read or written.
+UNUSABLE_PLACE = 22
 INTERNAL = 70
 
 _BY_REASON = {
@@ -26,6 +28,7 @@ _BY_REASON = {
     Reason.INSECURE_BIND: 18,
     Reason.NOT_FOUND: 19,
     Reason.ALREADY_EXISTS: 20,
+    Reason.DATABASE_UNUSABLE: 23,
     Reason.INTERNAL: INTERNAL,
 }
 #: Refused for a reason that has no code of its own; `--json` names it.
@@ -38,7 +41,10 @@ TABLE = """exit codes:
   10  job larger than the fleet          17  an extra is not installed
   11  script missing or unreadable       18  address needs TLS
   12  address in use                     19  no such resource
-  13  state of a newer version           20  name taken          21  refused otherwise"""
+  13  state of a newer version           20  name taken
+  21  refused for another reason         22  file, folder or disk not usable
+  23  database not usable
+  70  our own error: please report it   130  ended by Ctrl-C"""
 
 
 def exit_code(reason: Reason) -> int:

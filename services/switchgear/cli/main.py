@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ExceptionGroup as group:  # one of the tasks of a service ended the others
             raise _first(group) from group
     except SwitchgearError as error:
-        if "--json" in given:
+        if "--json" in given and chosen not in ("run", "demo"):  # behind `run` stand the script's own options
             print(json.dumps({"error": to_error_dict(error)}))
         print(f"switchgear: {error.message}", file=sys.stderr)
         return exits.exit_code(error.reason)
@@ -115,12 +115,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return exits.exit_code(Reason.MISSING_EXTRA)
+    except UnicodeEncodeError as error:
+        print(
+            f"switchgear: {error.object!a} is not UTF-8; only such names and arguments can be handed on",
+            file=sys.stderr,
+        )
+        return exits.USAGE
     except KeyboardInterrupt:
         return exits.INTERRUPTED
     except BrokenPipeError:
         # `switchgear jobs | head`: nobody reads any more, which is no error.
         sys.stderr.close()
         return exits.OK
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        what = error.strerror or str(error)
+        print(
+            f"switchgear: cannot use{where}: {what}; mend that or choose another place (SWITCHGEAR_STATE_DIR, --state-dir, --log-dir)",
+            file=sys.stderr,
+        )
+        return exits.UNUSABLE_PLACE
     except Exception:
         logging.getLogger(__name__).exception("unexpected error; please report it with the lines above")
         return exits.INTERNAL

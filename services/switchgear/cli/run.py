@@ -20,6 +20,9 @@ from switchgear.v1 import job_service_pb2 as jobs
 
 POLL_S = 0.2
 MAX_RESTARTS_DEFAULT = 3
+#: Beyond any cluster, so a slip of the finger is told at once.
+RANKS_MAX = 100_000
+RESTARTS_MAX = 1_000_000
 _FINAL = {jobs.Job.SUCCEEDED, jobs.Job.FAILED, jobs.Job.CANCELLED}
 
 EPILOG = """examples:
@@ -75,7 +78,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     spec = _spec(args)
-    name = args.name or f"{names.to_id(Path(args.script).stem)[:40].rstrip('.-')}-{secrets.token_hex(3)}"
+    name = (
+        args.name
+        if args.name is not None
+        else f"{names.to_id(Path(args.script).stem)[:40].rstrip('.-')}-{secrets.token_hex(3)}"
+    )
     names.job_name(name)  # a wrong one is told before anything starts
     if args.standalone:
         from switchgear.cli.standalone import run
@@ -92,8 +99,18 @@ def _spec(args: argparse.Namespace) -> jobs.JobSpec:
     for field in ("nnodes", "nproc_per_node"):
         if getattr(args, field) < 1:
             raise Invalid(f"--{field.replace('_', '-')} must be 1 or more", Reason.BAD_FIELD, field=field)
-    if args.max_restarts < 0:
-        raise Invalid("--max-restarts must be 0 or more", Reason.BAD_FIELD, field="max_restarts")
+        if getattr(args, field) > RANKS_MAX:
+            raise Invalid(f"--{field.replace('_', '-')} must be {RANKS_MAX} or less", Reason.BAD_FIELD, field=field)
+    if not 0 <= args.max_restarts <= RESTARTS_MAX:
+        raise Invalid(f"--max-restarts must be 0 to {RESTARTS_MAX}", Reason.BAD_FIELD, field="max_restarts")
+    if args.checkpoint_dir and args.checkpoint_dir.exists() and not args.checkpoint_dir.is_dir():
+        raise Invalid(
+            f"--checkpoint-dir {args.checkpoint_dir} is not a folder", Reason.BAD_FIELD, field="checkpoint_dir"
+        )
+    if args.standalone and (args.server or args.detach):
+        raise Invalid(
+            "--standalone runs without a server: leave --server and --detach away", Reason.BAD_FIELD, field="standalone"
+        )
     script = Path(args.script)
     if not args.module and (not script.is_file() or not os.access(script, os.R_OK)):
         what = (
@@ -158,7 +175,7 @@ def _follow(server: str | None, job: jobs.Job) -> int:
                 job = client.jobs.GetJob(jobs.GetJobRequest(name=job.name))
             news = f"{job.name} {jobs.Job.State.Name(job.state)}" + (f": {job.message}" if job.message else "")
         except Unavailable:
-            news = "the control plane does not answer; the job goes on, waiting for it"
+            news = "the control plane does not answer: ranks go on for 30 s without it, and start again when it is back"
         shown.poll(end=job.state in _FINAL)
         if news != told:
             told = news

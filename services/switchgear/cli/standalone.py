@@ -124,6 +124,11 @@ class Standalone:
     async def _keep(self, state: m.JobState, records: Sequence[m.Effect]) -> None:  # noqa: ARG002
         """Only incidents are for later: the launcher itself keeps the generation, and nobody else waits for the rest."""
         for record in records:
+            if isinstance(record, m.SaveCheckpoint) and record.checkpoint.state is m.CheckpointState.CORRUPT:
+                damaged = record.checkpoint
+                print(
+                    f"switchgear: checkpoint {damaged.path} is damaged and not used: {damaged.damage}", file=sys.stderr
+                )
             if isinstance(record, m.SaveIncident) and record.incident.state in (
                 m.IncidentState.RESOLVED,
                 m.IncidentState.ESCALATED,

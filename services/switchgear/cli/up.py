@@ -18,7 +18,7 @@ from switchgear.collector import main as collector
 from switchgear.core import names
 from switchgear.core.clock import SystemClock
 from switchgear.core.process import only_one, until_signal
-from switchgear.core.rpc import Server
+from switchgear.core.rpc import Server, split_address
 from switchgear.core.service import Endpoints, Service
 from switchgear.gateway import main as gateway
 from switchgear.recovery import main as recovery
@@ -113,8 +113,8 @@ async def serve(settings: UpSettings) -> None:
 
 
 async def _run(settings: UpSettings, endpoints: Endpoints, services: list[Service]) -> None:
-    host, _, port = settings.http.rpartition(":")
-    async with gateway.serve(gateway.build_app(endpoints), host, int(port)) as http, asyncio.TaskGroup() as tasks:
+    host, port = split_address(settings.http)
+    async with gateway.serve(gateway.build_app(endpoints), host, port) as http, asyncio.TaskGroup() as tasks:
         for service in services:
             tasks.create_task(service.run(endpoints))
         if settings.agent:

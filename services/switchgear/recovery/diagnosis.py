@@ -79,7 +79,10 @@ def root_cause(ranks: Mapping[int, Rank]) -> tuple[Cause, str] | None:
 def cause_of_exit(rank_exit: Exit) -> Cause:
     """What the exit of the rank at fault says."""
     subject = f"rank {rank_exit.rank} on {rank_exit.node}"
-    at = f" after step {rank_exit.step}" if rank_exit.step is not None else " before its first step"
+    if rank_exit.step is not None:
+        at = f" after step {rank_exit.step}"
+    else:
+        at = " at a step that is not known" if rank_exit.made_steps else " before its first step"
     if rank_exit.code < 0:
         name = signal_name(-rank_exit.code)
         own = -rank_exit.code in _OWN_SIGNALS

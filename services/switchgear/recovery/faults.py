@@ -218,7 +218,9 @@ class Faults(Records):
             if steps:
                 progressed = any(step > attempt.high_water_step for step in steps)
             else:  # a script whose steps cannot be known
-                progressed = (self.now.unix_ns - attempt.start_ns) / 1e9 > PROGRESS_UNKNOWN_S
+                lasted_s = (self.now.unix_ns - attempt.start_ns) / 1e9
+                saved = any(c.generation == attempt.generation for c in state.checkpoints.values())
+                progressed = saved or lasted_s > PROGRESS_UNKNOWN_S
             state.failures.append(m.Failure(incident.fault, incident.signature, step, progressed))
         elif incident.fault is m.Fault.NODE_LOST:
             # Launchers that never report anywhere (a firewall, a broken image) must not take one node after another for ever.

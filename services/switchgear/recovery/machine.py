@@ -8,6 +8,7 @@ in the outbox until they are confirmed, and generations make repeats harmless.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 from switchgear.recovery import model as m
 from switchgear.recovery.diagnosis import Cause, cause_of_exit, evidence_of_exit
@@ -393,11 +394,11 @@ class _Machine(Faults):
         rank = attempt.ranks[event.exit.rank]
         if rank.exit is not None:
             return
-        rank.exit = event.exit
+        rank.exit = replace(event.exit, made_steps=bool(rank.first_step_ns))
         if event.exit.step is not None:
             rank.step = event.exit.step
         if event.exit.code != 0 and not event.exit.by_us and self.state.phase in (m.Phase.STARTING, m.Phase.RUNNING):
-            self.fail(cause_of_exit(event.exit), evidence_of_exit(event.exit))
+            self.fail(cause_of_exit(rank.exit), evidence_of_exit(rank.exit))
 
     def _start_failed(self, event: m.StartFailed) -> None:
         attempt = self._current(event.generation)

@@ -49,6 +49,8 @@ class Exit:
     exception: str = ""
     stderr_tail: str = ""
     step: int | None = None
+    #: It had completed a step, known by number or not.
+    made_steps: bool = False
 
 
 @dataclass(slots=True)

@@ -9,16 +9,17 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
-from switchgear.core.errors import FailedPrecondition, Invalid, Reason
+from switchgear.core.errors import FailedPrecondition, Invalid, Reason, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +98,16 @@ class Database:
 
         Raises FailedPrecondition (STATE_NEWER) when a newer version has written here.
         """
-        async with self._turn, self._writer.begin() as connection:
-            await connection.run_sync(_upgrade)
+        try:
+            async with self._turn, self._writer.begin() as connection:
+                await connection.run_sync(_upgrade)
+        except (OSError, SQLAlchemyError, asyncpg.PostgresError) as error:
+            cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+            raise Unavailable(
+                f"cannot use the database {self._engine.url.render_as_string(hide_password=True)}: {cause}; "
+                "is it there, may this user write to it, and is its disk not full?",
+                Reason.DATABASE_UNUSABLE,
+            ) from error
 
     async def close(self) -> None:
         """Closes all connections, once the open sessions have ended; their tasks must have been told to.
