@@ -422,10 +422,12 @@ os.fork = fork_or_fail
         await launcher.wait(1, "attempt_stopped")
         (failed,) = await launcher.wait(1, "start_failed")
         assert not failed.permanent
+        await launcher.start(2)
+        pids = await launcher.pids(2)
         started = [r.rank_started.pid for r in launcher.of(1, "rank_started")]
         assert (len(started), alive(started)) == (failing - 1, [])
-        await launcher.start(2)
-        assert len(alive(await launcher.pids(2))) == 2
+        zygote = Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1]
+        assert Path(f"/proc/{zygote}/task/{zygote}/children").read_text().split() == [str(pid) for pid in pids]
 
 
 async def test_output_is_echoed_with_the_rank_in_front(
