@@ -25,8 +25,10 @@ def rank_environment(
     GPUs and choose by LOCAL_RANK, as under torchrun.
     """
     rank = start.first_rank + local_rank
+    # As under torchrun: several ranks that each take all cores starve each other, a single one may have them.
+    threads = {"OMP_NUM_THREADS": "1"} if spec.nproc_per_node > 1 else {}
     env = {
-        "OMP_NUM_THREADS": "1",  # torchrun's default as well: ranks that each take all cores starve each other
+        **threads,
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
         **inherited,
         **spec.environment,

@@ -62,10 +62,10 @@ def _reset_signals() -> None:
 
 
 def set_threads(torch: Any, environment: dict[str, str]) -> None:
-    """Gives torch the intra-op threads that the job asked for; the zygote held them at one."""
+    """Gives torch the intra-op threads that the job asked for, or one a core; the zygote held them at one."""
     wanted = environment.get("OMP_NUM_THREADS", "")
-    if wanted.isdigit() and int(wanted) > 0:
-        torch.set_num_threads(int(wanted))
+    given = wanted.isdigit() and int(wanted) > 0
+    torch.set_num_threads(int(wanted) if given else len(os.sched_getaffinity(0)))
 
 
 def run(argv: list[str], log: StepLogWriter | None) -> None:
