@@ -18,7 +18,7 @@ from switchgear.train.steplog_format import StepLogWriter
         (120, None, True, True, False, 120),  # the catalog knows the file that was read
         (None, 121, True, True, False, 120),  # the optimizer counts its own steps
         (120, 100, True, True, False, 99),  # it read one and took another
-        (120, 1, True, True, False, 0),  # it read one and took none
+        (120, 1, True, True, False, 120),  # its optimizer began anew, as when a script does not restore it
         (None, 1, False, False, False, 0),
         (None, None, False, False, True, 0),  # nothing was there to be read: from the beginning
         (None, None, False, False, False, None),  # it may have read what nobody watches

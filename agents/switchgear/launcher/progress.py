@@ -26,11 +26,12 @@ def step_base(
 ) -> int | None:
     """The step at which an attempt's count is zero; None when no evidence names it.
 
-    catalog_step: step of the checkpoint that was read last. adam_step: the optimizer's own count after its first step here; it wins,
-    for what was read need not be what was taken. loaded: some checkpoint was read. resumed: one was handed out, which a rank may
-    also receive from another rank. fresh: there was nothing that it could have gone on from.
+    catalog_step: step of the checkpoint that was read last. adam_step: the optimizer's own count after its first step here; it wins
+    when it goes on from somewhere, for what was read need not be what was taken. A count that begins anew beside a checkpoint that
+    was read is that of a script which does not restore its optimizer. loaded: some checkpoint was read. resumed: one was handed
+    out, which a rank may also receive from another rank. fresh: there was nothing that it could have gone on from.
     """
-    if adam_step is not None and adam_step > 0:
+    if adam_step is not None and (adam_step > 1 or (adam_step == 1 and catalog_step is None)):
         return adam_step - 1
     if catalog_step is not None:
         return catalog_step

@@ -221,7 +221,8 @@ class Faults(Records):
                 lasted_s = (self.now.unix_ns - attempt.start_ns) / 1e9
                 saved = any(c.generation == attempt.generation for c in state.checkpoints.values())
                 progressed = saved or lasted_s > PROGRESS_UNKNOWN_S
-            state.failures.append(m.Failure(incident.fault, incident.signature, step, progressed))
+            made_steps = any(rank.first_step_ns for rank in attempt.ranks.values())
+            state.failures.append(m.Failure(incident.fault, incident.signature, step, progressed, made_steps))
         elif incident.fault is m.Fault.NODE_LOST:
             # Launchers that never report anywhere (a firewall, a broken image) must not take one node after another for ever.
             state.failures.append(m.Failure(incident.fault, incident.signature, None, progressed=False))

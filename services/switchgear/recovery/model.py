@@ -164,6 +164,8 @@ class Failure:
     step: int | None
     #: Whether the attempt had made a step that no attempt before it had made.
     progressed: bool
+    #: Whether it had made any, known by number or not.
+    made_steps: bool = False
 
 
 @dataclass(frozen=True, slots=True)

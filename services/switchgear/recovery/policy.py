@@ -39,7 +39,8 @@ def decide(
         and (before.signature, before.step) == (last.signature, last.step)
         and not last.progressed
     ):
-        step = "at no known step" if last.step is None else f"after step {last.step}"
+        unknown = "at a step that is not known" if last.made_steps else "before the first step"
+        step = unknown if last.step is None else f"after step {last.step}"
         return Decision.STOP, f"the same error came twice {step}, so a restart would meet it again"
     if len(failures) >= NO_PROGRESS_MAX and not any(f.progressed for f in failures[-NO_PROGRESS_MAX:]):
         return Decision.STOP, f"{NO_PROGRESS_MAX} attempts in a row made no new step"
