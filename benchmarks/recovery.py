@@ -178,8 +178,9 @@ def main() -> int:
         told = f"{median:.2f} s" if math.isfinite(median) else "never"
         print(f"{name:12}{told:>52}{left[name]:>34}")
     held = medians["switchgear"] <= FIRST_STEP_S_MAX and share <= SHARE_OF_TORCHRUN_MAX and left["switchgear"] == 0
+    ratio = f"{share:.3f}" if math.isfinite(medians["torchrun"]) else "none (torchrun's median round never came back)"
     print(
-        f"switchgear / torchrun = {share:.3f}; bars (≤ {FIRST_STEP_S_MAX:g} s, ≤ 1/3, none alive): {'held' if held else 'MISSED'}"
+        f"switchgear / torchrun = {ratio}; bars (≤ {FIRST_STEP_S_MAX:g} s, ≤ 1/3, none alive): {'held' if held else 'MISSED'}"
     )
     if args.json:
         args.json.write_text(
