@@ -154,6 +154,10 @@ def alive_after_launcher_death(contender: Contender, ranks: int) -> int:
         run.close()
 
 
+def _or_null(seconds: float) -> float | None:
+    return seconds if math.isfinite(seconds) else None
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -183,18 +187,13 @@ def main() -> int:
         f"switchgear / torchrun = {ratio}; bars (≤ {FIRST_STEP_S_MAX:g} s, ≤ 1/3, none alive): {'held' if held else 'MISSED'}"
     )
     if args.json:
-        args.json.write_text(
-            json.dumps(
-                {
-                    "seconds": times,
-                    "medians": {name: m if math.isfinite(m) else None for name, m in medians.items()},
-                    "alive": left,
-                    "held": held,
-                },
-                indent=2,
-            )
-            + "\n"
-        )
+        report = {
+            "seconds": {name: [_or_null(value) for value in found] for name, found in times.items()},
+            "medians": {name: _or_null(value) for name, value in medians.items()},
+            "alive": left,
+            "held": held,
+        }
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
     return 0 if held else 1
 
 
