@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import shutil
 import socket
@@ -32,7 +31,6 @@ JOBS_KEPT = 50
 #: What ranks get to end by themselves when the user ends the run.
 GRACE_S = 3.0
 TICK_S = 1.0
-INCIDENTS_FILE = "incidents.jsonl"
 SPEC_FILE = "job.json"
 
 
@@ -122,21 +120,17 @@ class Standalone:
             actor.tick()
 
     async def _keep(self, state: m.JobState, records: Sequence[m.Effect]) -> None:  # noqa: ARG002
-        """Only incidents are for later: the launcher itself keeps the generation, and nobody else waits for the rest."""
+        """Told, not stored: the launcher itself keeps the generation, and a run that is started again asks anew for the rest."""
+        ended = (m.IncidentState.RESOLVED, m.IncidentState.ESCALATED)
         for record in records:
-            if isinstance(record, m.SaveCheckpoint) and record.checkpoint.state is m.CheckpointState.CORRUPT:
-                damaged = record.checkpoint
-                print(
-                    f"switchgear: checkpoint {damaged.path} is damaged and not used: {damaged.damage}", file=sys.stderr
-                )
-            if isinstance(record, m.SaveIncident) and record.incident.state in (
-                m.IncidentState.RESOLVED,
-                m.IncidentState.ESCALATED,
-            ):
-                entry = {"summary": record.incident.summary, "timeline_unix_ns": record.incident.timeline}
-                with (self._folder / INCIDENTS_FILE).open("a") as file:
-                    file.write(json.dumps(entry) + "\n")
-                print(f"switchgear: {record.incident.summary}", file=sys.stderr)
+            match record:
+                case m.SaveCheckpoint(damaged) if damaged.state is m.CheckpointState.CORRUPT:
+                    said = f"checkpoint {damaged.path} is damaged and not used: {damaged.damage}"
+                case m.SaveIncident(incident) if incident.state in ended:
+                    said = incident.summary
+                case _:
+                    continue
+            print(f"switchgear: {said}", file=sys.stderr)
 
     async def _tell(self, call: m.Call) -> None:
         if call.kind == "set_state" and call.outcome is m.JobOutcome.RECOVERING:
