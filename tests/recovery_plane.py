@@ -273,7 +273,7 @@ class World:
         )
         await self.start_recovery()
         self._stack.push_async_callback(self.stop_recovery)
-        endpoints = Endpoints(self.plane_address, self.plane_address, self.recovery_address)
+        endpoints = Endpoints(self.plane_address, self.plane_address, self.recovery_address, "", "")
         self._tasks += [asyncio.create_task(service.run(endpoints)) for service in services]
         channel = await self._stack.enter_async_context(rpc.channel(self.plane_address))
         self.channel = channel
@@ -286,7 +286,9 @@ class World:
         server = self._recovery_server = rpc.Server()
         self.service.register(server.grpc)
         self.recovery_address = await server.start(self.recovery_address, self.service.service_names)
-        endpoints = Endpoints(collector or self.plane_address, scheduler or self.plane_address, self.recovery_address)
+        endpoints = Endpoints(
+            collector or self.plane_address, scheduler or self.plane_address, self.recovery_address, "", ""
+        )
         self._recovery = [asyncio.create_task(self.service.run(endpoints))]
 
     async def stop_recovery(self) -> None:
@@ -302,7 +304,7 @@ class World:
     async def run_again(self) -> None:
         """Cancels `run` and starts it again: the server and its streams stay."""
         await ended(self._recovery)
-        endpoints = Endpoints(self.plane_address, self.plane_address, self.recovery_address)
+        endpoints = Endpoints(self.plane_address, self.plane_address, self.recovery_address, "", "")
         self._recovery = [asyncio.create_task(self.service.run(endpoints))]
 
     @property

@@ -163,7 +163,7 @@ async def running(database: Database, clock: ManualClock, state_dir: Path) -> As
     server = rpc.Server()
     service.register(server.grpc)
     address = await server.start("127.0.0.1:0", service.service_names)
-    task = asyncio.create_task(service.run(Endpoints(address, address, RECOVERY)))
+    task = asyncio.create_task(service.run(Endpoints(address, address, RECOVERY, "", "")))
     try:
         async with rpc.channel(address) as channel:
             yield Plane(clock, channel)

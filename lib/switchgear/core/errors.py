@@ -30,6 +30,11 @@ class Reason(StrEnum):
     JOB_ALREADY_RUNNING = "JOB_ALREADY_RUNNING"
     ADDRESS_IN_USE = "ADDRESS_IN_USE"
     INSECURE_BIND = "INSECURE_BIND"
+    TLS_FILES = "TLS_FILES"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    ROLE_TOO_LOW = "ROLE_TOO_LOW"
+    NOT_YOUR_NODE = "NOT_YOUR_NODE"
+    JOIN_TOKEN_UNUSABLE = "JOIN_TOKEN_UNUSABLE"
     LEASE_LOST = "LEASE_LOST"
     STATE_NEWER = "STATE_NEWER"
     STATE_LOCKED = "STATE_LOCKED"
@@ -105,6 +110,18 @@ class ResourceExhausted(SwitchgearError):
     """A bound was reached; the message names it."""
 
     code = "RESOURCE_EXHAUSTED"
+
+
+class Unauthenticated(SwitchgearError):
+    """Nobody can tell who is calling."""
+
+    code = "UNAUTHENTICATED"
+
+
+class PermissionDenied(SwitchgearError):
+    """The caller is known and may not do this."""
+
+    code = "PERMISSION_DENIED"
 
 
 class Unavailable(SwitchgearError):

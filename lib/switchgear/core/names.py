@@ -59,6 +59,26 @@ def signal_name(signal: str) -> str:
     return f"signals/{check_id(signal, 'signal')}"
 
 
+#: Shorter than other ids, since the id of a replica's job is the service's with a number behind it.
+SERVICE_ID_LENGTH_MAX = 40
+
+
+def inference_service_name(service: str) -> str:
+    """`inferenceServices/{service}`. Raises Invalid when the id is none (see `check_id`) or has more than 40 characters."""
+    if len(service) > SERVICE_ID_LENGTH_MAX:
+        raise Invalid(
+            f"inference service {service!r} must have at most {SERVICE_ID_LENGTH_MAX} characters",
+            Reason.BAD_NAME,
+            value=service[:100],
+        )
+    return f"inferenceServices/{check_id(service, 'inference service')}"
+
+
+def replica_name(service: str, number: int) -> str:
+    """Name of a replica from its service's resource name."""
+    return f"{service}/replicas/{number}"
+
+
 def parse(name: str, pattern: str) -> tuple[str, ...]:
     """The ids in `name` where `pattern` has stars: `parse("nodes/a/gpus/3", "nodes/*/gpus/*") == ("a", "3")`.
 

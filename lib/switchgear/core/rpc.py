@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 
 from switchgear.core import errors
 from switchgear.core.errors import DOMAIN, Reason, SwitchgearError
+from switchgear.core.tls import TlsFiles
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
+_CHANNEL_OPTIONS = [*_OPTIONS, ("grpc.enable_http_proxy", 0)]
 _BY_CODE: dict[grpc.StatusCode, type[SwitchgearError]] = {
     grpc.StatusCode[cls.code]: cls
     for cls in (
@@ -49,6 +51,8 @@ _BY_CODE: dict[grpc.StatusCode, type[SwitchgearError]] = {
         errors.Aborted,
         errors.OutOfRange,
         errors.ResourceExhausted,
+        errors.Unauthenticated,
+        errors.PermissionDenied,
         errors.Unavailable,
     )
 }
@@ -153,8 +157,9 @@ class _ErrorInterceptor(grpc.aio.ServerInterceptor):
 class Server:
     """A gRPC server with our habits. Register servicers on `grpc`, then `start`."""
 
-    def __init__(self) -> None:
-        self.grpc = grpc.aio.server(interceptors=[_ErrorInterceptor()], options=_OPTIONS)
+    def __init__(self, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> None:
+        """interceptors: see each call before its handler; what they raise is translated like a handler's errors."""
+        self.grpc = grpc.aio.server(interceptors=[_ErrorInterceptor(), *interceptors], options=_OPTIONS)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         self.address = ""
@@ -221,11 +226,15 @@ def require_free_port(host: str, port: int) -> None:
             ) from error
 
 
-def sync_channel(address: str) -> grpc.Channel:
+def sync_channel(address: str, tls: TlsFiles | None = None) -> grpc.Channel:
     """As `channel`, for a command that makes a few calls and ends."""
-    return grpc.insecure_channel(address, options=[*_OPTIONS, ("grpc.enable_http_proxy", 0)])
+    if tls is None:
+        return grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+    return grpc.secure_channel(address, tls.channel_credentials(), options=_CHANNEL_OPTIONS)
 
 
-def channel(address: str) -> grpc.aio.Channel:
-    """A channel to one of our servers; it reconnects by itself."""
-    return grpc.aio.insecure_channel(address, options=[*_OPTIONS, ("grpc.enable_http_proxy", 0)])
+def channel(address: str, tls: TlsFiles | None = None) -> grpc.aio.Channel:
+    """A channel to one of our servers; it reconnects by itself. tls: None for a server on loopback without TLS."""
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(address, tls.channel_credentials(), options=_CHANNEL_OPTIONS)

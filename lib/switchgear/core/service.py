@@ -8,6 +8,9 @@ from typing import Protocol
 
 import grpc.aio
 
+from switchgear.core import rpc
+from switchgear.core.tls import TlsFiles
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
@@ -16,10 +19,18 @@ class Endpoints:
     collector: str
     scheduler: str
     recovery: str
+    autoscaler: str
+    gateway: str
+    #: How to prove who we are to them; None: plain gRPC, which they speak on loopback only.
+    tls: TlsFiles | None = None
 
     @classmethod
-    def all_at(cls, address: str) -> Endpoints:
-        return cls(collector=address, scheduler=address, recovery=address)
+    def all_at(cls, address: str, tls: TlsFiles | None = None) -> Endpoints:
+        return cls(address, address, address, address, address, tls)
+
+    def channel(self, service: str) -> grpc.aio.Channel:
+        """A channel to one of the services, by its field's name."""
+        return rpc.channel(getattr(self, service), self.tls)
 
 
 class Service(Protocol):

@@ -11,7 +11,15 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 
-from switchgear.v1 import fleet_service_pb2, job_service_pb2, recovery_service_pb2, signal_service_pb2
+from switchgear.v1 import (
+    access_service_pb2,
+    autoscaler_service_pb2,
+    fleet_service_pb2,
+    job_service_pb2,
+    policy_service_pb2,
+    recovery_service_pb2,
+    signal_service_pb2,
+)
 from switchgear.v1alpha import telemetry_service_pb2
 
 #: Files with REST methods, and which endpoint serves them.
@@ -21,6 +29,9 @@ CONTRACT: tuple[tuple[FileDescriptor, str], ...] = (
     (recovery_service_pb2.DESCRIPTOR, "recovery"),
     (signal_service_pb2.DESCRIPTOR, "collector"),
     (telemetry_service_pb2.DESCRIPTOR, "collector"),
+    (autoscaler_service_pb2.DESCRIPTOR, "autoscaler"),
+    (policy_service_pb2.DESCRIPTOR, "gateway"),
+    (access_service_pb2.DESCRIPTOR, "gateway"),
 )
 
 #: `{name=nodes/*}` or `{name}`, as in https://google.aip.dev/127.

@@ -31,11 +31,12 @@ SHUTDOWN_GRACE_S = 2
 def build_app(endpoints: Endpoints) -> FastAPI:
     """The REST surface of the services at these endpoints."""
     channels: dict[str, grpc.aio.Channel] = {}
+    all_bindings = list(bindings())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        for name in ("collector", "scheduler", "recovery"):
-            channels[name] = rpc.channel(getattr(endpoints, name))
+        for name in {binding.endpoint for binding in all_bindings}:
+            channels[name] = endpoints.channel(name)
         yield
         for channel in channels.values():
             await channel.close()
@@ -43,7 +44,6 @@ def build_app(endpoints: Endpoints) -> FastAPI:
     version = metadata.version("switchgear")
     # The pages that FastAPI would serve load their scripts from the internet.
     app = FastAPI(title="Switchgear", version=version, lifespan=lifespan, docs_url=None, redoc_url=None)
-    all_bindings = list(bindings())
     for binding in all_bindings:
         app.add_api_route(binding.path, _endpoint(binding, channels), methods=[binding.verb], include_in_schema=False)
     app.add_api_route("/healthz", _healthz, methods=["GET"], include_in_schema=False)

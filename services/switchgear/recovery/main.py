@@ -13,7 +13,7 @@ import grpc.aio
 
 from switchgear.core.clock import Clock
 from switchgear.core.errors import Aborted, FailedPrecondition, Invalid, NotFound, OutOfRange, Reason, Unavailable
-from switchgear.core.rpc import channel, from_rpc_error
+from switchgear.core.rpc import from_rpc_error
 from switchgear.core.service import Endpoints
 from switchgear.recovery import model as m
 from switchgear.recovery import store, translate
@@ -81,7 +81,7 @@ class RecoveryService:
 
     async def run(self, endpoints: Endpoints) -> None:
         try:
-            async with channel(endpoints.scheduler) as scheduler, channel(endpoints.collector) as collector:
+            async with endpoints.channel("scheduler") as scheduler, endpoints.channel("collector") as collector:
                 self._fleet: FleetServiceAsyncStub = fleet_service_pb2_grpc.FleetServiceStub(scheduler)  # type: ignore[assignment]
                 self._placement: PlacementServiceAsyncStub = placement_service_pb2_grpc.PlacementServiceStub(scheduler)  # type: ignore[assignment]
                 async with asyncio.TaskGroup() as tasks:
