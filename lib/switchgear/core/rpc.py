@@ -1,6 +1,6 @@
 """gRPC as every process of ours speaks it: server with health, reflection and one error translation; channels with keep-alive.
 
-Nothing here listens beyond loopback: TLS and authentication come first.
+Nothing here listens beyond loopback without TLS; who may call what is for an interceptor to say.
 """
 
 from __future__ import annotations
@@ -164,22 +164,33 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         self.address = ""
 
-    async def start(self, address: str, services: Sequence[str]) -> str:
+    def also_listen(self, address: str, credentials: grpc.ServerCredentials) -> str:
+        """A second address with credentials of its own, as `start` has it; call it before `start`."""
+        return self._bind(address, credentials)
+
+    async def start(
+        self, address: str, services: Sequence[str], credentials: grpc.ServerCredentials | None = None
+    ) -> str:
         """Binds, serves, and returns the address with the port that was taken.
 
-        services: full names of the registered services, for health and reflection.
-        Raises FailedPrecondition when the port is taken or the address is not loopback.
+        services: full names of the registered services, for health and reflection. credentials: of TLS; None: plain.
+        Raises FailedPrecondition when the port is taken, or the address is beyond loopback and there is no TLS.
         """
-        host, port = split_address(address)
-        require_loopback(host)
-        require_free_port(host, port)
+        self.address = self._bind(address, credentials)
         reflection.enable_server_reflection((*services, reflection.SERVICE_NAME), self.grpc)
-        bound = self.grpc.add_insecure_port(address)
         await self.grpc.start()
         for service in ("", *services):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
-        self.address = f"{host}:{bound}"
         return self.address
+
+    def _bind(self, address: str, credentials: grpc.ServerCredentials | None) -> str:
+        host, port = split_address(address)
+        if credentials is None:
+            require_loopback(host)
+        require_free_port(host, port)
+        if credentials is None:
+            return f"{host}:{self.grpc.add_insecure_port(address)}"
+        return f"{host}:{self.grpc.add_secure_port(address, credentials)}"
 
     async def stop(self, grace_s: float = 1.0) -> None:
         await self._health.enter_graceful_shutdown()
@@ -199,17 +210,22 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def require_loopback(host: str) -> None:
-    """Raises FailedPrecondition unless `host` is a loopback address or `localhost`."""
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
+    """Raises FailedPrecondition unless `host` is a loopback address or `localhost`: what may be listened on without TLS."""
+    if not is_loopback(host):
         raise errors.FailedPrecondition(
-            f"refusing to listen on {host!r}: without TLS only loopback is allowed; use 127.0.0.1",
+            f"refusing to listen on {host!r}: without TLS only loopback is allowed; use 127.0.0.1, or make certificates and "
+            f"tokens with `switchgear init --host {host}`",
             Reason.INSECURE_BIND,
             host=host,
         )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether the host is `localhost` or a loopback address; another name never is, whatever it resolves to."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def require_free_port(host: str, port: int) -> None:
