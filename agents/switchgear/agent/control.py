@@ -10,9 +10,9 @@ from typing import Any
 import grpc.aio
 
 from switchgear.agent.launchers import LAUNCHERS_MAX, Launchers
-from switchgear.agent.reconnect import keep_connected
 from switchgear.core import rpc
 from switchgear.core.clock import Clock
+from switchgear.core.reconnect import keep_connected
 from switchgear.v1 import fleet_service_pb2
 from switchgear.v1alpha import node_agent_service_pb2 as pb
 from switchgear.v1alpha.node_agent_service_pb2_grpc import NodeAgentServiceStub

@@ -10,11 +10,11 @@ from typing import Any
 import grpc.aio
 
 from switchgear.agent.readings import Kind, SeriesKey
-from switchgear.agent.reconnect import keep_connected
 from switchgear.agent.sampler import Block, Sampler
 from switchgear.agent.spool import Event, Spool
 from switchgear.core import rpc
 from switchgear.core.clock import Clock
+from switchgear.core.reconnect import keep_connected
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 from switchgear.v1alpha.telemetry_service_pb2_grpc import TelemetryServiceStub
 

@@ -1,4 +1,4 @@
-"""One rule for all connections of the agent: come back soon, but not all at once."""
+"""One rule for all lasting connections to the control plane: come back soon, but not all at once."""
 
 from __future__ import annotations
 
