@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from switchgear.core.errors import Invalid, Reason
+from switchgear.scheduler.model import Workload
 from switchgear.scheduler.spec import spec_from_proto
 from switchgear.v1 import job_service_pb2 as job_pb
 
@@ -24,6 +25,11 @@ def test_a_good_specification_is_taken_as_it_is() -> None:
     assert (spec.argv, spec.environment, spec.checkpoint_directory) == (("x.py",), (("A", "1"), ("B", "2")), "")
 
 
+def test_a_job_of_no_workload_trains() -> None:
+    assert spec_from_proto(job_pb.JobSpec(**GOOD)).workload is Workload.TRAINING
+    assert spec_from_proto(job_pb.JobSpec(**GOOD, workload=job_pb.JobSpec.INFERENCE)).workload is Workload.INFERENCE
+
+
 @pytest.mark.parametrize(
     ("spec", "field", "reason"),
     [
@@ -39,6 +45,8 @@ def test_a_good_specification_is_taken_as_it_is() -> None:
         ({"nnodes": 0}, "spec.nnodes", Reason.BAD_FIELD),
         ({"nproc_per_node": -1}, "spec.nproc_per_node", Reason.BAD_FIELD),
         ({"max_restarts": -1}, "spec.max_restarts", Reason.BAD_FIELD),
+        ({"workload": 9}, "spec.workload", Reason.BAD_FIELD),
+        ({"workload": "INFERENCE", "checkpoint_directory": "/c"}, "spec.checkpoint_directory", Reason.BAD_FIELD),
     ],
 )
 def test_what_cannot_be_run_is_refused_by_field(spec: dict[str, Any], field: str, reason: Reason) -> None:

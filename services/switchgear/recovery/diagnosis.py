@@ -62,7 +62,7 @@ def _blames_peer(rank_exit: Exit) -> bool:
     return bool(rank_exit.exception) and any(phrase in rank_exit.exception for phrase in _PEER_LOST)
 
 
-def root_cause(ranks: Mapping[int, Rank]) -> tuple[Cause, str] | None:
+def root_cause(ranks: Mapping[int, Rank], *, inference: bool = False) -> tuple[Cause, str] | None:
     """What ended an attempt, and the evidence for it, once nothing of it is alive; None when nobody can be blamed.
 
     Ranks that only report a lost peer point at those that vanished without an exit, if there are any.
@@ -73,13 +73,15 @@ def root_cause(ranks: Mapping[int, Rank]) -> tuple[Cause, str] | None:
         clause = f"the launcher on {vanished} ended and took its ranks with it"
         cause = Cause(Fault.LAUNCHER_LOST, clause, "its ranks left no exit", "launcher lost", vanished)
         return cause, f"the ranks on {vanished} are gone without an exit"
-    return (cause_of_exit(root), evidence_of_exit(root)) if root else None
+    return (cause_of_exit(root, inference=inference), evidence_of_exit(root)) if root else None
 
 
-def cause_of_exit(rank_exit: Exit) -> Cause:
-    """What the exit of the rank at fault says."""
+def cause_of_exit(rank_exit: Exit, *, inference: bool = False) -> Cause:
+    """What the exit of the rank at fault says. inference: it makes no steps."""
     subject = f"rank {rank_exit.rank} on {rank_exit.node}"
-    if rank_exit.step is not None:
+    if inference:
+        at = ""
+    elif rank_exit.step is not None:
         at = f" after step {rank_exit.step}"
     else:
         at = " at a step that is not known" if rank_exit.made_steps else " before its first step"
@@ -123,6 +125,8 @@ def summarize(incident: Incident) -> str:
         clause += f" ({incident.known_by})"
     if incident.decision is Decision.STOP:
         return f"{clause}; the job was stopped: {incident.decision_reason}."
+    if incident.decision is Decision.REPLACE_REPLICA:
+        return f"{clause}; {incident.decision_reason}."
     if incident.decision is None and incident.state is IncidentState.RESOLVED:
         return f"{clause}; the job ended well all the same."
     if incident.decision is None:

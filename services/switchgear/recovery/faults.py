@@ -167,7 +167,7 @@ class Faults(Records):
         if all(rank.exit and rank.exit.code == 0 for rank in attempt.ranks.values()):
             self.succeed()  # whatever came in between, the job is done
             return
-        if incident.fault not in _EXPLAINED and (found := root_cause(attempt.ranks)):
+        if incident.fault not in _EXPLAINED and (found := root_cause(attempt.ranks, inference=state.spec.inference)):
             self.blame(found[0])
             self.add_evidence(found[1])
         self.act()
@@ -179,13 +179,14 @@ class Faults(Records):
             return
         self.mark("stopped", self.now.unix_ns)
         bad_nodes = sorted(state.bad_nodes)
-        if self._count_failure(incident) or permanent:
+        if self._count_failure(incident) or permanent or state.spec.inference:
             incident.decision, incident.decision_reason = decide(
                 state.failures,
                 max_restarts=state.spec.max_restarts,
                 restarts_used=state.restarts_used,
                 bad_nodes=bad_nodes,
                 permanent=permanent,
+                inference=state.spec.inference,
             )
         else:
             # No attempt was made since the last decision, so nothing speaks against the job.
@@ -196,6 +197,9 @@ class Faults(Records):
         match incident.decision:
             case m.Decision.STOP:
                 self.close_incident(m.IncidentState.ESCALATED)
+                self.end(m.JobOutcome.FAILED, incident.summary)
+            case m.Decision.REPLACE_REPLICA:
+                self.close_incident(m.IncidentState.RESOLVED)
                 self.end(m.JobOutcome.FAILED, incident.summary)
             case m.Decision.REPLACE_NODE:
                 self._replace(bad_nodes, incident.cause)

@@ -36,6 +36,7 @@ class Decision(StrEnum):
 
     RESTART_IN_PLACE = "RESTART_IN_PLACE"
     REPLACE_NODE = "REPLACE_NODE"
+    REPLACE_REPLICA = "REPLACE_REPLICA"  # the job ends, and the autoscaler starts another
     STOP = "STOP"
 
 

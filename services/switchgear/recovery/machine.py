@@ -119,6 +119,7 @@ class _Machine(Faults):
             case m.Tick():
                 self.tick()
                 self._check_again()
+        self._run_when_started()
         self.decide_when_stopped()
         self._start_when_ready()
 
@@ -379,13 +380,24 @@ class _Machine(Faults):
         if common is not None:
             state.high_water_step = max(state.high_water_step, common)
         if state.phase is m.Phase.STARTING and all(rank.first_step_ns for rank in ranks):
-            state.phase, attempt.state = m.Phase.RUNNING, m.AttemptState.RUNNING
             self.mark("first_step", max(rank.first_step_ns for rank in ranks))
-            self.effects.append(m.SaveAttempt(copy.deepcopy(attempt)))
-            self.set_state(m.JobOutcome.RUNNING, f"attempt {attempt.generation} runs on {', '.join(attempt.nodes)}")
+            self._runs(attempt)
         if state.incident and state.phase is m.Phase.RUNNING and all(rank.first_new_step_ns for rank in ranks):
             self.mark("first_new_step", max(rank.first_new_step_ns for rank in ranks))
             self.close_incident(m.IncidentState.RESOLVED)
+
+    def _run_when_started(self) -> None:
+        """A replica makes no steps: it runs when its ranks do. Whether it answers requests is the autoscaler's to know."""
+        state, attempt = self.state, self.state.attempt
+        if not state.spec.inference or attempt is None or state.phase is not m.Phase.STARTING:
+            return
+        if all(rank.started_ns for rank in attempt.ranks.values()):
+            self._runs(attempt)
+
+    def _runs(self, attempt: m.Attempt) -> None:
+        self.state.phase, attempt.state = m.Phase.RUNNING, m.AttemptState.RUNNING
+        self.effects.append(m.SaveAttempt(copy.deepcopy(attempt)))
+        self.set_state(m.JobOutcome.RUNNING, f"attempt {attempt.generation} runs on {', '.join(attempt.nodes)}")
 
     def _rank_exited(self, event: m.RankExited) -> None:
         attempt = self._current(event.generation)
@@ -398,7 +410,7 @@ class _Machine(Faults):
         if event.exit.step is not None:
             rank.step = event.exit.step
         if event.exit.code != 0 and not event.exit.by_us and self.state.phase in (m.Phase.STARTING, m.Phase.RUNNING):
-            self.fail(cause_of_exit(rank.exit), evidence_of_exit(rank.exit))
+            self.fail(cause_of_exit(rank.exit, inference=self.state.spec.inference), evidence_of_exit(rank.exit))
 
     def _start_failed(self, event: m.StartFailed) -> None:
         attempt = self._current(event.generation)

@@ -176,6 +176,8 @@ class Spec:
     nproc_per_node: int
     max_restarts: int
     checkpoint_directory: str
+    #: A replica of an inference service: it makes no steps and is not restarted.
+    inference: bool = False
 
     @property
     def world_size(self) -> int:

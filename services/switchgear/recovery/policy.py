@@ -21,12 +21,16 @@ def decide(
     restarts_used: int,
     bad_nodes: Sequence[str],
     permanent: bool = False,
+    inference: bool = False,
 ) -> tuple[Decision, str]:
     """The decision about the last of `failures`, and its reason as a clause.
 
     failures: oldest first, at least one unless `permanent`. restarts_used: restarts that the job's own failures have used so far.
     bad_nodes: nodes of the placement with fatal evidence against them. permanent: no restart can help.
+    inference: the job is a replica of an inference service.
     """
+    if inference:
+        return Decision.REPLACE_REPLICA, "a replica is not restarted: the autoscaler starts another"
     if permanent:
         return Decision.STOP, "it cannot start like this"
     last = failures[-1]

@@ -32,6 +32,7 @@ def spec_from_proto(spec: job_pb.JobSpec) -> m.Spec:
         nproc_per_node=spec.nproc_per_node,
         max_restarts=spec.max_restarts,
         checkpoint_directory=spec.checkpoint_directory,
+        inference=spec.workload == job_pb.JobSpec.INFERENCE,
     )
 
 

@@ -26,6 +26,13 @@ class JobState(StrEnum):
     CANCELLED = "CANCELLED"
 
 
+class Workload(StrEnum):
+    """What a job is for; the names are those of `switchgear.v1.JobSpec.Workload`."""
+
+    TRAINING = "TRAINING"
+    INFERENCE = "INFERENCE"
+
+
 #: A job in one of these never changes again and holds no GPU.
 FINAL_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 
@@ -104,6 +111,7 @@ class JobSpec:
     max_restarts: int
     checkpoint_directory: str
     log_directory: str
+    workload: Workload = Workload.TRAINING
 
 
 @dataclass(frozen=True, slots=True)

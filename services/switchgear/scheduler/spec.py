@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from switchgear.core.errors import FailedPrecondition, Invalid, Reason
-from switchgear.scheduler.model import JobSpec
+from switchgear.scheduler.model import JobSpec, Workload
 from switchgear.scheduler.placement import Request, could_ever_fit, counted
 from switchgear.v1 import job_service_pb2 as job_pb
 
@@ -47,6 +47,7 @@ def spec_from_proto(spec: job_pb.JobSpec) -> JobSpec:
         max_restarts=spec.max_restarts,
         checkpoint_directory=spec.checkpoint_directory,
         log_directory=spec.log_directory,
+        workload=_workload(spec),
     )
 
 
@@ -70,6 +71,16 @@ def require_room(spec: JobSpec, gpus_per_node: Sequence[int]) -> None:
         fleet_nodes=str(len(gpus_per_node)),
         largest_node_gpus=str(max(gpus_per_node, default=0)),
     )
+
+
+def _workload(spec: job_pb.JobSpec) -> Workload:
+    if spec.workload not in job_pb.JobSpec.Workload.values():
+        raise _bad("workload", f"must be TRAINING or INFERENCE, not {spec.workload}")
+    if spec.workload != job_pb.JobSpec.INFERENCE:
+        return Workload.TRAINING
+    if spec.checkpoint_directory:
+        raise _bad("checkpoint_directory", "must be empty for workload INFERENCE: a replica writes no checkpoints")
+    return Workload.INFERENCE
 
 
 def _check_argv(argv: Sequence[str]) -> None:

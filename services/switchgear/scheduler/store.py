@@ -21,6 +21,7 @@ from switchgear.scheduler.model import (
     NodeState,
     PlacedNode,
     PlacementRecord,
+    Workload,
 )
 from switchgear.store.base import Base, Json
 
@@ -217,5 +218,11 @@ def _job(row: JobRow) -> JobRecord:
 def _spec(stored: Mapping[str, Any]) -> JobSpec:
     environment: Sequence[Sequence[str]] = stored["environment"]
     return JobSpec(
-        **{**stored, "argv": tuple(stored["argv"]), "environment": tuple((key, value) for key, value in environment)}
+        **{
+            **stored,
+            "argv": tuple(stored["argv"]),
+            "environment": tuple((key, value) for key, value in environment),
+            # Absent in what earlier versions wrote.
+            "workload": Workload(stored.get("workload", Workload.TRAINING)),
+        }
     )

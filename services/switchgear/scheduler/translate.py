@@ -110,6 +110,7 @@ def spec_to_proto(spec: JobSpec) -> job_pb.JobSpec:
         max_restarts=spec.max_restarts,
         checkpoint_directory=spec.checkpoint_directory,
         log_directory=spec.log_directory,
+        workload=spec.workload.value,
     )
 
 
