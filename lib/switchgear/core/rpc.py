@@ -157,9 +157,17 @@ class _ErrorInterceptor(grpc.aio.ServerInterceptor):
 class Server:
     """A gRPC server with our habits. Register servicers on `grpc`, then `start`."""
 
-    def __init__(self, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> None:
-        """interceptors: see each call before its handler; what they raise is translated like a handler's errors."""
-        self.grpc = grpc.aio.server(interceptors=[_ErrorInterceptor(), *interceptors], options=_OPTIONS)
+    def __init__(
+        self,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        *,
+        outermost: Sequence[grpc.aio.ServerInterceptor] = (),
+    ) -> None:
+        """interceptors: see each call before its handler; what they raise is translated like a handler's errors.
+
+        outermost: see each call before those, and the code that the client gets.
+        """
+        self.grpc = grpc.aio.server(interceptors=[*outermost, _ErrorInterceptor(), *interceptors], options=_OPTIONS)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         self.address = ""
