@@ -15,6 +15,7 @@ from switchgear.core.rpc import FailedCall, from_rpc_error, sync_channel
 from switchgear.v1 import recovery_service_pb2
 from switchgear.v1.fleet_service_pb2_grpc import FleetServiceStub
 from switchgear.v1.job_service_pb2_grpc import JobServiceStub
+from switchgear.v1.policy_service_pb2_grpc import PolicyServiceStub
 from switchgear.v1.recovery_service_pb2_grpc import RecoveryServiceStub
 from switchgear.v1.signal_service_pb2_grpc import SignalServiceStub
 from switchgear.v1alpha.telemetry_service_pb2_grpc import TelemetryServiceStub
@@ -31,6 +32,7 @@ class Client:
     recovery: RecoveryServiceStub
     signals: SignalServiceStub
     telemetry: TelemetryServiceStub
+    policies: PolicyServiceStub
 
 
 @contextmanager
@@ -48,6 +50,7 @@ def connect(server: str | None) -> Iterator[Client]:
                 RecoveryServiceStub(channel),
                 SignalServiceStub(channel),
                 TelemetryServiceStub(channel),
+                PolicyServiceStub(channel),
             )
         except grpc.RpcError as rpc_error:
             error = from_rpc_error(cast(FailedCall, rpc_error))

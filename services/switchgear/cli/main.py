@@ -49,8 +49,12 @@ _COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "cancel": ("switchgear.cli.act", "add_cancel", "cancel", "end a job"),
     "cordon": ("switchgear.cli.act", "add_cordon", "cordon", "take a node out of placement"),
     "uncordon": ("switchgear.cli.act", "add_uncordon", "uncordon", "put a node back into placement"),
+    "policies": ("switchgear.cli.policies", "add_arguments", "main", "list which policies may act, or change one"),
     "inject": ("switchgear.cli.act", "add_inject", "inject", "let a simulated GPU report a fault"),
 }
+
+#: Modules of commands that ask a control plane and print what it answers.
+_SHOWS = ("switchgear.cli.show", "switchgear.cli.act", "switchgear.cli.policies")
 
 
 def parser(chosen: str | None = None) -> argparse.ArgumentParser:
@@ -75,13 +79,13 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
             choices=("debug", "info", "warning", "error"),
             help="of our own log on stderr",
         )
-        if module in ("switchgear.cli.show", "switchgear.cli.act", "switchgear.cli.logs", "switchgear.cli.run"):
+        if module in _SHOWS or module in ("switchgear.cli.logs", "switchgear.cli.run"):
             command.add_argument(
                 "--server",
                 metavar="HOST:PORT",
                 help="control plane (default: $SWITCHGEAR_SERVER, or the one of this machine)",
             )
-        if module in ("switchgear.cli.show", "switchgear.cli.act"):
+        if module in _SHOWS:
             command.add_argument("--json", action="store_true", help="print canonical JSON")
         getattr(import_module(module), add)(command)
     return top

@@ -7,23 +7,21 @@ import asyncio
 import os
 import socket
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from switchgear.agent.main import run_agent
 from switchgear.agent.settings import AgentSettings
 from switchgear.cli import exits
+from switchgear.cli.compose import SERVICES, PlaneSettings, running
+from switchgear.cli.policies import add_policy_argument, configured_policies
 from switchgear.cli.state import DEFAULT_GRPC, DEFAULT_HTTP, Running, default_state_dir, write_running
-from switchgear.collector import main as collector
 from switchgear.core import names
-from switchgear.core.clock import SystemClock
+from switchgear.core.modes import Mode
 from switchgear.core.process import only_one, until_signal
-from switchgear.core.rpc import Server, split_address
-from switchgear.core.service import Endpoints, Service
-from switchgear.gateway import main as gateway
-from switchgear.recovery import main as recovery
-from switchgear.scheduler import main as scheduler
-from switchgear.store.database import Database, sqlite_url
+from switchgear.core.service import Endpoints
+from switchgear.store.database import sqlite_url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +29,7 @@ class UpSettings:
     """grpc, http: HOST:PORT to listen on, port 0 takes a free one. database_url: empty for SQLite in the state directory.
 
     agent: whether this process is also the agent of this machine. sim_gpus: simulated GPUs of that agent.
+    policies: modes of the configuration.
     """
 
     state_dir: Path
@@ -40,6 +39,7 @@ class UpSettings:
     agent: bool = True
     node: str = ""
     sim_gpus: int = 0
+    policies: Mapping[str, Mode] = field(default_factory=dict)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sim-gpus", type=int, default=0, metavar="N", help="simulate N GPUs on this machine's node (default: none)"
     )
+    add_policy_argument(parser)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -80,6 +81,7 @@ def main(args: argparse.Namespace) -> int:
         agent=not args.no_agent,
         node=args.node or names.to_id(socket.gethostname()),
         sim_gpus=args.sim_gpus,
+        policies=configured_policies(args.policy),
     )
     asyncio.run(until_signal(serve(settings)))
     return exits.OK
@@ -91,41 +93,28 @@ async def serve(settings: UpSettings) -> None:
     Raises FailedPrecondition when the state directory or a port is in use, the state is of a newer version or an address
     is not loopback.
     """
-    clock = SystemClock()
+    plane_settings = PlaneSettings(
+        services=tuple(SERVICES),
+        state_dir=settings.state_dir,
+        database_url=settings.database_url or sqlite_url(settings.state_dir / "switchgear.db"),
+        grpc=settings.grpc,
+        http=settings.http,
+        policies=settings.policies,
+    )
     with only_one(settings.state_dir, "`switchgear up`"):
-        url = settings.database_url or sqlite_url(settings.state_dir / "switchgear.db")
-        database = Database(url)
-        server = Server()
-        try:
-            await database.migrate()
-            services: list[Service] = [
-                collector.build(database, clock),
-                scheduler.build(database, clock, scheduler.SchedulerSettings(state_dir=settings.state_dir)),
-                recovery.build(database, clock),
-            ]
-            for service in services:
-                service.register(server.grpc)
-            grpc = await server.start(settings.grpc, [name for service in services for name in service.service_names])
-            await _run(settings, Endpoints.all_at(grpc), services)
-        finally:
-            await server.stop()
-            await database.close()
-
-
-async def _run(settings: UpSettings, endpoints: Endpoints, services: list[Service]) -> None:
-    host, port = split_address(settings.http)
-    async with gateway.serve(gateway.build_app(endpoints), host, port) as http, asyncio.TaskGroup() as tasks:
-        for service in services:
-            tasks.create_task(service.run(endpoints))
-        if settings.agent:
-            tasks.create_task(run_agent(_agent_settings(settings, endpoints)))
-        write_running(settings.state_dir, Running(os.getpid(), endpoints.scheduler, http))
-        print(
-            f"Switchgear is up: gRPC {endpoints.scheduler}, REST http://{http}/v1/nodes, state {settings.state_dir}",
-            file=sys.stderr,
-        )
-        if settings.agent and not settings.sim_gpus:
-            print("this node has no GPUs to offer (NVML comes later); simulate some with --sim-gpus N", file=sys.stderr)
+        async with running(plane_settings) as plane, asyncio.TaskGroup() as tasks:
+            grpc = plane.endpoints.scheduler
+            if settings.agent:
+                tasks.create_task(run_agent(_agent_settings(settings, plane.endpoints)))
+            write_running(settings.state_dir, Running(os.getpid(), grpc, plane.http))
+            print(
+                f"Switchgear is up: gRPC {grpc}, REST http://{plane.http}/v1/nodes, state {settings.state_dir}",
+                file=sys.stderr,
+            )
+            if settings.agent and not settings.sim_gpus:
+                hint = "this node has no GPUs to offer (NVML comes later); simulate some with --sim-gpus N"
+                print(hint, file=sys.stderr)
+            await asyncio.Event().wait()
 
 
 def _agent_settings(settings: UpSettings, endpoints: Endpoints) -> AgentSettings:

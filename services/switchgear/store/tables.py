@@ -39,3 +39,14 @@ class LeaseRow(Base):
     holder: Mapped[str] = mapped_column(String(200))
     token: Mapped[int] = mapped_column(BigInteger)
     expire_time_unix_ns: Mapped[int] = mapped_column(BigInteger)
+
+
+class PolicyModeRow(Base):
+    """The mode of a policy that somebody has set through the API."""
+
+    __tablename__ = "policy_modes"
+
+    policy: Mapped[str] = mapped_column(String(100), primary_key=True)
+    mode: Mapped[str] = mapped_column(String(16))
+    actor: Mapped[str] = mapped_column(String(200))
+    update_time_unix_ns: Mapped[int] = mapped_column(BigInteger)
