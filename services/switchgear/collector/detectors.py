@@ -5,6 +5,9 @@ from __future__ import annotations
 from switchgear.collector.model import Event, Severity, Signal, signal_id
 from switchgear.collector.xid import GPU_LOST_CODE, verdict
 
+#: Kinds of all signals that are raised here.
+KINDS = ("GPU_LOST", "XID", "SXID", "SOURCE_STALLED", "NODE_SILENT")
+
 
 def signals_of(event: Event) -> list[Signal]:
     """The signals that one event raises; none for a kind that is not known here."""

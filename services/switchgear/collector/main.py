@@ -81,6 +81,7 @@ class CollectorService:
             self._expected |= set(await store.expected_nodes(session))
         for node in self._expected - self._streaming:
             self._silence.gone(node, self._clock.monotonic_s())
+            self._metrics.agent(node, connected=False)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._writer.run())
             tasks.create_task(self._tell_silence())
@@ -91,12 +92,13 @@ class CollectorService:
             stored, raised = await store.add_events(session, [(event, signals_of(event)) for event in events])
         self._metrics.events.inc(stored)
         self._metrics.event_duplicates.inc(len(events) - stored)
-        self._metrics.signals.inc(raised)
+        self._metrics.raised(raised)
         if raised:
             self._feed.changed()
 
     async def _connected(self, node: str) -> None:
         self._streaming.add(node)
+        self._metrics.agent(node, connected=True)
         self._metrics.streams.set(len(self._streaming))
         self._silence.heard(node)
         if node not in self._expected:
@@ -106,6 +108,7 @@ class CollectorService:
 
     def _disconnected(self, node: str) -> None:
         self._streaming.discard(node)
+        self._metrics.agent(node, connected=False)
         self._metrics.streams.set(len(self._streaming))
         self._silence.gone(node, self._clock.monotonic_s())
 
@@ -123,7 +126,7 @@ class CollectorService:
                     log.exception("cannot store that %s is silent; trying again", node)
                     break
                 self._silence.heard(node)
-                self._metrics.signals.inc()
+                self._metrics.raised([signal])
                 self._feed.changed()
             await asyncio.sleep(_TICK_S)
 

@@ -65,8 +65,10 @@ _EVENT_FIELDS = Event.__dataclass_fields__.keys()
 _SIGNAL_FIELDS = Signal.__dataclass_fields__.keys()
 
 
-async def add_events(session: AsyncSession, found: Sequence[tuple[Event, Sequence[Signal]]]) -> tuple[int, int]:
-    """Stores the events that are new, with their signals; returns how many of each. Call it in a `write` transaction.
+async def add_events(
+    session: AsyncSession, found: Sequence[tuple[Event, Sequence[Signal]]]
+) -> tuple[int, list[Signal]]:
+    """Stores the events that are new, with their signals; returns how many events, and the signals. Call it in a `write` transaction.
 
     Events are pruned sooner than signals, so an event that is sent again may be new while its signal is stored.
     """
@@ -86,7 +88,7 @@ async def add_events(session: AsyncSession, found: Sequence[tuple[Event, Sequenc
     signals = [signal for signal in raised_by_id.values() if signal.signal_id not in told]
     for signal in signals:
         await add_signal(session, signal)
-    return len(new), len(signals)
+    return len(new), signals
 
 
 def refused(error: Exception) -> bool:

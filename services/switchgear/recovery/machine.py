@@ -21,7 +21,16 @@ from switchgear.recovery.faults import (
     attempt_steps_redone,
 )
 
-__all__ = ["LAUNCHER_START_S", "LEASE_MARGIN_S", "LEASE_S", "productive_ns", "resume", "step", "steps_redone"]
+__all__ = [
+    "LAUNCHER_START_S",
+    "LEASE_MARGIN_S",
+    "LEASE_S",
+    "goodput",
+    "productive_ns",
+    "resume",
+    "step",
+    "steps_redone",
+]
 
 
 def step(state: m.JobState, event: m.Event, now: m.Now) -> tuple[m.JobState, list[m.Effect]]:
@@ -69,6 +78,12 @@ def steps_redone(state: m.JobState) -> int:
     return state.steps_redone + (
         attempt_steps_redone(state.attempt) if state.attempt and not state.attempt.end_ns else 0
     )
+
+
+def goodput(state: m.JobState, now_unix_ns: int) -> float:
+    """Share of the job's age in which new steps were made, 0 to 1."""
+    wall_ns = (state.end_ns or now_unix_ns) - state.create_ns
+    return min(1.0, productive_ns(state) / wall_ns) if wall_ns > 0 else 0.0
 
 
 #: Checkpoints that cannot be read are asked for again this often, and for so long, before the job is given up.

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc.aio
+from prometheus_client import CollectorRegistry
 
 from switchgear.core.clock import Clock
 from switchgear.core.errors import Aborted, FailedPrecondition, Invalid, NotFound, OutOfRange, Reason, Unavailable
@@ -20,6 +21,7 @@ from switchgear.recovery import store, translate
 from switchgear.recovery.actor import JobActor
 from switchgear.recovery.launchers import LauncherSessions, not_known_yet
 from switchgear.recovery.machine import resume
+from switchgear.recovery.metrics import RecoveryMetrics
 from switchgear.recovery.service import RecoveryApi
 from switchgear.store.database import Database
 from switchgear.store.feed import ChangeFeed
@@ -64,7 +66,7 @@ class RecoveryService:
 
     service_names: Sequence[str] = ("switchgear.v1.RecoveryService", "switchgear.v1alpha.LauncherService")
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, registry: CollectorRegistry) -> None:
         self._database, self._clock = database, clock
         self._feed = ChangeFeed(database, store.SERVICE)
         self._actors: dict[str, JobActor] = {}
@@ -74,6 +76,7 @@ class RecoveryService:
         self._jobs_known = asyncio.Event()
         self._sessions = LauncherSessions(self._find)
         self._api = RecoveryApi(database, self._feed, clock, self._live)
+        self._metrics = RecoveryMetrics(registry, clock, lambda: [actor.state for actor in list(self._actors.values())])
 
     def register(self, server: grpc.aio.Server) -> None:
         recovery_service_pb2_grpc.add_RecoveryServiceServicer_to_server(self._api, server)
@@ -135,6 +138,7 @@ class RecoveryService:
     async def _keep(self, state: m.JobState, records: Sequence[m.Effect]) -> None:
         async with self._database.write() as session:
             await store.save(session, state, records)
+        self._metrics.kept(records)
         self._feed.changed()
 
     async def _carry(self, job: str, create_ns: int, call: m.Call) -> None:
@@ -306,5 +310,6 @@ async def _forever(what: str, watch: Callable[[], Awaitable[None]]) -> None:
         await asyncio.sleep(RETRY_S * random.uniform(0.5, 1))
 
 
-def build(database: Database, clock: Clock) -> RecoveryService:
-    return RecoveryService(database, clock)
+def build(database: Database, clock: Clock, registry: CollectorRegistry | None = None) -> RecoveryService:
+    """Recovery on a migrated database. registry: where its metrics go; a private one when left out."""
+    return RecoveryService(database, clock, registry or CollectorRegistry())

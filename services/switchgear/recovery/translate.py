@@ -7,7 +7,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from switchgear.core import names
 from switchgear.core.errors import Invalid, Reason
 from switchgear.recovery import model as m
-from switchgear.recovery.machine import productive_ns, steps_redone
+from switchgear.recovery.machine import goodput, productive_ns, steps_redone
 from switchgear.v1 import job_service_pb2 as job_pb
 from switchgear.v1 import recovery_service_pb2 as pb
 from switchgear.v1alpha import launcher_service_pb2 as wire
@@ -240,8 +240,6 @@ def checkpoint_to_proto(job: str, checkpoint_id: str, checkpoint: m.Checkpoint) 
 
 def progress_to_proto(state: m.JobState, now_unix_ns: int) -> pb.JobProgress:
     attempt = state.attempt
-    wall_s = max(0.0, ((state.end_ns or now_unix_ns) - state.create_ns) / 1e9)
-    productive_s = productive_ns(state) / 1e9
     ranks = attempt.ranks.items() if attempt else ()
     return pb.JobProgress(
         name=f"{state.job}/progress",
@@ -250,7 +248,7 @@ def progress_to_proto(state: m.JobState, now_unix_ns: int) -> pb.JobProgress:
         ranks=[pb.RankProgress(rank=number, node=rank.node, pid=rank.pid, step=rank.step) for number, rank in ranks],
         steps_productive=state.high_water_step,
         steps_redone=steps_redone(state),
-        wall_seconds=wall_s,
-        productive_seconds=productive_s,
-        goodput=min(1.0, productive_s / wall_s) if wall_s else 0.0,
+        wall_seconds=max(0.0, ((state.end_ns or now_unix_ns) - state.create_ns) / 1e9),
+        productive_seconds=productive_ns(state) / 1e9,
+        goodput=goodput(state, now_unix_ns),
     )

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc.aio
+from prometheus_client import CollectorRegistry
 
 from switchgear.core.clock import Clock
 from switchgear.core.service import Endpoints, Service
 from switchgear.scheduler.engines.local import LocalEngine
+from switchgear.scheduler.metrics import SchedulerMetrics
 from switchgear.scheduler.reconciler import Reconciler
 from switchgear.scheduler.repository import Repository
 from switchgear.scheduler.service import FleetServicer, JobServicer, PlacementServicer
@@ -40,13 +42,19 @@ class Scheduler:
         "switchgear.v1alpha.NodeAgentService",
     )
 
-    def __init__(self, database: Database, clock: Clock, settings: SchedulerSettings) -> None:
+    def __init__(
+        self, database: Database, clock: Clock, settings: SchedulerSettings, registry: CollectorRegistry
+    ) -> None:
         self._settings = settings
+        metrics = SchedulerMetrics(registry)
         self._repository = Repository(database, clock)
+        self._repository.job_listeners.append(metrics.job_changed)
         wake = asyncio.Event()
         self._repository.listeners.append(wake.set)
         self._engine = LocalEngine(clock, changed=wake.set)
-        self._reconciler = Reconciler(self._repository, self._engine, wake, interval_s=settings.pass_interval_s)
+        self._reconciler = Reconciler(
+            self._repository, self._engine, wake, interval_s=settings.pass_interval_s, seen=metrics.seen
+        )
 
     def register(self, server: grpc.aio.Server) -> None:
         fleet_service_pb2_grpc.add_FleetServiceServicer_to_server(FleetServicer(self._repository), server)
@@ -63,6 +71,8 @@ class Scheduler:
         await self._reconciler.run()
 
 
-def build(database: Database, clock: Clock, settings: SchedulerSettings) -> Service:
-    """The scheduler on a migrated database."""
-    return Scheduler(database, clock, settings)
+def build(
+    database: Database, clock: Clock, settings: SchedulerSettings, registry: CollectorRegistry | None = None
+) -> Service:
+    """The scheduler on a migrated database. registry: where its metrics go; a private one when left out."""
+    return Scheduler(database, clock, settings, registry or CollectorRegistry())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
-from switchgear.scheduler.decide import Decisions, decide, wanted
+from switchgear.scheduler.decide import Decisions, Snapshot, decide, wanted
 from switchgear.scheduler.engines.base import Engine
 from switchgear.scheduler.model import Observation
 from switchgear.scheduler.repository import Repository
@@ -22,13 +23,23 @@ class Reconciler:
 
     wake: set by whoever changes something, so that the next pass comes at once.
     interval_s: the longest time between two passes: silence and the grace of ended jobs come by time alone.
+    seen: called with what each pass leaves behind.
     """
 
-    def __init__(self, repository: Repository, engine: Engine, wake: asyncio.Event, *, interval_s: float) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        engine: Engine,
+        wake: asyncio.Event,
+        *,
+        interval_s: float,
+        seen: Callable[[Snapshot], None],
+    ) -> None:
         self._repository = repository
         self._engine = engine
         self._wake = wake
         self._interval_s = interval_s
+        self._seen = seen
         self._settled: tuple[int, Observation] | None = None
         self._last_seen_s = repository.clock.monotonic_s()
 
@@ -70,6 +81,7 @@ class Reconciler:
                     await transaction.put_job(job)
             revision, snapshot = await self._repository.snapshot()
             _tell(decisions)
+        self._seen(snapshot)
         self._engine.want(wanted(snapshot.jobs))
         # What was written may allow more (a node is back for a job that had excluded it), and a job that has just ended
         # changes what is wanted by the passing of time alone.

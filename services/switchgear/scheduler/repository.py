@@ -32,6 +32,8 @@ class Transaction:
     session: AsyncSession
     revision: int
     now_unix_ns: int
+    #: Jobs that were written: as they were, None when they were created, and as they are.
+    jobs_changed: list[tuple[JobRecord | None, JobRecord]] = field(default_factory=list)
 
     async def node(self, name: str) -> NodeRecord:
         """Raises NotFound."""
@@ -73,6 +75,7 @@ class Transaction:
         revision = await self._next()
         after = replace(job, revision=revision, create_revision=job.create_revision or revision)
         await store.save_job(self.session, after)
+        self.jobs_changed.append((before, after))
         held, holds = _holding(before), _holding(after)
         for name in sorted({*held, *holds}):
             node = await store.get_node(self.session, name)
@@ -121,6 +124,8 @@ class Repository:
     feed: ChangeFeed = field(init=False)
     #: Called after each write has been committed.
     listeners: list[Callable[[], None]] = field(default_factory=list)
+    #: Called for each job of such a write with what it was, what it is, and when.
+    job_listeners: list[Callable[[JobRecord | None, JobRecord, int], None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.feed = ChangeFeed(self.database, SERVICE)
@@ -133,6 +138,9 @@ class Repository:
             transaction = Transaction(session, revision, self.clock.unix_ns())
             yield transaction
         if transaction.revision != revision:
+            for before, after in transaction.jobs_changed:
+                for job_listener in self.job_listeners:
+                    job_listener(before, after, transaction.now_unix_ns)
             for listener in self.listeners:
                 listener()
 
