@@ -39,8 +39,8 @@ def _overview() -> list[AnyPanel]:
         ),
         number(
             "Nodes not healthy",
-            "Nodes in any state but HEALTHY: suspect, cordoned, draining, in validation or unreachable.",
-            Query('sum(switchgear_node_state{state!="healthy"}) or vector(0)'),
+            "Nodes in any state but HEALTHY: taken out by a person or a policy, or unreachable.",
+            Query('sum(switchgear_node_state{state!="HEALTHY"}) or vector(0)'),
             unit="short",
             steps=[(0, GREEN), (1, YELLOW)],
         ),

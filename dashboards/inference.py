@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
-from panels import GREEN, RED, YELLOW, AnyPanel, Query, board, label_variable, number, quantiles, timeline
+from panels import GREEN, RED, YELLOW, AnyPanel, Query, board, grown, label_variable, number, quantiles, timeline
 
 _SERVICE = 'service=~"$service"'
 
@@ -51,7 +51,7 @@ def _overview() -> list[AnyPanel]:
         number(
             "Replicas ready",
             "Replicas that take requests now.",
-            Query(f'sum(switchgear_inference_replicas{{state="ready", {_SERVICE}}}) or vector(0)'),
+            Query(f'sum(switchgear_inference_replicas{{state="READY", {_SERVICE}}}) or vector(0)'),
             unit="short",
         ),
         number(
@@ -149,7 +149,7 @@ def _scaling() -> list[AnyPanel]:
             "Decisions",
             "Changes of the desired number in each hour, by direction and by the mode of the policy: only `act` changes anything.",
             Query(
-                f"sum by (service, direction, mode) (increase(switchgear_inference_decisions_total{{{_SERVICE}}}[1h]))",
+                grown("switchgear_inference_decisions_total", _SERVICE, "service", "direction", "mode"),
                 "{{service}} {{direction}} ({{mode}})",
             ),
             unit="short",

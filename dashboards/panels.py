@@ -121,6 +121,15 @@ def quantiles(histogram: str, matchers: str, *by: str, window: str = "$__rate_in
     ]
 
 
+def grown(counter: str, matchers: str, *by: str) -> str:
+    """By how much a counter has grown in the last hour.
+
+    A series that was not there an hour ago began at 0, unseen: `increase` would miss its first event, and of faults that is often the only one.
+    """
+    series = f"{counter}{{{matchers}}}" if matchers else counter
+    return f"sum by ({', '.join(by)}) (({series} unless {series} offset 1h) or increase({series}[1h]))"
+
+
 def label_variable(name: str, metric: str, description: str, *, label: str = "") -> builders.QueryVariable:
     """A choice among the values of a label of a metric; all of them until the reader chooses.
 

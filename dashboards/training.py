@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
-from panels import GREEN, RED, YELLOW, AnyPanel, Query, board, label_variable, number, quantiles, timeline
+from panels import GREEN, RED, YELLOW, AnyPanel, Query, board, grown, label_variable, number, quantiles, timeline
 
 _JOB = 'job=~"$job"'
 
@@ -29,7 +29,7 @@ def _overview() -> list[AnyPanel]:
         number(
             "Jobs running",
             "Jobs in state RUNNING; those that recover or wait are not counted.",
-            Query('sum(switchgear_jobs{state="running"}) or vector(0)'),
+            Query('sum(switchgear_jobs{state="RUNNING"}) or vector(0)'),
             unit="short",
         ),
         number(
@@ -58,7 +58,7 @@ def _overview() -> list[AnyPanel]:
             "Time to recover",
             "Median over the chosen time from the fault to the first step that had not been done before.",
             Query(
-                'histogram_quantile(0.5, sum by (le) (increase(switchgear_recovery_seconds_bucket{phase="first_new_step"}[$__range])))'
+                'histogram_quantile(0.5, sum by (le) (increase(switchgear_recovery_seconds_bucket{phase="first_new_step"}[$__range]))) > 0'
             ),
             unit="s",
             decimals=1,
@@ -66,7 +66,7 @@ def _overview() -> list[AnyPanel]:
         number(
             "Jobs failed",
             "Training jobs that ended as FAILED within the chosen time.",
-            Query('sum(increase(switchgear_jobs_ended_total{state="failed", workload="training"}[$__range]))'),
+            Query('sum(increase(switchgear_jobs_ended_total{state="FAILED", workload="TRAINING"}[$__range]))'),
             unit="short",
             decimals=0,
             steps=[(0, GREEN), (1, RED)],
@@ -130,16 +130,14 @@ def _recovery() -> list[AnyPanel]:
         timeline(
             "Incidents closed",
             "In each hour, by fault and what was decided.",
-            Query(
-                "sum by (fault, decision) (increase(switchgear_incidents_closed_total[1h]))", "{{fault}} {{decision}}"
-            ),
+            Query(grown("switchgear_incidents_closed_total", "", "fault", "decision"), "{{fault}} {{decision}}"),
             unit="short",
             width=12,
         ),
         timeline(
             "How incidents ended",
             "In each hour: resolved by itself, or escalated to a person.",
-            Query("sum by (state) (increase(switchgear_incidents_closed_total[1h]))", "{{state}}"),
+            Query(grown("switchgear_incidents_closed_total", "", "state"), "{{state}}"),
             unit="short",
             width=12,
             stacked=True,
