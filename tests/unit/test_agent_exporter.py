@@ -9,10 +9,11 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.parser import text_string_to_metric_families
 
-from switchgear.agent.exporter import Exporter, exposition
+from switchgear.agent.exporter import exposition, page
 from switchgear.agent.readings import Kind, known, series, unknown
 from switchgear.agent.sampler import Sampler
 from switchgear.core.errors import FailedPrecondition
+from switchgear.core.metrics import MetricsServer
 
 TEMPERATURE = series("DCGM_FI_DEV_GPU_TEMP", "celsius", Kind.GAUGE, ("gpu", "0"), ("modelName", 'a "b"\\\n'))
 ENERGY = series("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", "millijoules", Kind.COUNTER, ("gpu", "0"))
@@ -45,15 +46,15 @@ def test_the_page_has_the_nodes_series_and_the_agents_own() -> None:
     sampler, registry = Sampler(), CollectorRegistry()
     sampler.tick([known(LOAD, 0.5)], 0)
     Counter("switchgear_agent_things", "things", registry=registry).inc()
-    exporter = Exporter(sampler, registry, 0)
+    exporter = MetricsServer(lambda: page(sampler, registry), "127.0.0.1:0")
     try:
         with urllib.request.urlopen(f"http://{exporter.address}/metrics") as response:
-            page = response.read().decode()
-        assert "node_load1 0.5" in page
-        assert "switchgear_agent_things_total 1.0" in page
+            text = response.read().decode()
+        assert "node_load1 0.5" in text
+        assert "switchgear_agent_things_total 1.0" in text
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(f"http://{exporter.address}/else")
         with pytest.raises(FailedPrecondition, match="choose another port"):
-            Exporter(sampler, registry, int(exporter.address.rpartition(":")[2]))
+            MetricsServer(lambda: b"", exporter.address)
     finally:
         exporter.close()

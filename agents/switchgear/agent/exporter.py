@@ -1,21 +1,14 @@
-"""`/metrics` for Prometheus: the node's series under the names that dashboards know, and the agent's own."""
+"""What the agent serves at `/metrics`: the node's series under the names that dashboards know, and the agent's own."""
 
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from switchgear.agent.readings import Reading, SeriesKey
 from switchgear.agent.sampler import Sampler
-from switchgear.core import rpc
-
-#: Without TLS nothing of ours listens further than this.
-HOST = "127.0.0.1"
 
 
 def exposition(readings: Iterable[Reading]) -> str:
@@ -44,36 +37,6 @@ def _escape(value: str) -> str:
     return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
-class Exporter:
-    """Serves on loopback from a thread of its own; port 0 takes a free one and `address` is what was bound.
-
-    Raises FailedPrecondition when the port is taken.
-    """
-
-    def __init__(self, sampler: Sampler, registry: CollectorRegistry, port: int) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            timeout = 10  # a client that sends nothing must not hold its thread for ever
-
-            def do_GET(self) -> None:
-                if self.path.partition("?")[0] != "/metrics":
-                    self.send_error(404, "only /metrics is here")
-                    return
-                body = exposition(sampler.latest()).encode() + generate_latest(registry)
-                self.send_response(200)
-                self.send_header("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it
-                pass  # one line a scrape says nothing
-
-        rpc.require_free_port(HOST, port)
-        self._server = ThreadingHTTPServer((HOST, port), Handler)
-        self._server.daemon_threads = True
-        self.address = f"{HOST}:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+def page(sampler: Sampler, registry: CollectorRegistry) -> bytes:
+    """The whole page: the node's series, then those of the registry."""
+    return exposition(sampler.latest()).encode() + generate_latest(registry)

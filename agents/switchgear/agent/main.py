@@ -11,10 +11,8 @@ import uuid
 from contextlib import ExitStack
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
-
 from switchgear.agent.control import Control, Reports
-from switchgear.agent.exporter import Exporter
+from switchgear.agent.exporter import page
 from switchgear.agent.hardware import open_hardware, running_thread
 from switchgear.agent.kernel_log_follower import SOURCE as KERNEL_LOG
 from switchgear.agent.kernel_log_follower import KernelLogFollower
@@ -29,13 +27,11 @@ from switchgear.agent.ticker import Ticker
 from switchgear.agent.worker import Worker
 from switchgear.core import names
 from switchgear.core.clock import SystemClock
+from switchgear.core.metrics import ADDRESS_FILE, MetricsServer, new_registry
 from switchgear.core.process import only_one, until_signal
 from switchgear.v1 import fleet_service_pb2
 
 log = logging.getLogger(__name__)
-
-#: In the state directory: where `/metrics` of the running agent is.
-METRICS_ADDRESS_FILE = "metrics-address"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sim-gpus", type=int, default=0, help="simulate so many GPUs (default: none)")
     parser.add_argument("--interval", type=float, default=1.0, help="seconds between samples (default: %(default)s)")
     parser.add_argument(
-        "--metrics-port", type=int, default=0, help="port of /metrics on loopback (default: a free one)"
+        "--metrics", default="127.0.0.1:0", metavar="HOST:PORT", help="address of /metrics (default: a free port)"
     )
     parser.add_argument("--kernel-log", type=Path, help="text file to follow instead of /dev/kmsg")
 
@@ -69,7 +65,7 @@ def main(args: argparse.Namespace) -> int:
         address=args.address,
         sim_gpus=args.sim_gpus,
         interval_s=args.interval,
-        metrics_port=args.metrics_port,
+        metrics=args.metrics,
         kernel_log=args.kernel_log,
     )
     asyncio.run(until_signal(run_agent(settings)))
@@ -101,11 +97,11 @@ async def run_agent(settings: AgentSettings) -> None:
 
         identity = Identity(node=node, boot_id=spool.boot_id, epoch=uuid.uuid4().hex, agent_version=version)
         stream = TelemetryStream(settings.collector, identity, outbox, clock)
-        registry = CollectorRegistry()
+        registry = new_registry("agent")
         metrics = AgentMetrics(registry, outbox, stream)
-        exporter = Exporter(outbox.sampler, registry, settings.metrics_port)
+        exporter = MetricsServer(lambda: page(outbox.sampler, registry), settings.metrics)
         stack.callback(exporter.close)
-        (settings.state_dir / METRICS_ADDRESS_FILE).write_text(exporter.address)
+        (settings.state_dir / ADDRESS_FILE).write_text(exporter.address)
 
         workers = [Worker(source) for source in hardware.sources]
         for worker in workers:
@@ -123,7 +119,11 @@ async def run_agent(settings: AgentSettings) -> None:
         )
         launchers.adopt()
         inventory = fleet_service_pb2.Node(
-            name=node, address=settings.address, gpus=hardware.gpus(node), agent_version=version
+            name=node,
+            address=settings.address,
+            gpus=hardware.gpus(node),
+            agent_version=version,
+            metrics_address=exporter.reached_at(settings.address),
         )
         control = Control(settings.scheduler, inventory, launchers, reports, clock)
         log.info("agent of %s", node, extra={"gpus": len(inventory.gpus), "metrics": exporter.address})

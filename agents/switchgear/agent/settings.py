@@ -19,7 +19,7 @@ class AgentSettings:
     collector, scheduler, recovery: gRPC addresses (host:port); recovery's is handed to the launchers.
     state_dir: the agent's own folder; spool, launchers and simulated faults live there.
     sim_gpus: simulated GPUs, 0 to 16; 0 means that the node has none.
-    interval_s: time between samples, 0.05 to 60. metrics_port: of `/metrics` on loopback; 0 takes a free one.
+    interval_s: time between samples, 0.05 to 60. metrics: HOST:PORT of `/metrics`; port 0 takes a free one.
     kernel_log: a text file to follow instead of `/dev/kmsg`; simulated GPUs bring their own.
     launcher_command: how a launcher is called.
     """
@@ -32,7 +32,7 @@ class AgentSettings:
     address: str = "127.0.0.1"
     sim_gpus: int = 0
     interval_s: float = 1.0
-    metrics_port: int = 0
+    metrics: str = "127.0.0.1:0"
     kernel_log: Path | None = None
     launcher_command: tuple[str, ...] = (sys.executable, "-m", "switchgear.launcher")
 
@@ -40,7 +40,6 @@ class AgentSettings:
         names.check_id(self.node, "node")
         _require(0 <= self.sim_gpus <= GPUS_MAX, "sim_gpus", f"must be 0 to {GPUS_MAX}")
         _require(0.05 <= self.interval_s <= 60, "interval_s", "must be 0.05 to 60 seconds")
-        _require(0 <= self.metrics_port <= 65535, "metrics_port", "must be 0 to 65535")
         for field in ("collector", "scheduler", "recovery"):
             host, _, port = getattr(self, field).rpartition(":")
             _require(bool(host) and port.isdigit(), field, "must be HOST:PORT, for example 127.0.0.1:7070")

@@ -27,6 +27,7 @@ ADDRESS_FILE = "metrics-address"
 SCRAPES_MAX = 16
 #: A client that says nothing must not hold its thread for ever.
 _TIMEOUT_S = 10
+_ANY = frozenset({"0.0.0.0", "[::]", "::"})
 
 # The time at which each counter began, as a second series beside it: Prometheus' text format has no use for it.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -92,6 +93,11 @@ class MetricsServer(ThreadingHTTPServer):
     def of(cls, registry: CollectorRegistry, address: str, tls: TlsFiles | None = None) -> MetricsServer:
         """A server of all that is in the registry."""
         return cls(lambda: generate_latest(registry), address, tls)
+
+    def reached_at(self, host: str) -> str:
+        """The address for others: `host`, this machine's own, where we listen on all of them."""
+        bound, port = rpc.split_address(self.address)
+        return f"{host if bound in _ANY else bound}:{port}"
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._free.acquire(blocking=False):
