@@ -250,11 +250,14 @@ def require_free_port(host: str, port: int) -> None:
             ) from error
 
 
-def sync_channel(address: str, tls: TlsFiles | None = None) -> grpc.Channel:
-    """As `channel`, for a command that makes a few calls and ends."""
+def sync_channel(address: str, tls: TlsFiles | None = None, token: str = "") -> grpc.Channel:
+    """As `channel`, for a command that makes a few calls and ends. token: sent with each call, and never without TLS."""
     if tls is None:
         return grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
-    return grpc.secure_channel(address, tls.channel_credentials(), options=_CHANNEL_OPTIONS)
+    credentials = tls.channel_credentials()
+    if token:
+        credentials = grpc.composite_channel_credentials(credentials, grpc.access_token_call_credentials(token))
+    return grpc.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
 
 
 def channel(address: str, tls: TlsFiles | None = None) -> grpc.aio.Channel:
