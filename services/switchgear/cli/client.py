@@ -54,7 +54,9 @@ def connect(server: str | None) -> Iterator[Client]:
             )
         except grpc.RpcError as rpc_error:
             error = from_rpc_error(cast(FailedCall, rpc_error))
-            if isinstance(error, Unavailable) and error.reason is Reason.SERVER_UNREACHABLE:
+            # A gateway that answers names the service behind it that does not.
+            unreachable = isinstance(error, Unavailable) and error.reason is Reason.SERVER_UNREACHABLE
+            if unreachable and "service" not in error.metadata:
                 error = Unavailable(
                     f"no control plane answers at {address}; start one with `switchgear up`, name it with --server HOST:PORT, "
                     "or run without one: `switchgear run --standalone`",

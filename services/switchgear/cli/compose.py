@@ -6,6 +6,8 @@ What every such process has (an interceptor, a port, a loop) is added here and n
 from __future__ import annotations
 
 import asyncio
+import socket
+import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,16 +16,21 @@ from pathlib import Path
 import grpc.aio
 from prometheus_client import CollectorRegistry
 
+from switchgear.access.guard import Guard
+from switchgear.access.guard import guard as make_guard
+from switchgear.access.pki import Pki
+from switchgear.autoscaler import main as autoscaler
 from switchgear.collector import main as collector
 from switchgear.core.clock import Clock, SystemClock
 from switchgear.core.modes import Mode
-from switchgear.core.rpc import Server, split_address
+from switchgear.core.rpc import Server, require_free_port, split_address
 from switchgear.core.service import Endpoints, Service
 from switchgear.gateway import front_door
 from switchgear.gateway import main as gateway
 from switchgear.recovery import main as recovery
 from switchgear.scheduler import main as scheduler
 from switchgear.store.database import Database
+from switchgear.store.holder import Candidate
 from switchgear.store.policies import PolicyModes
 
 #: Names of all services; each is an endpoint of its own when they run apart.
@@ -34,7 +41,8 @@ ENDPOINTS = ("collector", "scheduler", "recovery", "autoscaler", "gateway")
 class PlaneSettings:
     """services: which of SERVICES run in this process; with `gateway` among them it also serves REST at `http`.
 
-    grpc, http: HOST:PORT to listen on, port 0 takes a free one. database_url: migrated at the start.
+    grpc, http, machines: HOST:PORT to listen on, port 0 takes a free one. With TLS the gateway takes people with tokens at `grpc`
+    and certificates at `machines`; the other services take certificates only.
     elsewhere: gRPC addresses of the services of other processes. policies: modes of the configuration.
     """
 
@@ -42,7 +50,8 @@ class PlaneSettings:
     state_dir: Path
     database_url: str
     grpc: str
-    http: str
+    http: str = ""
+    machines: str = ""
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     policies: Mapping[str, Mode] = field(default_factory=dict)
 
@@ -57,67 +66,126 @@ class Parts:
     modes: PolicyModes
     #: Metrics of this process.
     registry: CollectorRegistry
+    guard: Guard
 
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """A running process. http: HOST:PORT of REST, empty without a gateway. tasks: its end is theirs."""
+    """A running process. grpc, http: HOST:PORT for people; http is empty without a gateway."""
 
+    parts: Parts
     endpoints: Endpoints
+    grpc: str
     http: str
-    tasks: asyncio.TaskGroup
 
 
 #: How each service is built, by the name of its endpoint.
 SERVICES: Mapping[str, Callable[[Parts], Service]] = {
     "collector": lambda parts: collector.build(parts.database, parts.clock, registry=parts.registry),
     "scheduler": lambda parts: scheduler.build(
-        parts.database, parts.clock, scheduler.SchedulerSettings(state_dir=parts.settings.state_dir)
+        parts.database,
+        parts.clock,
+        scheduler.SchedulerSettings(state_dir=parts.settings.state_dir),
+        registry=parts.registry,
     ),
-    "recovery": lambda parts: recovery.build(parts.database, parts.clock),
-    "gateway": lambda parts: front_door.build(parts.database, parts.clock, parts.modes),
+    "recovery": lambda parts: recovery.build(parts.database, parts.clock, registry=parts.registry),
+    "autoscaler": lambda parts: autoscaler.build(
+        parts.database, parts.clock, modes=parts.modes, registry=parts.registry
+    ),
+    "gateway": lambda parts: front_door.build(
+        parts.database, parts.clock, parts.modes, [name for name in ENDPOINTS if name not in parts.settings.services]
+    ),
 }
 
 
+#: Services of which any number may act at once: a gateway decides nothing, and what it writes is one transaction each.
+_MANY_ACT = frozenset({"gateway"})
+
 #: What sees each gRPC call before its handler, outermost first.
-INTERCEPTORS: Sequence[Callable[[Parts], grpc.aio.ServerInterceptor]] = ()
+INTERCEPTORS: Sequence[Callable[[Parts], grpc.aio.ServerInterceptor]] = (lambda parts: parts.guard.interceptor,)
 
 
 @asynccontextmanager
 async def running(settings: PlaneSettings) -> AsyncIterator[Plane]:
-    """Serves until the block ends; the block is cancelled when a service fails.
+    """Serves until the block ends; the block is cancelled when a service fails or a lease is lost.
 
+    On PostgreSQL it begins once this process holds the lease of each of its services.
     Raises Unavailable when the database cannot be used, FailedPrecondition when its state is of a newer version, a port is in
-    use or an address is not loopback.
+    use or an address is beyond loopback without TLS.
     """
     clock = SystemClock()
     database = Database(settings.database_url)
-    modes = PolicyModes(database, settings.policies, clock=clock)
-    parts = Parts(settings, database, clock, modes, CollectorRegistry())
-    server = Server([interceptor(parts) for interceptor in INTERCEPTORS])
     try:
         await database.migrate()
-        services = [SERVICES[name](parts) for name in settings.services]
-        for service in services:
-            service.register(server.grpc)
-        address = await server.start(settings.grpc, [name for service in services for name in service.service_names])
-        endpoints = _endpoints(settings, address)
+        guard = make_guard(database, clock, Pki.find(settings.state_dir / "pki"))
+        modes = PolicyModes(database, settings.policies, clock=clock)
+        parts = Parts(settings, database, clock, modes, CollectorRegistry(), guard)
+        async with guard.running(), _holding_leases(parts), _serving(parts) as plane:
+            yield plane
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
+async def _holding_leases(parts: Parts) -> AsyncIterator[None]:
+    settings = parts.settings
+    names = [f"services/{name}" for name in settings.services if name not in _MANY_ACT]
+    if not parts.database.is_shared or not names:
+        yield  # one state directory has one process
+        return
+    host, port = split_address(settings.grpc)
+    require_free_port(host, port)  # else a second start of the same command would take the place of the first
+    own = uuid.uuid4().hex if port == 0 else settings.grpc
+    async with Candidate(parts.database, parts.clock, names, f"{socket.gethostname()}/{own}").holding():
+        yield
+
+
+@asynccontextmanager
+async def _serving(parts: Parts) -> AsyncIterator[Plane]:
+    settings, guard = parts.settings, parts.guard
+    server = Server([interceptor(parts) for interceptor in INTERCEPTORS])
+    services = [SERVICES[name](parts) for name in settings.services]
+    if guard.service and "gateway" in settings.services:
+        services.append(guard.service)
+    for service in services:
+        service.register(server.grpc)
+    try:
+        address, machines = await _listen(
+            parts, server, [name for service in services for name in service.service_names]
+        )
+        endpoints = _endpoints(parts, machines)
         async with _rest(settings, endpoints) as http, asyncio.TaskGroup() as tasks:
             loops = [tasks.create_task(service.run(endpoints)) for service in services]
-            yield Plane(endpoints, http, tasks)
+            yield Plane(parts, endpoints, address, http)
             for loop in loops:
                 loop.cancel()
     finally:
         await server.stop()
-        await database.close()
 
 
-def _endpoints(settings: PlaneSettings, here: str) -> Endpoints:
-    """Where the services are: here, or where the settings say; one that is nowhere is never called."""
+async def _listen(parts: Parts, server: Server, names: Sequence[str]) -> tuple[str, str]:
+    """The addresses for people and for our own processes; the same one without TLS, and where no people come."""
+    settings, guard = parts.settings, parts.guard
+    if guard.machine_credentials is None:
+        address = await server.start(settings.grpc, names)
+        guard.listening(address, "")
+        return address, address
+    if "gateway" in settings.services:
+        machines = server.also_listen(settings.machines, guard.machine_credentials)
+        address = await server.start(settings.grpc, names, guard.people_credentials)
+    else:
+        address = machines = await server.start(settings.grpc, names, guard.machine_credentials)
+    guard.listening(address, machines)
+    return address, machines
+
+
+def _endpoints(parts: Parts, here: str) -> Endpoints:
+    """Where the services are: here, or where the settings say."""
+    settings = parts.settings
     collector_at, scheduler_at, recovery_at, autoscaler_at, gateway_at = (
-        here if name in settings.services else settings.elsewhere.get(name, "") for name in ENDPOINTS
+        here if name in settings.services else settings.elsewhere[name] for name in ENDPOINTS
     )
-    return Endpoints(collector_at, scheduler_at, recovery_at, autoscaler_at, gateway_at)
+    return Endpoints(collector_at, scheduler_at, recovery_at, autoscaler_at, gateway_at, parts.guard.tls_files)
 
 
 @asynccontextmanager

@@ -33,6 +33,7 @@ _COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "run a training script: here without a server, or on the cluster",
     ),
     "up": ("switchgear.cli.up", "add_arguments", "main", "run the whole control plane on this machine"),
+    "serve": ("switchgear.cli.serve", "add_arguments", "main", "run one service of the control plane, on PostgreSQL"),
     "demo": (
         "switchgear.cli.demo.main",
         "add_arguments",

@@ -103,7 +103,7 @@ async def serve(settings: UpSettings) -> None:
     )
     with only_one(settings.state_dir, "`switchgear up`"):
         async with running(plane_settings) as plane, asyncio.TaskGroup() as tasks:
-            grpc = plane.endpoints.scheduler
+            grpc = plane.grpc
             if settings.agent:
                 tasks.create_task(run_agent(_agent_settings(settings, plane.endpoints)))
             write_running(settings.state_dir, Running(os.getpid(), grpc, plane.http))

@@ -1,14 +1,16 @@
-"""The gateway's gRPC side: the services that it has itself."""
+"""The gateway's gRPC side: people and programs reach all services at this one address."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import AsyncExitStack
 
 import grpc.aio
 
 from switchgear.core.clock import Clock
 from switchgear.core.service import Endpoints, Service
+from switchgear.gateway.forwarding import Forwarding
 from switchgear.gateway.policies import PolicyServicer
 from switchgear.store.database import Database
 from switchgear.store.policies import PolicyModes
@@ -18,18 +20,20 @@ from switchgear.v1 import policy_service_pb2_grpc
 class FrontDoor:
     """See `core.service.Service`."""
 
-    service_names: Sequence[str] = ("switchgear.v1.PolicyService",)
-
-    def __init__(self, database: Database, clock: Clock, modes: PolicyModes) -> None:
-        self._policies = PolicyServicer(database, clock, modes)
+    def __init__(self, policies: PolicyServicer, forwarding: Forwarding) -> None:
+        self._policies, self._forwarding = policies, forwarding
+        self.service_names: Sequence[str] = ("switchgear.v1.PolicyService", *forwarding.service_names)
 
     def register(self, server: grpc.aio.Server) -> None:
         policy_service_pb2_grpc.add_PolicyServiceServicer_to_server(self._policies, server)
+        self._forwarding.register(server)
 
-    async def run(self, endpoints: Endpoints) -> None:  # noqa: ARG002 - it calls nobody
-        await asyncio.Event().wait()
+    async def run(self, endpoints: Endpoints) -> None:
+        async with AsyncExitStack() as stack:
+            await self._forwarding.open(endpoints, stack)
+            await asyncio.Event().wait()
 
 
-def build(database: Database, clock: Clock, modes: PolicyModes) -> Service:
-    """The gateway's gRPC services on a migrated database."""
-    return FrontDoor(database, clock, modes)
+def build(database: Database, clock: Clock, modes: PolicyModes, elsewhere: Collection[str] = ()) -> Service:
+    """The gateway's gRPC services on a migrated database. elsewhere: endpoints whose services run in other processes."""
+    return FrontDoor(PolicyServicer(database, clock, modes), Forwarding(elsewhere))

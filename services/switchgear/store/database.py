@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 from switchgear.core.errors import FailedPrecondition, Invalid, Reason, Unavailable
+from switchgear.store.leases import Lease, fence
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ _DRIVERS = ("sqlite+aiosqlite", "postgresql+asyncpg")
 _MIGRATE_LOCK = 7_294_451_002_713
 #: Another process may hold SQLite's write lock for a migration or a slow disk's fsync; beyond this the disk is ill.
 _BUSY_TIMEOUT_MS = 10_000
+#: A process that is stopped in the middle of a write would keep its locks, and with them its lease, for as long as it is stopped.
+_SERVER_SETTINGS = {"idle_in_transaction_session_timeout": "10000"}
 #: A cancelled session ends in milliseconds; one that does not is stuck and must not keep the process.
 _CLOSE_TIMEOUT_S = 5.0
 
@@ -56,7 +59,10 @@ class Database:
         # A server closes idle connections when it restarts; the probe costs one round trip and saves one failed call.
         # `read` and `write` always end their transaction, so SQLite saves the second rollback.
         reset = None if sqlite else "rollback"
-        self._engine = create_async_engine(parsed, pool_pre_ping=not sqlite, pool_reset_on_return=reset)
+        connect_args = {} if sqlite else {"server_settings": _SERVER_SETTINGS}
+        self._engine = create_async_engine(
+            parsed, pool_pre_ping=not sqlite, pool_reset_on_return=reset, connect_args=connect_args
+        )
         if sqlite:
             event.listen(self._engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
@@ -69,6 +75,9 @@ class Database:
             reader = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         # Two async sessions that read, modify and write lose updates on SQLite without any error; so they take turns.
         self._turn: AbstractAsyncContextManager[Any] = asyncio.Lock() if sqlite else nullcontext()
+        #: Processes on several machines may use it at the same time.
+        self.is_shared = not sqlite
+        self._leases: tuple[Lease, ...] = ()
         self._sessions_open = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -88,10 +97,23 @@ class Database:
 
         On PostgreSQL writers run at the same time under READ COMMITTED. One that reads what it changes takes the
         service's turn first: `lock_revision` or `next_revision`.
+        Raises Aborted (LEASE_LOST) when this process has lost a lease under which it writes.
         """
+        async with self.write_unfenced() as session:
+            if self._leases:
+                await fence(session, *self._leases)
+            yield session
+
+    @asynccontextmanager
+    async def write_unfenced(self) -> AsyncIterator[AsyncSession]:
+        """As `write`, for the leases themselves."""
         with self._counted():
             async with self._turn, self._write_sessions() as session, session.begin():
                 yield session
+
+    def write_under(self, leases: Sequence[Lease]) -> None:
+        """From now on every `write` is made under these leases."""
+        self._leases = tuple(leases)
 
     async def migrate(self) -> None:
         """Brings the schema to this version's; safe when several processes do it at once.

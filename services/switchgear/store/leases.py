@@ -6,9 +6,9 @@ a late write of the old holder fails is decided by the token (`fence`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sqlalchemy import select, text
+from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from switchgear.core.errors import Aborted, Reason
@@ -47,18 +47,37 @@ async def acquire(
 
 
 async def renew(session: AsyncSession, lease: Lease, *, duration_s: float, now_unix_ns: int) -> Lease:
-    """The same lease with a later expiry. Raises Aborted (LEASE_LOST) when somebody else has taken it."""
-    row = await _held(session, lease)
-    row.expire_time_unix_ns = now_unix_ns + int(duration_s * 1e9)
-    return Lease(lease.name, lease.holder, lease.token, row.expire_time_unix_ns)
+    """The same lease with a later expiry; it waits for no writer. Raises Aborted (LEASE_LOST) when somebody else has taken it."""
+    expire_time_unix_ns = now_unix_ns + int(duration_s * 1e9)
+    renewed = await session.execute(
+        update(LeaseRow)
+        .where(LeaseRow.name == lease.name, LeaseRow.token == lease.token, LeaseRow.holder == lease.holder)
+        .values(expire_time_unix_ns=expire_time_unix_ns)
+        .returning(LeaseRow.name)
+    )
+    if renewed.scalar_one_or_none() is None:
+        raise _lost(lease, await session.scalar(select(LeaseRow.holder).where(LeaseRow.name == lease.name)))
+    return replace(lease, expire_time_unix_ns=expire_time_unix_ns)
 
 
-async def fence(session: AsyncSession, lease: Lease) -> None:
-    """Call it in the transaction of every write under the lease, first: nobody can take the lease until that has ended.
+async def fence(session: AsyncSession, *leases: Lease) -> None:
+    """Call it in the transaction of every write under the leases, first: nobody can take one of them until that has ended.
 
-    Raises Aborted (LEASE_LOST) when somebody else has taken it.
+    Writers under one lease do not wait for each other, nor for its renewal.
+    Raises Aborted (LEASE_LOST) when somebody else has taken one.
     """
-    await _held(session, lease)
+    rows = await session.scalars(
+        select(LeaseRow)
+        .where(LeaseRow.name.in_([lease.name for lease in leases]))
+        # A takeover locks the row itself and so waits; a renewal changes no key and does not.
+        .with_for_update(read=True, key_share=True)
+        .execution_options(populate_existing=True)
+    )
+    held = {row.name: row for row in rows}
+    for lease in leases:
+        row = held.get(lease.name)
+        if row is None or (row.token, row.holder) != (lease.token, lease.holder):
+            raise _lost(lease, row.holder if row else None)
 
 
 async def release(session: AsyncSession, lease: Lease) -> None:
@@ -69,16 +88,13 @@ async def release(session: AsyncSession, lease: Lease) -> None:
         row.expire_time_unix_ns = 0
 
 
-async def _held(session: AsyncSession, lease: Lease) -> LeaseRow:
-    row = await _locked(session, lease.name)
-    if row is None or row.token != lease.token or row.holder != lease.holder:
-        raise Aborted(
-            f"lease {lease.name} was taken over by {row.holder if row and row.holder else 'nobody yet'}; stop acting and acquire it again",
-            Reason.LEASE_LOST,
-            lease=lease.name,
-            token=str(lease.token),
-        )
-    return row
+def _lost(lease: Lease, holder: str | None) -> Aborted:
+    return Aborted(
+        f"lease {lease.name} was taken over by {holder or 'nobody yet'}; stop acting and acquire it again",
+        Reason.LEASE_LOST,
+        lease=lease.name,
+        token=str(lease.token),
+    )
 
 
 async def _locked(session: AsyncSession, name: str) -> LeaseRow | None:
