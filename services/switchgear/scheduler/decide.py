@@ -93,7 +93,7 @@ def wanted(jobs: Iterable[JobRecord]) -> dict[str, Wanted]:
             if job.ended:
                 leave[seat.node].add(ref)
             else:
-                run[seat.node].append(WantedLauncher(ref, job.spec, seat.gpu_indices))
+                run[seat.node].append(WantedLauncher(ref, job.spec, seat.gpu_indices, job.trace_parent))
     return {node: Wanted(tuple(run[node]), frozenset(leave[node])) for node in {*run, *leave}}
 
 

@@ -56,6 +56,8 @@ class Inventory:
     address: str
     gpus: tuple[GpuRecord, ...]
     agent_version: str
+    #: HOST:PORT of the agent's `/metrics`; empty when it does not say.
+    metrics_address: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,8 @@ class JobRecord:
     end_time_unix_ns: int | None = None
     create_revision: int = 0
     revision: int = 0
+    #: W3C `traceparent` of the call that created it; empty when that was not traced.
+    trace_parent: str = ""
 
     @property
     def ended(self) -> bool:
@@ -183,6 +187,7 @@ class WantedLauncher:
     ref: LauncherRef
     spec: JobSpec
     gpu_indices: tuple[int, ...]
+    trace_parent: str = ""
 
 
 @dataclass(frozen=True, slots=True)

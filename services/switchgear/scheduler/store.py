@@ -33,6 +33,7 @@ class NodeRow(Base):
     address: Mapped[str] = mapped_column(Text)
     gpus: Mapped[list[dict[str, Any]]] = mapped_column(Json)
     agent_version: Mapped[str] = mapped_column(Text)
+    metrics_address: Mapped[str] = mapped_column(Text)
     last_seen_unix_ns: Mapped[int] = mapped_column(BigInteger)
     reachable: Mapped[bool]
     standing: Mapped[str] = mapped_column(String(16))
@@ -57,6 +58,7 @@ class JobRow(Base):
     #: Null while the job has not ended.
     end_time_unix_ns: Mapped[int | None] = mapped_column(BigInteger, index=True)
     revision: Mapped[int] = mapped_column(BigInteger, index=True)
+    trace_parent: Mapped[str] = mapped_column(String(64))
 
     __table_args__ = (Index("ix_jobs_create_revision", "create_revision", unique=True),)
 
@@ -85,6 +87,7 @@ async def save_node(session: AsyncSession, node: NodeRecord) -> None:
             address=node.inventory.address,
             gpus=[asdict(gpu) for gpu in node.inventory.gpus],
             agent_version=node.inventory.agent_version,
+            metrics_address=node.inventory.metrics_address,
             last_seen_unix_ns=node.last_seen_unix_ns,
             reachable=node.reachable,
             standing=node.standing.value,
@@ -159,6 +162,7 @@ async def save_job(session: AsyncSession, job: JobRecord) -> None:
             create_time_unix_ns=job.create_time_unix_ns,
             end_time_unix_ns=job.end_time_unix_ns,
             revision=job.revision,
+            trace_parent=job.trace_parent,
         )
     )
     await session.flush()
@@ -183,7 +187,9 @@ async def _jobs(session: AsyncSession, query: Select[JobRow]) -> list[JobRecord]
 def _node(row: NodeRow) -> NodeRecord:
     return NodeRecord(
         name=row.name,
-        inventory=Inventory(row.address, tuple(GpuRecord(**gpu) for gpu in row.gpus), row.agent_version),
+        inventory=Inventory(
+            row.address, tuple(GpuRecord(**gpu) for gpu in row.gpus), row.agent_version, row.metrics_address
+        ),
         last_seen_unix_ns=row.last_seen_unix_ns,
         reachable=row.reachable,
         standing=NodeState(row.standing),
@@ -212,6 +218,7 @@ def _job(row: JobRow) -> JobRecord:
         end_time_unix_ns=row.end_time_unix_ns,
         create_revision=row.create_revision,
         revision=row.revision,
+        trace_parent=row.trace_parent,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from switchgear.core import names
+from switchgear.core import names, rpc
 from switchgear.core.errors import Invalid, Reason
 from switchgear.scheduler import nodes as node_life
 from switchgear.scheduler.model import GpuRecord, Inventory, JobRecord, JobSpec, NodeRecord, WantedLauncher
@@ -22,7 +22,7 @@ def clean(text: str, length_max: int) -> str:
 
 
 def inventory_from_proto(node: fleet_pb.Node) -> Inventory:
-    """Raises Invalid when GPUs are too many or share an index, or the address is missing."""
+    """Raises Invalid when GPUs are too many or share an index, the address is missing or that of the metrics is none."""
     indices = [gpu.index for gpu in node.gpus]
     if len(indices) > GPUS_MAX or len(set(indices)) < len(indices) or min(indices, default=0) < 0:
         raise Invalid(
@@ -32,6 +32,8 @@ def inventory_from_proto(node: fleet_pb.Node) -> Inventory:
         raise Invalid(
             "address is missing: other nodes reach the ranks of this node there", Reason.BAD_FIELD, field="node.address"
         )
+    if node.metrics_address:
+        rpc.split_address(node.metrics_address)
     return Inventory(
         clean(node.address, 255),
         tuple(
@@ -46,6 +48,7 @@ def inventory_from_proto(node: fleet_pb.Node) -> Inventory:
             for gpu in sorted(node.gpus, key=lambda gpu: gpu.index)
         ),
         clean(node.agent_version, 64),
+        clean(node.metrics_address, 255),
     )
 
 
@@ -72,6 +75,7 @@ def node_to_proto(node: NodeRecord, gpus_allocated: int) -> fleet_pb.Node:
         agent_version=node.inventory.agent_version,
         last_seen_time=_timestamp(node.last_seen_unix_ns),
         etag=str(node.revision),
+        metrics_address=node.inventory.metrics_address,
     )
 
 
@@ -96,6 +100,7 @@ def job_to_proto(job: JobRecord) -> job_pb.Job:
         create_time=_timestamp(job.create_time_unix_ns),
         end_time=None if job.end_time_unix_ns is None else _timestamp(job.end_time_unix_ns),
         etag=str(job.revision),
+        trace_parent=job.trace_parent,
     )
 
 
@@ -122,6 +127,7 @@ def start_launcher(launcher: WantedLauncher, recovery_address: str) -> agent_pb.
             spec=spec_to_proto(launcher.spec),
             gpu_indices=launcher.gpu_indices,
             recovery_address=recovery_address,
+            trace_parent=launcher.trace_parent,
         )
     )
 
