@@ -81,9 +81,13 @@ class Gpt(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy; both arguments have the shape (batch, CONTEXT)."""
+        return functional.cross_entropy(self.logits(tokens).flatten(0, 1), targets.flatten())
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Of each place's next token; the argument has the shape (batch, at most CONTEXT)."""
         places = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.blocks(self.dropout(self.token(tokens) + self.position(places)))
-        return functional.cross_entropy(self.head(self.norm(x)).flatten(0, 1), targets.flatten())
+        return self.head(self.norm(x))
 
 
 class Corpus(Dataset[Tensor]):

@@ -1,0 +1,174 @@
+"""HTTP as replica and router serve it: bounded bodies, errors in OpenAI's form, work that ends when the client goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+
+from switchgear.core import rpc
+from switchgear.core.errors import FailedPrecondition, Invalid, Reason, SwitchgearError
+from switchgear.core.tls import TlsFiles
+from switchgear.serve import completions
+
+T = TypeVar("T")
+
+#: A client that keeps its connection finds it open for longer than it keeps it itself (30 s in the router).
+KEEP_ALIVE_S = 75
+#: What nginx writes when the client went away before the answer; nobody reads it.
+CLIENT_GONE = 499
+_STATUS = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "FAILED_PRECONDITION": 421, "UNAVAILABLE": 503}
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection before its answer was there."""
+
+
+@asynccontextmanager
+async def listening(
+    app: Starlette,
+    address: str,
+    *,
+    tls: TlsFiles | None,
+    client_certificates: bool,
+    connections_max: int,
+    grace_s: float,
+) -> AsyncIterator[str]:
+    """Serves until the block ends, then finishes what is in flight within `grace_s`; gives the address with the port that was taken.
+
+    tls: our certificate and key; None: plain HTTP, on loopback only. client_certificates: only clients with a certificate of
+    `tls.ca` are served. connections_max: more are answered 503 at once.
+    Raises FailedPrecondition when the port is taken, a file cannot be used, or the address is beyond loopback without TLS.
+    """
+    host, port = rpc.split_address(address)
+    if tls is None:
+        rpc.require_loopback(host)
+    rpc.require_free_port(host, port)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        limit_concurrency=connections_max,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(grace_s),
+    )
+    if tls is not None:
+        config.load()
+        config.ssl = server_context(tls, client_certificates=client_certificates)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host.strip("[]"), port), family=family) as listener:
+        server = _Server(config)
+        serving = asyncio.create_task(server.serve([listener]))
+        ready = asyncio.create_task(server.ready.wait())
+        try:
+            await asyncio.wait((serving, ready), return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                serving.result()
+                raise FailedPrecondition("the HTTP server could not start; the log has the cause", Reason.INTERNAL)
+            yield f"{host}:{listener.getsockname()[1]}"
+        finally:
+            ready.cancel()
+            server.should_exit = True
+            await asyncio.gather(serving, return_exceptions=True)
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to the process that it is a part of."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self.ready.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def server_context(tls: TlsFiles, *, client_certificates: bool) -> ssl.SSLContext:
+    """Raises FailedPrecondition (TLS_FILES) when a file cannot be used."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    return _loaded(context, tls, authorities=client_certificates)
+
+
+def client_context(tls: TlsFiles) -> ssl.SSLContext:
+    """For the machines of our own CA. Raises FailedPrecondition (TLS_FILES) when a file cannot be used."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # A replica is found by the address that its node announced, which its certificate need not name.
+    context.check_hostname = False
+    return _loaded(context, tls, authorities=True)
+
+
+def _loaded(context: ssl.SSLContext, tls: TlsFiles, *, authorities: bool) -> ssl.SSLContext:
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        if tls.certificate is not None:
+            context.load_cert_chain(tls.certificate, tls.key)
+        if authorities:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(tls.ca)
+    except OSError as error:  # ssl.SSLError is one
+        raise FailedPrecondition(
+            f"cannot use the certificates {tls.certificate} and {tls.ca} ({error.strerror or error}); "
+            "make them with `switchgear init` or join the node again",
+            Reason.TLS_FILES,
+        ) from error
+    return context
+
+
+async def read_body(request: Request) -> bytes:
+    """The whole body. Raises Invalid when it is too large, ClientGoneError when it does not come."""
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > completions.BODY_BYTES_MAX:
+                raise Invalid(
+                    f"the body has more than {completions.BODY_BYTES_MAX} bytes; send a shorter prompt",
+                    Reason.LIMIT_EXCEEDED,
+                )
+    except ClientDisconnect as error:
+        raise ClientGoneError from error
+    return bytes(body)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns; cancels it and raises ClientGoneError when the client goes away. The body was read before."""
+    working, gone = asyncio.create_task(work), asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGoneError
+        return working.result()
+    finally:
+        gone.cancel()
+        working.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def error_response(error: SwitchgearError, *, status: int = 0) -> JSONResponse:
+    """The error in the form of OpenAI's API, whose clients show the message. status: when another than that of the error fits."""
+    status = status or _STATUS.get(error.code, 500)
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    body = {
+        "error": {"message": error.message, "type": kind, "param": error.metadata.get("field"), "code": error.reason}
+    }
+    return JSONResponse(body, status, headers={"Retry-After": "1"} if status == 503 else None)
