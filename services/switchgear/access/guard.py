@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -30,14 +29,6 @@ from switchgear.core.tls import TlsFiles
 from switchgear.store.database import Database
 
 
-@dataclass(frozen=True, slots=True)
-class HttpSsl:
-    """What uvicorn takes for HTTPS."""
-
-    certificate: Path
-    key: Path
-
-
 class Guard:
     """All but the first two are None without TLS: then everything is plain and on loopback, and every caller is `local`.
 
@@ -46,7 +37,7 @@ class Guard:
     people_credentials: TLS for the port on which callers bring a token. machine_credentials: mutual TLS for the other port, on
     which nodes and services bring certificates; `rpc.Server.also_listen` takes it, before `start`.
     tls_files: what this process's own channels take (`Endpoints.tls`); its channels go to machines' ports.
-    http_ssl: for HTTPS.
+    http_ssl: certificate and key for HTTPS. admit_http: says who may come in by REST, see `gateway.main.Admit`.
     """
 
     def __init__(self, database: Database, clock: Clock, pki: Pki | None, registry: CollectorRegistry) -> None:
@@ -66,7 +57,8 @@ class Guard:
         self.people_credentials: grpc.ServerCredentials | None = None
         self.machine_credentials: grpc.ServerCredentials | None = None
         self.tls_files: TlsFiles | None = None
-        self.http_ssl: HttpSsl | None = None
+        self.http_ssl: TlsFiles | None = None
+        self.admit_http: Callable[[str | None, str, str], Awaitable[None]] | None = None
         self._pki = pki
         if pki is not None and self._strangers is not None:
             self.people_credentials = grpc.ssl_server_credentials(
@@ -74,7 +66,8 @@ class Guard:
             )
             self.machine_credentials = self._strangers.credentials(pki)
             self.tls_files = pki.tls_files
-            self.http_ssl = HttpSsl(pki.certificate, pki.key)
+            self.http_ssl = pki.tls_files
+            self.admit_http = self._admit_http
 
     def listening(self, people: str, machines: str) -> None:
         """Tells where this process's ports are, once they are bound: join tokens name them. machines: empty without TLS."""
@@ -82,13 +75,7 @@ class Guard:
         if self._strangers and machines:
             self._strangers.watch(rpc.split_address(machines)[1])
 
-    async def admit_http(self, authorization: str | None, host: str, what: str) -> None:
-        """For REST, before anything is handed on under our own certificate; without TLS everybody is admitted.
-
-        Raises Unauthenticated, and the refusal is in the audit log. host: whence it came; what: method and path.
-        """
-        if self._pki is None:
-            return
+    async def _admit_http(self, authorization: str | None, host: str, what: str) -> None:
         try:
             if authorization is None:
                 raise Unauthenticated(

@@ -216,11 +216,10 @@ def _peer(caller: Identity, context: Context, *, refused: bool) -> str:
     """Whence a call came; of one that was refused the host alone, so that a flood of them counts as one kind."""
     told = _header(context, PEER_HEADER)
     certified = any(uri.startswith("switchgear://services/") for uri in peer_uris(context.auth_context()))
-    if told and certified and caller.kind is not Kind.SERVICE:
-        return told
-    peer = split_peer(context.peer())
+    whence = told if told and certified and caller.kind is not Kind.SERVICE else context.peer()
+    peer = split_peer(whence)
     if peer is None:
-        return context.peer()
+        return whence
     return peer[0] if refused else f"{peer[0]}:{peer[1]}"
 
 

@@ -16,7 +16,7 @@ from switchgear.core.service import Endpoints
 from switchgear.gateway.bindings import CONTRACT
 
 #: Of the caller's metadata only these are for the service behind: who calls, and in which trace.
-_FORWARDED = frozenset({"authorization", "traceparent", "tracestate"})
+FORWARDED = ("authorization", "traceparent", "tracestate")
 #: For the audit log of the service behind: whence the call came. Believed under a service's certificate alone.
 PEER_HEADER = "switchgear-peer"
 _DETAILS = "grpc-status-details-bin"
@@ -98,7 +98,7 @@ def _for_people(method: MethodDescriptor) -> bool:
 
 
 def _metadata(context: _Context) -> list[tuple[str, Any]]:
-    given = [(key, value) for key, value in context.invocation_metadata() or () if key in _FORWARDED]
+    given = [(key, value) for key, value in context.invocation_metadata() or () if key in FORWARDED]
     return [*given, (PEER_HEADER, context.peer())]
 
 

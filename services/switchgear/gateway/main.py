@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from importlib import metadata
+from typing import TypeAlias
 
 import grpc.aio
 import uvicorn
@@ -18,6 +19,7 @@ from starlette.responses import PlainTextResponse, Response
 from switchgear.core import rpc
 from switchgear.core.errors import FailedPrecondition, NotFound, Reason, SwitchgearError
 from switchgear.core.service import Endpoints
+from switchgear.core.tls import TlsFiles
 from switchgear.gateway.bindings import Binding, bindings
 from switchgear.gateway.errors import error_response
 from switchgear.gateway.openapi import describe
@@ -26,10 +28,20 @@ from switchgear.gateway.transcoder import transcode
 #: More at a time than people and scripts open; beyond it the answer is 503 at once instead of a growing queue.
 CONNECTIONS_MAX = 1000
 SHUTDOWN_GRACE_S = 2
+_Next: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
-def build_app(endpoints: Endpoints) -> FastAPI:
-    """The REST surface of the services at these endpoints."""
+#: Called with the `Authorization` header (None: there is none), the caller's host, and method and path; raises Unauthenticated.
+Admit: TypeAlias = Callable[[str | None, str, str], Awaitable[None]]
+#: What a load balancer or a person without a token may read.
+_OPEN_PATHS = frozenset({"/healthz", "/openapi.json"})
+
+
+def build_app(endpoints: Endpoints, admit: Admit | None = None) -> FastAPI:
+    """The REST surface of the services at these endpoints.
+
+    admit: says who may come in, with TLS; without it whoever reaches loopback may, under one of loopback's names.
+    """
     channels: dict[str, grpc.aio.Channel] = {}
     all_bindings = list(bindings())
 
@@ -51,17 +63,19 @@ def build_app(endpoints: Endpoints) -> FastAPI:
     app.openapi = lambda: description  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _http_error)
-    app.middleware("http")(_only_loopback)
+    app.middleware("http")(_only_admitted(admit) if admit else _only_loopback)
     return app
 
 
 @asynccontextmanager
-async def serve(app: FastAPI, host: str, port: int) -> AsyncIterator[str]:
+async def serve(app: FastAPI, host: str, port: int, tls: TlsFiles | None = None) -> AsyncIterator[str]:
     """Serves until the block ends; gives the address with the port that was taken (0 takes a free one).
 
-    Raises FailedPrecondition when the port is taken or the host is not loopback.
+    tls: certificate and key for HTTPS; None: plain HTTP.
+    Raises FailedPrecondition when the port is taken, or the host is beyond loopback and there is no TLS.
     """
-    rpc.require_loopback(host)
+    if tls is None:
+        rpc.require_loopback(host)
     rpc.require_free_port(host, port)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host.strip("[]"), port), family=family) as listener:
@@ -71,6 +85,8 @@ async def serve(app: FastAPI, host: str, port: int) -> AsyncIterator[str]:
             access_log=False,
             limit_concurrency=CONNECTIONS_MAX,
             timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
+            ssl_certfile=tls.certificate if tls else None,
+            ssl_keyfile=tls.key if tls else None,
         )
         server = _Server(config)
         task = asyncio.create_task(server.serve([listener]))
@@ -126,7 +142,22 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return error_response(SwitchgearError(f"the request was refused: {status}", Reason.INTERNAL), http_status=status)
 
 
-async def _only_loopback(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+def _only_admitted(admit: Admit) -> Callable[[Request, _Next], Awaitable[Response]]:
+    async def only_admitted(request: Request, call_next: _Next) -> Response:
+        # Behind this the gateway speaks with its own certificate, so nobody gets there who has not shown a token.
+        if request.url.path not in _OPEN_PATHS:
+            host = request.client.host if request.client else ""
+            try:
+                what = f"{request.method} {request.url.path}"
+                await admit(request.headers.get("authorization"), host, what)
+            except SwitchgearError as error:
+                return error_response(error)
+        return await call_next(request)
+
+    return only_admitted
+
+
+async def _only_loopback(request: Request, call_next: _Next) -> Response:
     # A page of somebody else can point its own name at 127.0.0.1 and then read our answers; its name betrays it.
     try:
         rpc.require_loopback(request.url.hostname or "")

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from switchgear.core.errors import Invalid, Reason, SwitchgearError
 from switchgear.gateway.bindings import Binding
 from switchgear.gateway.errors import error_response, rpc_error_response
+from switchgear.gateway.forwarding import FORWARDED, PEER_HEADER
 
 #: Far above the largest valid request (a job: 128 KiB of arguments and environment).
 BODY_BYTES_MAX = 1024 * 1024
@@ -47,10 +48,19 @@ async def transcode(binding: Binding, request: Request, channels: Mapping[str, g
         response_deserializer=binding.response_type.FromString,
     )
     try:
-        answer = await call(message, timeout=DEADLINE_S)
+        answer = await call(message, timeout=DEADLINE_S, metadata=_metadata(request))
     except grpc.aio.AioRpcError as error:
         return rpc_error_response(error)
     return Response(json_format.MessageToJson(answer, indent=None), media_type="application/json")
+
+
+def _metadata(request: Request) -> list[tuple[str, str]]:
+    """Who calls, in which trace, and whence: the service behind decides on the first and records the last."""
+    given = [(name, value) for name in FORWARDED if (value := request.headers.get(name)) is not None]
+    if request.client is None:
+        return given
+    host, port = request.client
+    return [*given, (PEER_HEADER, f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}")]
 
 
 def build(binding: Binding, path_params: Mapping[str, str], query: list[tuple[str, str]], body: bytes) -> Message:
