@@ -154,7 +154,7 @@ async def _serving(parts: Parts) -> AsyncIterator[Plane]:
             parts, server, [name for service in services for name in service.service_names]
         )
         endpoints = _endpoints(parts, machines)
-        async with _rest(settings, endpoints) as http, asyncio.TaskGroup() as tasks:
+        async with _rest(settings, guard, endpoints) as http, asyncio.TaskGroup() as tasks:
             loops = [tasks.create_task(service.run(endpoints)) for service in services]
             yield Plane(parts, endpoints, address, http)
             for loop in loops:
@@ -189,10 +189,10 @@ def _endpoints(parts: Parts, here: str) -> Endpoints:
 
 
 @asynccontextmanager
-async def _rest(settings: PlaneSettings, endpoints: Endpoints) -> AsyncIterator[str]:
+async def _rest(settings: PlaneSettings, guard: Guard, endpoints: Endpoints) -> AsyncIterator[str]:
     if "gateway" not in settings.services:
         yield ""
         return
     host, port = split_address(settings.http)
-    async with gateway.serve(gateway.build_app(endpoints), host, port) as http:
+    async with gateway.serve(gateway.build_app(endpoints, guard.admit_http), host, port, guard.http_ssl) as http:
         yield http
