@@ -46,7 +46,13 @@ class Node:
         program = folder / "launcher.py"
         program.write_text(PROGRAM)
         self.settings = LauncherSettings(
-            (sys.executable, str(program)), "nodes/n1", "127.0.0.1", "127.0.0.1:1", folder, stop_grace_s=0.3
+            (sys.executable, str(program)),
+            "nodes/n1",
+            "127.0.0.1",
+            "127.0.0.1:1",
+            folder,
+            autoscaler="127.0.0.1:2",
+            stop_grace_s=0.3,
         )
         self.launchers = Launchers(self.settings, self.reports.append)
 
@@ -108,7 +114,8 @@ async def test_a_launcher_is_called_as_agreed_in_a_session_of_its_own(node: Node
         "--node": "nodes/n1",
         "--address": "127.0.0.1",
         "--gpu-indices": "0,1",
-        "--recovery": "127.0.0.1:9",
+        "--recovery": "127.0.0.1:1",
+        "--autoscaler": "127.0.0.1:2",
         "--state-dir": str(folder),
     }
     assert json.loads(Path(spec).read_text())["nprocPerNode"] == 2

@@ -39,7 +39,7 @@ class LauncherSettings:
     """What all launchers of a node have in common.
 
     command: how a launcher is called, before its arguments. address: where other nodes reach its ranks.
-    recovery: where a launcher reports unless the command to start it says otherwise.
+    recovery: where a launcher reports; empty: where the command to start it says. autoscaler: where replicas report.
     stop_grace_s: what a launcher gets after SIGTERM to stop its ranks, before SIGKILL.
     """
 
@@ -48,6 +48,7 @@ class LauncherSettings:
     address: str
     recovery: str
     state_dir: Path
+    autoscaler: str = ""
     stop_grace_s: float = 10.0
 
 
@@ -219,7 +220,9 @@ class Launchers:
             *("--node", self._settings.node),
             *("--address", self._settings.address),
             *("--gpu-indices", ",".join(map(str, command.gpu_indices))),
-            *("--recovery", command.recovery_address or self._settings.recovery),
+            # A service may listen on 0.0.0.0 or behind another name: what this node was told of it wins.
+            *("--recovery", self._settings.recovery or command.recovery_address),
+            *("--autoscaler", self._settings.autoscaler),
             *("--spec", str(spec)),
             *("--state-dir", str(folder)),
         ]

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `switchgear agent`."""
     parser.add_argument("--server", default="127.0.0.1:7070", help="address of all services (default: %(default)s)")
-    for service in ("collector", "scheduler", "recovery"):
+    for service in ("collector", "scheduler", "recovery", "autoscaler"):
         parser.add_argument(f"--{service}", help=f"address of the {service}, when it is not at --server")
     parser.add_argument(
         "--node", default=names.to_id(socket.gethostname()), help="id of this node (default: %(default)s)"
@@ -60,7 +60,9 @@ def main(args: argparse.Namespace) -> int:
         node=args.node,
         collector=args.collector or args.server,
         scheduler=args.scheduler or args.server,
-        recovery=args.recovery or args.server,
+        # With services apart, the scheduler knows where recovery is.
+        recovery=args.recovery or ("" if args.scheduler else args.server),
+        autoscaler=args.autoscaler or args.server,
         state_dir=args.state_dir,
         address=args.address,
         sim_gpus=args.sim_gpus,
@@ -113,7 +115,12 @@ async def run_agent(settings: AgentSettings) -> None:
         reports = Reports()
         launchers = Launchers(
             LauncherSettings(
-                settings.launcher_command, node, settings.address, settings.recovery, settings.state_dir.resolve()
+                settings.launcher_command,
+                node,
+                settings.address,
+                settings.recovery,
+                settings.state_dir.resolve(),
+                settings.autoscaler,
             ),
             reports.put,
         )

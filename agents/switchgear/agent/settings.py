@@ -16,7 +16,8 @@ class AgentSettings:
     """Raises Invalid when a value is out of its bounds.
 
     node: id of the node, as in `nodes/{node}`. address: where other nodes reach the ranks of this one.
-    collector, scheduler, recovery: gRPC addresses (host:port); recovery's is handed to the launchers.
+    collector, scheduler, recovery, autoscaler: gRPC addresses (host:port). Recovery's is handed to the launchers, empty: the one
+    that the scheduler names; the autoscaler's to replicas of inference services, empty: they serve unseen by it.
     state_dir: the agent's own folder; spool, launchers and simulated faults live there.
     sim_gpus: simulated GPUs, 0 to 16; 0 means that the node has none.
     interval_s: time between samples, 0.05 to 60. metrics: HOST:PORT of `/metrics`; port 0 takes a free one.
@@ -28,6 +29,7 @@ class AgentSettings:
     collector: str
     scheduler: str
     recovery: str
+    autoscaler: str
     state_dir: Path
     address: str = "127.0.0.1"
     sim_gpus: int = 0
@@ -40,9 +42,13 @@ class AgentSettings:
         names.check_id(self.node, "node")
         _require(0 <= self.sim_gpus <= GPUS_MAX, "sim_gpus", f"must be 0 to {GPUS_MAX}")
         _require(0.05 <= self.interval_s <= 60, "interval_s", "must be 0.05 to 60 seconds")
-        for field in ("collector", "scheduler", "recovery"):
-            host, _, port = getattr(self, field).rpartition(":")
-            _require(bool(host) and port.isdigit(), field, "must be HOST:PORT, for example 127.0.0.1:7070")
+        for field in ("collector", "scheduler", "recovery", "autoscaler"):
+            address = getattr(self, field)
+            host, _, port = address.rpartition(":")
+            left_out = not address and field in ("recovery", "autoscaler")
+            _require(
+                left_out or (bool(host) and port.isdigit()), field, "must be HOST:PORT, for example 127.0.0.1:7070"
+            )
 
 
 def _require(condition: bool, field: str, message: str) -> None:

@@ -18,11 +18,14 @@ def rank_environment(
     local_rank: int,
     gpu_indices: Sequence[int] | None,
     checkpoint_directory: str,
+    address: str = "",
+    autoscaler: str = "",
 ) -> dict[str, str]:
     """The whole environment of one rank; the job's own variables win over what is inherited, ours over the job's.
 
     inherited: the launcher's environment. gpu_indices: None leaves CUDA_VISIBLE_DEVICES alone; all ranks of a node see all of its
     GPUs and choose by LOCAL_RANK, as under torchrun.
+    address, autoscaler: for a replica of an inference service: where it is reached, and to whom it reports.
     """
     rank = start.first_rank + local_rank
     # As under torchrun: several ranks that each take all cores starve each other, a single one may have them.
@@ -52,6 +55,10 @@ def rank_environment(
         "SWITCHGEAR_CHECKPOINT_DIR": checkpoint_directory,
         "SWITCHGEAR_RESUME_FROM": start.resume_path,
     }
+    if spec.workload == JobSpec.INFERENCE:
+        env["SWITCHGEAR_NODE_ADDRESS"] = address
+        if autoscaler:
+            env["SWITCHGEAR_AUTOSCALER"] = autoscaler
     if gpu_indices is not None:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpu_indices))
     return env

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import math
 import random
 import signal
 import sys
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", required=True, help="address of this node at which other ranks reach rank 0")
     parser.add_argument("--gpu-indices", required=True, help="0,1,...: GPUs of this node that the job has; empty: none")
     parser.add_argument("--recovery", required=True, help="HOST:PORT")
+    parser.add_argument("--autoscaler", default="", help="HOST:PORT; for replicas of inference services")
     parser.add_argument("--spec", type=Path, required=True, help="file with the job's JobSpec in canonical proto JSON")
     parser.add_argument("--state-dir", type=Path, required=True, help="folder private to this job and node")
 
@@ -82,7 +84,9 @@ def settings_from(args: argparse.Namespace) -> LauncherSettings:
         spec=spec,
         state_dir=args.state_dir,
         python=sys.executable,
-        lease=Lease(),
+        # Serving goes on without the control plane: a replica writes nothing that a second one could spoil.
+        lease=None if spec.workload == JobSpec.INFERENCE else Lease(),
+        autoscaler=args.autoscaler,
     )
 
 
@@ -97,7 +101,8 @@ async def run(settings: LauncherSettings, recovery: str) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, terminated.set)
     await supervisor.start()
-    connection = asyncio.create_task(_stay_connected(supervisor, recovery))
+    patience_s = _GIVE_UP_S if settings.lease else math.inf
+    connection = asyncio.create_task(_stay_connected(supervisor, recovery, patience_s))
     ends = [asyncio.create_task(event.wait()) for event in (supervisor.finished, terminated)]
     try:
         await asyncio.wait([*ends, connection], return_when=asyncio.FIRST_COMPLETED)
@@ -110,8 +115,8 @@ async def run(settings: LauncherSettings, recovery: str) -> int:
     return 0
 
 
-async def _stay_connected(supervisor: Supervisor, recovery: str) -> None:
-    """Until the supervisor is closed and its last report is out, or nobody has answered for _GIVE_UP_S."""
+async def _stay_connected(supervisor: Supervisor, recovery: str, patience_s: float) -> None:
+    """Until the supervisor is closed and its last report is out, or nobody has answered for so long."""
     backoff_s = _BACKOFF_S[0]
     now = asyncio.get_running_loop().time
     heard_s = now()
@@ -123,7 +128,7 @@ async def _stay_connected(supervisor: Supervisor, recovery: str) -> None:
 
     async with rpc.channel(recovery) as channel:
         stub: LauncherServiceAsyncStub = pb_grpc.LauncherServiceStub(channel)  # type: ignore[assignment]
-        while now() - heard_s < _GIVE_UP_S:
+        while now() - heard_s < patience_s:
             try:
                 if await _converse(supervisor, stub, hear):
                     return
@@ -139,7 +144,7 @@ async def _stay_connected(supervisor: Supervisor, recovery: str) -> None:
                 silence = repr(error)
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1))
             backoff_s = min(backoff_s * 2, _BACKOFF_S[1])
-    log.error("recovery has not answered for %d s: this launcher ends", _GIVE_UP_S)
+    log.error("recovery has not answered for %d s: this launcher ends", patience_s)
 
 
 async def _converse(supervisor: Supervisor, stub: LauncherServiceAsyncStub, hear: Callable[[], None]) -> bool:

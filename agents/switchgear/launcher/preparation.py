@@ -99,6 +99,8 @@ class Preparation:
                 local_rank=local_rank,
                 gpu_indices=self.settings.gpu_indices,
                 checkpoint_directory=directory,
+                address=self.settings.address,
+                autoscaler=self.settings.autoscaler,
             ),
             cwd=spec.working_directory,
             stdout=str(self.logs.path(generation, rank, "stdout").absolute()),

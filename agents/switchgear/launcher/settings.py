@@ -15,7 +15,8 @@ class LauncherSettings:
 
     job, node: resource names. gpu_indices: None leaves CUDA_VISIBLE_DEVICES alone. state_dir: private to (node, job). python:
     interpreter of the ranks when the spec names none; empty: our own. echo: copy the ranks' output to ours. lease: what ranks may
-    run on; None (standalone): for ever, since nobody else could start the job meanwhile.
+    run on; None: for ever, since nobody else could start the job meanwhile (standalone), or because a second replica does no harm.
+    autoscaler: gRPC address for replicas of inference services.
     """
 
     job: str
@@ -28,3 +29,4 @@ class LauncherSettings:
     python: str = ""
     echo: bool = False
     lease: Lease | None = None
+    autoscaler: str = ""

@@ -123,6 +123,7 @@ def _agent_settings(settings: UpSettings, endpoints: Endpoints) -> AgentSettings
         collector=endpoints.collector,
         scheduler=endpoints.scheduler,
         recovery=endpoints.recovery,
+        autoscaler=endpoints.autoscaler,
         state_dir=settings.state_dir / "agent",
         sim_gpus=settings.sim_gpus,
     )
