@@ -13,6 +13,7 @@ from switchgear.cli.state import server_address
 from switchgear.core.errors import Reason, Unavailable
 from switchgear.core.rpc import FailedCall, from_rpc_error, sync_channel
 from switchgear.v1 import recovery_service_pb2
+from switchgear.v1.autoscaler_service_pb2_grpc import AutoscalerServiceStub
 from switchgear.v1.fleet_service_pb2_grpc import FleetServiceStub
 from switchgear.v1.job_service_pb2_grpc import JobServiceStub
 from switchgear.v1.policy_service_pb2_grpc import PolicyServiceStub
@@ -33,16 +34,19 @@ class Client:
     signals: SignalServiceStub
     telemetry: TelemetryServiceStub
     policies: PolicyServiceStub
+    autoscaler: AutoscalerServiceStub
 
 
 @contextmanager
-def connect(server: str | None) -> Iterator[Client]:
+def connect(server: str | None, *interceptors: grpc.UnaryUnaryClientInterceptor) -> Iterator[Client]:
     """A client of the control plane at `server`, or of the one that `server_address` finds.
 
+    interceptors: see each call before it is sent.
     Raises Unavailable (SERVER_UNREACHABLE) when it does not answer, and what the calls inside raise as our own errors.
     """
     address = server_address(server)
-    with sync_channel(address) as channel:
+    with sync_channel(address) as plain:
+        channel = grpc.intercept_channel(plain, *interceptors)
         try:
             yield Client(
                 FleetServiceStub(channel),
@@ -51,6 +55,7 @@ def connect(server: str | None) -> Iterator[Client]:
                 SignalServiceStub(channel),
                 TelemetryServiceStub(channel),
                 PolicyServiceStub(channel),
+                AutoscalerServiceStub(channel),
             )
         except grpc.RpcError as rpc_error:
             error = from_rpc_error(cast(FailedCall, rpc_error))

@@ -167,7 +167,7 @@ async def run(settings: LoadSettings, progress: Callable[[Report], None] = lambd
             task = tasks.create_task(ask(arrival))
             in_flight.add(task)
             task.add_done_callback(in_flight.discard)
-    return Report(_compared(report.outcomes))
+    return Report(compared(report.outcomes))
 
 
 async def _ask(client: httpx.AsyncClient, settings: LoadSettings, arrival: Arrival) -> tuple[str, str]:
@@ -206,7 +206,8 @@ def _message(response: httpx.Response) -> str:
         return response.text
 
 
-def _compared(outcomes: Sequence[Outcome]) -> list[Outcome]:
+def compared(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The same, with a failure for each answer that differs from what most got for the same question."""
     texts: dict[tuple[str, int], Counter[str]] = {}
     for outcome in outcomes:
         if not outcome.failure:
