@@ -65,7 +65,7 @@ def test_arrivals_follow_the_profile_and_the_seed() -> None:
 def test_a_profile_that_is_none_says_how_one_looks() -> None:
     assert profile("30x2") == [Phase(30, 2)]
     for text in ("", "30", "x", "1x2x3", "0x3", "1x-1", "nanx1"):
-        with pytest.raises(ValueError, match="SECONDSxRATE|seconds must be positive"):
+        with pytest.raises(ValueError, match=r"SECONDSxRATE|seconds must be positive"):
             profile(text)
 
 

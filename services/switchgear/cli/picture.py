@@ -136,7 +136,7 @@ def _job(client: Client, job: jobs.Job, before: Picture | None, now_s: float) ->
         progress = client.recovery.GetJobProgress(recovery.GetJobProgressRequest(name=f"{job.name}/progress"))
     except grpc.RpcError as error:
         # Recovery takes a job up a moment after it was placed.
-        if error.code() is not grpc.StatusCode.NOT_FOUND:  # type: ignore[attr-defined]
+        if error.code() is not grpc.StatusCode.NOT_FOUND:
             raise
         return line
     line = replace(

@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
                     picture = take(client, picture)
                     _refresh(live, picture, "")
                 except grpc.RpcError as error:
-                    if error.code() is not grpc.StatusCode.UNAVAILABLE:  # type: ignore[attr-defined]
+                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
                         raise
                     _refresh(live, picture, "the control plane does not answer; trying again")
 
