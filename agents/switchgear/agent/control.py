@@ -13,6 +13,7 @@ from switchgear.agent.launchers import LAUNCHERS_MAX, Launchers
 from switchgear.core import rpc
 from switchgear.core.clock import Clock
 from switchgear.core.reconnect import keep_connected
+from switchgear.core.tls import TlsFiles
 from switchgear.v1 import fleet_service_pb2
 from switchgear.v1alpha import node_agent_service_pb2 as pb
 from switchgear.v1alpha.node_agent_service_pb2_grpc import NodeAgentServiceStub
@@ -43,9 +44,17 @@ class Control:
     """Keeps the connection to the scheduler at `address`. node: name, address, gpus and agent version."""
 
     def __init__(
-        self, address: str, node: fleet_service_pb2.Node, launchers: Launchers, reports: Reports, clock: Clock
+        self,
+        address: str,
+        node: fleet_service_pb2.Node,
+        launchers: Launchers,
+        reports: Reports,
+        clock: Clock,
+        *,
+        tls: TlsFiles | None = None,
     ) -> None:
         self._address = address
+        self._tls = tls
         self._node = node
         self._launchers = launchers
         self._reports = reports
@@ -54,7 +63,7 @@ class Control:
 
     async def run(self) -> None:
         """Connects and reconnects until cancelled."""
-        async with rpc.channel(self._address) as channel:
+        async with rpc.channel(self._address, self._tls) as channel:
             stub = NodeAgentServiceStub(channel)
             await keep_connected("connection to the scheduler", lambda: self._connect(stub), self._clock)
 

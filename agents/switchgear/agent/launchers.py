@@ -23,6 +23,7 @@ from google.protobuf import json_format
 from switchgear.agent.processes import boot_id, find_by_arguments, start_ticks
 from switchgear.core import names
 from switchgear.core.errors import Invalid
+from switchgear.core.tls import TlsFiles
 from switchgear.v1alpha import node_agent_service_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class LauncherSettings:
 
     command: how a launcher is called, before its arguments. address: where other nodes reach its ranks.
     recovery: where a launcher reports; empty: where the command to start it says. autoscaler: where replicas report.
-    stop_grace_s: what a launcher gets after SIGTERM to stop its ranks, before SIGKILL.
+    stop_grace_s: what a launcher gets after SIGTERM to stop its ranks, before SIGKILL. tls: how it proves to be of this node.
     """
 
     command: tuple[str, ...]
@@ -50,6 +51,7 @@ class LauncherSettings:
     state_dir: Path
     autoscaler: str = ""
     stop_grace_s: float = 10.0
+    tls: TlsFiles | None = None
 
 
 @dataclass(slots=True)
@@ -183,7 +185,7 @@ class Launchers:
             pid = os.posix_spawn(
                 self._settings.command[0],
                 [*self._settings.command, *arguments],
-                os.environ,
+                {**os.environ, **(self._settings.tls.environment() if self._settings.tls else {})},
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_DUP2, output, 1),

@@ -9,9 +9,11 @@ import logging
 import socket
 import uuid
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 
 from switchgear.agent.control import Control, Reports
+from switchgear.agent.enroll import join, server_of, warn_of_expiry
 from switchgear.agent.exporter import page
 from switchgear.agent.hardware import open_hardware, running_thread
 from switchgear.agent.kernel_log_follower import SOURCE as KERNEL_LOG
@@ -29,14 +31,23 @@ from switchgear.core import names
 from switchgear.core.clock import SystemClock
 from switchgear.core.metrics import ADDRESS_FILE, MetricsServer, new_registry
 from switchgear.core.process import only_one, until_signal
+from switchgear.core.tls import NodeFiles
 from switchgear.v1 import fleet_service_pb2
 
 log = logging.getLogger(__name__)
 
+#: In the agent's state directory: its key and certificate, once it has joined.
+TLS_FOLDER = "tls"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `switchgear agent`."""
-    parser.add_argument("--server", default="127.0.0.1:7070", help="address of all services (default: %(default)s)")
+    parser.add_argument("--server", help="address of all services (default: that of the join token, or 127.0.0.1:7070)")
+    parser.add_argument(
+        "--join",
+        metavar="TOKEN",
+        help="what `switchgear join-token` printed; needed once, the certificate is kept in the state directory",
+    )
     for service in ("collector", "scheduler", "recovery", "autoscaler"):
         parser.add_argument(f"--{service}", help=f"address of the {service}, when it is not at --server")
     parser.add_argument(
@@ -56,14 +67,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Runs the agent until SIGTERM or SIGINT; launchers live on."""
+    files = NodeFiles(args.state_dir / TLS_FOLDER)
+    if args.join and not files.complete:
+        join(args.join, args.node, files.folder)
+    if files.complete:
+        warn_of_expiry(files, datetime.now(UTC))
+    server = args.server or server_of(files.folder) or "127.0.0.1:7070"
     settings = AgentSettings(
         node=args.node,
-        collector=args.collector or args.server,
-        scheduler=args.scheduler or args.server,
+        collector=args.collector or server,
+        scheduler=args.scheduler or server,
         # With services apart, the scheduler knows where recovery is.
-        recovery=args.recovery or ("" if args.scheduler else args.server),
-        autoscaler=args.autoscaler or args.server,
+        recovery=args.recovery or ("" if args.scheduler else server),
+        autoscaler=args.autoscaler or server,
         state_dir=args.state_dir,
+        tls=files.tls if files.complete else None,
         address=args.address,
         sim_gpus=args.sim_gpus,
         interval_s=args.interval,
@@ -98,7 +116,7 @@ async def run_agent(settings: AgentSettings) -> None:
             stack.enter_context(running_thread(follower.run, follower.close, "kernel-log"))
 
         identity = Identity(node=node, boot_id=spool.boot_id, epoch=uuid.uuid4().hex, agent_version=version)
-        stream = TelemetryStream(settings.collector, identity, outbox, clock)
+        stream = TelemetryStream(settings.collector, identity, outbox, clock, tls=settings.tls)
         registry = new_registry("agent")
         metrics = AgentMetrics(registry, outbox, stream)
         exporter = MetricsServer(lambda: page(outbox.sampler, registry), settings.metrics)
@@ -121,6 +139,7 @@ async def run_agent(settings: AgentSettings) -> None:
                 settings.recovery,
                 settings.state_dir.resolve(),
                 settings.autoscaler,
+                tls=settings.tls,
             ),
             reports.put,
         )
@@ -132,7 +151,7 @@ async def run_agent(settings: AgentSettings) -> None:
             agent_version=version,
             metrics_address=exporter.reached_at(settings.address),
         )
-        control = Control(settings.scheduler, inventory, launchers, reports, clock)
+        control = Control(settings.scheduler, inventory, launchers, reports, clock, tls=settings.tls)
         log.info("agent of %s", node, extra={"gpus": len(inventory.gpus), "metrics": exporter.address})
         try:
             async with asyncio.TaskGroup() as tasks:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from switchgear.core import names
 from switchgear.core.errors import Invalid, Reason
+from switchgear.core.tls import TlsFiles
 from switchgear.sim.gpus import GPUS_MAX
 
 
@@ -22,7 +23,7 @@ class AgentSettings:
     sim_gpus: simulated GPUs, 0 to 16; 0 means that the node has none.
     interval_s: time between samples, 0.05 to 60. metrics: HOST:PORT of `/metrics`; port 0 takes a free one.
     kernel_log: a text file to follow instead of `/dev/kmsg`; simulated GPUs bring their own.
-    launcher_command: how a launcher is called.
+    launcher_command: how a launcher is called. tls: how this node proves itself; None: the services are plain, on loopback.
     """
 
     node: str
@@ -36,6 +37,7 @@ class AgentSettings:
     interval_s: float = 1.0
     metrics: str = "127.0.0.1:0"
     kernel_log: Path | None = None
+    tls: TlsFiles | None = None
     launcher_command: tuple[str, ...] = (sys.executable, "-m", "switchgear.launcher")
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from switchgear.agent.spool import Event, Spool
 from switchgear.core import rpc
 from switchgear.core.clock import Clock
 from switchgear.core.reconnect import keep_connected
+from switchgear.core.tls import TlsFiles
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 from switchgear.v1alpha.telemetry_service_pb2_grpc import TelemetryServiceStub
 
@@ -81,8 +82,11 @@ class TelemetryStream:
     interval_s_min: what the collector asked for at last; 0 when it did not.
     """
 
-    def __init__(self, address: str, identity: Identity, outbox: Outbox, clock: Clock) -> None:
+    def __init__(
+        self, address: str, identity: Identity, outbox: Outbox, clock: Clock, *, tls: TlsFiles | None = None
+    ) -> None:
         self._address = address
+        self._tls = tls
         self._identity = identity
         self._outbox = outbox
         self._clock = clock
@@ -91,7 +95,7 @@ class TelemetryStream:
 
     async def run(self) -> None:
         """Connects and reconnects until cancelled."""
-        async with rpc.channel(self._address) as channel:
+        async with rpc.channel(self._address, self._tls) as channel:
             stub = TelemetryServiceStub(channel)
             await keep_connected("telemetry stream", lambda: self._connect(stub), self._clock)
 

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import math
+import os
 import random
 import signal
 import sys
@@ -19,6 +20,7 @@ from google.protobuf import json_format
 from switchgear.core import log as log_setup
 from switchgear.core import names, rpc
 from switchgear.core.errors import Invalid, Reason, SwitchgearError
+from switchgear.core.tls import TlsFiles
 from switchgear.launcher.lease import Lease
 from switchgear.launcher.settings import LauncherSettings
 from switchgear.launcher.supervisor import Supervisor
@@ -126,7 +128,7 @@ async def _stay_connected(supervisor: Supervisor, recovery: str, patience_s: flo
         nonlocal heard_s, silence
         heard_s, silence = now(), ""
 
-    async with rpc.channel(recovery) as channel:
+    async with rpc.channel(recovery, TlsFiles.from_environment(os.environ)) as channel:
         stub: LauncherServiceAsyncStub = pb_grpc.LauncherServiceStub(channel)  # type: ignore[assignment]
         while now() - heard_s < patience_s:
             try:
