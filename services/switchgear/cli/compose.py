@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,8 +22,10 @@ from switchgear.access.pki import Pki
 from switchgear.autoscaler import main as autoscaler
 from switchgear.collector import main as collector
 from switchgear.core.clock import Clock, SystemClock
+from switchgear.core.metrics import MetricsServer, new_registry
 from switchgear.core.modes import Mode
-from switchgear.core.rpc import Server, require_free_port, split_address
+from switchgear.core.observation import Observation
+from switchgear.core.rpc import Server, is_loopback, require_free_port, split_address
 from switchgear.core.service import Endpoints, Service
 from switchgear.gateway import front_door
 from switchgear.gateway import main as gateway
@@ -33,6 +35,8 @@ from switchgear.store.database import Database
 from switchgear.store.holder import Candidate
 from switchgear.store.policies import PolicyModes
 
+#: Where `/metrics` is when nobody says: a port that is free.
+DEFAULT_METRICS = "127.0.0.1:0"
 #: Names of all services; each is an endpoint of its own when they run apart.
 ENDPOINTS = ("collector", "scheduler", "recovery", "autoscaler", "gateway")
 
@@ -44,6 +48,7 @@ class PlaneSettings:
     grpc, http, machines: HOST:PORT to listen on, port 0 takes a free one. With TLS the gateway takes people with tokens at `grpc`
     and certificates at `machines`; the other services take certificates only.
     elsewhere: gRPC addresses of the services of other processes. policies: modes of the configuration.
+    metrics: HOST:PORT of `/metrics`; beyond loopback it takes clients with a certificate of ours only.
     """
 
     services: tuple[str, ...]
@@ -54,6 +59,7 @@ class PlaneSettings:
     machines: str = ""
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     policies: Mapping[str, Mode] = field(default_factory=dict)
+    metrics: str = DEFAULT_METRICS
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +77,13 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """A running process. grpc, http: HOST:PORT for people; http is empty without a gateway."""
+    """A running process. grpc, http: HOST:PORT for people; http is empty without a gateway. metrics: of `/metrics`."""
 
     parts: Parts
     endpoints: Endpoints
     grpc: str
     http: str
+    metrics: str
 
 
 #: How each service is built, by the name of its endpoint.
@@ -93,7 +100,11 @@ SERVICES: Mapping[str, Callable[[Parts], Service]] = {
         parts.database, parts.clock, modes=parts.modes, registry=parts.registry
     ),
     "gateway": lambda parts: front_door.build(
-        parts.database, parts.clock, parts.modes, [name for name in ENDPOINTS if name not in parts.settings.services]
+        parts.database,
+        parts.clock,
+        parts.modes,
+        [name for name in ENDPOINTS if name not in parts.settings.services],
+        registry=parts.registry,
     ),
 }
 
@@ -101,6 +112,8 @@ SERVICES: Mapping[str, Callable[[Parts], Service]] = {
 #: Services of which any number may act at once: a gateway decides nothing, and what it writes is one transaction each.
 _MANY_ACT = frozenset({"gateway"})
 
+#: What sees each gRPC call, and the code that the client gets.
+OUTERMOST: Sequence[Callable[[Parts], grpc.aio.ServerInterceptor]] = (lambda parts: Observation(parts.registry),)
 #: What sees each gRPC call before its handler, outermost first.
 INTERCEPTORS: Sequence[Callable[[Parts], grpc.aio.ServerInterceptor]] = (lambda parts: parts.guard.interceptor,)
 
@@ -117,9 +130,10 @@ async def running(settings: PlaneSettings) -> AsyncIterator[Plane]:
     database = Database(settings.database_url)
     try:
         await database.migrate()
-        guard = make_guard(database, clock, Pki.find(settings.state_dir / "pki"))
+        registry = new_registry(*settings.services)
+        guard = make_guard(database, clock, Pki.find(settings.state_dir / "pki"), registry)
         modes = PolicyModes(database, settings.policies, clock=clock)
-        parts = Parts(settings, database, clock, modes, CollectorRegistry(), guard)
+        parts = Parts(settings, database, clock, modes, registry, guard)
         async with guard.running(), _holding_leases(parts), _serving(parts) as plane:
             yield plane
     finally:
@@ -143,7 +157,10 @@ async def _holding_leases(parts: Parts) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _serving(parts: Parts) -> AsyncIterator[Plane]:
     settings, guard = parts.settings, parts.guard
-    server = Server([interceptor(parts) for interceptor in INTERCEPTORS])
+    server = Server(
+        [interceptor(parts) for interceptor in INTERCEPTORS],
+        outermost=[interceptor(parts) for interceptor in OUTERMOST],
+    )
     services = [SERVICES[name](parts) for name in settings.services]
     if guard.service and "gateway" in settings.services:
         services.append(guard.service)
@@ -154,9 +171,10 @@ async def _serving(parts: Parts) -> AsyncIterator[Plane]:
             parts, server, [name for service in services for name in service.service_names]
         )
         endpoints = _endpoints(parts, machines)
-        async with _rest(settings, guard, endpoints) as http, asyncio.TaskGroup() as tasks:
+        async with _rest(parts, endpoints) as http, asyncio.TaskGroup() as tasks:
             loops = [tasks.create_task(service.run(endpoints)) for service in services]
-            yield Plane(parts, endpoints, address, http)
+            with _metrics(parts) as metrics:
+                yield Plane(parts, endpoints, address, http, metrics)
             for loop in loops:
                 loop.cancel()
     finally:
@@ -188,11 +206,25 @@ def _endpoints(parts: Parts, here: str) -> Endpoints:
     return Endpoints(collector_at, scheduler_at, recovery_at, autoscaler_at, gateway_at, parts.guard.tls_files)
 
 
+@contextmanager
+def _metrics(parts: Parts) -> Iterator[str]:
+    address = parts.settings.metrics
+    tls = None if is_loopback(split_address(address)[0]) else parts.guard.tls_files
+    server = MetricsServer.of(parts.registry, address, tls)
+    try:
+        yield server.address
+    finally:
+        server.close()
+
+
 @asynccontextmanager
-async def _rest(settings: PlaneSettings, guard: Guard, endpoints: Endpoints) -> AsyncIterator[str]:
+async def _rest(parts: Parts, endpoints: Endpoints) -> AsyncIterator[str]:
+    settings, guard = parts.settings, parts.guard
     if "gateway" not in settings.services:
         yield ""
         return
     host, port = split_address(settings.http)
-    async with gateway.serve(gateway.build_app(endpoints, guard.admit_http), host, port, guard.http_ssl) as http:
+    async with gateway.serve(
+        gateway.build_app(endpoints, guard.admit_http, registry=parts.registry), host, port, guard.http_ssl
+    ) as http:
         yield http

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from switchgear.cli import exits
-from switchgear.cli.compose import ENDPOINTS, PlaneSettings, running
+from switchgear.cli.compose import DEFAULT_METRICS, ENDPOINTS, PlaneSettings, running
 from switchgear.cli.policies import add_policy_argument, configured_policies
 from switchgear.cli.state import DEFAULT_HTTP, Running, default_state_dir, write_running
 from switchgear.core.errors import FailedPrecondition, Reason
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder with the certificates of `switchgear init` and, under the same path on every node, of the logs of jobs "
         "(default: $SWITCHGEAR_STATE_DIR or ~/.local/state/switchgear)",
     )
+    _add(parser, "--metrics", DEFAULT_METRICS, "address of /metrics; port 0: a free one")
     add_policy_argument(parser)
 
 
@@ -79,6 +80,7 @@ def settings_from(args: argparse.Namespace) -> PlaneSettings:
         machines=args.machines,
         elsewhere=elsewhere,
         policies=configured_policies(args.policy),
+        metrics=args.metrics,
     )
 
 
@@ -91,5 +93,5 @@ async def serve(service: str, settings: PlaneSettings) -> None:
             # Commands on this machine find their control plane there.
             settings.state_dir.mkdir(parents=True, exist_ok=True)
             write_running(settings.state_dir, Running(os.getpid(), plane.grpc, plane.http))
-        print(f"Switchgear's {service} is up: gRPC {plane.grpc}{rest}", file=sys.stderr)
+        print(f"Switchgear's {service} is up: gRPC {plane.grpc}{rest}, metrics {plane.metrics}", file=sys.stderr)
         await asyncio.Event().wait()

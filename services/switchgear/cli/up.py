@@ -14,10 +14,11 @@ from pathlib import Path
 from switchgear.agent.main import run_agent
 from switchgear.agent.settings import AgentSettings
 from switchgear.cli import exits
-from switchgear.cli.compose import SERVICES, PlaneSettings, running
+from switchgear.cli.compose import DEFAULT_METRICS, SERVICES, PlaneSettings, running
 from switchgear.cli.policies import add_policy_argument, configured_policies
 from switchgear.cli.state import DEFAULT_GRPC, DEFAULT_HTTP, Running, default_state_dir, write_running
 from switchgear.core import names
+from switchgear.core.metrics import ADDRESS_FILE
 from switchgear.core.modes import Mode
 from switchgear.core.process import only_one, until_signal
 from switchgear.core.service import Endpoints
@@ -29,7 +30,7 @@ class UpSettings:
     """grpc, http: HOST:PORT to listen on, port 0 takes a free one. database_url: empty for SQLite in the state directory.
 
     agent: whether this process is also the agent of this machine. sim_gpus: simulated GPUs of that agent.
-    policies: modes of the configuration.
+    policies: modes of the configuration. metrics: HOST:PORT of `/metrics`.
     """
 
     state_dir: Path
@@ -40,6 +41,7 @@ class UpSettings:
     node: str = ""
     sim_gpus: int = 0
     policies: Mapping[str, Mode] = field(default_factory=dict)
+    metrics: str = DEFAULT_METRICS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sim-gpus", type=int, default=0, metavar="N", help="simulate N GPUs on this machine's node (default: none)"
     )
+    parser.add_argument(
+        "--metrics",
+        default=DEFAULT_METRICS,
+        metavar="HOST:PORT",
+        help="address of /metrics (default: %(default)s; port 0: a free one, which the state directory names)",
+    )
     add_policy_argument(parser)
 
 
@@ -82,6 +90,7 @@ def main(args: argparse.Namespace) -> int:
         node=args.node or names.to_id(socket.gethostname()),
         sim_gpus=args.sim_gpus,
         policies=configured_policies(args.policy),
+        metrics=args.metrics,
     )
     asyncio.run(until_signal(serve(settings)))
     return exits.OK
@@ -100,12 +109,14 @@ async def serve(settings: UpSettings) -> None:
         grpc=settings.grpc,
         http=settings.http,
         policies=settings.policies,
+        metrics=settings.metrics,
     )
     with only_one(settings.state_dir, "`switchgear up`"):
         async with running(plane_settings) as plane, asyncio.TaskGroup() as tasks:
             grpc = plane.grpc
             if settings.agent:
                 tasks.create_task(run_agent(_agent_settings(settings, plane.endpoints)))
+            (settings.state_dir / ADDRESS_FILE).write_text(plane.metrics)
             write_running(settings.state_dir, Running(os.getpid(), grpc, plane.http))
             print(
                 f"Switchgear is up: gRPC {grpc}, REST http://{plane.http}/v1/nodes, state {settings.state_dir}",

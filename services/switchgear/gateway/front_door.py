@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
 
 import grpc.aio
+from prometheus_client import CollectorRegistry
 
 from switchgear.core.clock import Clock
 from switchgear.core.service import Endpoints, Service
 from switchgear.gateway.forwarding import Forwarding
+from switchgear.gateway.metrics import PolicyMetrics
 from switchgear.gateway.policies import PolicyServicer
 from switchgear.store.database import Database
 from switchgear.store.policies import PolicyModes
@@ -20,8 +21,8 @@ from switchgear.v1 import policy_service_pb2_grpc
 class FrontDoor:
     """See `core.service.Service`."""
 
-    def __init__(self, policies: PolicyServicer, forwarding: Forwarding) -> None:
-        self._policies, self._forwarding = policies, forwarding
+    def __init__(self, policies: PolicyServicer, forwarding: Forwarding, metrics: PolicyMetrics) -> None:
+        self._policies, self._forwarding, self._metrics = policies, forwarding, metrics
         self.service_names: Sequence[str] = ("switchgear.v1.PolicyService", *forwarding.service_names)
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -31,9 +32,19 @@ class FrontDoor:
     async def run(self, endpoints: Endpoints) -> None:
         async with AsyncExitStack() as stack:
             await self._forwarding.open(endpoints, stack)
-            await asyncio.Event().wait()
+            await self._metrics.run()
 
 
-def build(database: Database, clock: Clock, modes: PolicyModes, elsewhere: Collection[str] = ()) -> Service:
-    """The gateway's gRPC services on a migrated database. elsewhere: endpoints whose services run in other processes."""
-    return FrontDoor(PolicyServicer(database, clock, modes), Forwarding(elsewhere))
+def build(
+    database: Database,
+    clock: Clock,
+    modes: PolicyModes,
+    elsewhere: Collection[str] = (),
+    registry: CollectorRegistry | None = None,
+) -> Service:
+    """The gateway's gRPC services on a migrated database.
+
+    elsewhere: endpoints whose services run in other processes. registry: where its metrics go; a private one when left out.
+    """
+    metrics = PolicyMetrics(registry or CollectorRegistry(), modes)
+    return FrontDoor(PolicyServicer(database, clock, modes), Forwarding(elsewhere), metrics)

@@ -12,6 +12,7 @@ from typing import TypeAlias
 import grpc.aio
 import uvicorn
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -20,8 +21,10 @@ from switchgear.core import rpc
 from switchgear.core.errors import FailedPrecondition, NotFound, Reason, SwitchgearError
 from switchgear.core.service import Endpoints
 from switchgear.core.tls import TlsFiles
+from switchgear.gateway import targets
 from switchgear.gateway.bindings import Binding, bindings
 from switchgear.gateway.errors import error_response
+from switchgear.gateway.metrics import CountRequests, RequestMetrics
 from switchgear.gateway.openapi import describe
 from switchgear.gateway.transcoder import transcode
 
@@ -37,8 +40,10 @@ Admit: TypeAlias = Callable[[str | None, str, str], Awaitable[None]]
 _OPEN_PATHS = frozenset({"/healthz", "/openapi.json"})
 
 
-def build_app(endpoints: Endpoints, admit: Admit | None = None) -> FastAPI:
-    """The REST surface of the services at these endpoints.
+def build_app(
+    endpoints: Endpoints, admit: Admit | None = None, *, registry: CollectorRegistry | None = None
+) -> FastAPI:
+    """The REST surface of the services at these endpoints. registry: where its metrics go; a private one when left out.
 
     admit: says who may come in, with TLS; without it whoever reaches loopback may, under one of loopback's names.
     """
@@ -59,11 +64,13 @@ def build_app(endpoints: Endpoints, admit: Admit | None = None) -> FastAPI:
     for binding in all_bindings:
         app.add_api_route(binding.path, _endpoint(binding, channels), methods=[binding.verb], include_in_schema=False)
     app.add_api_route("/healthz", _healthz, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/prometheus/targets", _targets(channels), methods=["GET"], include_in_schema=False)
     description = describe(all_bindings, version)
     app.openapi = lambda: description  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _http_error)
     app.middleware("http")(_only_admitted(admit) if admit else _only_loopback)
+    app.add_middleware(CountRequests, metrics=RequestMetrics(registry or CollectorRegistry()))
     return app
 
 
@@ -123,6 +130,13 @@ class _Server(uvicorn.Server):
 def _endpoint(binding: Binding, channels: dict[str, grpc.aio.Channel]) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         return await transcode(binding, request, channels)
+
+    return endpoint
+
+
+def _targets(channels: dict[str, grpc.aio.Channel]) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        return await targets.answer(request, channels)
 
     return endpoint
 
