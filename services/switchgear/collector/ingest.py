@@ -12,7 +12,7 @@ from switchgear.collector.event_writer import EventWriter
 from switchgear.collector.metrics import CollectorMetrics
 from switchgear.collector.model import Event
 from switchgear.collector.windows import REASON_CHARS_MAX, Block, NodeWindow, Outcome, SeriesKey, Windows
-from switchgear.core import names
+from switchgear.core import identity, names
 from switchgear.core.clock import Clock
 from switchgear.core.errors import Aborted, AlreadyExists, Invalid, Reason, ResourceExhausted, SwitchgearError
 from switchgear.v1alpha import telemetry_service_pb2 as pb
@@ -225,6 +225,7 @@ def _checked_hello(message: pb.AgentMessage) -> pb.AgentHello:
         raise _protocol("the first message must be a hello")
     hello = message.hello
     names.parse(hello.node, "nodes/*")
+    identity.require_node(hello.node)
     if not 1 <= len(hello.epoch) <= NAME_CHARS_MAX:
         raise _protocol(f"the hello's epoch must have 1 to {NAME_CHARS_MAX} characters")
     return hello

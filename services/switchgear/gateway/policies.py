@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc.aio
 
-from switchgear.core import names
+from switchgear.core import identity, names
 from switchgear.core.clock import Clock
 from switchgear.core.errors import Invalid, NotFound, Reason
 from switchgear.core.modes import Mode

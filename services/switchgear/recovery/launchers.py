@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc.aio
 
-from switchgear.core import names
+from switchgear.core import identity, names
 from switchgear.core.errors import Invalid, Reason, Unavailable
 from switchgear.recovery import model as m
 from switchgear.recovery.actor import JobActor
@@ -144,6 +144,7 @@ def _checked_hello(report: wire.LauncherReport) -> wire.LauncherHello:
         )
     names.parse(hello.job, "jobs/*")
     names.parse(hello.node, "nodes/*")
+    identity.require_node(hello.node)  # what it reports later is booked on this node
     return hello
 
 

@@ -12,7 +12,7 @@ import grpc.aio
 from google.protobuf.message import Message
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from switchgear.core import names
+from switchgear.core import identity, names
 from switchgear.core.errors import Aborted, FailedPrecondition, Invalid, NotFound, Reason
 from switchgear.scheduler import jobs as job_life
 from switchgear.scheduler import nodes as node_life
@@ -272,4 +272,4 @@ async def _node(session: AsyncSession, node: NodeRecord) -> fleet_pb.Node:
 
 
 def _actor(actor: str) -> str:
-    return clean(actor, ACTOR_LENGTH_MAX) or "user"
+    return clean(identity.actor(actor), ACTOR_LENGTH_MAX) or "user"

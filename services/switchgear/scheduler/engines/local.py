@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import grpc.aio
 
-from switchgear.core import names
+from switchgear.core import identity, names
 from switchgear.core.clock import Clock
 from switchgear.core.errors import AlreadyExists, Invalid, Reason, ResourceExhausted
 from switchgear.scheduler import translate
@@ -112,6 +112,7 @@ class LocalEngine(pb_grpc.NodeAgentServiceServicer):
             raise Invalid("the first report must be a hello", Reason.STREAM_PROTOCOL)
         name = first.hello.node.name
         names.parse(name, "nodes/*")
+        identity.require_node(name)  # every later hello must name the same node
         if name not in self._nodes and len(self._nodes) >= self._nodes_max:
             self._forget_silent()
         self._refuse_second(name, first.hello.instance_id)
