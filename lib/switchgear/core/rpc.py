@@ -217,6 +217,12 @@ def split_address(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def dialable(address: str) -> str:
+    """Where this machine reaches a server that listens at `address`: one on all addresses is on loopback too."""
+    host, port = split_address(address)
+    return f"{({'0.0.0.0': '127.0.0.1', '[::]': '[::1]', '::': '[::1]'}).get(host, host)}:{port}"
+
+
 def require_loopback(host: str) -> None:
     """Raises FailedPrecondition unless `host` is a loopback address or `localhost`: what may be listened on without TLS."""
     if not is_loopback(host):

@@ -69,9 +69,12 @@ class Guard:
             self.http_ssl = pki.tls_files
             self.admit_http = self._admit_http
 
-    def listening(self, people: str, machines: str) -> None:
-        """Tells where this process's ports are, once they are bound: join tokens name them. machines: empty without TLS."""
-        self._addresses = people, machines
+    def listening(self, people: str, machines: str = "", *, whole: bool = True) -> None:
+        """Tells where this process's ports are, once they are bound: join tokens name them.
+
+        machines: empty without TLS. whole: whether all services are here, so that an agent needs no other address.
+        """
+        self._addresses = people, machines if whole else ""
         if self._strangers and machines:
             self._strangers.watch(rpc.split_address(machines)[1])
 

@@ -169,7 +169,7 @@ class AccessService(pb_grpc.AccessServiceServicer):
 def _reachable(address: str, pki: Pki) -> str:
     """The address as others reach it: a server that listens on all addresses is found by the certificate's first name."""
     host, _, port = address.rpartition(":")
-    if host.strip("[]") not in ("0.0.0.0", "::"):
+    if not address or host.strip("[]") not in ("0.0.0.0", "::"):
         return address
     host = pki.hosts()[0]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -25,7 +25,7 @@ from switchgear.core.clock import Clock, SystemClock
 from switchgear.core.metrics import MetricsServer, new_registry
 from switchgear.core.modes import Mode
 from switchgear.core.observation import Observation
-from switchgear.core.rpc import Server, is_loopback, require_free_port, split_address
+from switchgear.core.rpc import Server, dialable, is_loopback, require_free_port, split_address
 from switchgear.core.service import Endpoints, Service
 from switchgear.gateway import front_door
 from switchgear.gateway import main as gateway
@@ -95,7 +95,7 @@ SERVICES: Mapping[str, Callable[[Parts], Service]] = {
         scheduler.SchedulerSettings(state_dir=parts.settings.state_dir),
         registry=parts.registry,
     ),
-    "recovery": lambda parts: recovery.build(parts.database, parts.clock, registry=parts.registry),
+    "recovery": lambda parts: recovery.build(parts.database, parts.clock, registry=parts.registry, modes=parts.modes),
     "autoscaler": lambda parts: autoscaler.build(
         parts.database, parts.clock, modes=parts.modes, registry=parts.registry
     ),
@@ -186,15 +186,15 @@ async def _listen(parts: Parts, server: Server, names: Sequence[str]) -> tuple[s
     settings, guard = parts.settings, parts.guard
     if guard.machine_credentials is None:
         address = await server.start(settings.grpc, names)
-        guard.listening(address, "")
+        guard.listening(address)
         return address, address
     if "gateway" in settings.services:
         machines = server.also_listen(settings.machines, guard.machine_credentials)
         address = await server.start(settings.grpc, names, guard.people_credentials)
     else:
         address = machines = await server.start(settings.grpc, names, guard.machine_credentials)
-    guard.listening(address, machines)
-    return address, machines
+    guard.listening(address, machines, whole=len(settings.services) == len(ENDPOINTS))
+    return dialable(address), dialable(machines)
 
 
 def _endpoints(parts: Parts, here: str) -> Endpoints:

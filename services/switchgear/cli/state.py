@@ -26,6 +26,7 @@ class Running:
     pid: int
     grpc: str
     http: str
+    router: str = ""
 
 
 def write_running(state_dir: Path, running: Running) -> None:

@@ -21,13 +21,19 @@ from switchgear.core import names
 from switchgear.core.metrics import ADDRESS_FILE
 from switchgear.core.modes import Mode
 from switchgear.core.process import only_one, until_signal
+from switchgear.core.rpc import is_loopback, split_address
 from switchgear.core.service import Endpoints
+from switchgear.serve import router
+from switchgear.serve.router import DEFAULT_LISTEN
 from switchgear.store.database import sqlite_url
+
+#: How long `up` waits for requests in its router at the end; a router of its own (`switchgear router`) is more patient.
+ROUTER_GRACE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpSettings:
-    """grpc, http: HOST:PORT to listen on, port 0 takes a free one. database_url: empty for SQLite in the state directory.
+    """grpc, http, router: HOST:PORT to listen on, port 0 takes a free one. database_url: empty for SQLite in the state directory.
 
     agent: whether this process is also the agent of this machine. sim_gpus: simulated GPUs of that agent.
     policies: modes of the configuration. metrics: HOST:PORT of `/metrics`.
@@ -36,6 +42,7 @@ class UpSettings:
     state_dir: Path
     grpc: str = DEFAULT_GRPC
     http: str = DEFAULT_HTTP
+    router: str = DEFAULT_LISTEN
     database_url: str = ""
     agent: bool = True
     node: str = ""
@@ -63,6 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="REST address (default: %(default)s; port 0: a free one)",
     )
     parser.add_argument(
+        "--router",
+        default=DEFAULT_LISTEN,
+        metavar="HOST:PORT",
+        help="address for inference requests, /v1/completions (default: %(default)s; port 0: a free one)",
+    )
+    parser.add_argument(
         "--database-url", default="", help="postgresql+asyncpg://… instead of SQLite in the state directory"
     )
     parser.add_argument("--no-agent", action="store_true", help="run no node agent in this process")
@@ -85,6 +98,7 @@ def main(args: argparse.Namespace) -> int:
         state_dir=(args.state_dir or default_state_dir()).absolute(),
         grpc=args.grpc,
         http=args.http,
+        router=args.router,
         database_url=args.database_url,
         agent=not args.no_agent,
         node=args.node or names.to_id(socket.gethostname()),
@@ -112,20 +126,36 @@ async def serve(settings: UpSettings) -> None:
         metrics=settings.metrics,
     )
     with only_one(settings.state_dir, "`switchgear up`"):
-        async with running(plane_settings) as plane, asyncio.TaskGroup() as tasks:
+        async with (
+            running(plane_settings) as plane,
+            router.serve(_router_settings(settings, plane.endpoints), plane.parts.registry) as routing,
+            asyncio.TaskGroup() as tasks,
+        ):
             grpc = plane.grpc
             if settings.agent:
                 tasks.create_task(run_agent(_agent_settings(settings, plane.endpoints)))
             (settings.state_dir / ADDRESS_FILE).write_text(plane.metrics)
-            write_running(settings.state_dir, Running(os.getpid(), grpc, plane.http))
+            write_running(settings.state_dir, Running(os.getpid(), grpc, plane.http, routing))
             print(
-                f"Switchgear is up: gRPC {grpc}, REST http://{plane.http}/v1/nodes, state {settings.state_dir}",
+                f"Switchgear is up: gRPC {grpc}, REST http://{plane.http}/v1/nodes, inference http://{routing}/v1/completions, "
+                f"state {settings.state_dir}",
                 file=sys.stderr,
             )
             if settings.agent and not settings.sim_gpus:
                 hint = "this node has no GPUs to offer (NVML comes later); simulate some with --sim-gpus N"
                 print(hint, file=sys.stderr)
             await asyncio.Event().wait()
+
+
+def _router_settings(settings: UpSettings, endpoints: Endpoints) -> router.RouterSettings:
+    beyond = not is_loopback(split_address(settings.router)[0])
+    return router.RouterSettings(
+        autoscaler=endpoints.autoscaler,
+        listen=settings.router,
+        tls=endpoints.tls,
+        listen_tls=endpoints.tls if beyond else None,
+        grace_s=ROUTER_GRACE_S,
+    )
 
 
 def _agent_settings(settings: UpSettings, endpoints: Endpoints) -> AgentSettings:
