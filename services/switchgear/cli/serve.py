@@ -11,14 +11,13 @@ from pathlib import Path
 from switchgear.cli import exits
 from switchgear.cli.compose import DEFAULT_METRICS, ENDPOINTS, PlaneSettings, running
 from switchgear.cli.policies import add_policy_argument, configured_policies
-from switchgear.cli.state import DEFAULT_HTTP, Running, default_state_dir, write_running
+from switchgear.cli.state import DEFAULT_HTTP, DEFAULT_MACHINES, Running, default_state_dir, write_running
 from switchgear.core.errors import FailedPrecondition, Reason
 from switchgear.core.process import until_signal
 from switchgear.core.rpc import split_address
 
 #: Where a service listens, and the others look for it, when nobody says otherwise.
 DEFAULT_PORTS = {"collector": 7071, "scheduler": 7072, "recovery": 7073, "autoscaler": 7074, "gateway": 7075}
-DEFAULT_MACHINES = "127.0.0.1:7076"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

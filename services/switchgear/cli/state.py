@@ -9,6 +9,7 @@ from pathlib import Path
 
 DEFAULT_GRPC = "127.0.0.1:7070"
 DEFAULT_HTTP = "127.0.0.1:7080"
+DEFAULT_MACHINES = "127.0.0.1:7076"
 
 
 def default_state_dir() -> Path:

@@ -11,18 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from switchgear.agent.main import run_agent
+from switchgear.agent.main import TLS_FOLDER, run_agent
 from switchgear.agent.settings import AgentSettings
 from switchgear.cli import exits
 from switchgear.cli.compose import DEFAULT_METRICS, SERVICES, PlaneSettings, running
 from switchgear.cli.policies import add_policy_argument, configured_policies
-from switchgear.cli.state import DEFAULT_GRPC, DEFAULT_HTTP, Running, default_state_dir, write_running
+from switchgear.cli.state import DEFAULT_GRPC, DEFAULT_HTTP, DEFAULT_MACHINES, Running, default_state_dir, write_running
 from switchgear.core import names
 from switchgear.core.metrics import ADDRESS_FILE
 from switchgear.core.modes import Mode
 from switchgear.core.process import only_one, until_signal
 from switchgear.core.rpc import is_loopback, split_address
 from switchgear.core.service import Endpoints
+from switchgear.core.tls import TlsFiles
 from switchgear.serve import router
 from switchgear.serve.router import DEFAULT_LISTEN
 from switchgear.store.database import sqlite_url
@@ -36,7 +37,8 @@ class UpSettings:
     """grpc, http, router: HOST:PORT to listen on, port 0 takes a free one. database_url: empty for SQLite in the state directory.
 
     agent: whether this process is also the agent of this machine. sim_gpus: simulated GPUs of that agent.
-    policies: modes of the configuration. metrics: HOST:PORT of `/metrics`.
+    policies: modes of the configuration. metrics: HOST:PORT of `/metrics`. machines: with TLS, HOST:PORT at which agents and
+    launchers bring certificates.
     """
 
     state_dir: Path
@@ -49,6 +51,7 @@ class UpSettings:
     sim_gpus: int = 0
     policies: Mapping[str, Mode] = field(default_factory=dict)
     metrics: str = DEFAULT_METRICS
+    machines: str = DEFAULT_MACHINES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +92,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="address of /metrics (default: %(default)s; port 0: a free one, which the state directory names)",
     )
+    parser.add_argument(
+        "--machines",
+        default=DEFAULT_MACHINES,
+        metavar="HOST:PORT",
+        help="with TLS: gRPC address for agents and launchers with certificates (default: %(default)s)",
+    )
     add_policy_argument(parser)
 
 
@@ -105,6 +114,7 @@ def main(args: argparse.Namespace) -> int:
         sim_gpus=args.sim_gpus,
         policies=configured_policies(args.policy),
         metrics=args.metrics,
+        machines=args.machines,
     )
     asyncio.run(until_signal(serve(settings)))
     return exits.OK
@@ -114,7 +124,7 @@ async def serve(settings: UpSettings) -> None:
     """Runs the control plane until cancelled.
 
     Raises FailedPrecondition when the state directory or a port is in use, the state is of a newer version or an address
-    is not loopback.
+    is beyond loopback without TLS.
     """
     plane_settings = PlaneSettings(
         services=tuple(SERVICES),
@@ -124,6 +134,7 @@ async def serve(settings: UpSettings) -> None:
         http=settings.http,
         policies=settings.policies,
         metrics=settings.metrics,
+        machines=settings.machines,
     )
     with only_one(settings.state_dir, "`switchgear up`"):
         async with (
@@ -131,13 +142,15 @@ async def serve(settings: UpSettings) -> None:
             router.serve(_router_settings(settings, plane.endpoints), plane.parts.registry) as routing,
             asyncio.TaskGroup() as tasks,
         ):
-            grpc = plane.grpc
+            grpc, guard = plane.grpc, plane.parts.guard
             if settings.agent:
-                tasks.create_task(run_agent(_agent_settings(settings, plane.endpoints)))
+                files = await guard.own_node(names.node_name(settings.node), settings.state_dir / "agent" / TLS_FOLDER)
+                tasks.create_task(run_agent(_agent_settings(settings, plane.endpoints, files)))
             (settings.state_dir / ADDRESS_FILE).write_text(plane.metrics)
             write_running(settings.state_dir, Running(os.getpid(), grpc, plane.http, routing))
             print(
-                f"Switchgear is up: gRPC {grpc}, REST http://{plane.http}/v1/nodes, inference http://{routing}/v1/completions, "
+                f"Switchgear is up: gRPC {grpc}, REST {'https' if guard.http_ssl else 'http'}://{plane.http}/v1/nodes, "
+                f"inference http://{routing}/v1/completions, "
                 f"state {settings.state_dir}",
                 file=sys.stderr,
             )
@@ -158,7 +171,7 @@ def _router_settings(settings: UpSettings, endpoints: Endpoints) -> router.Route
     )
 
 
-def _agent_settings(settings: UpSettings, endpoints: Endpoints) -> AgentSettings:
+def _agent_settings(settings: UpSettings, endpoints: Endpoints, files: TlsFiles | None) -> AgentSettings:
     return AgentSettings(
         node=settings.node,
         collector=endpoints.collector,
@@ -167,4 +180,5 @@ def _agent_settings(settings: UpSettings, endpoints: Endpoints) -> AgentSettings
         autoscaler=endpoints.autoscaler,
         state_dir=settings.state_dir / "agent",
         sim_gpus=settings.sim_gpus,
+        tls=files,
     )
