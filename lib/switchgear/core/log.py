@@ -8,11 +8,18 @@ import sys
 from datetime import UTC, datetime
 from typing import TextIO
 
+from opentelemetry import trace
+from opentelemetry.trace import format_span_id, format_trace_id
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 class JsonFormatter(logging.Formatter):
-    """Time, level, logger and message, then every `extra` field of the record."""
+    """Time, level, logger and message, the component, the ids of the current span, then every `extra` field of the record."""
+
+    def __init__(self, component: str = "") -> None:
+        super().__init__()
+        self._component = component
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, object] = {
@@ -21,18 +28,26 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if self._component:
+            entry["component"] = self._component
+        span = trace.get_current_span().get_span_context()
+        if span.is_valid:
+            entry["trace_id"], entry["span_id"] = format_trace_id(span.trace_id), format_span_id(span.span_id)
         entry.update({key: value for key, value in vars(record).items() if key not in _STANDARD})
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, default=str)
 
 
-def configure(level: str = "info", stream: TextIO | None = None) -> None:
-    """Logs of this process go to `stream` (stderr by default, so that stdout stays for results)."""
+def configure(level: str = "info", stream: TextIO | None = None, *, component: str = "") -> None:
+    """Logs of this process go to `stream` (stderr by default, so that stdout stays for results).
+
+    component: what this process is, named in each line of JSON.
+    """
     stream = stream or sys.stderr
     handler = logging.StreamHandler(stream)
     if stream.isatty():
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s  %(message)s", "%H:%M:%S"))
     else:
-        handler.setFormatter(JsonFormatter())
+        handler.setFormatter(JsonFormatter(component))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -1,24 +1,27 @@
-"""What a gRPC server of ours tells about each call: metrics, and one line a change."""
+"""What a gRPC server of ours tells about each call: metrics, a span, and one line a change."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import grpc
 import grpc.aio
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode
 from prometheus_client import CollectorRegistry
 
-from switchgear.core import identity
+from switchgear.core import identity, trace
 from switchgear.core.metrics import ServerMetrics
 
 log = logging.getLogger(__name__)
 
 #: Methods that change nothing; their answers are not worth a line each.
 _READS = ("Get", "List", "Watch")
+#: Codes for which the server is to blame, not the request.
+_SERVER_ERRORS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 
 
 class Observation(grpc.aio.ServerInterceptor):
@@ -75,25 +78,22 @@ class Observation(grpc.aio.ServerInterceptor):
         """A call that ends soon: its duration is a latency, and its end is one line when it may have changed something."""
         start_s = time.perf_counter()
         code = "OK"
-        try:
-            with self._counted(service, method, context):
-                yield
-        except BaseException as error:
-            code = _code_of(error, context)
-            raise
-        finally:
-            took_s = time.perf_counter() - start_s
-            self._metrics.handling.labels(service, method).observe(took_s)
-            if not method.startswith(_READS):
-                log.info(
-                    "rpc",
-                    extra={
-                        "method": f"{service}/{method}",
-                        "actor": identity.current().actor,
-                        "code": code,
-                        "duration_ms": round(took_s * 1e3, 3),
-                    },
-                )
+        with _span(service, method, context) as span:
+            try:
+                with self._counted(service, method, context):
+                    yield
+            except BaseException as error:
+                code = _code_of(error, context)
+                raise
+            finally:
+                took_s = time.perf_counter() - start_s
+                self._metrics.handling.labels(service, method).observe(took_s)
+                span.set_attribute("rpc.grpc.status_code", code)
+                if code in _SERVER_ERRORS:
+                    span.set_status(StatusCode.ERROR, code)
+                if not method.startswith(_READS):
+                    told = {"method": f"{service}/{method}", "actor": identity.current().actor, "code": code}
+                    log.info("rpc", extra={**told, "duration_ms": round(took_s * 1e3, 3)})
 
     @contextmanager
     def _counted(self, service: str, method: str, context: Any) -> Iterator[None]:
@@ -106,6 +106,17 @@ class Observation(grpc.aio.ServerInterceptor):
             raise
         finally:
             self._metrics.handled.labels(service, method, code).inc()
+
+
+def _span(service: str, method: str, context: Any) -> AbstractContextManager[Span]:
+    """A span of the call, below that of its client. Streams have none: ours live as long as what is at their other end."""
+    if not trace.is_on():
+        return nullcontext(INVALID_SPAN)
+    told: dict[str, Any] = dict(context.invocation_metadata() or ())
+    attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
+    return trace.span(
+        f"{service}/{method}", parent=told.get(trace.HEADER, ""), kind=SpanKind.SERVER, attributes=attributes
+    )
 
 
 def _code_of(error: BaseException, context: Any) -> str:

@@ -18,7 +18,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from switchgear.core import errors
+from switchgear.core import errors, trace
 from switchgear.core.errors import DOMAIN, Reason, SwitchgearError
 from switchgear.core.tls import TlsFiles
 
@@ -103,8 +103,15 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], method: str, error
         )
     if not isinstance(error, SwitchgearError):
         log.exception("internal error in %s", method, exc_info=error)
-        error = SwitchgearError("internal error; the server's log has the cause", Reason.INTERNAL)
+        error = _internal_error()
     await context.abort(grpc.StatusCode[error.code], error.message, ((_DETAILS, to_status(error).SerializeToString()),))
+
+
+def _internal_error() -> SwitchgearError:
+    message = "internal error; the server's log has the cause"
+    if trace_id := trace.trace_id(trace.current()):
+        return SwitchgearError(f"{message} under trace {trace_id}", Reason.INTERNAL, trace_id=trace_id)
+    return SwitchgearError(message, Reason.INTERNAL)
 
 
 class _ErrorInterceptor(grpc.aio.ServerInterceptor):
@@ -259,15 +266,16 @@ def require_free_port(host: str, port: int) -> None:
 def sync_channel(address: str, tls: TlsFiles | None = None, token: str = "") -> grpc.Channel:
     """As `channel`, for a command that makes a few calls and ends. token: sent with each call, and never without TLS."""
     if tls is None:
-        return grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        return trace.intercepted(grpc.insecure_channel(address, options=_CHANNEL_OPTIONS))
     credentials = tls.channel_credentials()
     if token:
         credentials = grpc.composite_channel_credentials(credentials, grpc.access_token_call_credentials(token))
-    return grpc.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
+    return trace.intercepted(grpc.secure_channel(address, credentials, options=_CHANNEL_OPTIONS))
 
 
 def channel(address: str, tls: TlsFiles | None = None) -> grpc.aio.Channel:
     """A channel to one of our servers; it reconnects by itself. tls: None for a server on loopback without TLS."""
+    interceptors = trace.client_interceptors()
     if tls is None:
-        return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(address, tls.channel_credentials(), options=_CHANNEL_OPTIONS)
+        return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS, interceptors=interceptors)
+    return grpc.aio.secure_channel(address, tls.channel_credentials(), _CHANNEL_OPTIONS, interceptors=interceptors)
