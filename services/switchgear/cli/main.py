@@ -40,6 +40,7 @@ _COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "main",
         "train on simulated nodes, break it, recover it, prove it",
     ),
+    "router": ("switchgear.cli.router", "add_arguments", "main", "run the router of inference requests by itself"),
     "agent": ("switchgear.agent.main", "add_arguments", "main", "run the node agent"),
     "nodes": ("switchgear.cli.show", "add_nodes", "nodes", "list nodes, or show one with its telemetry"),
     "jobs": ("switchgear.cli.show", "add_jobs", "jobs_command", "list jobs, or show one with its attempts"),
@@ -51,11 +52,25 @@ _COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "cordon": ("switchgear.cli.act", "add_cordon", "cordon", "take a node out of placement"),
     "uncordon": ("switchgear.cli.act", "add_uncordon", "uncordon", "put a node back into placement"),
     "policies": ("switchgear.cli.policies", "add_arguments", "main", "list which policies may act, or change one"),
+    "init": (
+        "switchgear.cli.init",
+        "add_arguments",
+        "main",
+        "make certificates and the first token: nothing is open to all",
+    ),
+    "tokens": ("switchgear.cli.access", "add_tokens", "tokens", "list the tokens of people, make one or revoke one"),
+    "join-token": (
+        "switchgear.cli.access",
+        "add_join_token",
+        "join_token",
+        "make a token with which one node joins, once",
+    ),
+    "audit": ("switchgear.cli.access", "add_audit", "audit", "list who changed what, and who was refused"),
     "inject": ("switchgear.cli.act", "add_inject", "inject", "let a simulated GPU report a fault"),
 }
 
 #: Modules of commands that ask a control plane and print what it answers.
-_SHOWS = ("switchgear.cli.show", "switchgear.cli.act", "switchgear.cli.policies")
+_SHOWS = ("switchgear.cli.show", "switchgear.cli.act", "switchgear.cli.policies", "switchgear.cli.access")
 
 
 def parser(chosen: str | None = None) -> argparse.ArgumentParser:
