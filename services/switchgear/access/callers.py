@@ -33,7 +33,7 @@ class Callers:
             if identity := of_uri(uri):
                 return identity
         raise Unauthenticated(
-            "there is no token; send `authorization: Bearer sgt_…` (the command line reads $SWITCHGEAR_TOKEN or --token-file)",
+            "there is no token; send `authorization: Bearer sgt_…` (the command line reads $SWITCHGEAR_TOKEN, $SWITCHGEAR_TOKEN_FILE or `token` in its state directory)",
             Reason.UNAUTHENTICATED,
         )
 

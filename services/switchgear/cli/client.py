@@ -9,10 +9,11 @@ from typing import Any, cast
 
 import grpc
 
-from switchgear.cli.state import server_address
+from switchgear.cli.state import credentials, server_address
 from switchgear.core.errors import Reason, Unavailable
 from switchgear.core.rpc import FailedCall, from_rpc_error, sync_channel
 from switchgear.v1 import recovery_service_pb2
+from switchgear.v1.access_service_pb2_grpc import AccessServiceStub
 from switchgear.v1.autoscaler_service_pb2_grpc import AutoscalerServiceStub
 from switchgear.v1.fleet_service_pb2_grpc import FleetServiceStub
 from switchgear.v1.job_service_pb2_grpc import JobServiceStub
@@ -35,6 +36,7 @@ class Client:
     telemetry: TelemetryServiceStub
     policies: PolicyServiceStub
     autoscaler: AutoscalerServiceStub
+    access: AccessServiceStub
 
 
 @contextmanager
@@ -45,7 +47,8 @@ def connect(server: str | None, *interceptors: grpc.UnaryUnaryClientInterceptor)
     Raises Unavailable (SERVER_UNREACHABLE) when it does not answer, and what the calls inside raise as our own errors.
     """
     address = server_address(server)
-    with sync_channel(address) as plain:
+    proof = credentials()
+    with sync_channel(address, proof.tls, proof.token) as plain:
         channel = grpc.intercept_channel(plain, *interceptors)
         try:
             yield Client(
@@ -56,14 +59,16 @@ def connect(server: str | None, *interceptors: grpc.UnaryUnaryClientInterceptor)
                 TelemetryServiceStub(channel),
                 PolicyServiceStub(channel),
                 AutoscalerServiceStub(channel),
+                AccessServiceStub(channel),
             )
         except grpc.RpcError as rpc_error:
             error = from_rpc_error(cast(FailedCall, rpc_error))
             # A gateway that answers names the service behind it that does not.
             unreachable = isinstance(error, Unavailable) and error.reason is Reason.SERVER_UNREACHABLE
             if unreachable and "service" not in error.metadata:
+                tls = f" with TLS under the CA in {proof.tls.ca}" if proof.tls else ""
                 error = Unavailable(
-                    f"no control plane answers at {address}; start one with `switchgear up`, name it with --server HOST:PORT, "
+                    f"no control plane answers at {address}{tls}; start one with `switchgear up`, name it with --server HOST:PORT, "
                     "or run without one: `switchgear run --standalone`",
                     Reason.SERVER_UNREACHABLE,
                     address=address,

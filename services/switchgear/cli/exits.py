@@ -29,6 +29,8 @@ _BY_REASON = {
     Reason.NOT_FOUND: 19,
     Reason.ALREADY_EXISTS: 20,
     Reason.DATABASE_UNUSABLE: 23,
+    Reason.UNAUTHENTICATED: 24,
+    Reason.ROLE_TOO_LOW: 24,
     Reason.INTERNAL: INTERNAL,
 }
 #: Refused for a reason that has no code of its own; `--json` names it.
@@ -43,7 +45,7 @@ TABLE = """exit codes:
   12  address in use                     19  no such resource
   13  state of a newer version           20  name taken
   21  refused for another reason         22  file, folder or disk not usable
-  23  database not usable
+  23  database not usable                24  no valid token, or its role is too low
   70  our own error: please report it   130  ended by Ctrl-C"""
 
 
