@@ -47,6 +47,7 @@ _COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "incidents": ("switchgear.cli.show", "add_incidents", "incidents", "list incidents, or show one with its timeline"),
     "checkpoints": ("switchgear.cli.show", "add_checkpoints", "checkpoints", "list the checkpoints of a job"),
     "signals": ("switchgear.cli.show", "add_signals", "signals_command", "list what the detectors found"),
+    "top": ("switchgear.cli.top", "add_arguments", "main", "the cluster on one screen: nodes, jobs, incidents, replicas"),
     "logs": ("switchgear.cli.logs", "add_arguments", "main", "show the logs of a job's ranks"),
     "cancel": ("switchgear.cli.act", "add_cancel", "cancel", "end a job"),
     "cordon": ("switchgear.cli.act", "add_cordon", "cordon", "take a node out of placement"),
@@ -95,7 +96,7 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
             choices=("debug", "info", "warning", "error"),
             help="of our own log on stderr",
         )
-        if module in _SHOWS or module in ("switchgear.cli.logs", "switchgear.cli.run"):
+        if module in _SHOWS or module in ("switchgear.cli.logs", "switchgear.cli.run", "switchgear.cli.top"):
             command.add_argument(
                 "--server",
                 metavar="HOST:PORT",

@@ -1,38 +1,31 @@
-"""`switchgear demo`: a control plane, three nodes with simulated GPUs, a real training job, three faults, and proofs."""
+"""`switchgear demo`: train on simulated nodes and break it three times, then serve the model under load and break that; prove the result."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
 from switchgear.cli import exits
-from switchgear.cli.client import connect, progress_of, whole_list
-from switchgear.cli.demo import faults, proofs
-from switchgear.cli.demo.report import FaultReport, Report, as_json, as_text, fault_report
-from switchgear.cli.demo.stage import GPUS_PER_NODE, NODES, Stage, example_trainer, wait_for
+from switchgear.cli.client import connect
+from switchgear.cli.demo.patience import Patience
+from switchgear.cli.demo.postgres import Postgres
+from switchgear.cli.demo.report import Report, as_json, as_text
+from switchgear.cli.demo.serving import Serving
+from switchgear.cli.demo.stage import KILLABLE, Stage
+from switchgear.cli.demo.telling import Telling
+from switchgear.cli.demo.training import Training
 from switchgear.core.errors import FailedPrecondition, Reason
-from switchgear.v1 import fleet_service_pb2 as fleet
-from switchgear.v1 import job_service_pb2 as jobs
-from switchgear.v1 import recovery_service_pb2 as recovery
 
-JOB = "jobs/demo"
-NNODES = 2
-RANKS = NNODES * GPUS_PER_NODE
-CHECKPOINT_EVERY = 20
 STEPS_DEFAULT = 320
-#: What is promised for a killed rank on a machine as busy as this one.
-FIRST_STEP_S_MAX = 3.0
-_FINAL = {jobs.Job.SUCCEEDED, jobs.Job.FAILED, jobs.Job.CANCELLED}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,46 +34,85 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=int, default=STEPS_DEFAULT, help="training steps (default: %(default)s, at least 200)"
     )
+    parser.add_argument("--plain", action="store_true", help="only lines, no live view")
+    parser.add_argument(
+        "--apart", action="store_true", help="run each service as a process of its own, on PostgreSQL (needs initdb)"
+    )
+    parser.add_argument(
+        "--kill",
+        metavar="NAME",
+        action="append",
+        default=[],
+        choices=KILLABLE,
+        help=f"with --apart: SIGKILL this process in each act and start it again; one of {', '.join(KILLABLE)}; may be repeated",
+    )
+    parser.add_argument(
+        "--database-url", default="", help="with --apart: an empty database of a PostgreSQL that runs already"
+    )
     # Makes the trainer forget random numbers and optimizer on resume: the proof must notice.
     parser.add_argument("--break-resume", action="store_true", help=argparse.SUPPRESS)
+    parser.epilog = "examples:\n  switchgear demo\n  switchgear demo --apart --kill recovery\n  switchgear demo --keep --json report.json"
 
 
 def main(args: argparse.Namespace) -> int:
     if args.steps < 200:
         raise FailedPrecondition("--steps must be 200 or more: three faults need room", Reason.BAD_FIELD)
+    if not args.apart and (args.kill or args.database_url):
+        raise FailedPrecondition("--kill and --database-url go with --apart; add it", Reason.BAD_FIELD)
     for module in ("sqlalchemy", "torch"):
         if find_spec(module) is None:
             raise FailedPrecondition(
                 f"the demo needs {module}; install it with pip install 'switchgear[server,train]'", Reason.MISSING_EXTRA
             )
     folder = Path(tempfile.mkdtemp(prefix="switchgear-demo-"))
-    stage = Stage(folder)
-    report = None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends in order, as on Ctrl-C
-    try:
-        report = Demo(stage, args.steps, break_resume=args.break_resume).run()
+    held: list[bool] = []
+    with ExitStack() as ends:  # the last that is put in ends first
+        ends.callback(lambda: _clear(folder, well=any(held)))
+        stage = Stage(folder, _database(args, ends))
+        ends.callback(stage.close)
+        ends.callback(_deafen)
+        with Telling(plain=args.plain) as telling:
+            report = Demo(stage, telling, args.steps, kill=args.kill, break_resume=args.break_resume).run()
+        held.append(report.held)
         print(as_text(report))
         if args.json:
             args.json.write_text(json.dumps(as_json(report), indent=2) + "\n")
         if args.keep:
             _print_kept(stage)
+            ends.pop_all()
         return exits.OK if report.held else exits.JOB_FAILED
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it behind
-        if not (args.keep and report):
-            stage.close()
-        if report and report.held and not args.keep:
-            shutil.rmtree(folder, ignore_errors=True)
-        elif not args.keep:
-            print(f"logs and state are kept in {folder}", file=sys.stderr)
+
+
+def _deafen() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it behind
+
+
+def _clear(folder: Path, *, well: bool) -> None:
+    if well:
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        print(f"logs and state are kept in {folder}", file=sys.stderr)
+
+
+def _database(args: argparse.Namespace, ends: ExitStack) -> str:
+    if not args.apart or args.database_url:
+        return str(args.database_url)
+    postgres = Postgres()
+    ends.callback(postgres.close)
+    return postgres.start()
 
 
 def _print_kept(stage: Stage) -> None:
-    running = stage.running
-    print(f"\nstill up: gRPC {running.grpc}, REST http://{running.http}/v1/jobs, state in {stage.folder}")
-    print(f"look around:  switchgear incidents --server {running.grpc}")
-    print(f"end it with:  kill {' '.join(str(pid) for pid in stage.pids().values())}")
+    where = stage.addresses
+    print(f"\nstill up: gRPC {where.grpc}, REST http://{where.http}/v1/jobs, state in {stage.folder}")
+    print(
+        f"ask the model:  curl -s http://{where.router}/v1/completions -H 'Content-Type: application/json' "
+        """-d '{"model": "chat", "prompt": "import ", "max_tokens": 16}'"""
+    )
+    print(f"look around:    switchgear top --server {where.grpc}")
+    print(f"end it with:    kill {' '.join(str(pid) for pid in stage.pids().values())}")
 
 
 @dataclass
@@ -88,182 +120,30 @@ class Demo:
     """One performance on a stage."""
 
     stage: Stage
+    telling: Telling
     steps: int
+    kill: list[str]
     break_resume: bool = False
+    killed: list[str] = field(default_factory=list)
 
     def run(self) -> Report:
         start = time.monotonic()
-        running = self.stage.start_control()
-        _say(f"control plane up: gRPC {running.grpc}, REST http://{running.http}")
-        self.stage.start_agents(running.grpc)
-        with connect(running.grpc) as client:
-            self._client = client
-            wait_for("three healthy nodes", self._healthy, 30, self.stage.check)
-            _say(
-                f"nodes {', '.join(NODES)} are healthy: {GPUS_PER_NODE} simulated GPUs each, the last node is the spare"
-            )
-            client.jobs.CreateJob(jobs.CreateJobRequest(job=jobs.Job(spec=self._spec()), job_id=JOB.split("/")[1]))
-            _say(
-                f"submitted {JOB}: a GPT on {RANKS} ranks over {NNODES} nodes, a checkpoint every {CHECKPOINT_EVERY} steps"
-            )
-            told = self._break_three_times()
-            job = self._until_end()
-            progress = self._progress()
-        if job.state != jobs.Job.SUCCEEDED:
-            raise FailedPrecondition(f"{JOB} ended {jobs.Job.State.Name(job.state)}: {job.message}", Reason.JOB_ENDED)
-        _say(f"{JOB} is done after step {progress.step}; now the same training without any fault, for comparison")
-        self._reference()
-        return Report(
-            faults=told,
-            steps=self.steps,
-            ranks=RANKS,
-            goodput=progress.goodput,
-            wall_s=progress.wall_seconds,
-            productive_s=progress.productive_seconds,
-            proofs=self._proofs(told),
-            demo_s=time.monotonic() - start,
-        )
+        self.stage.start_control()
+        where = self.stage.addresses
+        how = "five services apart on PostgreSQL and a router" if self.stage.apart else "one process"
+        self.telling.say(f"control plane up ({how}): gRPC {where.grpc}, REST http://{where.http}")
+        self.stage.start_agents()
+        with connect(where.grpc, Patience(self.stage.check)) as client:
+            training = Training(self.stage, client, self.steps, self.telling.say, self._kill, self.break_resume)
+            self.telling.show(where.grpc, training.loss)
+            trained = training.run()
+            # Requests that are in the router die with it, as with any server; clients send them again.
+            retries = 5 if "router" in self.kill else 0
+            served = Serving(self.stage, client, training.checkpoints, self.telling.say, self._kill, retries).run()
+        return Report(trained, served, self.killed, time.monotonic() - start)
 
-    def _break_three_times(self) -> list[FaultReport]:
-        told = []
-        self._run_to(self.steps * 15 // 100)
-        told.append(self._recover(faults.kill_rank(self._progress(), 1), FIRST_STEP_S_MAX))
-        self._run_to(self.steps * 40 // 100)
-        told.append(self._recover(faults.lose_gpu(self.stage.agent_dir(NODES[1]), f"nodes/{NODES[1]}"), None))
-        self._run_to(self.steps * 70 // 100)
-        told.append(self._recover(self._damage_and_kill(), FIRST_STEP_S_MAX))
-        return told
-
-    def _damage_and_kill(self) -> faults.Injected:
-        def verified() -> recovery.Checkpoint | None:
-            request = recovery.ListCheckpointsRequest(parent=JOB)
-            newest = next(iter(whole_list(self._client.recovery.ListCheckpoints, request, "checkpoints")), None)
-            return newest if newest and newest.state == recovery.Checkpoint.VERIFIED else None
-
-        newest = wait_for("a verified checkpoint", verified, 30, self.stage.check)
-        what = faults.damage(Path(newest.path))
-        killed = faults.kill_rank(self._progress(), RANKS - 1)
-        return faults.Injected("checkpoint damaged, then rank killed", f"{what}, then {killed.what}", killed.time_ns)
-
-    def _recover(self, injected: faults.Injected, bound_s: float | None) -> FaultReport:
-        """Waits until the incident of the fault is closed by the first new step."""
-        _say(f"FAULT: {injected.what}")
-
-        def closed() -> recovery.Incident | None:
-            request = recovery.ListIncidentsRequest(page_size=1, job=JOB)
-            newest = next(iter(self._client.recovery.ListIncidents(request).incidents), None)
-            after = newest and any(
-                e.phase == "detected" and e.time.ToNanoseconds() >= injected.time_ns for e in newest.timeline
-            )
-            return (
-                newest
-                if newest and after and newest.state in (recovery.Incident.RESOLVED, recovery.Incident.ESCALATED)
-                else None
-            )
-
-        incident = wait_for("the end of the incident", closed, 90, self._check)
-        if incident.state != recovery.Incident.RESOLVED:
-            raise FailedPrecondition(f"not recovered: {incident.summary}", Reason.INTERNAL)
-        report = fault_report(injected, incident, bound_s)
-        _say(f"recovered in {report.first_step_s:.2f} s: {report.summary}")
-        return report
-
-    def _run_to(self, step: int) -> None:
-        """Lets the job train past a step that is half-way between two checkpoints, with a line now and then."""
-        goal = step // CHECKPOINT_EVERY * CHECKPOINT_EVERY + CHECKPOINT_EVERY // 2
-        told = [time.monotonic()]
-
-        def reached() -> int | None:
-            now = self._progress()
-            if time.monotonic() - told[0] > 2:
-                told[0] = time.monotonic()
-                _say(f"step {now.step} of {self.steps}, attempt {now.generation}")
-            return now.step if now.step >= goal else None
-
-        wait_for(f"step {goal}", reached, 90, self._check)
-
-    def _until_end(self) -> jobs.Job:
-        def ended() -> jobs.Job | None:
-            job = self._client.jobs.GetJob(jobs.GetJobRequest(name=JOB))
-            return job if job.state in _FINAL else None
-
-        return wait_for("the end of the job", ended, 120, self.stage.check)
-
-    def _healthy(self) -> bool | None:
-        found = self._client.fleet.ListNodes(fleet.ListNodesRequest()).nodes
-        return True if sum(node.state == fleet.Node.HEALTHY for node in found) == len(NODES) else None
-
-    def _progress(self) -> recovery.JobProgress:
-        return progress_of(self._client, JOB) or recovery.JobProgress()
-
-    def _check(self) -> None:
-        self.stage.check()
-        job = self._client.jobs.GetJob(jobs.GetJobRequest(name=JOB))
-        if job.state in (jobs.Job.FAILED, jobs.Job.CANCELLED):
-            raise FailedPrecondition(f"{JOB} {jobs.Job.State.Name(job.state)}: {job.message}", Reason.JOB_ENDED)
-
-    def _trainer(self, folder: Path) -> list[str]:
-        arguments = [
-            *("--steps", str(self.steps), "--checkpoint-every", str(CHECKPOINT_EVERY)),
-            *("--checkpoint-dir", str(folder / "checkpoints"), "--log-dir", str(folder / "losses")),
-        ]
-        return [str(example_trainer()), *arguments]
-
-    def _spec(self) -> jobs.JobSpec:
-        folder = self.stage.folder / "job"
-        folder.mkdir()
-        return jobs.JobSpec(
-            argv=[*self._trainer(folder), *(["--break-resume"] if self.break_resume else [])],
-            working_directory=str(folder),
-            python=sys.executable,
-            nnodes=NNODES,
-            nproc_per_node=GPUS_PER_NODE,
-            max_restarts=3,
-            checkpoint_directory=str(folder / "checkpoints"),
-        )
-
-    def _reference(self) -> None:
-        """The same training with the same number of ranks on this machine, never interrupted."""
-        folder = self.stage.folder / "reference"
-        folder.mkdir()
-        command = [
-            *(sys.executable, "-m", "switchgear.cli.main", "run", "--standalone", "--nproc-per-node", str(RANKS)),
-            *("--name", "reference", "--max-restarts", "0", "--", *self._trainer(folder)),
-        ]
-        with (folder / "output.log").open("wb") as log:
-            ended = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "SWITCHGEAR_STATE_DIR": str(folder / "state")},
-                check=False,
-                timeout=180,
-            )
-        if ended.returncode:
-            raise FailedPrecondition(
-                f"the reference run failed; its output is in {folder / 'output.log'}", Reason.INTERNAL
-            )
-
-    def _proofs(self, told: list[FaultReport]) -> list[proofs.Proof]:
-        run = proofs.read_losses(self.stage.folder / "job" / "losses")
-        reference = proofs.read_losses(self.stage.folder / "reference" / "losses")
-        spans = proofs.read_spans(self.stage.launcher_dirs())
-        # The n-th fault ends generation n.
-        damaged = {number + 2: len(fault.quarantined) for number, fault in enumerate(told)}
-        return [
-            proofs.same_losses(run, reference, steps=self.steps, ranks=RANKS),
-            proofs.no_overlap(spans),
-            proofs.same_step_counts(run, spans),
-            proofs.bounded_redo(run, interval=CHECKPOINT_EVERY, damaged=damaged),
-            proofs.same_redo(run, {number + 2: fault.steps_redone for number, fault in enumerate(told)}),
-            proofs.Proof(
-                "the damaged checkpoint was found and skipped",
-                len(told[2].quarantined) == 1,
-                ", ".join(told[2].quarantined) or "nothing was put into quarantine",
-            ),
-        ]
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+    def _kill(self) -> None:
+        for name in self.kill:
+            self.telling.say(f"SIGKILL of {name}; its command is started again")
+            self.stage.kill(name)
+            self.killed.append(name)

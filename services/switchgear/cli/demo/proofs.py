@@ -44,15 +44,16 @@ class Proof:
     detail: str
 
 
-def read_losses(folder: Path) -> list[Loss]:
-    """All lines of `loss-rank<R>.jsonl` in a folder, in file order; a last line that a kill cut short is left out."""
+def read_losses(folder: Path, rank: int | None = None) -> list[Loss]:
+    """All lines of `loss-rank<R>.jsonl` in a folder, in file order, or those of one rank; a last line that a kill cut short is
+    left out."""
     losses = []
-    for path in sorted(folder.glob("loss-rank*.jsonl")):
-        rank = int(path.stem.removeprefix("loss-rank"))
+    for path in sorted(folder.glob(f"loss-rank{'*' if rank is None else rank}.jsonl")):
+        number = int(path.stem.removeprefix("loss-rank"))
         for line in path.read_text().splitlines(keepends=True):
             if line.endswith("\n"):
                 entry = json.loads(line)
-                losses.append(Loss(rank, entry["step"], entry["loss"], entry["generation"]))
+                losses.append(Loss(number, entry["step"], entry["loss"], entry["generation"]))
     return losses
 
 

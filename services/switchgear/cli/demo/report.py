@@ -33,7 +33,7 @@ class FaultReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class TrainingReport:
     faults: list[FaultReport]
     steps: int
     ranks: int
@@ -41,11 +41,46 @@ class Report:
     wall_s: float
     productive_s: float
     proofs: list[Proof]
-    demo_s: float
 
     @property
     def held(self) -> bool:
         return all(proof.held for proof in self.proofs) and all(fault.held for fault in self.faults)
+
+
+@dataclass(frozen=True, slots=True)
+class ServingReport:
+    """requests, lost, retried: of the load generator; lost is what got no whole and right answer. Seconds.
+
+    scaled: number of ready replicas, with the second at which it changed. decisions: what the autoscaler said, in order.
+    """
+
+    requests: int
+    lost: int
+    latency_s_p50: float
+    latency_s_p95: float
+    first_answer_s: float
+    scaled: list[tuple[float, int]]
+    decisions: list[str]
+    killed: str
+    proofs: list[Proof]
+
+    @property
+    def held(self) -> bool:
+        return all(proof.held for proof in self.proofs)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """killed: processes of the control plane that were killed and came back."""
+
+    training: TrainingReport
+    serving: ServingReport
+    killed: list[str]
+    demo_s: float
+
+    @property
+    def held(self) -> bool:
+        return self.training.held and self.serving.held
 
 
 def fault_report(injected: Injected, incident: recovery.Incident, bound_s: float | None) -> FaultReport:
@@ -76,6 +111,7 @@ def as_json(report: Report) -> dict[str, Any]:
 
 def as_text(report: Report) -> str:
     """For the terminal."""
+    training, serving = report.training, report.serving
     lines = [
         "",
         "What was broken, and what came of it (seconds since the fault; GPUs are simulated, the training is real)",
@@ -91,21 +127,32 @@ def as_text(report: Report) -> str:
                 str(fault.steps_redone),
                 fault.decision,
             )
-            for fault in report.faults
+            for fault in training.faults
         ],
     )
     lines.append("")
-    lines += [f"- {fault.summary}" for fault in report.faults]
+    lines += [f"- {fault.summary}" for fault in training.faults]
     lines += [
         "",
         (
-            f"{report.steps} steps on {report.ranks} ranks; goodput {report.goodput:.1%}: "
-            f"{report.productive_s:.1f} s of {report.wall_s:.1f} s since the submission made new steps"
+            f"{training.steps} steps on {training.ranks} ranks; goodput {training.goodput:.1%}: "
+            f"{training.productive_s:.1f} s of {training.wall_s:.1f} s since the submission made new steps"
         ),
         "",
-        "Proofs",
+        "Then the model was served (the replicas are throttled, to be as slow as a loaded GPU)",
+        (
+            f"  {serving.requests} requests, {serving.lost} lost; latency p50 {serving.latency_s_p50:.2f} s, p95 {serving.latency_s_p95:.2f} s; "
+            f"the first, held until a replica ran: {serving.first_answer_s:.1f} s"
+        ),
+        "  ready replicas: " + " → ".join(f"{count} (at {at_s:.0f} s)" for at_s, count in serving.scaled),
+        f"  {serving.killed}",
     ]
-    lines += [f"  {'held  ' if proof.held else 'FAILED'}  {proof.claim}: {proof.detail}" for proof in report.proofs]
+    lines += [f"  - {decision}" for decision in serving.decisions]
+    if report.killed:
+        lines += ["", f"Killed with SIGKILL and started again by the demo: {', '.join(report.killed)}"]
+    lines += ["", "Proofs"]
+    every = [*training.proofs, *serving.proofs]
+    lines += [f"  {'held  ' if proof.held else 'FAILED'}  {proof.claim}: {proof.detail}" for proof in every]
     verdict = "All proofs held." if report.held else "NOT all proofs held."
     lines += ["", f"{verdict} The demo took {report.demo_s:.0f} s."]
     return "\n".join(lines)
