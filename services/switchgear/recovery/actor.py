@@ -51,10 +51,10 @@ class JobActor:
         if not self._ended:
             await done
 
-    def tick(self) -> None:
-        """Lets time pass. Not while much waits: words of a launcher that are still to be read must not count as its silence."""
+    def tick(self, modes: m.Modes | None = None) -> None:
+        """Lets time pass, under these modes from now on. Not while much waits: words of a launcher that are still to be read must not count as its silence."""
         if self._events.qsize() < QUEUE_MAX // 2:
-            self._events.put_nowait((m.Tick(), self._now(), None))
+            self._events.put_nowait((m.Tick(modes), self._now(), None))
 
     async def run(self) -> None:
         """Takes events until the job has ended and every call about it is confirmed."""

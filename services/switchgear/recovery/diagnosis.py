@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from switchgear.core.modes import Mode
 from switchgear.recovery.model import Decision, Exit, Fault, Incident, IncidentState, Rank
 
 #: What a rank says when a *peer* went away; such a rank is a witness, not the culprit (gloo, NCCL, the TCP store).
@@ -125,7 +126,7 @@ def summarize(incident: Incident) -> str:
         clause += f" ({incident.known_by})"
     if incident.decision is Decision.STOP:
         return f"{clause}; the job was stopped: {incident.decision_reason}."
-    if incident.decision is Decision.REPLACE_REPLICA:
+    if incident.decision is Decision.REPLACE_REPLICA or incident.state is IncidentState.ESCALATED:
         return f"{clause}; {incident.decision_reason}."
     if incident.decision is None and incident.state is IncidentState.RESOLVED:
         return f"{clause}; the job ended well all the same."
@@ -146,6 +147,15 @@ def summarize(incident: Incident) -> str:
         parts.append(f"the job is being restarted {where}")
     cost = _cost(incident)
     return "; ".join([*parts, cost] if cost else parts) + "."
+
+
+def withheld(incident: Incident, mode: Mode) -> str:
+    """The decision's reason when the policy may not carry it out, as a clause; the job ends, since nobody else would restart it."""
+    remedy = "allow it with `switchgear policies recovery.restart --set act` and submit the job again"
+    if mode is Mode.OBSERVE:
+        return f"the job was stopped, since policy recovery.restart may not restart it (mode OBSERVE); {remedy}"
+    how = "a restart in place" if incident.decision is Decision.RESTART_IN_PLACE else "a restart on other nodes"
+    return f"{how} is advised ({incident.decision_reason}) and was not done, since policy recovery.restart only advises; {remedy}"
 
 
 def _cost(incident: Incident) -> str:

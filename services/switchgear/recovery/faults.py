@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 
+from switchgear.core.modes import Mode
 from switchgear.recovery import model as m
-from switchgear.recovery.diagnosis import Cause, root_cause, shorten
+from switchgear.recovery.diagnosis import Cause, root_cause, shorten, withheld
 from switchgear.recovery.policy import INFRASTRUCTURE, decide
 from switchgear.recovery.records import Records
 
@@ -28,6 +29,7 @@ FAILURES_MAX = 50
 _OF_A_NODE = frozenset({m.Fault.GPU_LOST, m.Fault.NODE_FAULT, m.Fault.NODE_LOST})
 #: Told by a launcher outright; the exits of other ranks are consequences.
 _EXPLAINED = _OF_A_NODE | {m.Fault.LAUNCHER_LOST, m.Fault.START_FAILED}
+_RESTARTS = (m.Decision.RESTART_IN_PLACE, m.Decision.REPLACE_NODE)
 _IN_ATTEMPT = (m.Phase.STARTING, m.Phase.RUNNING)
 
 
@@ -104,13 +106,21 @@ class Faults(Records):
         at = f" while the job was at step {common}" if common is not None else ""
         clause = f"{event.kind}{label} was reported for {event.gpu or event.node}{at}"
         # High-confidence evidence of the machine: out of service at once, the diagnosis of the job follows.
-        self.call("cordon", node=event.node, reason=f"{event.kind}{label}: {event.evidence}")
-        self.fail(
-            Cause(
-                fault, clause, f"node telemetry: {shorten(event.evidence)}", event.kind, event.node, None, event.time_ns
-            ),
-            f"collector: {event.evidence}",
-        )
+        known_by = f"node telemetry: {shorten(event.evidence)}"
+        cause = Cause(fault, clause, known_by, event.kind, event.node, None, event.time_ns)
+        self._fail_with_node(cause, f"collector: {event.evidence}", state.bad_nodes[event.node])
+
+    def _fail_with_node(self, cause: Cause, evidence: str, why: str) -> None:
+        """Takes the node out of placement, as far as the policy may, and stops the attempt."""
+        mode = self.state.modes.cordon
+        if mode is Mode.ACT:
+            self.call("cordon", node=cause.node, reason=why)
+        elif cause.node not in self.state.uncordoned:
+            self.state.uncordoned.append(cause.node)
+        self.fail(cause, evidence)
+        if mode is Mode.ADVISE:
+            self.add_evidence(f"advice: cordon {cause.node}, which policy recovery.cordon may not (mode ADVISE): {why}")
+            self.save_incident()
 
     def tick(self) -> None:
         """Gives up the nodes whose launchers have been silent for longer than anything of ours can run there."""
@@ -147,8 +157,8 @@ class Faults(Records):
             return
         for node in stuck:
             state.bad_nodes.setdefault(node, f"{node}: {said}")
-            self.call("cordon", node=node, reason=said)
-            self.fail(Cause(m.Fault.NODE_FAULT, f"{node} is stuck", said, "node stuck", node), state.bad_nodes[node])
+            cause = Cause(m.Fault.NODE_FAULT, f"{node} is stuck", said, "node stuck", node)
+            self._fail_with_node(cause, state.bad_nodes[node], said)
             # The kill waits for them at the kernel's door: they will not run another instruction of their own.
             state.launchers[node].stopped_generation = state.generation
 
@@ -194,6 +204,11 @@ class Faults(Records):
             incident.decision_reason = f"fatal evidence against {', '.join(bad_nodes)}"
         incident.state = m.IncidentState.ACTING
         self.mark("decided", self.now.unix_ns)
+        if incident.decision in _RESTARTS and state.modes.restart is not Mode.ACT:
+            incident.decision_reason = withheld(incident, state.modes.restart)
+            self.close_incident(m.IncidentState.ESCALATED)
+            self.end(m.JobOutcome.FAILED, incident.summary)
+            return
         match incident.decision:
             case m.Decision.STOP:
                 self.close_incident(m.IncidentState.ESCALATED)
@@ -243,10 +258,11 @@ class Faults(Records):
         """
         state = self.state
         state.phase = m.Phase.REPLACING
-        self.call("replace", node=",".join(bad_nodes), reason=reason, epoch=state.epoch)
+        avoid = tuple(node for node in bad_nodes if node in state.uncordoned)
+        self.call("replace", node=",".join(bad_nodes), reason=reason, epoch=state.epoch, avoid=avoid)
         for node in bad_nodes:
             self.effects.append(m.Finish(node, state.generation, "this node is no longer part of the job's placement"))
-        state.bad_nodes = {}
+        state.bad_nodes, state.uncordoned = {}, []
         state.slots = [slot for slot in state.slots if slot.node not in bad_nodes]
         state.launchers = {node: launcher for node, launcher in state.launchers.items() if node not in bad_nodes}
 

@@ -47,6 +47,7 @@ def _copied(state: m.JobState) -> m.JobState:
     new = copy.copy(state)
     new.slots, new.failures, new.outbox = list(state.slots), list(state.failures), list(state.outbox)
     new.bad_nodes, new.checkpoints = dict(state.bad_nodes), dict(state.checkpoints)
+    new.uncordoned = list(state.uncordoned)
     new.launchers = {node: copy.copy(launcher) for node, launcher in state.launchers.items()}
     new.incident = copy.deepcopy(state.incident)
     new.attempt = copy.copy(state.attempt)
@@ -132,6 +133,7 @@ class _Machine(Faults):
             case m.NodeSignal():
                 self.node_signal(event)
             case m.Tick():
+                self.state.modes = event.modes or self.state.modes
                 self.tick()
                 self._check_again()
         self._run_when_started()
@@ -150,6 +152,7 @@ class _Machine(Faults):
         for node in sorted(known.keys() - kept):
             self.effects.append(m.Finish(node, state.generation, "this node is no longer part of the job's placement"))
         state.bad_nodes = {node: why for node, why in state.bad_nodes.items() if node in kept}
+        state.uncordoned = [node for node in state.uncordoned if node in kept]
         state.launchers = {}
         for slot in event.slots:
             launcher = known.get(slot.node) if slot.launcher_epoch < event.epoch else None

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from switchgear.core.clock import Clock
 from switchgear.core.errors import Aborted, FailedPrecondition, Invalid, NotFound, OutOfRange, Reason, Unavailable
+from switchgear.core.modes import Mode
 from switchgear.core.rpc import from_rpc_error
 from switchgear.core.service import Endpoints
 from switchgear.recovery import model as m
@@ -25,6 +26,7 @@ from switchgear.recovery.metrics import RecoveryMetrics
 from switchgear.recovery.service import RecoveryApi
 from switchgear.store.database import Database
 from switchgear.store.feed import ChangeFeed
+from switchgear.store.policies import CORDON, RESTART, PolicyModes
 from switchgear.v1 import (
     fleet_service_pb2,
     fleet_service_pb2_grpc,
@@ -66,8 +68,9 @@ class RecoveryService:
 
     service_names: Sequence[str] = ("switchgear.v1.RecoveryService", "switchgear.v1alpha.LauncherService")
 
-    def __init__(self, database: Database, clock: Clock, registry: CollectorRegistry) -> None:
-        self._database, self._clock = database, clock
+    def __init__(self, database: Database, clock: Clock, registry: CollectorRegistry, modes: PolicyModes) -> None:
+        self._database, self._clock, self._modes = database, clock, modes
+        self._modes_now = m.Modes()
         self._feed = ChangeFeed(database, store.SERVICE)
         self._actors: dict[str, JobActor] = {}
         #: Newest fatal signal of each node that has not been seen mended.
@@ -87,6 +90,7 @@ class RecoveryService:
             async with endpoints.channel("scheduler") as scheduler, endpoints.channel("collector") as collector:
                 self._fleet: FleetServiceAsyncStub = fleet_service_pb2_grpc.FleetServiceStub(scheduler)  # type: ignore[assignment]
                 self._placement: PlacementServiceAsyncStub = placement_service_pb2_grpc.PlacementServiceStub(scheduler)  # type: ignore[assignment]
+                self._modes_now = await self._read_modes()
                 async with asyncio.TaskGroup() as tasks:
                     self._tasks = tasks
                     async with self._database.read() as session:
@@ -119,7 +123,11 @@ class RecoveryService:
             known = await store.state_of(session, job)
         return None if known else await not_known_yet(job)
 
+    async def _read_modes(self) -> m.Modes:
+        return m.Modes(restart=await self._modes.of(RESTART), cordon=await self._modes.of(CORDON))
+
     def _adopt(self, state: m.JobState) -> JobActor:
+        state.modes = self._modes_now
         actor = JobActor(
             state,
             self._clock,
@@ -166,6 +174,7 @@ class RecoveryService:
                             job=job,
                             placement_epoch=call.epoch,
                             exclude_nodes=call.node.split(","),
+                            avoid_nodes=call.avoid,
                             reason=call.reason,
                             request_id=request_id,
                         ),
@@ -259,6 +268,12 @@ class RecoveryService:
 
     async def _cordon(self, event: m.NodeSignal) -> None:
         """Takes a node on which no job of ours runs out of placement, before one does."""
+        mode = await self._modes.of(CORDON)
+        if mode is not Mode.ACT:
+            # The signal itself is what people see of it.
+            level = logging.WARNING if mode is Mode.ADVISE else logging.INFO
+            log.log(level, "would cordon", extra={"node": event.node, "mode": mode.value, "evidence": event.evidence})
+            return
         label = " (simulated)" if event.simulated else ""
         request = fleet_service_pb2.CordonNodeRequest(
             name=event.node,
@@ -294,8 +309,12 @@ class RecoveryService:
             if loop.time() - start_s > STALL_S:
                 log.warning("recovery was stopped or starved", extra={"seconds": round(loop.time() - start_s, 1)})
                 await asyncio.sleep(HEARING_S)
+            try:
+                self._modes_now = await self._read_modes()
+            except Exception:
+                log.exception("cannot read the modes of policies; going by those known")
             for actor in list(self._actors.values()):
-                actor.tick()
+                actor.tick(self._modes_now)
 
 
 async def _forever(what: str, watch: Callable[[], Awaitable[None]]) -> None:
@@ -310,6 +329,14 @@ async def _forever(what: str, watch: Callable[[], Awaitable[None]]) -> None:
         await asyncio.sleep(RETRY_S * random.uniform(0.5, 1))
 
 
-def build(database: Database, clock: Clock, registry: CollectorRegistry | None = None) -> RecoveryService:
-    """Recovery on a migrated database. registry: where its metrics go; a private one when left out."""
-    return RecoveryService(database, clock, registry or CollectorRegistry())
+def build(
+    database: Database,
+    clock: Clock,
+    registry: CollectorRegistry | None = None,
+    modes: PolicyModes | None = None,
+) -> RecoveryService:
+    """Recovery on a migrated database.
+
+    registry: where its metrics go; a private one when left out. modes: of its policies; without a configuration when left out.
+    """
+    return RecoveryService(database, clock, registry or CollectorRegistry(), modes or PolicyModes(database))

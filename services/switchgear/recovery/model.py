@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from switchgear.core.modes import Mode
 from switchgear.recovery.kinds import (
     AttemptState,
     CheckpointState,
@@ -184,6 +185,14 @@ class Spec:
         return self.nnodes * self.nproc_per_node
 
 
+@dataclass(frozen=True, slots=True)
+class Modes:
+    """What recovery may do with its decisions about a job, and about nodes."""
+
+    restart: Mode = Mode.ACT
+    cordon: Mode = Mode.ACT
+
+
 @dataclass(slots=True)
 class JobState:
     """All that recovery knows of a job. It is written to the store before any effect of a step is carried out."""
@@ -207,6 +216,9 @@ class JobState:
     incident_count: int = 0
     #: Fatal evidence against nodes of the placement: node -> sentence. Cleared with the placement.
     bad_nodes: dict[str, str] = field(default_factory=dict)
+    #: Those of them with fatal evidence that the policy may not cordon: the job must not get them again.
+    uncordoned: list[str] = field(default_factory=list)
+    modes: Modes = field(default_factory=Modes)
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     #: Highest step that any generation has completed on all ranks.
     high_water_step: int = 0
@@ -377,7 +389,9 @@ class CallDone:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time has passed."""
+    """Time has passed. modes: those in force from now on; None: as before."""
+
+    modes: Modes | None = None
 
 
 Event = (
@@ -464,6 +478,8 @@ class Call:
     reason: str = ""
     outcome: JobOutcome | None = None
     epoch: int = 0
+    #: Of a `replace`: nodes that the job must not get again until they are healthy anew.
+    avoid: tuple[str, ...] = ()
 
 
 Command = Start | Stop | Check | Finish

@@ -64,10 +64,17 @@ class Records:
         self.call("set_state", reason=message, outcome=outcome)
 
     def call(
-        self, kind: str, *, node: str = "", reason: str = "", outcome: m.JobOutcome | None = None, epoch: int = 0
+        self,
+        kind: str,
+        *,
+        node: str = "",
+        reason: str = "",
+        outcome: m.JobOutcome | None = None,
+        epoch: int = 0,
+        avoid: tuple[str, ...] = (),
     ) -> None:
         self.state.calls_made += 1
-        self.state.outbox.append(m.Call(self.state.calls_made, kind, node, reason, outcome, epoch))
+        self.state.outbox.append(m.Call(self.state.calls_made, kind, node, reason, outcome, epoch, avoid))
 
     def add_evidence(self, text: str) -> None:
         incident = self.state.incident

@@ -67,16 +67,26 @@ def decide(snapshot: Snapshot, observed: Observation, now_unix_ns: int) -> Decis
 
 
 def replace_nodes(
-    job: JobRecord, excluded: Iterable[str], snapshot: Snapshot, observed: Observation, *, reason: str
+    job: JobRecord,
+    excluded: Iterable[str],
+    snapshot: Snapshot,
+    observed: Observation,
+    *,
+    reason: str,
+    avoided: Iterable[str] = (),
 ) -> JobRecord:
     """The job on a new placement without the excluded nodes, or in the queue when there is none.
 
+    avoided: those of them that the job does not get again until they are HEALTHY anew.
     In the queue nothing is excluded any more but what is seen: a node that is cordoned, unreachable or still has a launcher of
     the job. One that is well and free again may be the only one that the job can have.
     """
+    world = _World(snapshot.nodes, snapshot.jobs, observed)
+    for name in avoided:
+        if node := world.nodes.get(name):
+            job = job_life.excluding(job, node, reason, fatal=True)
     if job.state is JobState.PENDING:
         return job  # its turn comes in the order of the queue
-    world = _World(snapshot.nodes, snapshot.jobs, observed)
     after = world.placed(job, frozenset(excluded))
     if isinstance(after, NotPlaced):
         return job_life.waiting(job, f"{after.reason}; {reason}" if reason else after.reason)
@@ -211,7 +221,7 @@ def _place_pending(world: _World, now_unix_ns: int) -> None:
 
 def _given_up(world: _World, job: JobRecord, now_unix_ns: int) -> JobRecord | None:
     """The job as FAILED when too few nodes are left that may start it, now or later; else None."""
-    shut = job_life.excluded_now(job, world.nodes)
+    shut = job_life.unstartable_now(job, world.nodes)
     left = [len(node.inventory.gpus) for node in world.nodes.values() if node.name not in shut]
     if not shut or (len(shut) <= EXCLUDED_NODES_MAX and could_ever_fit(job_life.request_of(job, world.nodes), left)):
         return None

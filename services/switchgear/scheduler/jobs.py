@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from switchgear.core.errors import FailedPrecondition, Reason
@@ -60,17 +60,26 @@ def waiting(job: JobRecord, message: str) -> JobRecord:
     return replace(job, state=JobState.PENDING, message=message, placement=replace(job.placement, nodes=()))
 
 
-def excluding(job: JobRecord, node: NodeRecord, reason: str) -> JobRecord:
-    """The job without a node that could not start its launcher, until the node becomes HEALTHY anew."""
+def excluding(job: JobRecord, node: NodeRecord, reason: str, *, fatal: bool = False) -> JobRecord:
+    """The job without a node that could not start its launcher, or is broken, until the node becomes HEALTHY anew."""
     kept = [entry for entry in job.excluded if entry.node != node.name]
-    return replace(job, excluded=(*kept, ExcludedNode(node.name, node.healthy_revision, reason)))
+    return replace(job, excluded=(*kept, ExcludedNode(node.name, node.healthy_revision, reason, fatal)))
 
 
 def excluded_now(job: JobRecord, nodes: Mapping[str, NodeRecord]) -> frozenset[str]:
     """The nodes of exclusions that are still in force."""
+    return _in_force(job.excluded, nodes)
+
+
+def unstartable_now(job: JobRecord, nodes: Mapping[str, NodeRecord]) -> frozenset[str]:
+    """Those of them that could not start the job's launcher."""
+    return _in_force([entry for entry in job.excluded if not entry.fatal], nodes)
+
+
+def _in_force(excluded: Iterable[ExcludedNode], nodes: Mapping[str, NodeRecord]) -> frozenset[str]:
     return frozenset(
         entry.node
-        for entry in job.excluded
+        for entry in excluded
         if (node := nodes.get(entry.node)) is not None and node.healthy_revision <= entry.revision
     )
 
@@ -94,4 +103,6 @@ def moved(job: JobRecord, state: JobState, message: str, now_unix_ns: int) -> Jo
     if job.state is JobState.PENDING:
         return job
     # All of its launchers run: what kept one from starting elsewhere may be gone when it is placed the next time.
-    return replace(after, excluded=()) if state is JobState.RUNNING else after
+    if state is JobState.RUNNING:
+        return replace(after, excluded=tuple(entry for entry in after.excluded if entry.fatal))
+    return after

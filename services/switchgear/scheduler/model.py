@@ -118,12 +118,14 @@ class JobSpec:
 
 @dataclass(frozen=True, slots=True)
 class ExcludedNode:
-    """A node that could not start the job's launcher: not for this job until it becomes HEALTHY anew after that revision."""
+    """A node that is not for this job until it becomes HEALTHY anew after that revision: it could not start the job's launcher."""
 
     node: str
     revision: int
     #: What the node said.
     reason: str = ""
+    #: Recovery has fatal evidence against it; it stays excluded once the job runs elsewhere.
+    fatal: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,7 +184,7 @@ class PlacementServicer(placement_grpc.PlacementServiceServicer):
 
     async def ReplaceNodes(self, request: placement_pb.ReplaceNodesRequest, context: Context) -> job_pb.Job:
         names.parse(request.job, "jobs/*")
-        if len(request.exclude_nodes) > EXCLUDED_NODES_MAX:
+        if max(len(request.exclude_nodes), len(request.avoid_nodes)) > EXCLUDED_NODES_MAX:
             raise Invalid(
                 f"at most {EXCLUDED_NODES_MAX} nodes can be excluded", Reason.LIMIT_EXCEEDED, field="exclude_nodes"
             )
@@ -210,6 +210,7 @@ class PlacementServicer(placement_grpc.PlacementServiceServicer):
                 await transaction.snapshot(),
                 self._engine.observe(),
                 reason=clean(request.reason, REASON_LENGTH_MAX),
+                avoided=request.avoid_nodes,
             )
             return job_to_proto(await transaction.put_job(job))
 
