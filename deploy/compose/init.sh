@@ -1,20 +1,17 @@
 #!/bin/sh
-# Makes the certificates and passwords of this installation, once; what is there already stays. Each volume below /secrets is
-# mounted by the one container that needs it, whose user is not ours: hence files that all may read, in a volume that nobody else has.
+# Makes the CA, the services' certificate and the first admin's token, once, and hands out what others need of it: all but the CA's
+# key and the token, which stay with the gateway.
 set -eu
 
-if [ ! -e "$SWITCHGEAR_STATE_DIR/pki/ca.crt" ]; then
-    switchgear init \
-        --host collector --host scheduler --host recovery --host autoscaler --host gateway --host router
+if [ ! -e "$SWITCHGEAR_STATE_DIR/token" ]; then
+    # Join tokens name the first host: nodes join at the gateway. The output has the token, and logs are no place for it.
+    switchgear init --database-url "$SWITCHGEAR_DATABASE_URL" \
+        --host gateway --host collector --host scheduler --host recovery --host autoscaler --host router >/dev/null
 fi
-
-umask 077
-[ -s /secrets/postgres/password ] || python -c 'import secrets; print(secrets.token_urlsafe(32), end="")' >/secrets/postgres/password
-[ -s /secrets/grafana/password ] || python -c 'import secrets; print(secrets.token_urlsafe(16), end="")' >/secrets/grafana/password
-printf 'postgres:5432:switchgear:switchgear:%s\n' "$(cat /secrets/postgres/password)" >/secrets/services/pgpass
 
 for file in ca.crt service.crt service.key; do
     cp "$SWITCHGEAR_STATE_DIR/pki/$file" /secrets/services/
     cp "$SWITCHGEAR_STATE_DIR/pki/$file" /secrets/prometheus/
 done
-chmod -R u=rwX,go=rX /secrets/postgres /secrets/grafana /secrets/prometheus
+# Prometheus runs as another user, and nobody else has this volume.
+chmod -R u=rwX,go=rX /secrets/prometheus
