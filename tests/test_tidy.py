@@ -29,7 +29,14 @@ PURE = (
     "services/switchgear/*/records.py",
     "services/switchgear/*/diagnosis.py",
     "services/switchgear/*/policy.py",
+    "services/switchgear/autoscaler/demand.py",
+    "services/switchgear/autoscaler/replicas.py",
+    "services/switchgear/autoscaler/plan.py",
     "agents/switchgear/launcher/lease.py",
+    "workloads/switchgear/serve/model.py",
+    "workloads/switchgear/serve/batching.py",
+    "workloads/switchgear/serve/completions.py",
+    "workloads/switchgear/serve/switchboard.py",
 )
 IMPURE_MODULES = frozenset({
     "grpc", "sqlalchemy", "fastapi", "asyncio", "os", "time", "random", "socket", "logging", "subprocess", "uuid",

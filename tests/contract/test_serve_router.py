@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 from serving_plane import SERVICE, Alphabet, ServingPlane, replica_name, serving_plane
 
-from switchgear.serve import completions, router, upstream
+from switchgear.access import pki
+from switchgear.core.clock import SystemClock
+from switchgear.serve import completions, http, proxy, router, upstream
 from switchgear.serve.replica import ReplicaSettings, serving
-from switchgear.serve.switchboard import Limits
+from switchgear.serve.switchboard import Limits, Route, ServiceRoutes
 from switchgear.v1alpha import serving_service_pb2 as pb
 
 LIMITS = Limits(in_flight_per_replica=4, aside_s=0.05, held_requests=20)
@@ -131,6 +136,38 @@ async def test_a_replica_that_refuses_is_passed_over_and_one_at_a_foreign_addres
     await stage.plane.publish(foreign, nobody, good)
     assert all_good(await asyncio.gather(*stage.asks(12)))
     assert (stage.metric("retries_total") or 0) >= 2
+
+
+async def test_with_certificates_all_is_encrypted_and_a_stranger_gets_nothing_from_a_replica(tmp_path: Path) -> None:
+    pki.create(tmp_path / "pki", [], time.time_ns())
+    ours = pki.Pki(tmp_path / "pki")
+    node, _ = ours.node_files("nodes/n1", tmp_path / "node", time.time_ns())
+    async with AsyncExitStack() as stack:
+        proxying = proxy.Proxy(LIMITS, CollectorRegistry(), SystemClock(), ours.tls_files)
+        stack.push_async_callback(proxying.close)
+        replica = await stack.enter_async_context(
+            serving(Alphabet, ReplicaSettings(model="chat", replica=replica_name(1), tls=node, grace_s=1))
+        )
+        proxying.apply({SERVICE: ServiceRoutes(0, [Route(replica_name(1), replica.address, draining=False)])})
+        address = await stack.enter_async_context(
+            http.listening(
+                proxying.app(),
+                "127.0.0.1:0",
+                tls=ours.tls_files,
+                client_certificates=False,
+                connections_max=9,
+                grace_s=1,
+            )
+        )
+        trusting = ssl.create_default_context(cafile=str(ours.ca))
+        async with httpx.AsyncClient(verify=trusting, trust_env=False, timeout=60) as client:
+            body = {"model": "chat", "prompt": "a", "max_tokens": 3}
+            assert all_good([await client.post(f"https://{address}{completions.PATH}", json=body)])
+            trusting.check_hostname = False  # a replica's certificate names its node, not its address
+            with pytest.raises(httpx.TransportError):
+                await client.post(f"https://{replica.address}{completions.PATH}", json=body)
+            with pytest.raises(httpx.TransportError):
+                await client.post(f"http://{replica.address}{completions.PATH}", json=body)
 
 
 async def breaks_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

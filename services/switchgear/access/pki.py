@@ -88,13 +88,15 @@ class Pki:
         return [str(san.value) for san in _sans(found) if isinstance(san, x509.DNSName | x509.IPAddress)]
 
     def sign_node(self, node: str, public_key: ec.EllipticCurvePublicKey, now_unix_ns: int) -> tuple[str, int]:
-        """A certificate of `nodes/{node}` in PEM, for a client alone, and its expiry in ns since the epoch.
+        """A certificate of `nodes/{node}` in PEM, and its expiry in ns since the epoch.
 
+        It names no host, so no client takes its owner for a service; replicas on the node serve with it, to routers.
         Raises FailedPrecondition (TLS_FILES) when the CA's key is not here.
         """
         names.parse(node, "nodes/*")
         sans = [x509.UniformResourceIdentifier(f"{_URI}{node}")]
-        return self._sign(_builder(node, public_key, NODE_DAYS, now_unix_ns), [ExtendedKeyUsageOID.CLIENT_AUTH], sans)
+        usages = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
+        return self._sign(_builder(node, public_key, NODE_DAYS, now_unix_ns), usages, sans)
 
     def node_files(self, node: str, folder: Path, now_unix_ns: int) -> tuple[TlsFiles, int]:
         """What the agent of `nodes/{node}` would keep in that folder after joining, and the certificate's expiry.

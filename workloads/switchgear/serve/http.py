@@ -113,7 +113,6 @@ def client_context(tls: TlsFiles) -> ssl.SSLContext:
 
 
 def _loaded(context: ssl.SSLContext, tls: TlsFiles, *, authorities: bool) -> ssl.SSLContext:
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
         if tls.certificate is not None:
             context.load_cert_chain(tls.certificate, tls.key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import hashlib
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -28,7 +28,8 @@ class Sequence:
 
         It depends on the seed and the place alone, so that an answer does not depend on the replica nor on who else is in the batch.
         """
-        return random.Random(f"{self.seed}/{len(self.generated)}").random()
+        digest = hashlib.blake2b(f"{self.seed}/{len(self.generated)}".encode(), digest_size=8).digest()
+        return (int.from_bytes(digest) >> 11) / 2**53  # as many bits as a float has
 
 
 class Model(Protocol):

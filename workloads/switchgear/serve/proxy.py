@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
+from opentelemetry.trace import SpanKind
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.applications import Starlette
@@ -13,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from switchgear.core import names
+from switchgear.core import names, trace
 from switchgear.core.clock import Clock
 from switchgear.core.errors import Reason, SwitchgearError, Unavailable
 from switchgear.core.tls import TlsFiles
@@ -78,7 +79,9 @@ class Proxy:
             body = await http.read_body(request)
             envelope = completions.read_envelope(body)
             service = f"inferenceServices/{envelope.model}"
-            response = await self._serve(request, service, envelope.tokens, body)
+            parent = request.headers.get(trace.HEADER, "")
+            with trace.span("route", parent=parent, kind=SpanKind.SERVER, attributes={"service": envelope.model[:100]}):
+                response = await self._serve(request, service, envelope.tokens, body)
         except SwitchgearError as error:
             response = http.error_response(error)
         except http.ClientGoneError:

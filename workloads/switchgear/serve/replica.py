@@ -13,8 +13,8 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
+from opentelemetry.trace import SpanKind
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.applications import Starlette
@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from switchgear.core import metrics, names
+from switchgear.core import metrics, names, trace
 from switchgear.core.clock import Clock, SystemClock
 from switchgear.core.errors import FailedPrecondition, NotFound, Reason, SwitchgearError, Unavailable
 from switchgear.core.process import until_signal
@@ -84,7 +84,6 @@ def settings(
     if replica:
         model, _ = names.parse(replica, "inferenceServices/*/replicas/*")
         address = f"{environment.get('SWITCHGEAR_NODE_ADDRESS') or '127.0.0.1'}:0"
-    ca, certificate, key = (environment.get(f"SWITCHGEAR_TLS_{name}", "") for name in ("CA", "CERTIFICATE", "KEY"))
     return ReplicaSettings(
         model=model,
         address=address,
@@ -93,7 +92,7 @@ def settings(
         tokens_per_second_max=tokens_per_second_max,
         replica=replica,
         autoscaler=environment.get("SWITCHGEAR_AUTOSCALER", ""),
-        tls=TlsFiles(Path(ca), Path(certificate), Path(key)) if ca else None,
+        tls=TlsFiles.from_environment(environment),
     )
 
 
@@ -103,6 +102,7 @@ def run(load_model: Callable[[], Model], settings: ReplicaSettings) -> None:
     load_model: called once, on another thread; meanwhile `/health` says that the replica is not ready.
     Raises what `load_model` raises, SystemExit(1) when the model is broken, FailedPrecondition when it cannot listen.
     """
+    trace.configure("replica")
     asyncio.run(until_signal(_run(load_model, settings)))
 
 
@@ -225,7 +225,9 @@ class Replica:
 
     async def _completions(self, request: Request) -> Response:
         try:
-            return await self._complete(request)
+            parent = request.headers.get(trace.HEADER, "")
+            with trace.span("completions", parent=parent, kind=SpanKind.SERVER):
+                return await self._complete(request)
         except SwitchgearError as error:
             return http.error_response(error)
         except http.ClientGoneError:

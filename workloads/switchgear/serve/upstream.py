@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from switchgear.core import trace
 from switchgear.core.tls import TlsFiles
 from switchgear.serve import completions, http
 from switchgear.serve.replica import REPLICA_HEADER
@@ -89,6 +90,8 @@ class Upstream:
     async def _send(self, replica: Replica, body: bytes) -> Answer | BrokenOff:
         url = f"{self._scheme}://{replica.address}{completions.PATH}"
         headers = {"content-type": "application/json", "accept-encoding": "identity", REPLICA_HEADER: replica.name}
+        if parent := trace.current():
+            headers[trace.HEADER] = parent
         answer = bytearray()
         try:
             async with self._client.stream("POST", url, content=body, headers=headers) as response:
