@@ -38,14 +38,14 @@ class AutoscalerMetrics:
     def decided(self, service: str, before: int, after: int, mode: Mode) -> None:
         """The policy has changed its mind."""
         if before != after:
-            self._decisions.labels(_id(service), "up" if after > before else "down", mode.value.lower()).inc()
+            self._decisions.labels(_id(service), "up" if after > before else "down", mode.value).inc()
 
     def show(self, service: ServiceRecord, replicas: Sequence[ReplicaRecord], demand: Demand) -> None:
         """A service as it is now."""
         name = _id(service.name)
         self._desired.labels(name).set(0 if service.deleting else service.desired)
         for state in _LIVE_STATES:
-            self._replicas.labels(name, state.value.lower()).set(sum(one.state is state for one in replicas))
+            self._replicas.labels(name, state.value).set(sum(one.state is state for one in replicas))
         known = not demand.blind
         self._demand.labels(name).set(demand.arriving_tokens_per_s if known else math.nan)
         self._backlog.labels(name).set(demand.waiting_tokens if known else math.nan)
