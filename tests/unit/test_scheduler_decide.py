@@ -355,3 +355,24 @@ def test_a_job_in_the_queue_takes_no_news_but_its_end() -> None:
     job = _job("x", 1)
     assert job_life.moved(job, JobState.RECOVERING, "late news", NOW) == job
     assert job_life.moved(job, JobState.CANCELLED, "", NOW).ended
+
+
+def test_a_broken_node_that_nobody_may_cordon_is_not_given_to_its_job_again() -> None:
+    world = _World("ab", _job("x", 1))
+    world.settle()
+    x = world.jobs["jobs/x"]
+    assert _where(x) == ["nodes/a"]
+    x = replace_nodes(x, ["nodes/a"], world.snapshot(), world.seen, reason="xid 79", avoided=["nodes/a"])
+    assert _where(x) == ["nodes/b"]
+    # It runs elsewhere, and fails there too: the queue has nothing for it, though node a looks well.
+    world.jobs["jobs/x"] = job_life.moved(x, JobState.RUNNING, "", NOW)
+    assert world.replace("jobs/x", "nodes/b").state is JobState.PENDING
+    world.put(node_life.cordon(world.nodes["nodes/b"], "fan", "user:eve"))
+    world.settle()
+    assert world.jobs["jobs/x"].state is JobState.PENDING
+    assert world.jobs["jobs/x"].message.endswith("(others: 1 cordoned, 1 excluded for this job)")
+    # Whoever has mended it says so.
+    world.put(replace(world.nodes["nodes/a"], reachable=False))
+    world.put(replace(world.nodes["nodes/a"], reachable=True))
+    world.settle()
+    assert _where(world.jobs["jobs/x"]) == ["nodes/a"]

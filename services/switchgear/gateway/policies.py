@@ -44,7 +44,9 @@ class PolicyServicer(rpc.PolicyServiceServicer):
         async with self._database.write() as session:
 
             async def act() -> pb.Policy:
-                setting = await self._modes.set(session, policy, mode, actor=identity.actor("user:local"), now_unix_ns=now_unix_ns)
+                setting = await self._modes.set(
+                    session, policy, mode, actor=identity.actor("user:local"), now_unix_ns=now_unix_ns
+                )
                 return _to_proto(setting)
 
             return await once(session, request.request_id, request, pb.Policy, act, now_unix_ns=now_unix_ns)

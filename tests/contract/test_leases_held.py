@@ -1,0 +1,138 @@
+"""One process acts: it waits for its leases, keeps them, and writes nothing once it has lost them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from switchgear.core.clock import ManualClock, SystemClock
+from switchgear.core.errors import Aborted, Reason
+from switchgear.store import leases
+from switchgear.store.database import Database
+from switchgear.store.holder import Candidate
+from switchgear.store.revisions import current_revision, next_revision
+
+SCHEDULER = "services/scheduler"
+
+
+def candidate(
+    url: str, holder: str, *names: str, duration_s: float = 30, renew_s: float = 0.05
+) -> tuple[Database, Candidate]:
+    database = Database(url)
+    return database, Candidate(database, SystemClock(), names or (SCHEDULER,), holder, duration_s, renew_s)
+
+
+async def write(database: Database) -> int:
+    async with database.write() as session:
+        return await next_revision(session, "svc")
+
+
+async def test_one_that_stands_by_takes_over_when_the_other_ends(database: Database, database_url: str) -> None:
+    first, one = candidate(database_url, "one")
+    second, two = candidate(database_url, "two")
+    try:
+        held = asyncio.Event()
+
+        async def stand_by() -> None:
+            async with two.holding():
+                held.set()
+                await write(second)
+
+        async with one.holding():
+            waiting = asyncio.create_task(stand_by())
+            await write(first)
+            await asyncio.sleep(0.2)
+            assert not held.is_set()
+        await asyncio.wait_for(waiting, 10)
+    finally:
+        await first.close()
+        await second.close()
+
+
+async def test_the_late_write_of_a_fenced_process_is_refused_and_the_process_ends(
+    database: Database, database_url: str
+) -> None:
+    # As after a sleep that was longer than its lease.
+    first, one = candidate(database_url, "one", duration_s=0, renew_s=1)
+    second, two = candidate(database_url, "two")
+    try:
+
+        async def overtaken() -> None:
+            async with one.holding():
+                await write(first)
+                async with two.holding():
+                    with pytest.raises(Aborted) as refused:
+                        await write(first)
+                    assert refused.value.reason is Reason.LEASE_LOST
+                    assert await write(second) == 2
+                    await asyncio.sleep(10)
+
+        with pytest.raises(ExceptionGroup) as ended:
+            await overtaken()
+        assert ended.group_contains(Aborted, match="taken over by")
+        async with database.read() as session:
+            assert await current_revision(session, "svc") == 2
+    finally:
+        await first.close()
+        await second.close()
+
+
+async def test_one_that_comes_back_after_a_crash_waits_for_nobody(database: Database, database_url: str) -> None:
+    async with database.write() as session:
+        await leases.acquire(session, SCHEDULER, "one", duration_s=3600, now_unix_ns=SystemClock().unix_ns())
+    again, one = candidate(database_url, "one")
+    try:
+        async with asyncio.timeout(5), one.holding():
+            await write(again)
+    finally:
+        await again.close()
+
+
+async def test_of_two_leases_both_are_taken_or_none(database: Database, database_url: str) -> None:
+    now = SystemClock().unix_ns()
+    async with database.write() as session:
+        await leases.acquire(session, "services/b", "other", duration_s=3600, now_unix_ns=now)
+    mine, one = candidate(database_url, "one", "services/a", "services/b")
+    try:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3), one.holding():
+                pass
+        async with database.write() as session:
+            assert await leases.acquire(session, "services/a", "third", duration_s=1, now_unix_ns=now) is not None
+    finally:
+        await mine.close()
+
+
+async def test_writers_under_one_lease_do_not_wait_for_each_other_nor_for_its_renewal(
+    database: Database, database_url: str
+) -> None:
+    if not database.is_shared:
+        pytest.skip("SQLite has one writer")
+    clock = ManualClock()
+    async with database.write() as session:
+        lease = await leases.acquire(session, SCHEDULER, "one", duration_s=9, now_unix_ns=clock.unix_ns())
+    assert lease is not None
+    mine = Database(database_url)
+    try:
+        mine.write_under([lease])
+        async with asyncio.timeout(5), mine.write() as session, mine.write() as another:
+            await next_revision(session, "a")
+            await next_revision(another, "b")
+            async with mine.write_unfenced() as renewing:
+                await leases.renew(renewing, lease, duration_s=9, now_unix_ns=clock.unix_ns())
+            # A takeover does wait: nobody writes under the old lease once the new one is given out.
+            clock.advance(60)
+            taking = asyncio.create_task(_take(database, clock))
+            await asyncio.sleep(0.2)
+            assert not taking.done()
+        assert (await asyncio.wait_for(taking, 5)).token == lease.token + 1
+    finally:
+        await mine.close()
+
+
+async def _take(database: Database, clock: ManualClock) -> leases.Lease:
+    async with database.write() as session:
+        lease = await leases.acquire(session, SCHEDULER, "two", duration_s=9, now_unix_ns=clock.unix_ns())
+    assert lease is not None
+    return lease
