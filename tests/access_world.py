@@ -94,14 +94,15 @@ async def add_token(database: Database, clock: Clock, user: str, role: Role, day
 async def serving(
     database: Database, folder: Path | None, services: Sequence[Service] = (), clock: Clock | None = None
 ) -> AsyncIterator[World]:
-    """folder: of the PKI, made here; None: without TLS."""
+    """folder: of the PKI, made here; None: without TLS. services: instead of `Fleet`."""
     clock = clock or ManualClock()
     if folder:
         authority.create(folder, [], clock.unix_ns())
     pki = Pki.find(folder) if folder else None
     one = guard(database, clock, pki)
     server = rpc.Server([one.interceptor])
-    fleet_grpc.add_FleetServiceServicer_to_server(Fleet(), server.grpc)
+    if not services:
+        fleet_grpc.add_FleetServiceServicer_to_server(Fleet(), server.grpc)
     for service in (*services, one.service):
         service.register(server.grpc)
     async with one.running():
