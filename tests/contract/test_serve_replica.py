@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -141,6 +142,16 @@ async def test_a_model_that_cannot_be_loaded_ends_the_replica() -> None:
     async with serving(load, SETTINGS) as replica:
         with pytest.raises(FileNotFoundError, match="no such checkpoint"):
             await replica.ended()
+
+
+async def test_a_throttled_replica_takes_its_time_after_a_pause_too(model: Alphabet) -> None:
+    throttled = replace(SETTINGS, tokens_per_second_max=200)
+    async with serving(lambda: model, throttled) as replica, connected(replica) as client:
+        await ready(client)
+        await asyncio.sleep(0.2)
+        start_s = time.monotonic()
+        assert (await ask(client, "A", max_tokens=20)).status_code == 200
+        assert time.monotonic() - start_s >= 19 / 200
 
 
 async def test_wrong_requests_are_told_apart(client: httpx.AsyncClient) -> None:

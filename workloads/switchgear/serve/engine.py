@@ -116,6 +116,7 @@ class Engine:
             with self._changed:
                 while not (self._stopped.is_set() or (sequences := self._batch.next())):
                     self._changed.wait()
+                    due_s = self._clock.monotonic_s()  # idleness earns no haste
                 if self._stopped.is_set():
                     return
                 self._show()
