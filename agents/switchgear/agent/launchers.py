@@ -21,7 +21,7 @@ from pathlib import Path
 from google.protobuf import json_format
 
 from switchgear.agent.processes import boot_id, find_by_arguments, start_ticks
-from switchgear.core import names
+from switchgear.core import names, trace
 from switchgear.core.errors import Invalid
 from switchgear.core.tls import TlsFiles
 from switchgear.v1alpha import node_agent_service_pb2 as pb
@@ -161,8 +161,10 @@ class Launchers:
                 await _terminate(running, self._settings.stop_grace_s)
             elif wanted:
                 del self._wanted[job]
+                about = {"switchgear.job": job, "switchgear.node": self._settings.node}
                 try:
-                    self._spawn(wanted)
+                    with trace.span("start launcher", parent=wanted.trace_parent, attributes=about):
+                        self._spawn(wanted)
                 except OSError as error:
                     self._fail(job, wanted.placement_epoch, f"cannot start the launcher: {error}")
                 try:
@@ -227,6 +229,7 @@ class Launchers:
             *("--autoscaler", self._settings.autoscaler),
             *("--spec", str(spec)),
             *("--state-dir", str(folder)),
+            *("--trace-parent", trace.current()),
         ]
 
     def _write_state(self, folder: Path, job: str, epoch: int, arguments: Sequence[str], pid: int | None) -> None:

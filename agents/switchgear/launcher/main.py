@@ -18,11 +18,13 @@ import grpc.aio
 from google.protobuf import json_format
 
 from switchgear.core import log as log_setup
-from switchgear.core import names, rpc
+from switchgear.core import names, rpc, trace
+from switchgear.core.clock import SystemClock
 from switchgear.core.errors import Invalid, Reason, SwitchgearError
 from switchgear.core.tls import TlsFiles
 from switchgear.launcher.lease import Lease
 from switchgear.launcher.settings import LauncherSettings
+from switchgear.launcher.spans import Spans
 from switchgear.launcher.supervisor import Supervisor
 from switchgear.v1.job_service_pb2 import JobSpec
 from switchgear.v1alpha import launcher_service_pb2 as pb
@@ -57,12 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--autoscaler", default="", help="HOST:PORT; for replicas of inference services")
     parser.add_argument("--spec", type=Path, required=True, help="file with the job's JobSpec in canonical proto JSON")
     parser.add_argument("--state-dir", type=Path, required=True, help="folder private to this job and node")
+    parser.add_argument("--trace-parent", default="", help="W3C traceparent of what this launcher is started for")
 
 
 def main(args: argparse.Namespace) -> int:
-    log_setup.configure()
+    log_setup.configure(component="launcher")
+    trace.configure("launcher")
     try:
-        return asyncio.run(run(settings_from(args), args.recovery))
+        return asyncio.run(run(settings_from(args), args.recovery, args.trace_parent))
     except SwitchgearError as error:
         log.error(error.message, extra={"reason": error.reason.value})
         return 1
@@ -92,19 +96,21 @@ def settings_from(args: argparse.Namespace) -> LauncherSettings:
     )
 
 
-async def run(settings: LauncherSettings, recovery: str) -> int:
+async def run(settings: LauncherSettings, recovery: str, trace_parent: str = "") -> int:
     """Supervises until the job has ended or SIGTERM; ranks that run then are stopped first.
 
+    trace_parent: of what it is started for, see `core.trace`.
     Raises FailedPrecondition (JOB_ALREADY_RUNNING) when another launcher holds the state folder.
     """
     supervisor = Supervisor(settings)
+    spans = Spans(settings, trace_parent, SystemClock())
     terminated = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, terminated.set)
     await supervisor.start()
     patience_s = _GIVE_UP_S if settings.lease else math.inf
-    connection = asyncio.create_task(_stay_connected(supervisor, recovery, patience_s))
+    connection = asyncio.create_task(_stay_connected(supervisor, spans, recovery, patience_s))
     ends = [asyncio.create_task(event.wait()) for event in (supervisor.finished, terminated)]
     try:
         await asyncio.wait([*ends, connection], return_when=asyncio.FIRST_COMPLETED)
@@ -117,7 +123,7 @@ async def run(settings: LauncherSettings, recovery: str) -> int:
     return 0
 
 
-async def _stay_connected(supervisor: Supervisor, recovery: str, patience_s: float) -> None:
+async def _stay_connected(supervisor: Supervisor, spans: Spans, recovery: str, patience_s: float) -> None:
     """Until the supervisor is closed and its last report is out, or nobody has answered for so long."""
     backoff_s = _BACKOFF_S[0]
     now = asyncio.get_running_loop().time
@@ -132,7 +138,7 @@ async def _stay_connected(supervisor: Supervisor, recovery: str, patience_s: flo
         stub: LauncherServiceAsyncStub = pb_grpc.LauncherServiceStub(channel)  # type: ignore[assignment]
         while now() - heard_s < patience_s:
             try:
-                if await _converse(supervisor, stub, hear):
+                if await _converse(supervisor, spans, stub, hear):
                     return
                 backoff_s = _BACKOFF_S[0]
                 log.info("recovery closed the stream")
@@ -149,14 +155,16 @@ async def _stay_connected(supervisor: Supervisor, recovery: str, patience_s: flo
     log.error("recovery has not answered for %d s: this launcher ends", patience_s)
 
 
-async def _converse(supervisor: Supervisor, stub: LauncherServiceAsyncStub, hear: Callable[[], None]) -> bool:
+async def _converse(
+    supervisor: Supervisor, spans: Spans, stub: LauncherServiceAsyncStub, hear: Callable[[], None]
+) -> bool:
     """One stream from its hello to its end; whether all has been said. Raises AioRpcError when it breaks."""
     stream = stub.Connect()
     writing = asyncio.Lock()  # a stream takes one write at a time; a second one can stall it without an error
     await stream.write(supervisor.hello())
-    listener = asyncio.create_task(_obey(supervisor, stream, hear))
+    listener = asyncio.create_task(_obey(supervisor, spans, stream, hear))
     beats = asyncio.create_task(_beat(supervisor, stream, writing))
-    speaker = asyncio.create_task(_speak(supervisor, stream, writing))
+    speaker = asyncio.create_task(_speak(supervisor, spans, stream, writing))
     tasks = (listener, beats, speaker)
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -175,9 +183,10 @@ async def _converse(supervisor: Supervisor, stub: LauncherServiceAsyncStub, hear
     return speaker in done
 
 
-async def _obey(supervisor: Supervisor, stream: _Stream, hear: Callable[[], None]) -> None:
+async def _obey(supervisor: Supervisor, spans: Spans, stream: _Stream, hear: Callable[[], None]) -> None:
     async for command in stream:
         hear()
+        spans.commanded(command)
         await supervisor.handle(command)
 
 
@@ -188,7 +197,7 @@ async def _beat(supervisor: Supervisor, stream: _Stream, writing: asyncio.Lock) 
         await asyncio.sleep(HEARTBEAT_S)
 
 
-async def _speak(supervisor: Supervisor, stream: _Stream, writing: asyncio.Lock) -> None:
+async def _speak(supervisor: Supervisor, spans: Spans, stream: _Stream, writing: asyncio.Lock) -> None:
     async for report in supervisor.reports():
         try:
             async with writing:
@@ -196,3 +205,4 @@ async def _speak(supervisor: Supervisor, stream: _Stream, writing: asyncio.Lock)
         except BaseException:
             supervisor.put_back(report)
             raise
+        spans.reported(report)

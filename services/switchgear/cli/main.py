@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from importlib.metadata import version
 
@@ -74,6 +75,10 @@ _COMMANDS: dict[str, tuple[str, str, str, str]] = {
 _SHOWS = ("switchgear.cli.show", "switchgear.cli.act", "switchgear.cli.policies", "switchgear.cli.access")
 
 
+#: They live on, and so would a span around them; what they do for others has spans of its own.
+_PROCESSES = frozenset({"up", "serve", "agent", "router", "demo", "top"})
+
+
 def parser(chosen: str | None = None) -> argparse.ArgumentParser:
     """The command line. Only the arguments of the `chosen` command are added, so that the others' modules stay unread."""
     top = argparse.ArgumentParser(
@@ -116,11 +121,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = parser(chosen).parse_args(given)
         module, _, function, _ = _COMMANDS[args.command]
         run: Callable[[argparse.Namespace], int] = getattr(import_module(module), function)
-        from switchgear.core.log import configure
+        from switchgear.core import log, trace
 
-        configure(args.log_level)
+        component = getattr(args, "service", args.command) if args.command in _PROCESSES else "cli"
+        log.configure(args.log_level, component=component)
+        trace.configure(component)
         try:
-            return run(args)
+            with trace.span(f"switchgear {args.command}") if component == "cli" else nullcontext():
+                return run(args)
         except ExceptionGroup as group:  # one of the tasks of a service ended the others
             raise _first(group) from group
     except SwitchgearError as error:

@@ -56,11 +56,16 @@ class LauncherSessions(rpc.LauncherServiceServicer):
         self._find = find
         self._sessions: dict[tuple[str, str], _Session] = {}
 
-    def send(self, job: str, command: m.Command) -> None:
-        """Hands the command to the launcher of its node; nothing happens when that is not connected."""
+    def send(self, job: str, command: m.Command, trace_parent: str = "") -> None:
+        """Hands the command to the launcher of its node; nothing happens when that is not connected.
+
+        trace_parent: what it is done for.
+        """
         session = self._sessions.get((job, command.node))
         if session:
-            session.put(command_to_proto(command))
+            message = command_to_proto(command)
+            message.trace_parent = trace_parent
+            session.put(message)
 
     def end_all(self) -> None:
         """Ends all streams: the launchers connect again and meet the actors that are there then."""

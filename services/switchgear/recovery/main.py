@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import grpc.aio
 from prometheus_client import CollectorRegistry
 
+from switchgear.core import trace
 from switchgear.core.clock import Clock
 from switchgear.core.errors import Aborted, FailedPrecondition, Invalid, NotFound, OutOfRange, Reason, Unavailable
 from switchgear.core.modes import Mode
 from switchgear.core.rpc import from_rpc_error
 from switchgear.core.service import Endpoints
 from switchgear.recovery import model as m
-from switchgear.recovery import store, translate
+from switchgear.recovery import store, tracing, translate
 from switchgear.recovery.actor import JobActor
 from switchgear.recovery.launchers import LauncherSessions, not_known_yet
 from switchgear.recovery.machine import resume
@@ -132,7 +133,7 @@ class RecoveryService:
             state,
             self._clock,
             keep=self._keep,
-            send=partial(self._sessions.send, state.job),
+            send=partial(self._send, state.job),
             carry=partial(self._carry, state.job, state.create_ns),
         )
         self._actors[state.job] = actor
@@ -147,9 +148,21 @@ class RecoveryService:
         async with self._database.write() as session:
             await store.save(session, state, records)
         self._metrics.kept(records)
+        tracing.kept(records)
         self._feed.changed()
 
+    def _send(self, job: str, command: m.Command) -> None:
+        self._sessions.send(job, command, self._trace_parent(job))
+
+    def _trace_parent(self, job: str) -> str:
+        state = self._live(job)
+        return tracing.parent(state) if state else ""
+
     async def _carry(self, job: str, create_ns: int, call: m.Call) -> None:
+        with trace.span(f"call scheduler: {call.kind}", parent=self._trace_parent(job)):
+            await self._call(job, create_ns, call)
+
+    async def _call(self, job: str, create_ns: int, call: m.Call) -> None:
         # A job's name may be used again when the scheduler has forgotten the first; the ids of its calls must not.
         request_id = f"{job}-{create_ns}-{call.call_id}"
         try:
@@ -217,7 +230,8 @@ class RecoveryService:
             if known:
                 async with self._database.write() as session:
                     await store.forget(session, job.name)
-            actor = self._adopt(m.JobState(job.name, translate.spec_from_proto(job.spec), create_ns))
+            spec = translate.spec_from_proto(job.spec)
+            actor = self._adopt(m.JobState(job.name, spec, create_ns, trace_parent=job.trace_parent))
         await actor.settle(translate.placed_from_proto(job.placement))
         await self._recall_signals(actor)
 

@@ -200,6 +200,8 @@ class JobState:
     job: str
     spec: Spec
     create_ns: int
+    #: W3C `traceparent` of its submission; empty when that was not traced.
+    trace_parent: str = ""
     phase: Phase = Phase.REPLACING
     #: Monotonic time at which the phase began.
     phase_since_s: float = 0.0

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from switchgear.core import names
+from switchgear.core import names, trace
 from switchgear.core.errors import Invalid, Reason
 from switchgear.recovery import model as m
+from switchgear.recovery import tracing
 from switchgear.recovery.machine import goodput, productive_ns, steps_redone
 from switchgear.v1 import job_service_pb2 as job_pb
 from switchgear.v1 import recovery_service_pb2 as pb
@@ -206,6 +207,7 @@ def incident_to_proto(incident: m.Incident) -> pb.Incident:
         quarantined_checkpoints=incident.quarantined,
         timeline=[pb.TimelineEntry(phase=phase, time=_time(unix_ns)) for phase, unix_ns in order],
         summary=incident.summary,
+        trace_id=trace.trace_id(tracing.root(incident)),
     )
 
 

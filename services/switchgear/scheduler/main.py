@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from switchgear.core.clock import Clock
 from switchgear.core.service import Endpoints, Service
+from switchgear.scheduler import tracing
 from switchgear.scheduler.engines.local import LocalEngine
 from switchgear.scheduler.metrics import SchedulerMetrics
 from switchgear.scheduler.reconciler import Reconciler
@@ -48,7 +49,7 @@ class Scheduler:
         self._settings = settings
         metrics = SchedulerMetrics(registry)
         self._repository = Repository(database, clock)
-        self._repository.job_listeners.append(metrics.job_changed)
+        self._repository.job_listeners += [metrics.job_changed, tracing.job_changed]
         wake = asyncio.Event()
         self._repository.listeners.append(wake.set)
         self._engine = LocalEngine(clock, changed=wake.set)

@@ -12,7 +12,7 @@ import grpc.aio
 from google.protobuf.message import Message
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from switchgear.core import identity, names
+from switchgear.core import identity, names, trace
 from switchgear.core.errors import Aborted, FailedPrecondition, Invalid, NotFound, Reason
 from switchgear.scheduler import jobs as job_life
 from switchgear.scheduler import nodes as node_life
@@ -127,7 +127,13 @@ class JobServicer(job_grpc.JobServiceServicer):
         async def act(transaction: Transaction) -> job_pb.Job:
             nodes = (await transaction.snapshot()).nodes
             require_room(spec, [len(node.inventory.gpus) for node in nodes])
-            job = JobRecord(name, spec, transaction.now_unix_ns, message="waits for its first turn in the queue")
+            job = JobRecord(
+                name,
+                spec,
+                transaction.now_unix_ns,
+                message="waits for its first turn in the queue",
+                trace_parent=trace.current(),
+            )
             return job_to_proto(await transaction.add_job(job))
 
         return await _mutate(self._repository, request.request_id, request, job_pb.Job, act)
