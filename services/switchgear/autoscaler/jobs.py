@@ -28,6 +28,8 @@ CALL_TIMEOUT_S = 10.0
 RETRY_S = 0.5
 #: A call that was answered is made again when the watch has not shown its effect by then.
 REPEAT_S = 5.0
+#: A refusal may be of the moment: a node may join, another job may end.
+REFUSED_S = 2.0
 
 
 class ReplicaJobs:
@@ -138,6 +140,7 @@ class ReplicaJobs:
             if isinstance(error, Unavailable) or rpc_error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 wait_s = RETRY_S
             elif create is not None:
+                wait_s = REFUSED_S
                 self._refuse(key, error)
             # A job that has ended cannot be cancelled any more: the watch tells so.
             log.warning("call to the scheduler failed", extra={"about": key, "error": error.message})

@@ -52,7 +52,10 @@ def judge(
     coming = sum(replica.counts and replica.state is not ReplicaState.READY for replica in replicas)
     seen = Observation(service.spec, demand, before, coming, start_s(replicas), memory.less if memory else None)
     decision = decide(now_s, seen)
-    after = _decided(service, decision, mode, world.now_unix_ns)
+    if decision.cause is Cause.BLIND and not world.routers_heard:
+        after = service  # they are just coming back
+    else:
+        after = _decided(service, decision, mode, world.now_unix_ns)
     return Pass(reconcile(after, replicas, world), Memory(decision.replicas, decision.less), before)
 
 
@@ -71,6 +74,7 @@ def _decided(service: ServiceRecord, decision: Decision, mode: Mode, now_unix_ns
             after = replace(service, desired=kept, advised=None, cause="OBSERVE")
             text = f"stays at {kept} since {POLICY} only observes"
     same = (after.desired, after.advised) == (service.desired, service.advised)
-    if same and (after.cause == service.cause or (decision.cause is Cause.FITS and service.cause in _NEWS)):
+    told = mode is not Mode.OBSERVE and service.cause.removeprefix("ADVISE-") in _NEWS
+    if same and (after.cause == service.cause or (decision.cause is Cause.FITS and told)):
         return service
     return replace(after, decision=text, decide_time_unix_ns=now_unix_ns)

@@ -21,6 +21,8 @@ BACK_OFF_S_MAX = 60.0
 #: Ended replicas that are kept for people, for the back-off and for the time that starts take.
 ENDED_MAX = 20
 MESSAGE_LENGTH_MAX = 1000
+#: Until the scheduler has answered, which takes a moment and is no hindrance.
+_ASKED = "is asked of the scheduler"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ def _requested(service: ServiceRecord, number: int, now_unix_ns: int) -> Replica
         name=names.replica_name(service.name, number),
         job=f"jobs/{service.name.split('/')[-1]}-r{number}",
         create_time_unix_ns=now_unix_ns,
-        message="is asked of the scheduler",
+        message=_ASKED,
     )
 
 
@@ -252,7 +254,7 @@ def _failed_early(replica: ReplicaRecord) -> bool:
 
 def _waiting(replicas: Iterable[ReplicaRecord]) -> str:
     """What the oldest replica that has no node waits for."""
-    requested = [replica for replica in replicas if replica.state is ReplicaState.REQUESTED]
+    requested = [r for r in replicas if r.state is ReplicaState.REQUESTED and r.message != _ASKED]
     if not requested:
         return ""
     oldest = min(requested, key=lambda replica: replica.number)

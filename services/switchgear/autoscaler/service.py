@@ -15,7 +15,7 @@ from switchgear.autoscaler.model import Load, ServiceRecord
 from switchgear.autoscaler.policy import Cause
 from switchgear.autoscaler.repository import Repository, Transaction
 from switchgear.autoscaler.spec import bad, bounds_from_proto, spec_from_proto
-from switchgear.autoscaler.translate import replica_to_proto, service_to_proto
+from switchgear.autoscaler.translate import etag, replica_to_proto, service_to_proto
 from switchgear.core import names
 from switchgear.core.errors import Aborted, FailedPrecondition, NotFound, Reason
 from switchgear.store import paging
@@ -96,12 +96,12 @@ class AutoscalerServicer(pb_grpc.AutoscalerServiceServicer):
                 raise FailedPrecondition(
                     f"{service.name} is being deleted; create another one", Reason.BEING_DELETED, name=service.name
                 )
-            if request.etag and request.etag != str(service.revision):
+            if request.etag and request.etag != etag(service):
                 raise Aborted(
                     f"{service.name} has changed since it was read; read it again and decide anew",
                     Reason.ETAG_MISMATCH,
                     name=service.name,
-                    etag=str(service.revision),
+                    etag=etag(service),
                 )
             # The loop sees bounds that the number of replicas does not fit, and makes it fit.
             after = replace(service, spec=replace(service.spec, min_replicas=low, max_replicas=high))

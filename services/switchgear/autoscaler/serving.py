@@ -209,7 +209,9 @@ def _require_its_node(replica: ReplicaRecord) -> None:
     """Raises PermissionDenied when the caller's certificate is of a node on which this replica does not run."""
     if not replica.node and identity.current().kind is Kind.NODE:
         raise Unavailable(
-            f"{replica.name} is not known to be placed yet; connect again in a moment", Reason.NOT_FOUND, name=replica.name
+            f"{replica.name} is not known to be placed yet; connect again in a moment",
+            Reason.NOT_FOUND,
+            name=replica.name,
         )
     identity.require_node(replica.node)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 
@@ -56,9 +57,14 @@ def service_to_proto(service: ServiceRecord, ready_replicas: int) -> pb.Inferenc
         decide_time=_time(service.decide_time_unix_ns),
         deleting=service.deleting,
         create_time=_time(service.create_time_unix_ns),
-        etag=str(service.revision),
+        etag=etag(service),
         advised_replicas=service.advised,
     )
+
+
+def etag(service: ServiceRecord) -> str:
+    """Changes with what people set: what the policy says meanwhile is no reason to decide anew."""
+    return hashlib.sha256(repr((service.spec, service.deleting)).encode()).hexdigest()[:16]
 
 
 def replica_to_proto(replica: ReplicaRecord, load: Load | None) -> pb.Replica:
