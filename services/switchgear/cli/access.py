@@ -107,7 +107,7 @@ def audit(args: argparse.Namespace) -> int:
                 entry.actor or "-",
                 entry.outcome,
                 entry.count,
-                last(entry.method) or "-",
+                _method(entry.method),
                 entry.resource or "-",
                 entry.peer or "-",
                 entry.message,
@@ -131,6 +131,11 @@ def _print_tokens(found: list[pb.Token]) -> None:
         for token in found
     ]
     print_table(("TOKEN", "USER", "ROLE", "EXPIRES", ""), rows, "there are no tokens: run `switchgear init`")
+
+
+def _method(full: str) -> str:
+    """Without its service; what REST refused is told by its path."""
+    return (full if " " in full else last(full)) or "-"
 
 
 def _day_and_time(stamp: Timestamp) -> str:
