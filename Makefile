@@ -46,6 +46,9 @@ type: $(STAMP)  ## mypy --strict
 bench: $(STAMP)  ## recovery time beside torchrun's, in one run
 	$(BIN)/python benchmarks/recovery.py
 
+load: $(STAMP)  ## three minutes of requests while replicas come, go and are killed: none may be lost
+	$(BIN)/python benchmarks/serving.py
+
 soak: $(STAMP)  ## rounds of random faults, each with the proofs
 	$(BIN)/python benchmarks/soak.py
 
