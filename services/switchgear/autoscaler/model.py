@@ -154,6 +154,7 @@ class ServiceReport:
 
     held_requests: int = 0
     held_tokens: int = 0
+    #: By replica; those without any are left out.
     in_flight: Mapping[str, InFlight] = field(default_factory=dict)
     tokens_total: int = 0
     failed_requests_total: int = 0

@@ -159,7 +159,7 @@ def _service_report(demand: wire.ServiceDemand) -> ServiceReport:
         in_flight={
             one.replica: InFlight(_count(one.in_flight_requests), _count(one.in_flight_tokens))
             for one in demand.replicas
-            if one.replica.startswith(f"{demand.service}/")
+            if one.in_flight_requests > 0 and one.replica.startswith(f"{demand.service}/")
         },
         tokens_total=_count(demand.tokens_total),
         failed_requests_total=_count(demand.failed_requests_total),

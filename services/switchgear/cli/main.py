@@ -48,7 +48,18 @@ _COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "incidents": ("switchgear.cli.show", "add_incidents", "incidents", "list incidents, or show one with its timeline"),
     "checkpoints": ("switchgear.cli.show", "add_checkpoints", "checkpoints", "list the checkpoints of a job"),
     "signals": ("switchgear.cli.show", "add_signals", "signals_command", "list what the detectors found"),
-    "top": ("switchgear.cli.top", "add_arguments", "main", "the cluster on one screen: nodes, jobs, incidents, replicas"),
+    "top": (
+        "switchgear.cli.top",
+        "add_arguments",
+        "main",
+        "the cluster on one screen: nodes, jobs, incidents, replicas",
+    ),
+    "services": (
+        "switchgear.cli.services",
+        "add_arguments",
+        "main",
+        "list inference services, show one with its replicas, create, scale or delete one",
+    ),
     "logs": ("switchgear.cli.logs", "add_arguments", "main", "show the logs of a job's ranks"),
     "cancel": ("switchgear.cli.act", "add_cancel", "cancel", "end a job"),
     "cordon": ("switchgear.cli.act", "add_cordon", "cordon", "take a node out of placement"),
@@ -72,7 +83,13 @@ _COMMANDS: dict[str, tuple[str, str, str, str]] = {
 }
 
 #: Modules of commands that ask a control plane and print what it answers.
-_SHOWS = ("switchgear.cli.show", "switchgear.cli.act", "switchgear.cli.policies", "switchgear.cli.access")
+_SHOWS = (
+    "switchgear.cli.show",
+    "switchgear.cli.act",
+    "switchgear.cli.policies",
+    "switchgear.cli.services",
+    "switchgear.cli.access",
+)
 
 
 #: They live on, and so would a span around them; what they do for others has spans of its own.

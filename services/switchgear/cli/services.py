@@ -1,0 +1,231 @@
+"""`switchgear services`: inference services and their replicas: list, show, create, scale, delete."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from switchgear.cli import exits
+from switchgear.cli.client import connect, whole_list
+from switchgear.cli.output import last, local_time, print_json, print_table
+from switchgear.cli.show import qualified
+from switchgear.core.errors import Invalid, Reason
+from switchgear.v1 import autoscaler_service_pb2 as pb
+
+COLLECTION = "inferenceServices"
+EPILOG = """examples:
+  switchgear services
+  switchgear services chat
+  switchgear services create chat --min 0 --max 2 --tokens-per-second 40 -- serve_gpt.py --checkpoint /data/gpt
+  switchgear services scale chat --min 1 --max 4
+  switchgear services delete chat"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = f"{EPILOG}\n\n{exits.TABLE}"
+    parser.add_argument(
+        "words",
+        nargs=argparse.REMAINDER,
+        metavar="[NAME | create NAME | scale NAME | delete NAME]",
+        help="one service with its replicas, or what to do with it (`switchgear services create --help` says how)",
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    words: list[str] = args.words
+    end = words.index("--") if "--" in words else len(words)
+    action = words[0] if words and words[0] in _ACTIONS else ""
+    add, run = _ACTIONS.get(action, (_add_show, _show))
+    parser = argparse.ArgumentParser(
+        prog=" ".join(["switchgear services", action]).rstrip(),
+        description=run.__doc__,
+        # What stands before the name holds unless it is said again behind it.
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--server", metavar="HOST:PORT", help="control plane")
+    parser.add_argument("--json", action="store_true", help="print canonical JSON")
+    add(parser)
+    given = parser.parse_args(words[bool(action) : end], args)
+    given.program = words[end + 1 :]
+    if given.program and action != "create":
+        raise Invalid("only `services create` takes a program behind --", Reason.BAD_FIELD, field="program")
+    return run(given)
+
+
+def _add_show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", default="", help="one service, with its replicas")
+
+
+def _show(args: argparse.Namespace) -> int:
+    """List inference services, or show one with its replicas."""
+    with connect(args.server) as client:
+        if args.name:
+            name = qualified(args.name, COLLECTION)
+            service = client.autoscaler.GetInferenceService(pb.GetInferenceServiceRequest(name=name))
+            replicas = whole_list(client.autoscaler.ListReplicas, pb.ListReplicasRequest(parent=name), "replicas")
+            return _print_one(service, replicas, as_json=args.json)
+        request = pb.ListInferenceServicesRequest()
+        found = whole_list(client.autoscaler.ListInferenceServices, request, "inference_services")
+    if args.json:
+        print_json(found)
+        return exits.OK
+    print_table(
+        ("SERVICE", "READY", "DESIRED", "BOUNDS", "MESSAGE"),
+        (
+            (
+                last(service.name),
+                service.ready_replicas,
+                service.desired_replicas,
+                f"{service.spec.min_replicas}-{service.spec.max_replicas}",
+                service.message or "-",
+            )
+            for service in found
+        ),
+        "no inference services: make one with `switchgear services create NAME -- serve.py`",
+    )
+    return exits.OK
+
+
+def _print_one(service: pb.InferenceService, replicas: list[pb.Replica], *, as_json: bool) -> int:
+    if as_json:
+        print_json([service, *replicas])
+        return exits.OK
+    print(_line(service))
+    if service.message:
+        print(f"{service.message} (since {local_time(service.decide_time)})")
+    print(f"command: {' '.join(service.spec.argv)}")
+    print()
+    print_table(
+        ("REPLICA", "STATE", "NODE", "ADDRESS", "RUNNING", "WAITING", "CREATED", "MESSAGE"),
+        (
+            (
+                last(replica.name),
+                pb.Replica.State.Name(replica.state),
+                last(replica.node) or "-",
+                replica.address or "-",
+                replica.running_requests if replica.HasField("running_requests") else "-",
+                replica.waiting_requests if replica.HasField("waiting_requests") else "-",
+                local_time(replica.create_time),
+                replica.message or "-",
+            )
+            for replica in replicas
+        ),
+        "no replicas",
+    )
+    return exits.OK
+
+
+def _add_create(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s NAME [options] -- serve.py ARGS"
+    parser.add_argument("name", help="name of the service; clients give it as `model`")
+    parser.add_argument("--min", type=int, default=0, metavar="N", help="least replicas (default: 0: none while idle)")
+    parser.add_argument("--max", type=int, default=1, metavar="N", help="most replicas (default: 1)")
+    parser.add_argument("--gpus-per-replica", type=int, default=1, metavar="K", help="(default: 1)")
+    parser.add_argument(
+        "--env", action="append", default=[], metavar="NAME=VALUE", help="set a variable for the replicas"
+    )
+    parser.add_argument(
+        "--python", default=sys.executable, help="interpreter of the replicas (default: the one of this command)"
+    )
+    for flag, text in (
+        ("--tokens-per-second", "work that one replica does, until it has been measured (default: 100)"),
+        ("--target-wait", "seconds in which what waits should be done (default: 2)"),
+        ("--scale-down-delay", "seconds for which less must suffice (default: 60)"),
+        ("--drain-timeout", "seconds that a replica gets to finish its requests (default: 60)"),
+        ("--latency-target", "seconds within which a request is on time (default: 5)"),
+    ):
+        parser.add_argument(flag, type=float, default=0.0, metavar="X", help=text)
+
+
+def _create(args: argparse.Namespace) -> int:
+    """Create an inference service: the program behind -- runs in each of its replicas."""
+    if not args.program:
+        raise Invalid(
+            "the program is missing: write `switchgear services create NAME -- serve.py ARGS`",
+            Reason.BAD_FIELD,
+            field="argv",
+        )
+    spec = pb.InferenceServiceSpec(
+        argv=args.program,
+        working_directory=str(Path.cwd()),
+        environment=dict(_variable(given) for given in args.env),
+        python=args.python,
+        gpus_per_replica=args.gpus_per_replica,
+        min_replicas=args.min,
+        max_replicas=args.max,
+        target_wait_seconds=args.target_wait,
+        tokens_per_second=args.tokens_per_second,
+        scale_down_delay_seconds=args.scale_down_delay,
+        drain_timeout_seconds=args.drain_timeout,
+        latency_target_seconds=args.latency_target,
+    )
+    request = pb.CreateInferenceServiceRequest(
+        inference_service=pb.InferenceService(spec=spec), service_id=last(args.name), request_id=uuid.uuid4().hex
+    )
+    with connect(args.server) as client:
+        return _print_changed(client.autoscaler.CreateInferenceService(request), as_json=args.json)
+
+
+def _add_scale(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="the service")
+    parser.add_argument("--min", type=int, default=None, metavar="N", help="least replicas (default: as it is)")
+    parser.add_argument("--max", type=int, default=None, metavar="N", help="most replicas (default: as it is)")
+
+
+def _scale(args: argparse.Namespace) -> int:
+    """Set the bounds between which the policy chooses; equal bounds fix the number."""
+    name = qualified(args.name, COLLECTION)
+    with connect(args.server) as client:
+        service = client.autoscaler.GetInferenceService(pb.GetInferenceServiceRequest(name=name))
+        request = pb.ScaleInferenceServiceRequest(
+            name=name,
+            min_replicas=service.spec.min_replicas if args.min is None else args.min,
+            max_replicas=service.spec.max_replicas if args.max is None else args.max,
+            request_id=uuid.uuid4().hex,
+            etag=service.etag,
+        )
+        return _print_changed(client.autoscaler.ScaleInferenceService(request), as_json=args.json)
+
+
+def _add_delete(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="the service")
+
+
+def _delete(args: argparse.Namespace) -> int:
+    """Drain all replicas of a service; it is gone when the last has ended."""
+    request = pb.DeleteInferenceServiceRequest(name=qualified(args.name, COLLECTION), request_id=uuid.uuid4().hex)
+    with connect(args.server) as client:
+        return _print_changed(client.autoscaler.DeleteInferenceService(request), as_json=args.json)
+
+
+def _print_changed(service: pb.InferenceService, *, as_json: bool) -> int:
+    if as_json:
+        print_json(service)
+    else:
+        print(_line(service))
+    return exits.OK
+
+
+def _line(service: pb.InferenceService) -> str:
+    bounds = f"{service.spec.min_replicas} to {service.spec.max_replicas}"
+    if service.deleting:
+        return f"{service.name}: being deleted, {service.ready_replicas} ready"
+    advised = f", {service.advised_replicas} advised" if service.HasField("advised_replicas") else ""
+    return f"{service.name}: {service.ready_replicas} ready, {service.desired_replicas} desired of {bounds}{advised}"
+
+
+def _variable(given: str) -> tuple[str, str]:
+    name, equals, value = given.partition("=")
+    if not name or not equals:
+        raise Invalid(f"--env {given!r} sets no variable; write --env NAME=VALUE", Reason.BAD_FIELD, field="env")
+    return name, value
+
+
+_ACTIONS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
+    "create": (_add_create, _create),
+    "scale": (_add_scale, _scale),
+    "delete": (_add_delete, _delete),
+}
