@@ -14,7 +14,8 @@ def body(**fields: object) -> bytes:
 
 
 def test_what_is_left_out_has_the_defaults_of_openai() -> None:
-    assert parse(body(), max_tokens_max=64) == CompletionRequest("chat", "Once", 16, 1.0, None)
+    for left_out in (body(), body(max_tokens=None, seed=None, stream=None, stop=None)):
+        assert parse(left_out, max_tokens_max=64) == CompletionRequest("chat", "Once", 16, 1.0, None)
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,9 @@ def _fields(body: bytes) -> dict[str, Any]:
         raise Invalid(f"the body is no JSON ({error})", Reason.BODY_INVALID) from error
     if not isinstance(fields, dict):
         raise Invalid("the body must be a JSON object with model and prompt", Reason.BODY_INVALID)
+    fields = {
+        name: value for name, value in fields.items() if value is not None
+    }  # null is what clients write for "left out"
     if fields.get("stream", False) is not False:
         raise _invalid(
             "stream", "streaming is not served: answers are sent whole, so that none is cut; leave stream out"
