@@ -266,7 +266,7 @@ def require_free_port(host: str, port: int) -> None:
 def sync_channel(address: str, tls: TlsFiles | None = None, token: str = "") -> grpc.Channel:
     """As `channel`, for a command that makes a few calls and ends. token: sent with each call, and never without TLS."""
     if tls is None:
-        return trace.intercepted(grpc.insecure_channel(address, options=_CHANNEL_OPTIONS))
+        return trace.intercepted(grpc.insecure_channel(_target(address), options=_CHANNEL_OPTIONS))
     credentials = tls.channel_credentials()
     if token:
         credentials = grpc.composite_channel_credentials(credentials, grpc.access_token_call_credentials(token))
@@ -274,8 +274,16 @@ def sync_channel(address: str, tls: TlsFiles | None = None, token: str = "") -> 
 
 
 def channel(address: str, tls: TlsFiles | None = None) -> grpc.aio.Channel:
-    """A channel to one of our servers; it reconnects by itself. tls: None for a server on loopback without TLS."""
+    """A channel to one of our servers; it reconnects by itself. tls: None for a server on loopback without TLS.
+
+    Without TLS the address may be several, `IP:PORT,IP:PORT`: of one that acts and others that stand by, who do not listen. With TLS
+    that is one name of several addresses, since a certificate is for a name.
+    """
     interceptors = trace.client_interceptors()
     if tls is None:
-        return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS, interceptors=interceptors)
+        return grpc.aio.insecure_channel(_target(address), options=_CHANNEL_OPTIONS, interceptors=interceptors)
     return grpc.aio.secure_channel(address, tls.channel_credentials(), _CHANNEL_OPTIONS, interceptors=interceptors)
+
+
+def _target(address: str) -> str:
+    return f"ipv4:{address}" if "," in address else address

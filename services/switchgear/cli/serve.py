@@ -30,7 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add(parser, "--grpc", "", "gRPC address to listen on (default: the service's below; port 0: a free one)")
     for name in ENDPOINTS:
-        _add(parser, f"--{name}", f"127.0.0.1:{DEFAULT_PORTS[name]}", f"gRPC address of the {name}")
+        _add(
+            parser,
+            f"--{name}",
+            f"127.0.0.1:{DEFAULT_PORTS[name]}",
+            f"gRPC address of the {name}, or several of which one acts",
+        )
     _add(parser, "--http", DEFAULT_HTTP, "gateway: REST address to listen on")
     _add(parser, "--machines", DEFAULT_MACHINES, "gateway with TLS: address at which callers bring certificates")
     parser.add_argument(
@@ -88,7 +93,8 @@ async def serve(service: str, settings: PlaneSettings) -> None:
     async with running(settings) as plane:
         rest = ""
         if plane.http:
-            rest = f", REST http://{plane.http}/v1/nodes"
+            scheme = "https" if plane.parts.guard.http_ssl else "http"
+            rest = f", REST {scheme}://{plane.http}/v1/nodes"
             # Commands on this machine find their control plane there.
             settings.state_dir.mkdir(parents=True, exist_ok=True)
             write_running(settings.state_dir, Running(os.getpid(), plane.grpc, plane.http))

@@ -11,14 +11,13 @@ import grpc.aio
 from google.api import annotations_pb2
 from google.protobuf.descriptor import MethodDescriptor
 
+from switchgear.access.interceptor import PEER_HEADER
 from switchgear.core.errors import Reason, Unavailable
 from switchgear.core.service import Endpoints
 from switchgear.gateway.bindings import CONTRACT
 
 #: Of the caller's metadata only these are for the service behind: who calls, and in which trace.
 FORWARDED = ("authorization", "traceparent", "tracestate")
-#: For the audit log of the service behind: whence the call came. Believed under a service's certificate alone.
-PEER_HEADER = "switchgear-peer"
 _DETAILS = "grpc-status-details-bin"
 _Context = grpc.aio.ServicerContext[bytes, bytes]
 
