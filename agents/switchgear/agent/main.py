@@ -27,7 +27,7 @@ from switchgear.agent.spool import Spool
 from switchgear.agent.stream import Identity, Outbox, TelemetryStream
 from switchgear.agent.ticker import Ticker
 from switchgear.agent.worker import Worker
-from switchgear.core import names
+from switchgear.core import names, rpc
 from switchgear.core.clock import SystemClock
 from switchgear.core.metrics import ADDRESS_FILE, MetricsServer, new_registry
 from switchgear.core.process import only_one, until_signal
@@ -60,7 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sim-gpus", type=int, default=0, help="simulate so many GPUs (default: none)")
     parser.add_argument("--interval", type=float, default=1.0, help="seconds between samples (default: %(default)s)")
     parser.add_argument(
-        "--metrics", default="127.0.0.1:0", metavar="HOST:PORT", help="address of /metrics (default: a free port)"
+        "--metrics",
+        default="127.0.0.1:0",
+        metavar="HOST:PORT",
+        help="address of /metrics (default: a free port); beyond loopback with TLS, for clients with a certificate of ours",
     )
     parser.add_argument("--kernel-log", type=Path, help="text file to follow instead of /dev/kmsg")
 
@@ -119,7 +122,10 @@ async def run_agent(settings: AgentSettings) -> None:
         stream = TelemetryStream(settings.collector, identity, outbox, clock, tls=settings.tls)
         registry = new_registry("agent")
         metrics = AgentMetrics(registry, outbox, stream)
-        exporter = MetricsServer(lambda: page(outbox.sampler, registry), settings.metrics)
+        beyond = not rpc.is_loopback(rpc.split_address(settings.metrics)[0])
+        exporter = MetricsServer(
+            lambda: page(outbox.sampler, registry), settings.metrics, settings.tls if beyond else None
+        )
         stack.callback(exporter.close)
         (settings.state_dir / ADDRESS_FILE).write_text(exporter.address)
 
