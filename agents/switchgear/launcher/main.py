@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc.aio
+import psutil
 from google.protobuf import json_format
 
 from switchgear.core import log as log_setup
@@ -103,7 +104,7 @@ async def run(settings: LauncherSettings, recovery: str, trace_parent: str = "")
     Raises FailedPrecondition (JOB_ALREADY_RUNNING) when another launcher holds the state folder.
     """
     supervisor = Supervisor(settings)
-    spans = Spans(settings, trace_parent, SystemClock())
+    spans = Spans(settings, trace_parent, round(psutil.Process().create_time() * 1e9), SystemClock())
     terminated = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -161,7 +162,9 @@ async def _converse(
     """One stream from its hello to its end; whether all has been said. Raises AioRpcError when it breaks."""
     stream = stub.Connect()
     writing = asyncio.Lock()  # a stream takes one write at a time; a second one can stall it without an error
-    await stream.write(supervisor.hello())
+    hello = supervisor.hello()
+    await stream.write(hello)
+    spans.reported(hello)
     listener = asyncio.create_task(_obey(supervisor, spans, stream, hear))
     beats = asyncio.create_task(_beat(supervisor, stream, writing))
     speaker = asyncio.create_task(_speak(supervisor, spans, stream, writing))

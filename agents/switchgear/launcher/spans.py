@@ -24,15 +24,14 @@ class _Open:
 class Spans:
     """Hears what goes over the wire, both ways.
 
-    The first span is the launcher's own start, from now to the first report that ranks can be started; its parent is the one that
-    the agent gave.
+    The first span is the launcher's own start, from `start_ns` to its first hello; `parent` is what the agent started it for.
     """
 
-    def __init__(self, settings: LauncherSettings, parent: str, clock: Clock) -> None:
+    def __init__(self, settings: LauncherSettings, parent: str, start_ns: int, clock: Clock) -> None:
         self._clock = clock
         self._ranks = settings.spec.nproc_per_node
         self._about = {"switchgear.job": settings.job, "switchgear.node": settings.node}
-        self._warm_up: _Open | None = _Open(parent, clock.unix_ns())
+        self._process: _Open | None = _Open(parent, start_ns)
         self._open: dict[tuple[str, int], _Open] = {}
 
     def commanded(self, command: pb.LauncherCommand) -> None:
@@ -47,9 +46,9 @@ class Spans:
         """A report has been handed over."""
         generation = report.generation
         match report.WhichOneof("kind"):
-            case "hello" if report.hello.ready and self._warm_up:
-                self._record("start launcher process", self._warm_up, report.time_unix_ns, generation)
-                self._warm_up = None
+            case "hello" if self._process:
+                self._record("start launcher process", self._process, report.time_unix_ns, generation)
+                self._process = None
             case "rank_started" if start := self._open.get(("start", generation)):
                 start.ranks_started += 1
                 if start.ranks_started == self._ranks:

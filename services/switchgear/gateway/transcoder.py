@@ -12,10 +12,11 @@ from google.protobuf.message import Message
 from starlette.requests import Request
 from starlette.responses import Response
 
+from switchgear.access.interceptor import PEER_HEADER
 from switchgear.core.errors import Invalid, Reason, SwitchgearError
 from switchgear.gateway.bindings import Binding
 from switchgear.gateway.errors import error_response, rpc_error_response
-from switchgear.gateway.forwarding import FORWARDED, PEER_HEADER
+from switchgear.gateway.forwarding import FORWARDED
 
 #: Far above the largest valid request (a job: 128 KiB of arguments and environment).
 BODY_BYTES_MAX = 1024 * 1024
