@@ -252,7 +252,7 @@ async def test_a_policy_that_may_not_act_changes_no_number(plane: Plane, mode: M
     # Keeping the number is no scaling, nor is what a person says.
     await plane.end_job(1, job_pb.Job.FAILED, "killed")
     await plane.replica_in(2, STATES.STARTING)
-    await plane.scale(2, 2)
+    assert (await plane.scale(2, 2)).desired_replicas == 2
     await plane.replica_in(3, STATES.STARTING)
 
 
@@ -309,7 +309,8 @@ async def test_what_is_wrong_with_a_request_is_said(plane: Plane) -> None:
     assert (await refused(plane.create(0, 1))).reason is Reason.ALREADY_EXISTS
     assert (await refused(plane.scale(2, 1))).metadata["field"] == "min_replicas"
     assert (await refused(plane.scale(0, 5000))).metadata["field"] == "max_replicas"
-    assert (await plane.scale(0, 2, etag=service.etag)).spec.max_replicas == 2
+    scaled = await plane.scale(0, 2, etag=service.etag)
+    assert (scaled.spec.max_replicas, scaled.desired_replicas) == (2, 0)
     assert (await refused(plane.scale(0, 3, etag=service.etag))).reason is Reason.ETAG_MISMATCH
     missing = plane.call("GetInferenceService", pb.GetInferenceServiceRequest(name="inferenceServices/none"))
     assert (await refused(missing)).reason is Reason.NOT_FOUND

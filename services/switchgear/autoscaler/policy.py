@@ -69,8 +69,7 @@ def decide(now_s: float, seen: Observation) -> Decision:
     spec, demand = seen.spec, seen.demand
     current = spec.bounded(seen.replicas)
     if current != seen.replicas:
-        allowed = f"{spec.min_replicas} to {spec.max_replicas} replicas are allowed"
-        return Decision(current, Cause.BOUNDS, f"goes from {seen.replicas} to {current}: {allowed}")
+        return within_bounds(spec, seen.replicas)
     needed = _needed(seen, current)
     target = spec.bounded(needed)
     why = _figures(seen) + _limit(needed, spec)
@@ -93,6 +92,13 @@ def decide(now_s: float, seen: Observation) -> Decision:
         return Decision(0, Cause.IDLE, f"goes from {current} to 0: {idle}")
     enough = f"{less.most} sufficed for {spec.scale_down_delay_s:g} s"
     return Decision(less.most, Cause.DOWN, f"goes from {current} to {less.most}: {enough}; {why}")
+
+
+def within_bounds(spec: ServiceSpec, replicas: int) -> Decision:
+    """What the bounds make of a number of replicas that is not within them."""
+    allowed = f"{spec.min_replicas} to {spec.max_replicas} replicas are allowed"
+    bounded = spec.bounded(replicas)
+    return Decision(bounded, Cause.BOUNDS, f"goes from {replicas} to {bounded}: {allowed}")
 
 
 def capacity_of(seen: Observation) -> float:

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from switchgear.autoscaler import store
 from switchgear.autoscaler.model import Load, ServiceRecord
-from switchgear.autoscaler.policy import Cause
+from switchgear.autoscaler.policy import Cause, within_bounds
 from switchgear.autoscaler.repository import Repository, Transaction
 from switchgear.autoscaler.spec import bad, bounds_from_proto, spec_from_proto
 from switchgear.autoscaler.translate import etag, replica_to_proto, service_to_proto
@@ -103,8 +103,9 @@ class AutoscalerServicer(pb_grpc.AutoscalerServiceServicer):
                     name=service.name,
                     etag=etag(service),
                 )
-            # The loop sees bounds that the number of replicas does not fit, and makes it fit.
-            after = replace(service, spec=replace(service.spec, min_replicas=low, max_replicas=high))
+            after = _bounded(
+                replace(service, spec=replace(service.spec, min_replicas=low, max_replicas=high)), transaction
+            )
             stored = after if after == service else await transaction.put_service(after)
             return (await _to_proto(transaction.session, [stored]))[0]
 
@@ -152,6 +153,20 @@ class AutoscalerServicer(pb_grpc.AutoscalerServiceServicer):
                 lambda: act(transaction),
                 now_unix_ns=transaction.now_unix_ns,
             )
+
+
+def _bounded(service: ServiceRecord, transaction: Transaction) -> ServiceRecord:
+    """What a person says about the number holds at once, whatever the policy may do."""
+    decision = within_bounds(service.spec, service.desired)
+    if decision.replicas == service.desired:
+        return service
+    return replace(
+        service,
+        desired=decision.replicas,
+        cause=decision.cause.value,
+        decision=decision.text,
+        decide_time_unix_ns=transaction.now_unix_ns,
+    )
 
 
 async def _to_proto(session: AsyncSession, services: Sequence[ServiceRecord]) -> list[pb.InferenceService]:
