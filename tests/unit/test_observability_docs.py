@@ -1,0 +1,62 @@
+"""docs/observability.md lists what the code shows, no more and no less."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from switchgear.access.guard import guard
+from switchgear.agent.metrics import AgentMetrics
+from switchgear.agent.sampler import Sampler
+from switchgear.agent.spool import Spool
+from switchgear.agent.stream import Identity, Outbox, TelemetryStream
+from switchgear.autoscaler.metrics import AutoscalerMetrics
+from switchgear.collector.metrics import CollectorMetrics
+from switchgear.core.clock import ManualClock
+from switchgear.core.metrics import ServerMetrics, new_registry
+from switchgear.gateway.metrics import PolicyMetrics, RequestMetrics
+from switchgear.recovery.metrics import RecoveryMetrics
+from switchgear.scheduler.metrics import SchedulerMetrics
+from switchgear.serve.replica_metrics import ReplicaMetrics
+from switchgear.serve.router_metrics import RouterMetrics
+from switchgear.store.database import Database, sqlite_url
+from switchgear.store.policies import PolicyModes
+
+DOCS = Path(__file__).parents[2] / "docs" / "observability.md"
+ROW = re.compile(r"^\| `([\w:]+)` \| (gauge|counter|histogram) \|", re.MULTILINE)
+
+
+def everything(folder: Path) -> CollectorRegistry:
+    """One registry with the metrics of all components."""
+    registry, clock = new_registry("test"), ManualClock()
+    database = Database(sqlite_url(folder / "state.db"))  # never opened
+    ServerMetrics(registry)
+    SchedulerMetrics(registry)
+    RecoveryMetrics(registry, clock, list)
+    CollectorMetrics(registry)
+    AutoscalerMetrics(registry)
+    RouterMetrics(registry)
+    ReplicaMetrics(registry, "gpt")
+    RequestMetrics(registry)
+    PolicyMetrics(registry, PolicyModes(database))
+    guard(database, clock, None, registry)
+    spool = Spool(folder / "spool", "boot")
+    outbox = Outbox(Sampler(), spool)
+    AgentMetrics(registry, outbox, TelemetryStream("127.0.0.1:9", Identity("nodes/a", "b", "c", "d"), outbox, clock))
+    spool.close()
+    return registry
+
+
+async def test_the_documented_metrics_are_those_of_the_code(tmp_path: Path) -> None:
+    shown = {
+        (f"{family.name}_total" if family.type == "counter" else family.name, family.type)
+        for family in everything(tmp_path).collect()
+        if not family.name.startswith("process_")
+    }
+    assert set(ROW.findall(DOCS.read_text())) == shown
+
+
+async def test_each_metric_says_what_it_is(tmp_path: Path) -> None:
+    assert [family.name for family in everything(tmp_path).collect() if not family.documentation] == []
