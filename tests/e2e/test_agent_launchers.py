@@ -117,6 +117,7 @@ async def test_a_launcher_is_called_as_agreed_in_a_session_of_its_own(node: Node
         "--recovery": "127.0.0.1:1",
         "--autoscaler": "127.0.0.1:2",
         "--state-dir": str(folder),
+        "--trace-parent": "",
     }
     assert json.loads(Path(spec).read_text())["nprocPerNode"] == 2
     assert called["sid"] == node.pid()

@@ -229,7 +229,7 @@ class Launchers:
             *("--autoscaler", self._settings.autoscaler),
             *("--spec", str(spec)),
             *("--state-dir", str(folder)),
-            *("--trace-parent", trace.current()),
+            *("--trace-parent", trace.current() or command.trace_parent),
         ]
 
     def _write_state(self, folder: Path, job: str, epoch: int, arguments: Sequence[str], pid: int | None) -> None:
