@@ -120,7 +120,7 @@ def test_bounds_hold_and_nothing_goes_down_in_the_dark(
         assert again.replicas == decision.replicas
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(arriving=st.floats(0.5, 390), start_s=st.floats(1, 30), delay=st.floats(5, 60))
 def test_constant_load_settles_and_stays(arriving: float, start_s: float, delay: float) -> None:
     """A fluid of tokens into replicas that start late and do 40 tokens a second each."""

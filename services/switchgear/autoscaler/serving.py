@@ -98,9 +98,9 @@ class ServingServicer(rpc.ServingServiceServicer):
             raise _ended(name)
         _require_its_node(record)
         stream = self._enter(self._replicas, name)
+        stream.draining = record.state is ReplicaState.DRAINING
         service = name.rsplit("/", 2)[0]
-        self._meter.replica(service, name, load)
-        self._changed()
+        # Nothing is known of it before its first load report: one that only connects anew is not to lose its requests.
         reader = asyncio.create_task(self._read_replica(stream, service, name, load, reports))
         reader.add_done_callback(lambda _: stream.wake.set())
         told = False
