@@ -5,19 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo kill-each up test check bench soak dashboards lint type dist clean help
+.PHONY: setup demo kill-each up test check bench load soak dashboards lint type dist clean help
 
 $(STAMP): pyproject.toml constraints.txt proto/build.py $(shell find proto/switchgear -name '*.proto')
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[server,train,dev]'
 	touch $(STAMP)
 
-setkill-each: $(STAMP)  ## the demo with services apart, once for each process: SIGKILL it twice, start it again, prove all the same
-	for name in collector scheduler recovery autoscaler gateway router gpu-01; do \
-		$(BIN)/switchgear demo --apart --kill $$name || exit 1; \
-	done
-
-up: $(STAMP)  ## install everything into .venv
+setup: $(STAMP)  ## install everything into .venv
 
 demo: $(STAMP)  ## train a real model on simulated nodes, break it three times, recover it; serve it under load; prove it
 	$(BIN)/switchgear demo

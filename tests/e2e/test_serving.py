@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import subprocess
@@ -50,7 +51,7 @@ class Replicas:
             "SWITCHGEAR_NODE_ADDRESS": "127.0.0.1",
             "SWITCHGEAR_AUTOSCALER": self.autoscaler,
         }
-        options = ("--checkpoint", str(self.checkpoints), "--tokens-per-second-max", "400")
+        options = ("--checkpoint", str(self.checkpoints), "--tokens-per-second-max", "100")
         self.processes[number] = subprocess.Popen(
             [sys.executable, str(SCRIPT), *options],
             env=environment,
@@ -73,8 +74,22 @@ class Stage:
     replicas: Replicas
     url: str
 
-    def load(self, profile: str) -> load.LoadSettings:
-        return load.LoadSettings(url=self.url, model="chat", phases=load.profile(profile), tokens=(4, 8))
+    async def load_until(self, enough: asyncio.Event) -> load.Report:
+        """20 requests a second, for as long as the test needs them on this machine."""
+        outcomes = list[load.Outcome]()
+
+        async def second(seed: int) -> None:
+            phases = load.profile("1x20")
+            settings = load.LoadSettings(url=self.url, model="chat", phases=phases, seed=seed, tokens=(4, 8))
+            outcomes.extend((await load.run(settings)).outcomes)
+
+        async with asyncio.TaskGroup() as tasks:
+            for seed in itertools.count():
+                tasks.create_task(second(seed))
+                await asyncio.sleep(1)
+                if enough.is_set():
+                    break
+        return load.Report(load.compared(outcomes))
 
 
 @pytest.fixture
@@ -99,7 +114,8 @@ async def test_no_request_is_lost_from_zero_to_two_through_a_kill_a_drain_and_th
         replicas.start(number)
     first, second, third = [await plane.ready(number) for number in (1, 2, 3)]
     await plane.publish()
-    loading = asyncio.create_task(load.run(stage.load("5x20")))
+    enough = asyncio.Event()
+    loading = asyncio.create_task(stage.load_until(enough))
     await plane.until(lambda: plane.demand().held_requests > 0)
     await plane.publish(first, second)
     await plane.until(lambda: [demand.in_flight_requests > 0 for demand in plane.demand().replicas] == [True, True])
@@ -116,8 +132,9 @@ async def test_no_request_is_lost_from_zero_to_two_through_a_kill_a_drain_and_th
     assert await asyncio.to_thread(replicas.processes[2].wait, 20) == 0
     await plane.publish(third)
 
+    enough.set()
     report = await loading
-    assert (report.lost, len(report.outcomes) > 70) == (0, True), report.failures()
+    assert (report.lost, len(report.outcomes) > 20) == (0, True), report.failures()
 
     # One that is terminated with requests in it finishes them; both have the same seed.
     async with httpx.AsyncClient(base_url=f"http://{third.address}", timeout=60, trust_env=False) as client:
