@@ -28,6 +28,7 @@ _BY_REASON = {
     Reason.INSECURE_BIND: 18,
     Reason.NOT_FOUND: 19,
     Reason.ALREADY_EXISTS: 20,
+    Reason.KEY_FILE: UNUSABLE_PLACE,
     Reason.DATABASE_UNUSABLE: 23,
     Reason.UNAUTHENTICATED: 24,
     Reason.ROLE_TOO_LOW: 24,
@@ -41,7 +42,7 @@ TABLE = """exit codes:
    1  the job failed by its own error    15  a job of this name runs already
    2  wrong command line or value        16  state directory in use
   10  job larger than the fleet          17  an extra is not installed
-  11  script missing or unreadable       18  address needs TLS
+  11  script missing or unreadable       18  address needs TLS, keys
   12  address in use                     19  no such resource
   13  state of a newer version           20  name taken
   21  refused for another reason         22  file, folder or disk not usable

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from prometheus_client import CollectorRegistry
 
 from switchgear.cli import exits
 from switchgear.cli.state import DEFAULT_GRPC
-from switchgear.core import metrics
+from switchgear.core import metrics, rpc
 from switchgear.core.errors import Invalid, Reason
 from switchgear.core.process import until_signal
 from switchgear.core.tls import TlsFiles
@@ -25,7 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--listen",
         default=router.DEFAULT_LISTEN,
         metavar="HOST:PORT",
-        help="where clients find /v1/completions, and Prometheus /metrics (default: %(default)s; port 0: a free one)",
+        help="where clients find /v1/completions (default: %(default)s; port 0: a free one)",
+    )
+    parser.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="keys of clients, one a line, of which each request must bring one; read again when it changes "
+        "(beyond loopback it must be there)",
+    )
+    parser.add_argument(
+        "--metrics",
+        default="",
+        metavar="HOST:PORT",
+        help="address of /metrics (default: that of --listen; with --api-key-file: none)",
     )
     limits = Limits()
     parser.add_argument(
@@ -60,9 +77,10 @@ def main(args: argparse.Namespace) -> int:
         listen=args.listen,
         tls=tls,
         listen_tls=tls,
+        key_file=args.api_key_file,
         limits=Limits(hold_s=args.hold_seconds, in_flight_per_replica=args.in_flight_per_replica),
     )
-    asyncio.run(until_signal(_serve(settings)))
+    asyncio.run(until_signal(_serve(settings, args.metrics)))
     return exits.OK
 
 
@@ -74,8 +92,24 @@ def _tls(ca: Path | None, certificate: Path | None, key: Path | None) -> TlsFile
     return TlsFiles(ca, certificate, key)
 
 
-async def _serve(settings: router.RouterSettings) -> None:
-    async with router.serve(settings, metrics.new_registry("router")) as address:
-        scheme = "https" if settings.listen_tls else "http"
-        print(f"routing {scheme}://{address}/v1/completions", file=sys.stderr)
-        await asyncio.Event().wait()
+async def _serve(settings: router.RouterSettings, metrics_at: str) -> None:
+    registry = metrics.new_registry("router")
+    with _metrics(registry, metrics_at, settings.tls):
+        async with router.serve(settings, registry) as address:
+            scheme = "https" if settings.listen_tls else "http"
+            print(f"routing {scheme}://{address}/v1/completions", file=sys.stderr)
+            await asyncio.Event().wait()
+
+
+@contextmanager
+def _metrics(registry: CollectorRegistry, address: str, tls: TlsFiles | None) -> Iterator[None]:
+    if not address:
+        yield
+        return
+    beyond = not rpc.is_loopback(rpc.split_address(address)[0])
+    server = metrics.MetricsServer.of(registry, address, tls if beyond else None)
+    try:
+        print(f"metrics at {server.address}", file=sys.stderr)
+        yield
+    finally:
+        server.close()

@@ -38,7 +38,7 @@ class UpSettings:
 
     agent: whether this process is also the agent of this machine. sim_gpus: simulated GPUs of that agent.
     policies: modes of the configuration. metrics: HOST:PORT of `/metrics`. machines: with TLS, HOST:PORT at which agents and
-    launchers bring certificates.
+    launchers bring certificates. router_key_file: keys of the router's clients, which it must have beyond loopback.
     """
 
     state_dir: Path
@@ -52,6 +52,7 @@ class UpSettings:
     policies: Mapping[str, Mode] = field(default_factory=dict)
     metrics: str = DEFAULT_METRICS
     machines: str = DEFAULT_MACHINES
+    router_key_file: Path | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_LISTEN,
         metavar="HOST:PORT",
         help="address for inference requests, /v1/completions (default: %(default)s; port 0: a free one)",
+    )
+    parser.add_argument(
+        "--router-key-file",
+        type=Path,
+        metavar="FILE",
+        help="keys of those who send inference requests, one a line, of which each request must bring one; read again when it changes "
+        "(beyond loopback it must be there)",
     )
     parser.add_argument(
         "--database-url", default="", help="postgresql+asyncpg://… instead of SQLite in the state directory"
@@ -115,6 +123,7 @@ def main(args: argparse.Namespace) -> int:
         policies=configured_policies(args.policy),
         metrics=args.metrics,
         machines=args.machines,
+        router_key_file=args.router_key_file,
     )
     asyncio.run(until_signal(serve(settings)))
     return exits.OK
@@ -124,7 +133,7 @@ async def serve(settings: UpSettings) -> None:
     """Runs the control plane until cancelled.
 
     Raises FailedPrecondition when the state directory or a port is in use, the state is of a newer version or an address
-    is beyond loopback without TLS.
+    is beyond loopback without TLS, or the router's without keys.
     """
     plane_settings = PlaneSettings(
         services=tuple(SERVICES),
@@ -139,7 +148,9 @@ async def serve(settings: UpSettings) -> None:
     with only_one(settings.state_dir, "`switchgear up`"):
         async with (
             running(plane_settings) as plane,
-            router.serve(_router_settings(settings, plane.endpoints), plane.parts.registry) as routing,
+            router.serve(
+                router_settings := _router_settings(settings, plane.endpoints), plane.parts.registry
+            ) as routing,
             asyncio.TaskGroup() as tasks,
         ):
             grpc, guard = plane.grpc, plane.parts.guard
@@ -150,7 +161,7 @@ async def serve(settings: UpSettings) -> None:
             write_running(settings.state_dir, Running(os.getpid(), grpc, plane.http, routing))
             print(
                 f"Switchgear is up: gRPC {grpc}, REST {'https' if guard.http_ssl else 'http'}://{plane.http}/v1/nodes, "
-                f"inference http://{routing}/v1/completions, "
+                f"inference {'https' if router_settings.listen_tls else 'http'}://{routing}/v1/completions, "
                 f"state {settings.state_dir}",
                 file=sys.stderr,
             )
@@ -167,6 +178,7 @@ def _router_settings(settings: UpSettings, endpoints: Endpoints) -> router.Route
         listen=settings.router,
         tls=endpoints.tls,
         listen_tls=endpoints.tls if beyond else None,
+        key_file=settings.router_key_file,
         grace_s=ROUTER_GRACE_S,
     )
 

@@ -25,7 +25,14 @@ T = TypeVar("T")
 KEEP_ALIVE_S = 75
 #: What nginx writes when the client went away before the answer; nobody reads it.
 CLIENT_GONE = 499
-_STATUS = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "FAILED_PRECONDITION": 421, "UNAVAILABLE": 503}
+_STATUS = {
+    "INVALID_ARGUMENT": 400,
+    "UNAUTHENTICATED": 401,
+    "NOT_FOUND": 404,
+    "FAILED_PRECONDITION": 421,
+    "UNAVAILABLE": 503,
+}
+_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
 
 
 class ClientGoneError(Exception):
@@ -173,4 +180,4 @@ def error_response(error: SwitchgearError, *, status: int = 0) -> JSONResponse:
     body = {
         "error": {"message": error.message, "type": kind, "param": error.metadata.get("field"), "code": error.reason}
     }
-    return JSONResponse(body, status, headers={"Retry-After": "1"} if status == 503 else None)
+    return JSONResponse(body, status, headers=_HEADERS.get(status))

@@ -12,16 +12,19 @@ import argparse
 import asyncio
 import json
 import random
+import ssl
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from pathlib import Path
 
 import httpx
 
-from switchgear.serve import completions
+from switchgear.core.errors import FailedPrecondition
+from switchgear.serve import api_keys, completions
 
 #: Requests without an answer yet; arrivals beyond are lost, and counted so.
 IN_FLIGHT_MAX = 2000
@@ -54,6 +57,7 @@ class Phase:
 class LoadSettings:
     """url: of the router, or of a replica. tokens: how many a request may ask for, each as likely. timeout_s: for one answer.
 
+    api_key: what the router asks for; empty: nothing. ca: whom to believe over HTTPS; None: the CAs that come with httpx.
     retries: how often a request that did not reach the server, or got no answer, is sent again: for restarts of the router.
     """
 
@@ -64,6 +68,8 @@ class LoadSettings:
     tokens: Sequence[int] = (8, 16, 32)
     timeout_s: float = 180.0
     retries: int = 0
+    api_key: str = field(default="", repr=False)
+    ca: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +148,20 @@ def schedule(settings: LoadSettings) -> list[Arrival]:
 async def run(settings: LoadSettings, progress: Callable[[Report], None] = lambda _: None) -> Report:
     """Sends all requests of the schedule and waits for their answers. progress: called after each answer.
 
-    Raises ValueError when the schedule is too long.
+    Raises ValueError when the schedule is too long, OSError when the CA cannot be used.
     """
     report = Report()
     arrivals = schedule(settings)
     limits = httpx.Limits(max_connections=IN_FLIGHT_MAX, max_keepalive_connections=100)
     async with (
-        httpx.AsyncClient(base_url=settings.url, timeout=settings.timeout_s, limits=limits, trust_env=False) as client,
+        httpx.AsyncClient(
+            base_url=settings.url,
+            headers={"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else None,
+            verify=ssl.create_default_context(cafile=settings.ca) if settings.ca else True,
+            timeout=settings.timeout_s,
+            limits=limits,
+            trust_env=False,
+        ) as client,
         asyncio.TaskGroup() as tasks,
     ):
         begin_s = time.monotonic()
@@ -258,13 +271,23 @@ def main() -> int:
     parser.add_argument("--profile", default="30x2", metavar="SECONDSxRATE,…", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--retries", type=int, default=0, metavar="N", help="send again what got no answer at all")
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="its first key is sent with each request")
+    parser.add_argument("--tls-ca", type=Path, metavar="FILE", help="whom to believe, when the URL is https")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     try:
         phases = profile(args.profile)
-        settings = LoadSettings(url=args.url, model=args.model, phases=phases, seed=args.seed, retries=args.retries)
+        settings = LoadSettings(
+            url=args.url,
+            model=args.model,
+            phases=phases,
+            seed=args.seed,
+            retries=args.retries,
+            api_key=api_keys.read(args.api_key_file)[0] if args.api_key_file else "",
+            ca=args.tls_ca,
+        )
         report = asyncio.run(run(settings))
-    except ValueError as error:
+    except (ValueError, OSError, FailedPrecondition) as error:
         parser.error(str(error))
     print(json.dumps(report.to_json()) if args.json else table(report, phases))  # noqa: T201
     return 1 if report.lost else 0

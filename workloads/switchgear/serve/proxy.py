@@ -19,6 +19,7 @@ from switchgear.core.clock import Clock
 from switchgear.core.errors import Reason, SwitchgearError, Unavailable
 from switchgear.core.tls import TlsFiles
 from switchgear.serve import completions, http
+from switchgear.serve.api_keys import ApiKeys
 from switchgear.serve.router_metrics import RouterMetrics
 from switchgear.serve.switchboard import Limits, ServiceRoutes, Switchboard, Ticket, unknown_service
 from switchgear.serve.upstream import Answer, Upstream
@@ -30,31 +31,37 @@ TRIES_MAX = 3
 
 
 class Proxy:
-    """Answers `/v1/completions` for all services of the table, `/health` and `/metrics`.
+    """Answers `/v1/completions` for all services of the table, `/health` and, without keys, `/metrics`.
 
+    keys: of which a client must bring one. Metrics speak of all services, so they are not for whoever may use one of them.
     changed: set when the autoscaler should hear of it at once.
     """
 
-    def __init__(self, limits: Limits, registry: CollectorRegistry, clock: Clock, tls: TlsFiles | None) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        registry: CollectorRegistry,
+        clock: Clock,
+        tls: TlsFiles | None,
+        keys: ApiKeys | None = None,
+    ) -> None:
         self.switchboard = Switchboard(limits)
         self.changed = asyncio.Event()
         self._limits = limits
         self._registry = registry
         self._metrics = RouterMetrics(registry)
         self._clock = clock
+        self._keys = keys
         self._upstream = Upstream(tls)
         self._assigned: dict[int, asyncio.Future[None]] = {}  # done when the ticket has its replica
         self._wakes: dict[str, asyncio.TimerHandle] = {}
 
     def app(self) -> Starlette:
         """What it answers."""
-        return Starlette(
-            routes=[
-                Route(completions.PATH, self._completions, methods=["POST"]),
-                Route("/health", self._health),
-                Route("/metrics", self._show_metrics),
-            ]
-        )
+        routes = [Route(completions.PATH, self._completions, methods=["POST"]), Route("/health", self._health)]
+        if self._keys is None:
+            routes.append(Route("/metrics", self._show_metrics))
+        return Starlette(routes=routes)
 
     async def close(self) -> None:
         for wake in self._wakes.values():
@@ -76,6 +83,8 @@ class Proxy:
     async def _completions(self, request: Request) -> Response:
         service = ""
         try:
+            if self._keys is not None:
+                self._keys.require(request.headers.get("authorization"))
             body = await http.read_body(request)
             envelope = completions.read_envelope(body)
             service = f"inferenceServices/{envelope.model}"
