@@ -155,7 +155,8 @@ async def run_agent(settings: AgentSettings) -> None:
             address=settings.address,
             gpus=hardware.gpus(node),
             agent_version=version,
-            metrics_address=exporter.reached_at(settings.address),
+            # Said, since others would take an address on loopback for a plain one, and we may listen on all.
+            metrics_address=f"{'https://' if beyond else ''}{exporter.reached_at(settings.address)}",
         )
         control = Control(settings.scheduler, inventory, launchers, reports, clock, tls=settings.tls)
         log.info("agent of %s", node, extra={"gpus": len(inventory.gpus), "metrics": exporter.address})

@@ -72,7 +72,9 @@ def build_app(
     for binding in all_bindings:
         app.add_api_route(binding.path, _endpoint(binding, channels), methods=[binding.verb], include_in_schema=False)
     app.add_api_route("/healthz", _healthz, methods=["GET"], include_in_schema=False)
-    app.add_api_route("/prometheus/targets", _targets(channels), methods=["GET"], include_in_schema=False)
+    app.add_api_route(
+        "/prometheus/targets", _targets(channels, secure=admit is not None), methods=["GET"], include_in_schema=False
+    )
     description = describe(all_bindings, version)
     app.openapi = lambda: description  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _http_error)
@@ -149,9 +151,9 @@ def _no_call_of_the_api(scope: MutableMapping[str, Any]) -> bool:
     return not str(scope.get("path", "")).startswith("/v1")
 
 
-def _targets(channels: dict[str, grpc.aio.Channel]) -> Callable[[Request], Awaitable[Response]]:
+def _targets(channels: dict[str, grpc.aio.Channel], *, secure: bool) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        return await targets.answer(request, channels)
+        return await targets.answer(request, channels, secure=secure)
 
     return endpoint
 

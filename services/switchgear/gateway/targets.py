@@ -28,9 +28,10 @@ _SERVING = (autoscaler_service_pb2.Replica.READY, autoscaler_service_pb2.Replica
 Target = dict[str, object]
 
 
-async def answer(request: Request, channels: Mapping[str, grpc.aio.Channel]) -> Response:
+async def answer(request: Request, channels: Mapping[str, grpc.aio.Channel], *, secure: bool) -> Response:
     """All targets, or with `?component=agent` or `replica` those of one kind.
 
+    secure: whether this installation has certificates; then all of its replicas speak TLS, also on loopback.
     An error when a service that knows some does not answer: Prometheus then keeps the targets that it has.
     """
     found = list[Target]()
@@ -38,14 +39,14 @@ async def answer(request: Request, channels: Mapping[str, grpc.aio.Channel]) -> 
     try:
         for component, (endpoint, list_targets) in _KINDS.items():
             if wanted in ("", component):
-                found += await list_targets(channels[endpoint])
+                found += await list_targets(channels[endpoint], secure)
     except grpc.aio.AioRpcError as error:
         return rpc_error_response(error)
     return JSONResponse(found)
 
 
-async def _agents(scheduler: grpc.aio.Channel) -> list[Target]:
-    """The agents that say where their metrics are, with label `node`."""
+async def _agents(scheduler: grpc.aio.Channel, _secure: bool) -> list[Target]:
+    """The agents that say where their metrics are, and whether over TLS, with label `node`."""
     stub: FleetServiceAsyncStub = fleet_service_pb2_grpc.FleetServiceStub(scheduler)  # type: ignore[assignment]
     found = list[Target]()
     token = ""
@@ -53,13 +54,16 @@ async def _agents(scheduler: grpc.aio.Channel) -> list[Target]:
         request = fleet_service_pb2.ListNodesRequest(page_size=_PAGE_SIZE, page_token=token)
         page = await stub.ListNodes(request, timeout=_TIMEOUT_S)
         for node in page.nodes:
-            if node.metrics_address:
-                found.append(_target(node.metrics_address, {"component": "agent", "node": _last(node.name)}))
+            if said := node.metrics_address:
+                address = said.removeprefix("https://")
+                # Beyond loopback nothing of ours is plain.
+                tls = said != address or not rpc.is_loopback(rpc.split_address(address)[0])
+                found.append(_target(address, {"component": "agent", "node": _last(node.name)}, tls=tls))
         if not (token := page.next_page_token):
             return found
 
 
-async def _replicas(autoscaler: grpc.aio.Channel) -> list[Target]:
+async def _replicas(autoscaler: grpc.aio.Channel, secure: bool) -> list[Target]:
     """The replicas that serve, with labels `service`, `replica` and `node`."""
     stub: AutoscalerServiceAsyncStub = autoscaler_service_pb2_grpc.AutoscalerServiceStub(autoscaler)  # type: ignore[assignment]
     found = list[Target]()
@@ -72,12 +76,12 @@ async def _replicas(autoscaler: grpc.aio.Channel) -> list[Target]:
             listing = autoscaler_service_pb2.ListReplicasRequest(parent=service.name, page_size=_PAGE_SIZE)
             for replica in (await stub.ListReplicas(listing, timeout=_TIMEOUT_S)).replicas:
                 if replica.state in _SERVING and replica.address:
-                    found.append(_target(replica.address, _replica_labels(replica)))
+                    found.append(_target(replica.address, _replica_labels(replica), tls=secure))
         if not (token := page.next_page_token):
             return found
 
 
-_KINDS: Mapping[str, tuple[str, Callable[[grpc.aio.Channel], Awaitable[list[Target]]]]] = {
+_KINDS: Mapping[str, tuple[str, Callable[[grpc.aio.Channel, bool], Awaitable[list[Target]]]]] = {
     "agent": ("scheduler", _agents),
     "replica": ("autoscaler", _replicas),
 }
@@ -88,9 +92,8 @@ def _replica_labels(replica: autoscaler_service_pb2.Replica) -> dict[str, str]:
     return {"component": "replica", "service": service, "replica": number, "node": _last(replica.node)}
 
 
-def _target(address: str, labels: Mapping[str, str]) -> Target:
-    host, _ = rpc.split_address(address)
-    return {"targets": [address], "labels": {**labels, "__scheme__": "http" if rpc.is_loopback(host) else "https"}}
+def _target(address: str, labels: Mapping[str, str], *, tls: bool) -> Target:
+    return {"targets": [address], "labels": {**labels, "__scheme__": "https" if tls else "http"}}
 
 
 def _last(name: str) -> str:

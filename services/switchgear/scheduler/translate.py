@@ -33,7 +33,7 @@ def inventory_from_proto(node: fleet_pb.Node) -> Inventory:
             "address is missing: other nodes reach the ranks of this node there", Reason.BAD_FIELD, field="node.address"
         )
     if node.metrics_address:
-        rpc.split_address(node.metrics_address)
+        rpc.split_address(node.metrics_address.removeprefix("https://"))
     return Inventory(
         clean(node.address, 255),
         tuple(
