@@ -19,7 +19,7 @@ FROM python:${PYTHON} AS control-plane
 # A volume that is mounted for the first time takes over the owner of the folder below it.
 RUN useradd --uid 10001 --create-home switchgear \
     && install -d -o switchgear -g switchgear -m 0700 /var/lib/switchgear /var/lib/switchgear/pki \
-       /secrets /secrets/services /secrets/postgres /secrets/grafana /secrets/prometheus /secrets/n1 /secrets/n2 /shared
+       /secrets /secrets/services /secrets/postgres /secrets/grafana /secrets/router /secrets/prometheus /secrets/n1 /secrets/n2 /shared
 COPY constraints.txt /usr/local/share/switchgear/
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     pip install --no-cache-dir -c /usr/local/share/switchgear/constraints.txt "$(echo /wheels/*.whl)[server]"

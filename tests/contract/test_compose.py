@@ -15,6 +15,7 @@ import yaml
 from prometheus_stack import check
 
 from switchgear.cli.main import parser
+from switchgear.serve import api_keys
 
 ROOT = Path(__file__).parents[2]
 PLACE = ROOT / "deploy/compose"
@@ -115,8 +116,8 @@ def test_the_certificate_is_good_for_every_name_at_which_a_service_is_reached() 
 def test_prometheus_scrapes_every_process_of_the_control_plane(compose: dict[str, Any], tmp_path: Path) -> None:
     read = yaml.safe_load((PLACE / "prometheus.yml").read_text())
     control_plane, _ = read["scrape_configs"]
-    expected = [f"{name}:{option(compose['services'][name], '--metrics').rpartition(':')[2]}" for name in SERVICES]
-    expected.append(f"router:{option(compose['services']['router'], '--listen').rpartition(':')[2]}")
+    processes = (*SERVICES, "router")
+    expected = [f"{name}:{option(compose['services'][name], '--metrics').rpartition(':')[2]}" for name in processes]
     assert control_plane["static_configs"] == [{"targets": expected}]
     assert [scraped["honor_labels"] for scraped in read["scrape_configs"]] == [True, True]
 
@@ -126,6 +127,28 @@ def test_prometheus_scrapes_every_process_of_the_control_plane(compose: dict[str
     text = (PLACE / "prometheus.yml").read_text().replace("/etc/prometheus/switchgear", str(tmp_path))
     (tmp_path / "prometheus.yml").write_text(text.replace("/etc/prometheus/rules", str(ROOT / "dashboards/rules")))
     check("promtool", "check", "config", tmp_path / "prometheus.yml")
+
+
+def test_the_router_has_a_key_that_only_it_and_the_script_that_makes_it_see(
+    compose: dict[str, Any], tmp_path: Path
+) -> None:
+    key_file = Path(option(compose["services"]["router"], "--api-key-file"))
+    having = {
+        name
+        for name, service in compose["services"].items()
+        if any(volume["target"] == str(key_file.parent) for volume in service.get("volumes", []))
+    }
+    assert having == {"passwords", "router"}
+
+    for folder in ("postgres", "grafana", "services", "router"):
+        (tmp_path / folder).mkdir()
+    script = (PLACE / "passwords.sh").read_text().replace("/secrets/", f"{tmp_path}/")
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    made = list[object]()
+    for _ in range(2):
+        subprocess.run(["sh", "-c", script], check=True, env=environment, timeout=60)
+        made.append(api_keys.read(tmp_path / "router" / key_file.name))
+    assert made[0] == made[1]
 
 
 def test_the_alertmanager_understands_its_configuration() -> None:
