@@ -287,7 +287,9 @@ def main() -> int:
             ca=args.tls_ca,
         )
         report = asyncio.run(run(settings))
-    except (ValueError, OSError, FailedPrecondition) as error:
+    except OSError as error:
+        parser.error(f"cannot use --tls-ca {args.tls_ca} ({error.strerror}); name the PEM file of the router's CA")
+    except (ValueError, FailedPrecondition) as error:
         parser.error(str(error))
     print(json.dumps(report.to_json()) if args.json else table(report, phases))  # noqa: T201
     return 1 if report.lost else 0
