@@ -37,6 +37,7 @@ from switchgear.store.database import Database, sqlite_url
 from switchgear.v1 import access_service_pb2 as pb
 from switchgear.v1 import access_service_pb2_grpc as pb_grpc
 from switchgear.v1 import fleet_service_pb2 as fleet_pb
+from switchgear.v1 import fleet_service_pb2_grpc as fleet_grpc
 from switchgear.v1alpha import launcher_service_pb2 as launcher_pb
 from switchgear.v1alpha import launcher_service_pb2_grpc as launcher_grpc
 from switchgear.v1alpha import node_agent_service_pb2 as agent_pb
@@ -130,6 +131,24 @@ async def test_nobody_takes_a_node_for_a_service(world: World, tmp_path: Path) -
                 assert isinstance(error, Unavailable)
     finally:
         await server.stop(0)
+
+
+@pytest.mark.parametrize("owner", ["router", "metrics"])
+async def test_the_certificates_of_router_and_prometheus_cannot_act_for_the_control_plane(
+    world: World, owner: str
+) -> None:
+    assert world.pki
+    folder = world.pki.folder
+    files = TlsFiles(world.pki.ca, folder / f"{owner}.crt", folder / f"{owner}.key")
+    async with rpc.channel(world.machines, files) as channel:
+        fleet: Any = fleet_grpc.FleetServiceStub(channel)
+        for call in (
+            fleet.CordonNode(fleet_pb.CordonNodeRequest(name="nodes/a")),
+            fleet.ListNodes(fleet_pb.ListNodesRequest()),
+        ):
+            error = await refused(call)
+            assert isinstance(error, PermissionDenied)
+            assert f"service:{owner}" in error.message
 
 
 async def test_a_secret_is_shown_once_also_to_a_repeated_request(world: World) -> None:

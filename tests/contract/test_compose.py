@@ -110,7 +110,34 @@ def test_services_listen_where_the_others_look_for_them(compose: dict[str, Any])
 
 def test_the_certificate_is_good_for_every_name_at_which_a_service_is_reached() -> None:
     (made,) = (call for call in scripted_commands() if call[0] == "init")
-    assert set(parser("init").parse_args(made).host) == {*SERVICES, "router"}
+    parsed = parser("init").parse_args(made)
+    assert (set(parsed.host), parsed.router_host) == (set(SERVICES), ["router"])
+
+
+def test_the_identity_of_the_control_plane_is_with_the_control_plane_alone(compose: dict[str, Any]) -> None:
+    having = {
+        name
+        for name, service in compose["services"].items()
+        if any(volume["source"] in ("services", "pki") for volume in service.get("volumes", []))
+    }
+    assert having == {*SERVICES, "passwords", "init", "enroll"}
+
+
+def test_init_hands_out_what_the_others_read(compose: dict[str, Any], tmp_path: Path) -> None:
+    for folder in ("state/pki", "services", "router-tls", "prometheus"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "state/token").touch()  # so that nothing is made anew
+    for name in ("ca", "service", "router", "metrics"):
+        for suffix in ("crt", "key"):
+            (tmp_path / f"state/pki/{name}.{suffix}").touch()
+    environment = {"PATH": "/usr/bin:/bin", "SWITCHGEAR_STATE_DIR": str(tmp_path / "state")}
+    script = (PLACE / "init.sh").read_text().replace("/secrets/", f"{tmp_path}/")
+    subprocess.run(["sh", "-c", script], check=True, env=environment, timeout=60)
+    router = compose["services"]["router"]
+    wanted = {Path(option(router, f"--tls-{name}")).name for name in ("ca", "certificate", "key")}
+    assert {path.name for path in (tmp_path / "router-tls").iterdir()} == wanted
+    assert {path.name for path in (tmp_path / "prometheus").iterdir()} == {"ca.crt", "metrics.crt", "metrics.key"}
+    assert {path.name for path in (tmp_path / "services").iterdir()} == {"ca.crt", "service.crt", "service.key"}
 
 
 def test_prometheus_scrapes_every_process_of_the_control_plane(compose: dict[str, Any], tmp_path: Path) -> None:
@@ -122,7 +149,7 @@ def test_prometheus_scrapes_every_process_of_the_control_plane(compose: dict[str
     assert [scraped["honor_labels"] for scraped in read["scrape_configs"]] == [True, True]
 
     # promtool also looks for the files that are named; in the container they are mounted.
-    for name in ("ca.crt", "service.crt", "service.key", "token"):
+    for name in ("ca.crt", "metrics.crt", "metrics.key", "token"):
         (tmp_path / name).touch()
     text = (PLACE / "prometheus.yml").read_text().replace("/etc/prometheus/switchgear", str(tmp_path))
     (tmp_path / "prometheus.yml").write_text(text.replace("/etc/prometheus/rules", str(ROOT / "dashboards/rules")))

@@ -26,7 +26,7 @@ NOW = time.time_ns()
 
 @pytest.fixture
 def made(tmp_path: Path) -> pki.Pki:
-    assert pki.create(tmp_path / "pki", ["gpu.example", "192.0.2.1"], NOW) == ["ca", "service"]
+    assert pki.create(tmp_path / "pki", ["gpu.example", "192.0.2.1"], NOW) == ["ca", "service", "router", "metrics"]
     return pki.Pki(tmp_path / "pki")
 
 
@@ -46,6 +46,20 @@ def test_keys_are_private_and_the_ca_signs_nothing_but_leaves(made: pki.Pki) -> 
     service.verify_directly_issued_by(ca)
     assert usages(service) == {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
     assert made.hosts() == ["gpu.example", "192.0.2.1", "localhost", "127.0.0.1", "::1"]
+
+
+def test_neither_a_router_nor_prometheus_has_the_control_planes_name_or_hosts(tmp_path: Path) -> None:
+    folder = tmp_path / "pki"
+    pki.create(folder, ["gpu.example"], NOW, router_hosts=["router.example"])
+    router, metrics = read(folder / "router.crt"), read(folder / "metrics.crt")
+    for certificate in (router, metrics):
+        certificate.verify_directly_issued_by(read(folder / "ca.crt"))
+    sans = router.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert sans.get_values_for_type(x509.UniformResourceIdentifier) == ["switchgear://services/router"]
+    assert sans.get_values_for_type(x509.DNSName) == ["router.example", "localhost"]
+    (only,) = metrics.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert only.value == "switchgear://services/metrics"
+    assert usages(metrics) == {ExtendedKeyUsageOID.CLIENT_AUTH}
 
 
 def test_a_nodes_certificate_names_the_node_and_no_host(made: pki.Pki, tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ METHODS: dict[str, MethodDescriptor] = {
 
 VIEWER, OPERATOR, ADMIN = (Identity(Kind.USER, "ann", role) for role in (Role.VIEWER, Role.OPERATOR, Role.ADMIN))
 NODE, SERVICE = Identity(Kind.NODE, "gpu-01"), Identity(Kind.SERVICE, "control-plane")
+ROUTER, METRICS, UNKNOWN = (Identity(Kind.SERVICE, name) for name in ("router", "metrics", "of-a-later-version"))
+
+EVERYBODY = {VIEWER, OPERATOR, ADMIN, NODE, SERVICE, ROUTER, METRICS, UNKNOWN, NOBODY}
 
 
 def test_the_test_knows_every_service_of_the_contract() -> None:
@@ -58,7 +61,7 @@ def test_every_method_has_a_rule_and_what_changes_something_is_audited(method: s
     assert mutates(method) == (not reads and not descriptor.client_streaming)
     if need is Needs.VIEWER:
         assert reads
-    if need in (Needs.NODE, Needs.SERVICE):
+    if need in (Needs.NODE, Needs.SERVICE, Needs.ROUTER):
         assert descriptor.containing_service.file.package == "switchgear.v1alpha"
     assert may(LOCAL, method)
     assert may(NOBODY, method) == (need is Needs.NOTHING)
@@ -72,22 +75,27 @@ def test_every_method_has_a_rule_and_what_changes_something_is_audited(method: s
         ("switchgear.v1.AccessService/CreateToken", {ADMIN}),
         ("switchgear.v1.AccessService/ListAuditEntries", {ADMIN}),
         ("switchgear.v1.PolicyService/SetPolicyMode", {ADMIN}),
-        ("switchgear.v1.AccessService/EnrollNode", {VIEWER, OPERATOR, ADMIN, SERVICE, NODE, NOBODY}),
+        ("switchgear.v1.AccessService/EnrollNode", EVERYBODY),
         ("switchgear.v1alpha.TelemetryService/Stream", {NODE}),
         ("switchgear.v1alpha.NodeAgentService/Connect", {NODE}),
         ("switchgear.v1alpha.LauncherService/Connect", {NODE}),
         ("switchgear.v1alpha.ServingService/ConnectReplica", {NODE}),
-        ("switchgear.v1alpha.ServingService/ConnectRouter", {SERVICE}),
+        ("switchgear.v1alpha.ServingService/ConnectRouter", {SERVICE, ROUTER}),
         ("switchgear.v1alpha.PlacementService/ReplaceNodes", {SERVICE}),
         ("switchgear.v1.JobService/Explode", set()),
         ("", set()),
     ],
 )
 def test_only_these_may(method: str, allowed: set[Identity]) -> None:
-    callers = {VIEWER, OPERATOR, ADMIN, NODE, SERVICE, NOBODY}
-    assert {caller for caller in callers if may(caller, method)} == allowed
-    for caller in callers - allowed:
+    assert {caller for caller in EVERYBODY if may(caller, method)} == allowed
+    for caller in EVERYBODY - allowed:
         assert denial(caller, method)
+
+
+def test_a_router_and_prometheus_may_nothing_else() -> None:
+    asked = [method for method in METHODS if needs(method) is not Needs.NOTHING]
+    assert [method for method in asked if may(ROUTER, method)] == ["switchgear.v1alpha.ServingService/ConnectRouter"]
+    assert [method for method in asked if may(METRICS, method) or may(UNKNOWN, method)] == []
 
 
 def test_even_a_local_caller_may_not_call_what_has_no_rule() -> None:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from switchgear.access import policy
 from switchgear.core import names
 from switchgear.core.errors import FailedPrecondition, Invalid, Reason
 from switchgear.core.tls import NodeFiles, TlsFiles, write_private
@@ -31,13 +32,19 @@ _SKEW = timedelta(minutes=5)
 REQUEST_BYTES_MAX = 4096
 HOSTS_MAX = 100
 _URI = "switchgear://"
-#: One certificate for all services: each of them may ask the others for anything.
-SERVICE = "services/control-plane"
+#: One certificate for all services of the control plane: each of them may ask the others for anything.
+SERVICE = f"services/{policy.CONTROL_PLANE}"
+#: Routers and Prometheus are reached by, or reach out to, people who may not do what the control plane may.
+ROUTER = f"services/{policy.ROUTER}"
+METRICS = f"services/{policy.METRICS}"
 
 
 @dataclass(frozen=True, slots=True)
 class Pki:
-    """A folder that `switchgear init` made: ca.crt, ca.key, service.crt and service.key, all PEM."""
+    """A folder that `switchgear init` made: ca, service, router and metrics, each with .crt and .key, all PEM.
+
+    The control plane needs ca.crt and service.*; the others are for a `switchgear router` and a Prometheus.
+    """
 
     folder: Path
 
@@ -113,6 +120,25 @@ class Pki:
         files.save(self.ca.read_text(), certificate, key_pem(key))
         return files.tls, expire
 
+    def _sign_service(
+        self, stem: str, name: str, hosts: Sequence[x509.GeneralName], now_unix_ns: int, *, serves: bool = True
+    ) -> bool:
+        """Makes `{stem}.crt` and `{stem}.key` for `name`, good for those hosts; False when they are there.
+
+        serves: whether others may connect to its owner; it is a client of others in any case.
+        Raises FailedPrecondition (TLS_FILES) when the CA's key is not here.
+        """
+        certificate_file, key_file = self.folder / f"{stem}.crt", self.folder / f"{stem}.key"
+        if certificate_file.exists() and key_file.exists():
+            return False
+        key = ec.generate_private_key(ec.SECP256R1())
+        usages = [ExtendedKeyUsageOID.CLIENT_AUTH, *([ExtendedKeyUsageOID.SERVER_AUTH] if serves else [])]
+        sans = [x509.UniformResourceIdentifier(f"{_URI}{name}"), *hosts]
+        certificate, _ = self._sign(_builder(name, key.public_key(), SERVICE_DAYS, now_unix_ns), usages, sans)
+        write_private(key_file, key_pem(key))
+        write_private(certificate_file, certificate)
+        return True
+
     def _sign(
         self,
         builder: x509.CertificateBuilder,
@@ -140,17 +166,14 @@ class Pki:
         return _pem(certificate), _expiry(certificate)
 
 
-def create(folder: Path, hosts: Sequence[str], now_unix_ns: int) -> list[str]:
-    """Makes what is missing in the folder, and returns what that was: `ca`, `service`.
+def create(folder: Path, hosts: Sequence[str], now_unix_ns: int, *, router_hosts: Sequence[str] = ()) -> list[str]:
+    """Makes what is missing in the folder, and returns what that was: `ca`, `service`, `router`, `metrics`.
 
-    hosts: names and addresses, besides those of loopback, at which the services are reached.
+    hosts: names and addresses, besides those of loopback, at which the services are reached. router_hosts: the same of routers that
+    run by themselves; a name in both would let a router pass for the control plane.
     Raises Invalid when a host is none, and FailedPrecondition when the CA's key is missing beside its certificate.
     """
-    if len(hosts) > HOSTS_MAX:
-        raise Invalid(f"at most {HOSTS_MAX} hosts", Reason.BAD_FIELD, field="host")
-    all_hosts = list(dict.fromkeys([*hosts, "localhost", "127.0.0.1", "::1"]))
-    for host in all_hosts:
-        _host(host)
+    sans, router_sans = _hosts(hosts), _hosts(router_hosts)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     pki, made = Pki(folder), []
     if not pki.ca.exists():
@@ -166,14 +189,12 @@ def create(folder: Path, hosts: Sequence[str], now_unix_ns: int) -> list[str]:
         write_private(pki.ca_key, key_pem(key))
         write_private(pki.ca, _pem(ca))
         made.append("ca")
-    if not (pki.certificate.exists() and pki.key.exists()):
-        key = ec.generate_private_key(ec.SECP256R1())
-        usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-        sans = [x509.UniformResourceIdentifier(f"{_URI}{SERVICE}"), *map(_host, all_hosts)]
-        certificate, _ = pki._sign(_builder(SERVICE, key.public_key(), SERVICE_DAYS, now_unix_ns), usages, sans)
-        write_private(pki.key, key_pem(key))
-        write_private(pki.certificate, certificate)
+    if pki._sign_service("service", SERVICE, sans, now_unix_ns):
         made.append("service")
+    if pki._sign_service("router", ROUTER, router_sans, now_unix_ns):
+        made.append("router")
+    if pki._sign_service("metrics", METRICS, [], now_unix_ns, serves=False):
+        made.append("metrics")
     return made
 
 
@@ -218,6 +239,12 @@ def _builder(
 
 def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+def _hosts(hosts: Sequence[str]) -> list[x509.GeneralName]:
+    if len(hosts) > HOSTS_MAX:
+        raise Invalid(f"at most {HOSTS_MAX} hosts", Reason.BAD_FIELD, field="host")
+    return [_host(host) for host in dict.fromkeys([*hosts, "localhost", "127.0.0.1", "::1"])]
 
 
 def _host(host: str) -> x509.GeneralName:

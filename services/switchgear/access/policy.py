@@ -17,9 +17,17 @@ class Needs(Enum):
     ADMIN = Role.ADMIN.value
     #: A node's certificate; the servicer checks that the node speaks for itself alone (`core.identity.require_node`).
     NODE = 10
-    #: A service's certificate.
+    #: The control plane's certificate.
     SERVICE = 11
+    #: A router's certificate, or the control plane's: `switchgear up` has a router in its process.
+    ROUTER = 12
 
+
+#: Names in the certificates of services.
+CONTROL_PLANE = "control-plane"
+ROUTER = "router"
+#: Reads `/metrics` of every process, and may call nothing.
+METRICS = "metrics"
 
 _BY_NEED: dict[Needs, dict[str, str]] = {
     Needs.NOTHING: {
@@ -54,6 +62,8 @@ _BY_NEED: dict[Needs, dict[str, str]] = {
     },
     Needs.SERVICE: {
         "switchgear.v1alpha.PlacementService": "ReplaceNodes UpdateJobState",
+    },
+    Needs.ROUTER: {
         "switchgear.v1alpha.ServingService": "ConnectRouter",
     },
 }
@@ -65,9 +75,7 @@ _NEEDS = {
 }
 #: What changes nothing, and what is a conversation of machines instead of one change: not in the audit log unless refused.
 _READS = ("Get", "List", "Watch", "Check", "ServerReflectionInfo")
-_STREAMS = frozenset(
-    {name for name, need in _NEEDS.items() if need is Needs.NODE} | {"switchgear.v1alpha.ServingService/ConnectRouter"}
-)
+_STREAMS = frozenset(name for name, need in _NEEDS.items() if need in (Needs.NODE, Needs.ROUTER))
 
 
 def needs(method: str) -> Needs | None:
@@ -93,8 +101,10 @@ def may(caller: Identity, method: str) -> bool:
         case Kind.NODE:
             return need is Needs.NODE
         case Kind.SERVICE:
-            # Services read and act for one another; tokens and policies are for people to change.
-            return need in (Needs.VIEWER, Needs.OPERATOR, Needs.SERVICE)
+            if caller.name == CONTROL_PLANE:
+                # Its services read and act for one another; tokens and policies are for people to change.
+                return need in (Needs.VIEWER, Needs.OPERATOR, Needs.SERVICE, Needs.ROUTER)
+            return caller.name == ROUTER and need is Needs.ROUTER
     return False
 
 
@@ -106,7 +116,12 @@ def denial(caller: Identity, method: str) -> str:
     if caller.kind is Kind.USER and need in (Needs.VIEWER, Needs.OPERATOR, Needs.ADMIN):
         have, want = caller.role.name.lower(), need.name.lower()
         return f"{caller.actor} is {have} and {method} needs {want}; ask an admin for a token with that role"
-    holder = {Needs.NODE: "a node's certificate", Needs.SERVICE: "a service's certificate"}.get(
-        need, "a person's token"
-    )
+    holder = _HOLDERS.get(need, "a person's token")
     return f"{method} needs {holder}, not that of {caller.actor or 'nobody'}"
+
+
+_HOLDERS = {
+    Needs.NODE: "a node's certificate",
+    Needs.SERVICE: "the control plane's certificate",
+    Needs.ROUTER: "a router's certificate",
+}

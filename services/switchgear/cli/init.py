@@ -45,6 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(this machine's host name and loopback are always there)",
     )
     parser.add_argument(
+        "--router-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name or address of a machine with a `switchgear router` of its own, at which clients reach it; may be given several times",
+    )
+    parser.add_argument(
         "--database-url", default="", help="postgresql+asyncpg://… instead of SQLite in the state directory"
     )
     parser.add_argument("--json", action="store_true", help="print what was made as JSON")
@@ -56,7 +63,7 @@ def main(args: argparse.Namespace) -> int:
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder = state_dir / "pki"
     now_unix_ns = time.time_ns()
-    made = pki.create(folder, [*args.host, socket.gethostname()], now_unix_ns)
+    made = pki.create(folder, [*args.host, socket.gethostname()], now_unix_ns, router_hosts=args.router_host)
     token = ""
     if not (state_dir / TOKEN_FILE).exists():
         token = asyncio.run(_first_token(args.database_url or sqlite_url(state_dir / "switchgear.db"), now_unix_ns))
@@ -64,7 +71,7 @@ def main(args: argparse.Namespace) -> int:
         made.append("token")
     if not made:
         raise AlreadyExists(
-            f"{state_dir} has a CA, a service certificate and a token already. For other host names remove {folder}/service.crt and run "
+            f"{state_dir} has a CA, certificates and a token already. For other host names remove {folder}/service.crt or router.crt and run "
             f"init again; for a new CA remove {folder}, and have every node join again; more tokens: switchgear tokens create",
             Reason.ALREADY_EXISTS,
             state_dir=str(state_dir),
