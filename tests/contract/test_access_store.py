@@ -158,3 +158,15 @@ async def test_text_that_postgresql_cannot_store_or_that_is_too_long_is_cut(data
     await log.flush()
     (entry,) = await entries(database)
     assert (len(entry.resource), len(entry.message), "\0" in entry.resource) == (200, 500, False)
+
+
+async def test_what_steers_a_terminal_or_forges_a_line_is_not_stored(database: Database) -> None:
+    hostile = "nodes/a\x1b[2J\n2026-01-01 00:00:00  user:root  OK\u202e"
+    log = AuditLog(database, ManualClock(NOW))
+    log.refuse(replace(REFUSAL, method=hostile, resource=hostile, message=hostile, peer=hostile))
+    log.put(replace(ENTRY, resource=hostile, trace_id=hostile))
+    await log.flush()
+    for entry in await entries(database):
+        stored = entry.method, entry.resource, entry.message, entry.peer, entry.trace_id
+        assert all(text.isprintable() for text in stored)
+        assert entry.resource.startswith("nodes/a\ufffd[2J\ufffd2026")

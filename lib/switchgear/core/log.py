@@ -11,6 +11,8 @@ from typing import TextIO
 from opentelemetry import trace
 from opentelemetry.trace import format_span_id, format_trace_id
 
+from switchgear.core.text import printable
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -39,6 +41,14 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, default=str)
 
 
+class _TerminalFormatter(logging.Formatter):
+    """A line for a person, in which the text of others does not steer the terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base class names it
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+
 def configure(level: str = "info", stream: TextIO | None = None, *, component: str = "") -> None:
     """Logs of this process go to `stream` (stderr by default, so that stdout stays for results).
 
@@ -47,7 +57,7 @@ def configure(level: str = "info", stream: TextIO | None = None, *, component: s
     stream = stream or sys.stderr
     handler = logging.StreamHandler(stream)
     if stream.isatty():
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s  %(message)s", "%H:%M:%S"))
+        handler.setFormatter(_TerminalFormatter("%(asctime)s %(levelname)-7s %(name)s  %(message)s", "%H:%M:%S"))
     else:
         handler.setFormatter(JsonFormatter(component))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

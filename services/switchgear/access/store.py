@@ -12,6 +12,7 @@ from switchgear.access import secret
 from switchgear.access.model import Entry, JoinToken, Token
 from switchgear.core.errors import NotFound, PermissionDenied, Reason, ResourceExhausted
 from switchgear.core.identity import Role
+from switchgear.core.text import printable
 from switchgear.store.base import Base
 from switchgear.store.revisions import lock_revision, next_revision
 
@@ -273,5 +274,5 @@ def _entry_row(entry: Entry, ordinal: int) -> EntryRow:
 
 
 def _text(value: str, length: int) -> str:
-    """PostgreSQL stores every character but NUL."""
-    return value.replace("\0", "\N{REPLACEMENT CHARACTER}")[:length]
+    """Often the choice of a caller: cut first, since it may be megabytes, and then of characters that a table can show."""
+    return printable(value[:length])

@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from switchgear.cli import exits
 from switchgear.cli.client import connect, whole_list
-from switchgear.cli.output import last, print_json, print_table
+from switchgear.cli.output import last, print_json, print_line, print_table
 from switchgear.cli.show import qualified
 from switchgear.v1 import access_service_pb2 as pb
 
@@ -44,14 +44,14 @@ def tokens(args: argparse.Namespace) -> int:
                 if args.json:
                     print_json(made)
                 else:
-                    print(made.secret)
+                    print_line(made.secret)
             case "revoke":
                 request = pb.RevokeTokenRequest(name=qualified(args.whose, "tokens"), request_id=uuid.uuid4().hex)
                 revoked = client.access.RevokeToken(request)
                 if args.json:
                     print_json(revoked)
                 else:
-                    print(f"{revoked.name} of {revoked.user} is refused from now on")
+                    print_line(f"{revoked.name} of {revoked.user} is refused from now on")
             case _:
                 found: list[pb.Token] = whole_list(client.access.ListTokens, pb.ListTokensRequest(), "tokens")
                 if args.json:
@@ -81,7 +81,7 @@ def join_token(args: argparse.Namespace) -> int:
     if args.json:
         print_json(made)
     else:
-        print(made.join_token)
+        print_line(made.join_token)
     return exits.OK
 
 

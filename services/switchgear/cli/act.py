@@ -9,7 +9,7 @@ from pathlib import Path
 
 from switchgear.cli import exits
 from switchgear.cli.client import connect
-from switchgear.cli.output import print_json
+from switchgear.cli.output import print_json, print_line
 from switchgear.cli.show import qualified
 from switchgear.v1 import fleet_service_pb2 as fleet
 from switchgear.v1 import job_service_pb2 as jobs
@@ -31,7 +31,7 @@ def cancel(args: argparse.Namespace) -> int:
     if args.json:
         print_json(job)
     else:
-        print(f"{job.name} is {jobs.Job.State.Name(job.state)}")
+        print_line(f"{job.name} is {jobs.Job.State.Name(job.state)}")
     return exits.OK
 
 
@@ -66,7 +66,7 @@ def _show(node: fleet.Node, *, as_json: bool) -> int:
     if as_json:
         print_json(node)
     else:
-        print(f"{node.name} is {fleet.Node.State.Name(node.state)}" + (f": {node.reason}" if node.reason else ""))
+        print_line(f"{node.name} is {fleet.Node.State.Name(node.state)}" + (f": {node.reason}" if node.reason else ""))
     return exits.OK
 
 

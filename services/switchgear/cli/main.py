@@ -14,6 +14,7 @@ from importlib.metadata import version
 from switchgear.cli import exits
 from switchgear.core.errors import Reason, SwitchgearError
 from switchgear.core.rpc import to_error_dict
+from switchgear.core.text import printable
 
 EXAMPLES = """examples:
   switchgear run --standalone --nproc-per-node 2 -- train.py --epochs 3
@@ -151,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SwitchgearError as error:
         if "--json" in given and chosen not in ("run", "demo"):  # behind `run` stand the script's own options
             print(json.dumps({"error": to_error_dict(error)}))
-        print(f"switchgear: {error.message}", file=sys.stderr)
+        print(f"switchgear: {printable(error.message)}", file=sys.stderr)
         return exits.exit_code(error.reason)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "switchgear":

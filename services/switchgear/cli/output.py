@@ -1,8 +1,9 @@
-"""Tables and JSON on stdout."""
+"""Tables, lines and JSON for a terminal. What is printed here may be the text of others, so none of it steers the terminal."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC
 from typing import Any
@@ -11,16 +12,28 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from switchgear.core.text import printable
+
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
     """Aligned columns; the last one is not cut. `empty` is the sentence for no rows."""
-    table = [[str(cell) for cell in row] for row in rows]
+    table = [[printable(str(cell)) for cell in row] for row in rows]
     if not table:
         print(empty)
         return
     widths = [max(len(line[i]) for line in [list(header), *table]) for i in range(len(header))]
     for line in [list(header), *table]:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def print_line(text: str) -> None:
+    """One line on stdout."""
+    print(printable(text))
+
+
+def tell(text: str) -> None:
+    """One line on stderr: what is not the answer itself."""
+    print(printable(text), file=sys.stderr)
 
 
 def to_dict(message: Message) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from switchgear.cli import exits
 from switchgear.cli.client import connect
 from switchgear.cli.logs import Shown
+from switchgear.cli.output import tell
 from switchgear.core import names
 from switchgear.core.errors import Invalid, Reason, Unavailable
 from switchgear.v1 import job_service_pb2 as jobs
@@ -155,7 +156,7 @@ def _submit(server: str | None, name: str, spec: jobs.JobSpec, *, detach: bool) 
     with connect(server) as client:
         request = jobs.CreateJobRequest(job=jobs.Job(spec=spec), job_id=name, request_id=uuid.uuid4().hex)
         job = client.jobs.CreateJob(request)
-    print(f"submitted {job.name}", file=sys.stderr)
+    tell(f"submitted {job.name}")
     if detach:
         return exits.OK
     try:
@@ -179,7 +180,7 @@ def _follow(server: str | None, job: jobs.Job) -> int:
         shown.poll(end=job.state in _FINAL)
         if news != told:
             told = news
-            print(news, file=sys.stderr)
+            tell(news)
         if job.state in _FINAL:
             return exits.OK if job.state == jobs.Job.SUCCEEDED else exits.JOB_FAILED
         time.sleep(POLL_S)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from switchgear.cli import exits
 from switchgear.cli.client import connect, whole_list
-from switchgear.cli.output import last, local_time, print_json, print_table
+from switchgear.cli.output import last, local_time, print_json, print_line, print_table
 from switchgear.cli.show import qualified
 from switchgear.core.errors import Invalid, Reason
 from switchgear.v1 import autoscaler_service_pb2 as pb
@@ -93,10 +93,10 @@ def _print_one(service: pb.InferenceService, replicas: list[pb.Replica], *, as_j
     if as_json:
         print_json([service, *replicas])
         return exits.OK
-    print(_line(service))
+    print_line(_line(service))
     if service.message:
-        print(f"{service.message} (since {local_time(service.decide_time)})")
-    print(f"command: {' '.join(service.spec.argv)}")
+        print_line(f"{service.message} (since {local_time(service.decide_time)})")
+    print_line(f"command: {' '.join(service.spec.argv)}")
     print()
     print_table(
         ("REPLICA", "STATE", "NODE", "ADDRESS", "RUNNING", "WAITING", "CREATED", "MESSAGE"),
@@ -205,7 +205,7 @@ def _print_changed(service: pb.InferenceService, *, as_json: bool) -> int:
     if as_json:
         print_json(service)
     else:
-        print(_line(service))
+        print_line(_line(service))
     return exits.OK
 
 

@@ -6,7 +6,7 @@ import argparse
 
 from switchgear.cli import exits
 from switchgear.cli.client import Client, connect, progress_of, whole_list
-from switchgear.cli.output import last, local_time, print_json, print_table
+from switchgear.cli.output import last, local_time, print_json, print_line, print_table
 from switchgear.core import names
 from switchgear.v1 import fleet_service_pb2 as fleet
 from switchgear.v1 import job_service_pb2 as jobs
@@ -66,7 +66,7 @@ def _node(client: Client, name: str, *, as_json: bool) -> int:
     if as_json:
         print_json([node, values])
         return exits.OK
-    print(f"{node.name}  {fleet.Node.State.Name(node.state)}  {node.reason}".rstrip())
+    print_line(f"{node.name}  {fleet.Node.State.Name(node.state)}  {node.reason}".rstrip())
     print_table(
         ("GPU", "MODEL", "UUID", "SIMULATED"),
         ((gpu.index, gpu.model, gpu.uuid, "yes" if gpu.simulated else "no") for gpu in node.gpus),
@@ -131,11 +131,11 @@ def _job(client: Client, name: str, *, as_json: bool) -> int:
     if as_json:
         print_json(messages)  # type: ignore[arg-type]
         return exits.OK
-    print(f"{job.name}  {jobs.Job.State.Name(job.state)}  {job.message}".rstrip())
-    print(f"command: {' '.join(job.spec.argv)}")
+    print_line(f"{job.name}  {jobs.Job.State.Name(job.state)}  {job.message}".rstrip())
+    print_line(f"command: {' '.join(job.spec.argv)}")
     if progress:
         step = progress.step if progress.HasField("step") else "unknown"
-        print(
+        print_line(
             f"step: {step}   redone: {progress.steps_redone}   goodput: {progress.goodput:.1%} "
             f"({progress.productive_seconds:.1f} s of {progress.wall_seconds:.1f} s made new steps)"
         )
@@ -196,16 +196,16 @@ def _incident(incident: recovery.Incident, *, as_json: bool) -> int:
     if as_json:
         print_json(incident)
         return exits.OK
-    print(f"{incident.name}  {recovery.Incident.State.Name(incident.state)}  {incident.job}")
-    print(incident.summary)
-    print(f"decision: {incident.decision or '-'} ({incident.decision_reason or 'none yet'})")
+    print_line(f"{incident.name}  {recovery.Incident.State.Name(incident.state)}  {incident.job}")
+    print_line(incident.summary)
+    print_line(f"decision: {incident.decision or '-'} ({incident.decision_reason or 'none yet'})")
     print("evidence:")
     for fact in incident.evidence:
-        print(f"  {fact}")
+        print_line(f"  {fact}")
     print("timeline:")
     start = incident.timeline[0].time.ToNanoseconds() if incident.timeline else 0
     for entry in incident.timeline:
-        print(f"  {(entry.time.ToNanoseconds() - start) / 1e9:+8.3f} s  {entry.phase}")
+        print_line(f"  {(entry.time.ToNanoseconds() - start) / 1e9:+8.3f} s  {entry.phase}")
     return exits.OK
 
 

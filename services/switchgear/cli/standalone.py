@@ -13,6 +13,7 @@ from pathlib import Path
 from google.protobuf.json_format import MessageToJson
 
 from switchgear.cli import exits
+from switchgear.cli.output import tell
 from switchgear.cli.state import default_state_dir
 from switchgear.core import names
 from switchgear.core.clock import SystemClock
@@ -130,11 +131,11 @@ class Standalone:
                     said = incident.summary
                 case _:
                     continue
-            print(f"switchgear: {said}", file=sys.stderr)
+            tell(f"switchgear: {said}")
 
     async def _tell(self, call: m.Call) -> None:
         if call.kind == "set_state" and call.outcome is m.JobOutcome.RECOVERING:
-            print(f"switchgear: {call.reason}; stopping the attempt", file=sys.stderr)
+            tell(f"switchgear: {call.reason}; stopping the attempt")
 
 
 def _forget_old(folder: Path) -> None:

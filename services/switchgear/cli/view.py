@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from switchgear.cli.picture import JobLine, Picture, ServiceLine
+from switchgear.core.text import printable
 
 _COLOURS = {
     "HEALTHY": "green",
@@ -51,7 +52,7 @@ def _nodes(picture: Picture) -> Table:
     table = _table("NODE", "STATE", "GPUS IN USE", "REASON")
     for node in picture.nodes:
         used = "■" * node.gpus_allocated + "□" * max(0, node.gpus - node.gpus_allocated)
-        table.add_row(escape(node.name), _state(node.state), used or "none", escape(node.reason))
+        table.add_row(_plain(node.name), _state(node.state), used or "none", _plain(node.reason))
     return table
 
 
@@ -59,7 +60,7 @@ def _jobs(lines: Sequence[JobLine]) -> Table:
     table = _table("JOB", "STATE", "RANKS", "ATTEMPT", "STEP", "STEPS/S", "LOSS", "GOODPUT", "MESSAGE")
     for job in lines:
         table.add_row(
-            escape(job.name),
+            _plain(job.name),
             _state(job.state),
             str(job.ranks),
             str(job.attempt or "-"),
@@ -67,7 +68,7 @@ def _jobs(lines: Sequence[JobLine]) -> Table:
             "-" if job.steps_per_s is None else f"{job.steps_per_s:.1f}",
             "-" if job.loss is None else f"{job.loss:.3f}",
             "-" if job.goodput is None else f"{job.goodput:.0%}",
-            escape(job.message),
+            _plain(job.message),
         )
     return table
 
@@ -75,17 +76,17 @@ def _jobs(lines: Sequence[JobLine]) -> Table:
 def _services(services: Sequence[ServiceLine]) -> Table:
     table = _table("SERVICE", "READY/WANTED", "REPLICA", "STATE", "NODE", "IN FLIGHT", "DECISION")
     for service in services:
-        head = (escape(service.name), f"{service.ready}/{service.desired}")
+        head = (_plain(service.name), f"{service.ready}/{service.desired}")
         if not service.replicas:
-            table.add_row(*head, "-", "-", "-", "-", escape(service.message))
+            table.add_row(*head, "-", "-", "-", "-", _plain(service.message))
         for number, replica in enumerate(service.replicas):
             table.add_row(
                 *(head if number == 0 else ("", "")),
-                escape(replica.name),
+                _plain(replica.name),
                 _state(replica.state),
-                escape(replica.node) or "-",
+                _plain(replica.node) or "-",
                 "-" if replica.in_flight is None else str(replica.in_flight),
-                escape(service.message) if number == 0 else "",
+                _plain(service.message) if number == 0 else "",
             )
     return table
 
@@ -94,7 +95,11 @@ def _incidents(picture: Picture) -> Table:
     table = _table("INCIDENT", "STATE", "FAULT", "DECISION", "WHAT HAPPENED")
     for incident in picture.incidents:
         table.add_row(
-            escape(incident.name), _state(incident.state), incident.fault, incident.decision, escape(incident.summary)
+            _plain(incident.name),
+            _state(incident.state),
+            _plain(incident.fault),
+            _plain(incident.decision),
+            _plain(incident.summary),
         )
     return table
 
@@ -105,6 +110,11 @@ def _table(*columns: str) -> Table:
         # The last one tells the story and takes what room there is; the others stay whole.
         table.add_column(column, no_wrap=True, overflow="ellipsis", ratio=1 if number == len(columns) - 1 else None)
     return table
+
+
+def _plain(text: str) -> str:
+    """Text of others, of which neither rich nor the terminal makes anything but text."""
+    return escape(printable(text))
 
 
 def _state(state: str) -> Text:
