@@ -117,6 +117,26 @@ async def test_of_two_streams_of_one_node_the_newer_counts(world: World) -> None
     assert await launcher.lease() == 1
 
 
+async def test_a_node_cannot_end_a_job_in_the_name_of_the_ranks_of_another(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    agents = [await world.agent(name) for name in "ab"]
+    await world.create("llama", nnodes=2)
+    launchers = [await world.launcher(agent, JOB) for agent in agents]
+    for launcher in launchers:
+        await launcher.has("start", 1)
+    honest, liar = launchers
+    for rank in honest.alive:
+        await liar.report(loaded=wire.Loaded(rank=rank, path="/w/1.pt"))
+        await liar.report(rank_exited=wire.RankExited(rank=rank, exit_code=0))
+    for rank in list(liar.alive):
+        await liar.exit(rank, 0)
+    await liar.heard()
+    await honest.exit(0, -9)
+    await honest.has("start", 2)
+    assert caplog.text.count("which nodes/a has, are ignored") == 1
+
+
 async def test_a_heartbeat_is_answered_with_a_lease_while_the_launcher_has_its_place(world: World) -> None:
     launcher = await running_job(world)
     await launcher.beat()

@@ -351,7 +351,7 @@ class SimLauncher:
         self._report(m.Progress(self.node.name, generation, steps))
 
     def report_load(self, rank: SimRank, path: str, step: int | None) -> None:
-        self._report(m.Loaded(rank.generation, rank.rank, path, step, self.kernel.now_ns))
+        self._report(m.Loaded(self.node.name, rank.generation, rank.rank, path, step, self.kernel.now_ns))
 
     def report_checkpoint(self, generation: int, file: File, state: m.CheckpointState) -> None:
         checkpoint = m.Checkpoint(file.path, state, file.step, digest=file.digest, commit_ns=file.commit_ns)

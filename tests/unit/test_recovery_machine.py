@@ -354,3 +354,34 @@ def test_only_new_steps_are_productive_time() -> None:
     world.seconds += 2
     world.progress(15)
     assert productive_ns(world.state) == 3_000_000_000
+
+
+def test_what_a_node_says_of_the_ranks_of_another_is_ignored_and_told_once() -> None:
+    world = World()
+    world.run_to(10)
+    ended = tuple(m.Exit(rank, "nodes/b", 100 + rank, START_NS, 0, by_us=False) for rank in range(4))
+    stolen = [
+        m.RankStarted("nodes/b", 1, 0, 5, 5),
+        m.Progress("nodes/b", 1, (m.RankStep(0, 99, 1, 1, 1),)),
+        m.Loaded("nodes/b", 1, 0, "/checkpoints/99.pt", 99, 5),
+        m.RankExited(1, ended[0]),
+        m.LauncherHello("nodes/b", 1, "launcher-nodes/b", 1, 5000, ((0, 5, 5), (2, 102, 1)), ended[:2], all_gone=False),
+    ]
+    before = world.state
+    (warning,) = world.happen(*stolen)
+    assert warning == m.Warn("nodes/b", "reports about rank 0, which nodes/a has, are ignored")
+    assert before.attempt is not None
+    assert world.state.attempt is not None
+    for rank in (0, 1):
+        assert world.state.attempt.ranks[rank] == before.attempt.ranks[rank]
+    # With its own ranks over, and what it made up about the others, all ranks would have ended well.
+    world.happen(*(m.RankExited(1, one) for one in ended))
+    world.stopped("nodes/b")
+    assert (world.state.phase, world.calls()) == (m.Phase.RUNNING, ["set_state"])
+
+
+def test_a_node_without_a_rank_in_the_attempt_cannot_fail_its_start() -> None:
+    world = World()
+    world.run_to(10)
+    assert world.happen(m.StartFailed("nodes/c", 1, "no such script", permanent=True, reserved_port=1)) == []
+    assert world.state.phase is m.Phase.RUNNING

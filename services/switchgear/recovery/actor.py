@@ -94,6 +94,8 @@ class JobActor:
         for effect in effects:
             if isinstance(effect, m.Start | m.Stop | m.Check | m.Finish):
                 self._send(effect)
+            elif isinstance(effect, m.Warn):
+                log.warning(effect.message, extra={"job": after.job, "node": effect.node})
         if after.outbox:
             self._calls_due.set()
 

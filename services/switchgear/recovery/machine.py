@@ -198,9 +198,9 @@ class _Machine(Faults):
                 # It may have been handed the start that was meant for the one before it: stopped is what it says after a stop.
                 self._launcher_lost(hello)
             return
-        for rank, pid, started_ns in hello.ranks_alive:
-            if rank in attempt.ranks:
-                attempt.ranks[rank].pid, attempt.ranks[rank].started_ns = pid, started_ns
+        for number, pid, started_ns in hello.ranks_alive:
+            if rank := self._rank(hello.node, attempt, number):
+                rank.pid, rank.started_ns = pid, started_ns
         exited = {rank_exit.rank for rank_exit in hello.exits}
         ended = all(rank in exited or view.exit for rank, view in attempt.ranks.items() if view.node == hello.node)
         over = ended and hello.all_gone
@@ -359,20 +359,31 @@ class _Machine(Faults):
     def _ranks_of(self, attempt: m.Attempt, node: str) -> list[m.Rank]:
         return [rank for rank in attempt.ranks.values() if rank.node == node]
 
+    def _rank(self, node: str, attempt: m.Attempt | None, number: int) -> m.Rank | None:
+        """The rank, when it is the reporting node's own: what a node says of the ranks of others is worth nothing."""
+        rank, launcher = attempt.ranks.get(number) if attempt else None, self._launcher(node)
+        if rank is None or rank.node == node:
+            return rank
+        if launcher and not launcher.strayed:  # once: whoever goes on about it must not fill the log and the store
+            launcher.strayed = True
+            self.effects.append(m.Warn(node, f"reports about rank {number}, which {rank.node} has, are ignored"))
+        return None
+
     def _rank_started(self, event: m.RankStarted) -> None:
         attempt = self._current(event.generation)
-        if attempt is None or event.rank not in attempt.ranks:
+        rank = self._rank(event.node, attempt, event.rank)
+        if attempt is None or rank is None:
             return
-        rank = attempt.ranks[event.rank]
         rank.pid, rank.started_ns = event.pid, event.time_ns
         if all(r.started_ns for r in attempt.ranks.values()):
             self.mark("started", max(r.started_ns for r in attempt.ranks.values()))
 
     def _loaded(self, event: m.Loaded) -> None:
         attempt = self._current(event.generation)
-        if attempt is None or event.rank not in attempt.ranks:
+        rank = self._rank(event.node, attempt, event.rank)
+        if attempt is None or rank is None:
             return
-        attempt.ranks[event.rank].loaded_ns = event.time_ns
+        rank.loaded_ns = event.time_ns
         if event.step is not None and attempt.resume_step != event.step and self.state.incident:
             self.add_evidence(f"rank {event.rank} loaded {event.path} (step {event.step})")
         if all(r.loaded_ns for r in attempt.ranks.values()):
@@ -383,7 +394,7 @@ class _Machine(Faults):
         if attempt is None:
             return
         for report in event.ranks:
-            rank = attempt.ranks.get(report.rank)
+            rank = self._rank(event.node, attempt, report.rank)
             if rank is None:
                 continue
             rank.step, rank.step_time_ns = report.step, report.time_ns
@@ -418,11 +429,8 @@ class _Machine(Faults):
         self.set_state(m.JobOutcome.RUNNING, f"attempt {attempt.generation} runs on {', '.join(attempt.nodes)}")
 
     def _rank_exited(self, event: m.RankExited) -> None:
-        attempt = self._current(event.generation)
-        if attempt is None or event.exit.rank not in attempt.ranks:
-            return
-        rank = attempt.ranks[event.exit.rank]
-        if rank.exit is not None:
+        rank = self._rank(event.exit.node, self._current(event.generation), event.exit.rank)
+        if rank is None or rank.exit is not None:
             return
         rank.exit = replace(event.exit, made_steps=bool(rank.first_step_ns))
         if event.exit.step is not None:
@@ -432,7 +440,7 @@ class _Machine(Faults):
 
     def _start_failed(self, event: m.StartFailed) -> None:
         attempt = self._current(event.generation)
-        if attempt is None:
+        if attempt is None or event.node not in attempt.nodes:
             return
         self._port(event.node, event.reserved_port)
         clause = f"the attempt could not be started on {event.node}: {event.message}"

@@ -67,6 +67,8 @@ class Launcher:
     seen_generation: int = 0
     #: Monotonic time of the last word from it, or of the wish to have one.
     seen_s: float = 0.0
+    #: It has spoken of ranks that another node has, and that was told.
+    strayed: bool = False
 
 
 @dataclass(slots=True)
@@ -317,6 +319,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
+    node: str
     generation: int
     rank: int
     path: str
@@ -484,6 +487,14 @@ class Call:
     avoid: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Warn:
+    """What people should see in the log; nothing is done about it."""
+
+    node: str
+    message: str
+
+
 Command = Start | Stop | Check | Finish
 Record = SaveIncident | SaveAttempt | SaveCheckpoint
-Effect = Command | Record
+Effect = Command | Record | Warn

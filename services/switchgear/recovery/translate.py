@@ -119,7 +119,8 @@ def event_from_report(node: str, launcher_id: str, report: wire.LauncherReport) 
         case "loaded":
             loaded = report.loaded
             step = loaded.step if loaded.HasField("step") else None
-            return m.Loaded(generation, loaded.rank, text(loaded.path, PATH_LENGTH_MAX), step, loaded.time_unix_ns)
+            path = text(loaded.path, PATH_LENGTH_MAX)
+            return m.Loaded(node, generation, loaded.rank, path, step, loaded.time_unix_ns)
         case "attempt_stopped":
             stopped = report.attempt_stopped
             return m.AttemptStopped(node, generation, stopped.reserved_port, stopped.time_unix_ns)
