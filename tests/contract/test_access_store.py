@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,7 +121,7 @@ async def test_the_log_keeps_its_order_and_its_bounds_by_kind(database: Database
 async def test_a_flood_of_many_kinds_shares_one_line_beyond_the_bound(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit, "KINDS_MAX", 3)
+    monkeypatch.setattr(audit, "ANONYMOUS_KINDS_MAX", 3)
     log = AuditLog(database, ManualClock(NOW))
     for number in range(50):
         log.refuse(replace(REFUSAL, peer=f"192.0.2.{number}"))
@@ -128,6 +129,48 @@ async def test_a_flood_of_many_kinds_shares_one_line_beyond_the_bound(
     found = await entries(database)
     assert sorted(entry.count for entry in found) == [1, 1, 1, 47]
     assert next(entry for entry in found if entry.count == 47).peer == ""
+
+
+async def test_a_caller_whom_nobody_knows_makes_no_kinds_of_its_own_words_and_hides_nobody(database: Database) -> None:
+    log = AuditLog(database, ManualClock(NOW))
+    for number in range(1000):
+        log.refuse(replace(REFUSAL, resource=f"nodes/{number}", message=f"nodes/{number} cannot join"))
+    for method in range(100):
+        for host in ("192.0.2.1", "192.0.2.2"):
+            log.refuse(replace(REFUSAL, method=f"S/{method}", peer=host))
+    log.refuse(replace(REFUSAL, peer="198.51.100.7"))
+    for actor in ("user:eve", "node:b"):
+        log.refuse(replace(REFUSAL, actor=actor, outcome="PERMISSION_DENIED"))
+    await log.flush()
+    found = await entries(database)
+    lines = Counter((entry.actor, entry.peer) for entry in found)
+    assert lines["", "127.0.0.1"] == 1
+    assert lines["", "192.0.2.1"] == lines["", "192.0.2.2"] == audit.HOST_KINDS_MAX + 1
+    assert [entry.count for entry in found if entry.peer == "192.0.2.1" and not entry.method] == [80]
+    assert lines["", "198.51.100.7"] == lines["user:eve", "127.0.0.1"] == lines["node:b", "127.0.0.1"] == 1
+
+
+async def test_one_actor_does_not_hide_another(database: Database) -> None:
+    log = AuditLog(database, ManualClock(NOW))
+    for number in range(500):
+        log.refuse(replace(REFUSAL, actor="user:eve", message=f"nodes/{number}"))
+    log.refuse(replace(REFUSAL, actor="user:ann"))
+    await log.flush()
+    found = await entries(database)
+    assert Counter(entry.actor for entry in found) == {"user:eve": audit.ACTOR_KINDS_MAX + 1, "user:ann": 1}
+    assert sum(entry.count for entry in found) == 501
+
+
+async def test_a_flood_of_anonymous_refusals_pushes_out_none_of_an_actor(database: Database) -> None:
+    log = AuditLog(database, ManualClock(NOW))
+    log.refuse(replace(REFUSAL, actor="user:eve"))
+    await log.flush()
+    for number in range(5):
+        log.refuse(replace(REFUSAL, peer=f"192.0.2.{number}"))
+    await log.flush()
+    async with database.write() as session:
+        await store.prune(session, refusals_max=2)
+    assert sorted(entry.peer for entry in await entries(database)) == ["127.0.0.1", "192.0.2.3", "192.0.2.4"]
 
 
 async def test_refusals_of_the_next_window_have_a_line_of_their_own(database: Database) -> None:

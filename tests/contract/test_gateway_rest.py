@@ -14,7 +14,7 @@ import pytest
 
 from switchgear.core import rpc
 from switchgear.core.clock import SystemClock
-from switchgear.core.errors import FailedPrecondition
+from switchgear.core.errors import FailedPrecondition, Reason, Unauthenticated
 from switchgear.core.service import Endpoints
 from switchgear.gateway.main import build_app, serve
 from switchgear.scheduler.main import SchedulerSettings, build
@@ -163,3 +163,34 @@ async def test_it_listens_on_loopback_only_and_never_shares_a_port() -> None:
         with pytest.raises(FailedPrecondition, match="another port"):
             async with serve(build_app(Endpoints.all_at("127.0.0.1:1")), "127.0.0.1", int(address.rpartition(":")[2])):
                 pass
+
+
+@asynccontextmanager
+async def _refusing(asked: list[tuple[str, str, str]]) -> AsyncIterator[httpx.AsyncClient]:
+    """A gateway that lets nobody in and notes who asked for what: host, route and path."""
+
+    async def admit(_: str | None, host: str, route: str, path: str) -> None:
+        asked.append((host, route, path))
+        raise Unauthenticated("there is no token", Reason.UNAUTHENTICATED)
+
+    async with (
+        serve(build_app(Endpoints.all_at("127.0.0.1:1"), admit), "127.0.0.1", 0) as address,
+        httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as client,
+    ):
+        yield client
+
+
+async def test_what_a_stranger_asks_for_is_told_by_its_route() -> None:
+    asked = list[tuple[str, str, str]]()
+    async with _refusing(asked) as client:
+        for verb, path in (
+            ("GET", "/v1/jobs/a"),
+            ("GET", "/v1/jobs/b"),
+            ("POST", "/v1/jobs/b:cancel"),
+            ("GET", "/v1/x%1b%5b2J%0aGET"),
+            ("BREW", "/v1/jobs/a"),
+        ):
+            assert (await client.request(verb, path)).status_code == 401
+    read, nothing = "GET /v1/jobs/{name_0}", "a path that does not exist"
+    assert [route for _, route, _ in asked] == [read, read, "POST /v1/jobs/{name_0}:cancel", nothing, nothing]
+    assert [path for _, _, path in asked][:2] == ["/v1/jobs/a", "/v1/jobs/b"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -21,8 +22,11 @@ log = logging.getLogger(__name__)
 
 #: Changes that wait for the store; then changes are refused until it keeps up.
 WAITING_MAX = 1000
-#: Kinds of refusals in a window, each with a line of its own; what comes beyond shares one line.
-KINDS_MAX = 200
+#: Kinds of refusals in a window, each with a line of its own; what comes beyond shares one line. Of callers whom nobody knows there
+#: are as many as there are addresses, so these share a bound; of actors there are no more than tokens and nodes.
+ANONYMOUS_KINDS_MAX = 200
+HOST_KINDS_MAX = 20
+ACTOR_KINDS_MAX = 20
 #: So long refusals of a kind count on the same line.
 WINDOW_S = 60.0
 FLUSH_S = 1.0
@@ -48,6 +52,8 @@ class AuditLog:
         self._clock = clock
         self._waiting: list[tuple[Entry, asyncio.Future[None]]] = []
         self._refusals: dict[tuple[str, ...], _Refusals] = {}
+        #: How many of them there are of an actor, of a host, and of all hosts.
+        self._kinds = Counter[tuple[str, ...]]()
         self._window_s = clock.monotonic_s()
         self._wake = asyncio.Event()
         self._flushing = asyncio.Lock()
@@ -78,13 +84,24 @@ class AuditLog:
             ) from error
 
     def refuse(self, entry: Entry) -> None:
-        """Counts somebody who was not let in."""
-        key: tuple[str, ...] = (entry.actor, entry.method, entry.outcome, entry.message, entry.peer)
-        if key not in self._refusals and len(self._refusals) >= KINDS_MAX:
-            message = f"more than {KINDS_MAX} kinds of refused calls within {WINDOW_S:.0f} s; these are the others"
-            entry = replace(entry, actor="", method="", resource="", message=message, peer="", trace_id="")
-            key = ("",)
-        self._refusals.setdefault(key, _Refusals(entry)).unwritten += entry.count
+        """Counts somebody who was not let in.
+
+        An entry without an actor has nothing in its method that the caller could choose: else one caller would have as many kinds
+        as it likes, and hide the others.
+        """
+        kind: tuple[str, ...] = (entry.actor, entry.peer, entry.method, entry.outcome)
+        if entry.actor:
+            kind += (entry.resource, entry.message)
+        for group in _groups(kind):
+            bound = _bound(group)
+            if kind not in self._refusals and self._kinds[group] >= bound:
+                message = f"more than {bound} kinds of refused calls within {WINDOW_S:.0f} s; these are the others"
+                peer = "".join(group[1:])
+                kind, entry = group, replace(entry, method="", resource="", message=message, peer=peer, trace_id="")
+        if kind not in self._refusals:
+            self._refusals[kind] = _Refusals(entry)
+            self._kinds.update(_groups(kind))
+        self._refusals[kind].unwritten += entry.count
 
     async def run(self) -> None:
         """Writes until cancelled."""
@@ -147,3 +164,17 @@ class AuditLog:
         if now_s - self._window_s >= WINDOW_S:
             self._window_s = now_s
             self._refusals = {key: kind for key, kind in self._refusals.items() if kind.unwritten}
+            self._kinds = Counter(group for key in self._refusals for group in _groups(key))
+
+
+def _groups(kind: tuple[str, ...]) -> Sequence[tuple[str, ...]]:
+    """Whose bounds a kind counts towards, narrowest first: an actor's, or a host's and that of all hosts."""
+    if kind[0] or len(kind) == 1:
+        return [kind[:1]]
+    return [kind[:2], kind[:1]]
+
+
+def _bound(group: tuple[str, ...]) -> int:
+    if group[0]:
+        return ACTOR_KINDS_MAX
+    return ANONYMOUS_KINDS_MAX if len(group) == 1 else HOST_KINDS_MAX

@@ -58,7 +58,7 @@ class Guard:
         self.machine_credentials: grpc.ServerCredentials | None = None
         self.tls_files: TlsFiles | None = None
         self.http_ssl: TlsFiles | None = None
-        self.admit_http: Callable[[str | None, str, str], Awaitable[None]] | None = None
+        self.admit_http: Callable[[str | None, str, str, str], Awaitable[None]] | None = None
         self._pki = pki
         if pki is not None and self._strangers is not None:
             self.people_credentials = grpc.ssl_server_credentials(
@@ -78,7 +78,7 @@ class Guard:
         if self._strangers and machines:
             self._strangers.watch(rpc.split_address(machines)[1])
 
-    async def _admit_http(self, authorization: str | None, host: str, what: str) -> None:
+    async def _admit_http(self, authorization: str | None, host: str, route: str, path: str) -> None:
         try:
             if authorization is None:
                 raise Unauthenticated(
@@ -87,7 +87,7 @@ class Guard:
             await self._people.holder(authorization)
         except Unauthenticated as error:
             self._count(error.reason)
-            self._log.refuse(self._refusal(error.code, error.message, host, what))
+            self._log.refuse(self._refusal(error.code, error.message, host, route, path))
             raise
 
     async def own_node(self, node: str, folder: Path) -> TlsFiles | None:
@@ -118,7 +118,7 @@ class Guard:
         except FailedPrecondition as error:
             if error.reason is Reason.INSECURE_BIND:
                 self._count(error.reason)
-                self._log.refuse(self._refusal(error.code, error.message, "", ""))
+                self._log.refuse(self._refusal(error.code, error.message, "", "", ""))
             raise
         finally:
             for task in tasks:
@@ -129,13 +129,13 @@ class Guard:
     def _count(self, reason: Reason) -> None:
         self._refusals.labels(reason=reason.value).inc()
 
-    def _refusal(self, outcome: str, message: str, peer: str, method: str) -> Entry:
+    def _refusal(self, outcome: str, message: str, peer: str, method: str, resource: str) -> Entry:
         return Entry(
             time_unix_ns=self._clock.unix_ns(),
             actor="",
             role=Role.NONE,
             method=method,
-            resource="",
+            resource=resource,
             outcome=outcome,
             message=message,
             peer=peer,

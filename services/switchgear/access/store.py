@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import BigInteger, Boolean, Index, Integer, LargeBinary, String, delete, func, or_, select, update
+from sqlalchemy import BigInteger, Boolean, Index, Integer, LargeBinary, String, and_, delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -22,7 +22,8 @@ TOKENS_MAX = 1000
 JOIN_TOKENS_MAX = 1000
 #: So long tokens that are of no use any more stay listed.
 KEEP_ENDED_NS = 30 * 86400 * 1_000_000_000
-#: Rows of the audit log. Refusals have a share of their own, so that a flood of them pushes out no record of a change.
+#: Rows of the audit log. Refusals have shares of their own, so that a flood of them pushes out no record of a change, and one of
+#: callers whom nobody knows none of an actor who was refused. Each of the two has as many.
 MUTATIONS_MAX = 100_000
 REFUSALS_MAX = 10_000
 
@@ -217,8 +218,12 @@ async def entries_before(session: AsyncSession, before: int | None, limit: int) 
 
 async def prune(session: AsyncSession, mutations_max: int = MUTATIONS_MAX, refusals_max: int = REFUSALS_MAX) -> None:
     """Forgets the oldest entries beyond the bounds."""
-    for refused, keep in ((False, mutations_max), (True, refusals_max)):
-        kind = EntryRow.refused.is_(refused)
+    refused = EntryRow.refused.is_(True)
+    for kind, keep in (
+        (EntryRow.refused.is_(False), mutations_max),
+        (and_(refused, EntryRow.actor == ""), refusals_max),
+        (and_(refused, EntryRow.actor != ""), refusals_max),
+    ):
         newest_too_many = await session.scalar(
             select(EntryRow.ordinal).where(kind).order_by(EntryRow.ordinal.desc()).offset(keep).limit(1)
         )

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Match
 
 from switchgear.core import rpc
 from switchgear.core.errors import FailedPrecondition, NotFound, Reason, SwitchgearError
@@ -34,8 +35,9 @@ SHUTDOWN_GRACE_S = 2
 _Next: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
-#: Called with the `Authorization` header (None: there is none), the caller's host, and method and path; raises Unauthenticated.
-Admit: TypeAlias = Callable[[str | None, str, str], Awaitable[None]]
+#: Called with the `Authorization` header (None: there is none), the caller's host, the verb with the path as the contract has it, and
+#: the path; raises Unauthenticated.
+Admit: TypeAlias = Callable[[str | None, str, str, str], Awaitable[None]]
 #: What a load balancer or a person without a token may read.
 _OPEN_PATHS = frozenset({"/healthz", "/openapi.json"})
 
@@ -179,13 +181,20 @@ def _only_admitted(admit: Admit) -> Callable[[Request, _Next], Awaitable[Respons
         if request.url.path not in _OPEN_PATHS:
             host = request.client.host if request.client else ""
             try:
-                what = f"{request.method} {request.url.path}"
-                await admit(request.headers.get("authorization"), host, what)
+                await admit(request.headers.get("authorization"), host, _route(request), request.url.path)
             except SwitchgearError as error:
                 return error_response(error)
         return await call_next(request)
 
     return only_admitted
+
+
+def _route(request: Request) -> str:
+    """What is asked for, in words that are not the caller's choice."""
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is Match.FULL:
+            return f"{request.method} {route.path}"
+    return "a path that does not exist"
 
 
 async def _only_loopback(request: Request, call_next: _Next) -> Response:
