@@ -90,16 +90,17 @@ async def test_prometheus_finds_the_agents_that_say_where_their_metrics_are(
 ) -> None:
     async with rpc.channel(plane.endpoints.scheduler) as channel:
         stub: Any = agent_grpc.NodeAgentServiceStub(channel)
-        for name, address in (
-            ("a", "127.0.0.1:9100"),
-            ("b", "gpu-b.example:9100"),
-            ("c", "https://127.0.0.1:9101"),
-            ("silent", ""),
+        for name, host, address in (
+            ("a", "127.0.0.1", "127.0.0.1:9100"),
+            ("b", "gpu-b.example", "gpu-b.example:9100"),
+            ("c", "gpu-c.example", "https://127.0.0.1:9101"),
+            ("elsewhere", "gpu-d.example", "database.example:5432"),
+            ("silent", "127.0.0.1", ""),
         ):
-            node = fleet_pb.Node(name=f"nodes/{name}", address="127.0.0.1", metrics_address=address)
+            node = fleet_pb.Node(name=f"nodes/{name}", address=host, metrics_address=address)
             await stub.Connect().write(agent_pb.NodeAgentReport(hello=agent_pb.NodeAgentHello(node=node)))
         async with asyncio.timeout(10):
-            while len((await rest.get("/v1/nodes")).json().get("nodes", ())) < 4:  # noqa: ASYNC110 - HTTP has no event
+            while len((await rest.get("/v1/nodes")).json().get("nodes", ())) < 5:  # noqa: ASYNC110 - HTTP has no event
                 await asyncio.sleep(0.02)
         targets = (await rest.get("/prometheus/targets")).json()
         assert (await rest.get("/prometheus/targets", params={"component": "replica"})).json() == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import unquote
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from switchgear.core import names, rpc
@@ -33,7 +35,7 @@ def inventory_from_proto(node: fleet_pb.Node) -> Inventory:
             "address is missing: other nodes reach the ranks of this node there", Reason.BAD_FIELD, field="node.address"
         )
     if node.metrics_address:
-        rpc.split_address(node.metrics_address.removeprefix("https://"))
+        _metrics_host(node.metrics_address)
     return Inventory(
         clean(node.address, 255),
         tuple(
@@ -50,6 +52,32 @@ def inventory_from_proto(node: fleet_pb.Node) -> Inventory:
         clean(node.agent_version, 64),
         clean(node.metrics_address, 255),
     )
+
+
+def peer_host(peer: str) -> str:
+    """The host of `ipv4:10.0.0.1:5000` or `ipv6:%5B::1%5D:5000`, as gRPC names its peers; empty for another kind."""
+    kind, _, address = peer.partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return ""
+    return unquote(address).rpartition(":")[0].strip("[]").removeprefix("::ffff:")
+
+
+def metrics_are_its_own(inventory: Inventory, peer_host: str) -> bool:
+    """Whether a node that connects from that host says that its metrics are on itself, or nowhere.
+
+    Prometheus goes wherever they are said to be, with a certificate of ours; loopback would be Prometheus' own machine.
+    """
+    if not inventory.metrics_address:
+        return True
+    host = _metrics_host(inventory.metrics_address)
+    if rpc.is_loopback(host):
+        return rpc.is_loopback(peer_host)
+    return host in (peer_host, inventory.address.strip("[]"))
+
+
+def _metrics_host(metrics_address: str) -> str:
+    """Raises Invalid when it is no address."""
+    return rpc.split_address(metrics_address.removeprefix("https://"))[0].strip("[]")
 
 
 def node_to_proto(node: NodeRecord, gpus_allocated: int) -> fleet_pb.Node:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import grpc.aio
 
@@ -48,13 +48,20 @@ class _Trouble:
         self.retry_at_s = now_s + min(RESTART_DELAY_S * 2**exponent, RESTART_DELAY_S_MAX)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stream:
+    """A connected agent. Two are never equal."""
+
+    peer_host: str
+
+
 @dataclass(slots=True)
 class _Node:
     inventory: Inventory
     heard_s: float
     heard_unix_ns: int
-    #: Identity of the stream that speaks for the node; None when there is none.
-    stream: object | None = None
+    #: The one that speaks for the node; None when there is none.
+    stream: _Stream | None = None
     #: Process of the agent that spoke last.
     instance_id: str = ""
     launchers: frozenset[LauncherRef] = frozenset()
@@ -116,7 +123,7 @@ class LocalEngine(pb_grpc.NodeAgentServiceServicer):
         if name not in self._nodes and len(self._nodes) >= self._nodes_max:
             self._forget_silent()
         self._refuse_second(name, first.hello.instance_id)
-        stream = object()
+        stream = _Stream(translate.peer_host(context.peer()))
         self._take(name, stream, first)
         node = self._nodes[name]
         log.info("agent connected", extra={"node": name, "launchers": len(node.launchers)})
@@ -163,7 +170,7 @@ class LocalEngine(pb_grpc.NodeAgentServiceServicer):
                 name=name,
             )
 
-    async def _read(self, name: str, stream: object, reports: AsyncIterator[pb.NodeAgentReport]) -> None:
+    async def _read(self, name: str, stream: _Stream, reports: AsyncIterator[pb.NodeAgentReport]) -> None:
         async for report in reports:
             if self._nodes[name].stream is not stream:
                 return  # the agent has connected anew: what comes here is older
@@ -180,7 +187,7 @@ class LocalEngine(pb_grpc.NodeAgentServiceServicer):
         except TimeoutError:
             pass
 
-    def _take(self, name: str, stream: object, report: pb.NodeAgentReport) -> None:
+    def _take(self, name: str, stream: _Stream, report: pb.NodeAgentReport) -> None:
         now_s = self._clock.monotonic_s()
         node = self._nodes.get(name)
         before = None if node is None else self._status(node, now_s)
@@ -188,6 +195,12 @@ class LocalEngine(pb_grpc.NodeAgentServiceServicer):
             if report.hello.node.name != name:
                 raise Invalid(f"this stream speaks for {name}; open another one", Reason.STREAM_PROTOCOL)
             inventory = translate.inventory_from_proto(report.hello.node)
+            if not translate.metrics_are_its_own(inventory, stream.peer_host):
+                log.warning(
+                    "metrics that are not on the agent's own node are left out; give it --metrics with the host of its --address",
+                    extra={"node": name, "metrics": inventory.metrics_address, "peer": stream.peer_host},
+                )
+                inventory = replace(inventory, metrics_address="")
             if node is None:
                 node = self._nodes[name] = _Node(inventory, now_s, self._clock.unix_ns())
             if node.stream is not stream:
