@@ -194,3 +194,10 @@ async def test_what_a_stranger_asks_for_is_told_by_its_route() -> None:
     read, nothing = "GET /v1/jobs/{name_0}", "a path that does not exist"
     assert [route for _, route, _ in asked] == [read, read, "POST /v1/jobs/{name_0}:cancel", nothing, nothing]
     assert [path for _, _, path in asked][:2] == ["/v1/jobs/a", "/v1/jobs/b"]
+
+
+async def test_a_header_does_not_say_whence_a_call_comes() -> None:
+    asked = list[tuple[str, str, str]]()
+    async with _refusing(asked) as client:
+        await client.get("/v1/jobs", headers={"X-Forwarded-For": "192.0.2.7", "X-Forwarded-Proto": "https"})
+    assert [host for host, _, _ in asked] == ["127.0.0.1"]

@@ -105,6 +105,7 @@ async def serve(app: FastAPI, host: str, port: int, tls: TlsFiles | None = None)
             app,
             log_config=None,
             access_log=False,
+            proxy_headers=False,  # the audit log says whence a call came, not whence it says that it came
             limit_concurrency=CONNECTIONS_MAX,
             timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
             ssl_certfile=tls.certificate if tls else None,

@@ -63,6 +63,7 @@ async def listening(
         app,
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # nobody stands in front of us whose word on the client counts
         lifespan="off",
         limit_concurrency=connections_max,
         timeout_keep_alive=KEEP_ALIVE_S,
