@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 import pytest
 from access_world import World, foreign_files, serving
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from switchgear.access import strangers
 from switchgear.core import rpc
@@ -228,3 +229,17 @@ async def test_with_tls_an_address_beyond_loopback_is_served(world: World) -> No
     server = rpc.Server([world.guard.interceptor])
     assert (await server.start("0.0.0.0:0", [], world.guard.people_credentials)).startswith("0.0.0.0:")
     await server.stop(0)
+
+
+async def test_reflection_without_a_token_is_refused_and_the_log_stays_clean(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def answer(channel: grpc.aio.Channel) -> Any:
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        return await stub.ServerReflectionInfo(iter([request])).read()
+
+    async with world.channel() as stranger, world.channel(await world.token("eve", Role.VIEWER)) as viewer:
+        assert isinstance(await refused(answer(stranger)), Unauthenticated)
+        assert (await answer(viewer)).list_services_response.service
+    assert caplog.text == ""

@@ -124,8 +124,8 @@ class _ErrorInterceptor(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
-        # Only coroutine and async-generator handlers are ours; health and reflection bring their own.
-        if handler is None or method.startswith("/grpc."):
+        # Of the foreign handlers only this is no async generator although it streams.
+        if handler is None or method == "/grpc.health.v1.Health/Watch":
             return handler
         if handler.response_streaming:
             inner_stream = handler.stream_stream if handler.request_streaming else handler.unary_stream
