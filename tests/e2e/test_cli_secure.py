@@ -32,7 +32,7 @@ class Secure(Terminal):
         self.up()
 
     def up(self) -> None:
-        process = self.start("up", *LISTEN, "--no-agent")
+        process = self.start("up", *LISTEN)
 
         def running() -> Running | None:
             assert process.poll() is None, process.communicate()[0]
@@ -85,6 +85,7 @@ def test_init_then_a_node_joins_an_operator_submits_and_everybody_else_is_sent_a
     join = admin.ask("join-token", "--node", "n1")["joinToken"]
     agent = admin.agent("--join", join)
     wait_for(lambda: admin.rest("/v1/nodes", token).json().get("nodes"))
+    assert [node["name"] for node in admin.rest("/v1/nodes", token).json()["nodes"]] == ["nodes/n1"]
     agent.terminate()
     agent.communicate()
     admin.agent()  # the certificate that it has is enough from now on
@@ -118,6 +119,21 @@ def test_init_then_a_node_joins_an_operator_submits_and_everybody_else_is_sent_a
         ("user:ann", "switchgear.v1.JobService/CreateJob", "OK"),
         ("", "GET /v1/jobs", "UNAUTHENTICATED"),
     }
+
+
+def test_with_tls_up_runs_an_agent_only_when_told_so_and_says_what_that_means(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path)
+    terminal.run("init")
+    try:
+        for flags, hint in (((), "no node agent runs in this process"), (("--agent",), "can read the CA's key")):
+            up = terminal.start("up", *LISTEN, "--sim-gpus", "1", *flags)
+            assert up.stdout
+            assert "Switchgear is up" in up.stdout.readline()
+            assert hint in up.stdout.readline()
+            up.terminate()
+            up.communicate()
+    finally:
+        terminal.close()
 
 
 def test_beyond_loopback_without_init_the_remedy_is_told_and_recorded(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from switchgear.store.database import Database, sqlite_url
 #: The first token, like those that `switchgear tokens create` makes for the longest time.
 TOKEN_DAYS = 366
 
-ADVICE = """start the control plane again, so that it uses them: switchgear up
+ADVICE = """start the control plane again, so that it uses them: switchgear up (from now on without a node agent in its process)
 people: switchgear tokens create NAME --role viewer|operator|admin, and a copy of {ca}
 nodes:  switchgear join-token --node NAME, then on the node: switchgear agent --join TOKEN --state-dir DIR
 mind that jobs run as the user who runs the agent, and may do on the node what that user may: give operator tokens to people whom

@@ -1,13 +1,14 @@
-"""`switchgear up`: all services, the gateway and one node agent in one process. State in SQLite under one directory."""
+"""`switchgear up`: all services, the gateway and, without TLS, one node agent in one process. State in SQLite under one directory."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import getpass
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +37,8 @@ ROUTER_GRACE_S = 5.0
 class UpSettings:
     """grpc, http, router: HOST:PORT to listen on, port 0 takes a free one. database_url: empty for SQLite in the state directory.
 
-    agent: whether this process is also the agent of this machine. sim_gpus: simulated GPUs of that agent.
+    agent: whether this process is also the agent of this machine; None: as long as there is no TLS. Jobs run as the agent's user, and
+    with TLS that user has the CA's key. sim_gpus: simulated GPUs of that agent.
     policies: modes of the configuration. metrics: HOST:PORT of `/metrics`. machines: with TLS, HOST:PORT at which agents and
     launchers bring certificates. router_key_file: keys of the router's clients, which it must have beyond loopback.
     """
@@ -46,7 +48,7 @@ class UpSettings:
     http: str = DEFAULT_HTTP
     router: str = DEFAULT_LISTEN
     database_url: str = ""
-    agent: bool = True
+    agent: bool | None = None
     node: str = ""
     sim_gpus: int = 0
     policies: Mapping[str, Mode] = field(default_factory=dict)
@@ -89,7 +91,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--database-url", default="", help="postgresql+asyncpg://… instead of SQLite in the state directory"
     )
-    parser.add_argument("--no-agent", action="store_true", help="run no node agent in this process")
+    parser.add_argument(
+        "--agent",
+        action=argparse.BooleanOptionalAction,
+        help="whether to run this machine's node agent in this process (default: as long as there was no `switchgear init`: with TLS, "
+        "jobs could read the CA's key and the admin's token)",
+    )
     parser.add_argument("--node", default="", help="name of this machine's node (default: its host name)")
     parser.add_argument(
         "--sim-gpus", type=int, default=0, metavar="N", help="simulate N GPUs on this machine's node (default: none)"
@@ -117,7 +124,7 @@ def main(args: argparse.Namespace) -> int:
         http=args.http,
         router=args.router,
         database_url=args.database_url,
-        agent=not args.no_agent,
+        agent=args.agent,
         node=args.node or names.to_id(socket.gethostname()),
         sim_gpus=args.sim_gpus,
         policies=configured_policies(args.policy),
@@ -154,7 +161,8 @@ async def serve(settings: UpSettings) -> None:
             asyncio.TaskGroup() as tasks,
         ):
             grpc, guard = plane.grpc, plane.parts.guard
-            if settings.agent:
+            with_agent = guard.tls_files is None if settings.agent is None else settings.agent
+            if with_agent:
                 files = await guard.own_node(names.node_name(settings.node), settings.state_dir / "agent" / TLS_FOLDER)
                 tasks.create_task(run_agent(_agent_settings(settings, plane.endpoints, files)))
             (settings.state_dir / ADDRESS_FILE).write_text(plane.metrics)
@@ -165,10 +173,24 @@ async def serve(settings: UpSettings) -> None:
                 f"state {settings.state_dir}",
                 file=sys.stderr,
             )
-            if settings.agent and not settings.sim_gpus:
-                hint = "this node has no GPUs to offer (NVML comes later); simulate some with --sim-gpus N"
+            for hint in _hints(settings, agent=with_agent, secure=guard.tls_files is not None):
                 print(hint, file=sys.stderr)
             await asyncio.Event().wait()
+
+
+def _hints(settings: UpSettings, *, agent: bool, secure: bool) -> Iterator[str]:
+    if agent and not settings.sim_gpus:
+        yield "this node has no GPUs to offer (NVML comes later); simulate some with --sim-gpus N"
+    if agent and secure:
+        yield (
+            f"WARNING: jobs run here as {getpass.getuser()}, who owns {settings.state_dir}: whoever may submit a job (role operator) can "
+            "read the CA's key and the admin's token there"
+        )
+    if secure and settings.agent is None:
+        yield (
+            "no node agent runs in this process, since its jobs could read the CA's key; as another user let `switchgear agent --join` "
+            "run one with a token of `switchgear join-token`, or give --agent or --no-agent"
+        )
 
 
 def _router_settings(settings: UpSettings, endpoints: Endpoints) -> router.RouterSettings:
