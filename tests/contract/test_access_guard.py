@@ -141,6 +141,7 @@ async def test_a_viewer_reads_and_changes_nothing(world: World) -> None:
     assert "operator" in error.message
     (entry,) = await world.audit()
     assert (entry.actor, entry.role, entry.outcome) == ("user:eve", pb.VIEWER, "PERMISSION_DENIED")
+    assert entry.resource == "nodes/a"
 
 
 async def test_a_change_is_recorded_under_the_name_of_the_token(world: World) -> None:

@@ -69,7 +69,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         inner: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
         async def streaming(request: Any, context: Context) -> AsyncIterator[Any]:
-            caller = await self._admit(method, context, passed_on=passed_on)
+            caller = await self._admit(method, request, context, passed_on=passed_on)
             try:
                 async for response in inner(request, context):
                     yield response
@@ -89,7 +89,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         audited = policy.mutates(method) and not passed_on
 
         async def unary(request: Any, context: Context) -> Any:
-            caller = await self._admit(method, context, passed_on=passed_on)
+            caller = await self._admit(method, request, context, passed_on=passed_on)
             if not audited:
                 return await inner(request, context)
             self._log.require_room()
@@ -120,7 +120,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         )
         return make(unary, handler.request_deserializer, handler.response_serializer)
 
-    async def _admit(self, method: str, context: Context, *, passed_on: bool) -> Identity:
+    async def _admit(self, method: str, request: Any, context: Context, *, passed_on: bool) -> Identity:
         """Who calls, when they may; from here on `identity.current` says so."""
         if self._strangers:
             self._strangers.called(context.peer())
@@ -138,7 +138,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
                     method=method[:100],
                 )
         except (Unauthenticated, PermissionDenied) as error:
-            self._refuse(self._entry(caller, method, context, error=error), error)
+            self._refuse(self._entry(caller, method, context, resource=_resource(request), error=error), error)
             raise
         identity.enter(caller)
         return caller

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import uuid
+from collections.abc import Sequence
 from datetime import UTC
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -99,6 +100,12 @@ def audit(args: argparse.Namespace) -> int:
     if args.json:
         print_json(entries)
         return exits.OK
+    print_audit(entries)
+    return exits.OK
+
+
+def print_audit(entries: Sequence[pb.AuditEntry]) -> None:
+    """A line for each entry, in that order."""
     print_table(
         ("TIME", "ACTOR", "OUTCOME", "COUNT", "METHOD", "RESOURCE", "FROM", "MESSAGE"),
         [
@@ -116,7 +123,6 @@ def audit(args: argparse.Namespace) -> int:
         ],
         "nothing was changed and nobody refused yet",
     )
-    return exits.OK
 
 
 def _print_tokens(found: list[pb.Token]) -> None:
@@ -134,8 +140,8 @@ def _print_tokens(found: list[pb.Token]) -> None:
 
 
 def _method(full: str) -> str:
-    """Without its service; what REST refused is told by its path."""
-    return (full if " " in full else last(full)) or "-"
+    """Without its package; what REST refused is told by its path."""
+    return (full if " " in full else full.rpartition(".")[2]) or "-"
 
 
 def _day_and_time(stamp: Timestamp) -> str:
