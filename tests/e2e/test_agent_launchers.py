@@ -25,7 +25,7 @@ PROGRAM = """
 import json, os, signal, sys, time
 arguments = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 with open(os.path.join(arguments["--state-dir"], f"called-{arguments['--placement-epoch']}"), "w") as file:
-    json.dump({"arguments": arguments, "sid": os.getsid(0)}, file)
+    json.dump({"arguments": arguments, "sid": os.getsid(0), "environment": dict(os.environ)}, file)
 print("hello from the launcher", flush=True)
 if "ends" in arguments["--job"]:
     sys.exit(7)
@@ -122,6 +122,19 @@ async def test_a_launcher_is_called_as_agreed_in_a_session_of_its_own(node: Node
     assert json.loads(Path(spec).read_text())["nprocPerNode"] == 2
     assert called["sid"] == node.pid()
     assert (folder / "launcher.log").read_text() == "hello from the launcher\n"
+
+
+async def test_a_launcher_does_not_inherit_what_the_control_plane_and_its_users_keep_to_themselves(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = {"SWITCHGEAR_DATABASE_URL", "SWITCHGEAR_TOKEN", "SWITCHGEAR_TOKEN_FILE", "SWITCHGEAR_JOIN_TOKEN"}
+    secrets |= {"PGPASSWORD", "PGPASSFILE"}
+    for name in (*secrets, "NCCL_DEBUG"):
+        monkeypatch.setenv(name, "x")
+    node.start("jobs/llama")
+    await node.ready("llama")
+    environment = json.loads((node.folder / "launchers" / "llama" / "called-1").read_text())["environment"]
+    assert environment.keys() & (secrets | {"NCCL_DEBUG"}) == {"NCCL_DEBUG"}
 
 
 async def test_starting_it_again_changes_nothing(node: Node) -> None:

@@ -33,6 +33,17 @@ LAUNCHERS_MAX = 256
 #: Folders of ended launchers that are kept for a look at their logs.
 FOLDERS_MAX = 200
 _STATE_FILE = "agent.json"
+#: What the agent, or a control plane in the same process, was given for itself. A job that is to have one of them names it.
+_SECRETS = frozenset(
+    {
+        "SWITCHGEAR_DATABASE_URL",
+        "SWITCHGEAR_JOIN_TOKEN",
+        "SWITCHGEAR_TOKEN",
+        "SWITCHGEAR_TOKEN_FILE",
+        "PGPASSWORD",
+        "PGPASSFILE",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +198,7 @@ class Launchers:
             pid = os.posix_spawn(
                 self._settings.command[0],
                 [*self._settings.command, *arguments],
-                {**os.environ, **(self._settings.tls.environment() if self._settings.tls else {})},
+                self._environment(),
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_DUP2, output, 1),
@@ -231,6 +242,10 @@ class Launchers:
             *("--state-dir", str(folder)),
             *("--trace-parent", trace.current() or command.trace_parent),
         ]
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+        return inherited | (self._settings.tls.environment() if self._settings.tls else {})
 
     def _write_state(self, folder: Path, job: str, epoch: int, arguments: Sequence[str], pid: int | None) -> None:
         state = {
