@@ -67,6 +67,12 @@ def test_every_command_line_is_one_that_we_understand(compose: dict[str, Any]) -
         parser(command[0]).parse_args(command)
 
 
+def test_no_script_shows_a_secret_to_ps() -> None:
+    assert [
+        script.name for script in PLACE.glob("*.sh") if re.search(r"switchgear .*\$\(cat", script.read_text())
+    ] == []
+
+
 def test_everything_that_is_mounted_from_here_exists(compose: dict[str, Any]) -> None:
     mounted = {
         Path(volume["source"])

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from switchgear.core import names, rpc
+from switchgear.core.errors import Invalid, Reason
 from switchgear.core.joining import Invitation
 from switchgear.core.tls import NodeFiles, TlsFiles, write_private
 from switchgear.v1 import access_service_pb2 as pb
@@ -23,6 +24,21 @@ _TIMEOUT_S = 30.0
 #: So long before the certificate expires each start of the agent warns.
 _WARN_DAYS = 30
 _SERVER = "server"
+
+
+def read_token(given: str) -> str:
+    """The join token itself: what was given, or with `@FILE` what is in that file. Raises Invalid when it cannot be read."""
+    if not given.startswith("@"):
+        return given
+    path = Path(given[1:])
+    try:
+        return path.read_text(errors="replace")
+    except OSError as error:
+        raise Invalid(
+            f"cannot read the join token in {path} ({error.strerror}); write what `switchgear join-token` printed there",
+            Reason.BAD_FIELD,
+            field="join",
+        ) from error
 
 
 def join(text: str, node: str, folder: Path) -> NodeFiles:

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import importlib.metadata
 import logging
+import os
 import socket
 import uuid
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from switchgear.agent.control import Control, Reports
-from switchgear.agent.enroll import join, server_of, warn_of_expiry
+from switchgear.agent.enroll import join, read_token, server_of, warn_of_expiry
 from switchgear.agent.exporter import page
 from switchgear.agent.hardware import open_hardware, running_thread
 from switchgear.agent.kernel_log_follower import SOURCE as KERNEL_LOG
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 #: In the agent's state directory: its key and certificate, once it has joined.
 TLS_FOLDER = "tls"
+JOIN_TOKEN = "SWITCHGEAR_JOIN_TOKEN"  # noqa: S105 - where it is, not what
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--join",
         metavar="TOKEN",
-        help="what `switchgear join-token` printed; needed once, the certificate is kept in the state directory",
+        default=os.environ.get(JOIN_TOKEN, ""),
+        help="what `switchgear join-token` printed, or @FILE with it, which `ps` does not show "
+        f"(or ${JOIN_TOKEN}); needed once, the certificate is kept in the state directory",
     )
     for service in ("collector", "scheduler", "recovery", "autoscaler"):
         parser.add_argument(f"--{service}", help=f"address of the {service}, when it is not at --server")
@@ -72,11 +76,18 @@ def main(args: argparse.Namespace) -> int:
     """Runs the agent until SIGTERM or SIGINT; launchers live on."""
     files = NodeFiles(args.state_dir / TLS_FOLDER)
     if args.join and not files.complete:
-        join(args.join, args.node, files.folder)
+        join(read_token(args.join), args.node, files.folder)
     if files.complete:
         warn_of_expiry(files, datetime.now(UTC))
-    server = args.server or server_of(files.folder) or "127.0.0.1:7070"
-    settings = AgentSettings(
+    asyncio.run(until_signal(run_agent(settings_from(args, files))))
+    return 0
+
+
+def settings_from(args: argparse.Namespace, files: NodeFiles) -> AgentSettings:
+    """Raises Invalid when a value is out of its bounds."""
+    server = args.server or server_of(files.folder)
+    server = server or "127.0.0.1:7070"
+    return AgentSettings(
         node=args.node,
         collector=args.collector or server,
         scheduler=args.scheduler or server,
@@ -91,8 +102,6 @@ def main(args: argparse.Namespace) -> int:
         metrics=args.metrics,
         kernel_log=args.kernel_log,
     )
-    asyncio.run(until_signal(run_agent(settings)))
-    return 0
 
 
 async def run_agent(settings: AgentSettings) -> None:
