@@ -28,6 +28,15 @@ def parsed(*flags: str) -> argparse.Namespace:
     return parser.parse_args(["--node", "n1", "--state-dir", "/nowhere", *flags])
 
 
+def test_a_node_that_joined_services_apart_and_is_not_told_where_they_are_ends_with_the_flags_that_say_it(
+    joined: NodeFiles,
+) -> None:
+    with pytest.raises(Invalid, match="--collector, --scheduler, --autoscaler"):
+        settings_from(parsed(), joined)
+    with pytest.raises(Invalid, match=r"connect: --collector, --autoscaler \("):
+        settings_from(parsed("--scheduler", "s:2"), joined)
+
+
 def test_the_services_are_where_the_flags_or_the_invitation_say_and_without_either_on_this_machine(
     joined: NodeFiles, tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ from switchgear.agent.ticker import Ticker
 from switchgear.agent.worker import Worker
 from switchgear.core import names, rpc
 from switchgear.core.clock import SystemClock
+from switchgear.core.errors import Invalid, Reason
 from switchgear.core.metrics import ADDRESS_FILE, MetricsServer, new_registry
 from switchgear.core.process import only_one, until_signal
 from switchgear.core.tls import NodeFiles
@@ -84,8 +85,17 @@ def main(args: argparse.Namespace) -> int:
 
 
 def settings_from(args: argparse.Namespace, files: NodeFiles) -> AgentSettings:
-    """Raises Invalid when a value is out of its bounds."""
+    """Raises Invalid when a value is out of its bounds, or a node that has joined is not told where the services are."""
     server = args.server or server_of(files.folder)
+    apart = {"--collector": args.collector, "--scheduler": args.scheduler, "--autoscaler": args.autoscaler}
+    if files.complete and not server and (missing := [flag for flag, address in apart.items() if not address]):
+        # Nothing with TLS is at the default address: it would be tried for ever.
+        raise Invalid(
+            f"where are the services? Give their addresses at which machines connect: {', '.join(missing)} "
+            "(or --server, when all are at one)",
+            Reason.BAD_FIELD,
+            field=missing[0],
+        )
     server = server or "127.0.0.1:7070"
     return AgentSettings(
         node=args.node,
