@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import getpass
+import os
 import socket
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from switchgear.access import pki, secret, store
 from switchgear.access.model import Token
 from switchgear.cli import exits
 from switchgear.cli.output import print_json
-from switchgear.cli.state import TOKEN_FILE, default_state_dir
+from switchgear.cli.state import DATABASE_URL_VARIABLE, TOKEN_FILE, default_state_dir
 from switchgear.core import names
 from switchgear.core.errors import AlreadyExists, Reason
 from switchgear.core.identity import Role
@@ -52,7 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a name or address of a machine with a `switchgear router` of its own, at which clients reach it; may be given several times",
     )
     parser.add_argument(
-        "--database-url", default="", help="postgresql+asyncpg://… instead of SQLite in the state directory"
+        "--database-url",
+        default=os.environ.get(DATABASE_URL_VARIABLE, ""),
+        metavar="URL",
+        help=f"postgresql+asyncpg://… instead of SQLite in the state directory (or ${DATABASE_URL_VARIABLE})",
     )
     parser.add_argument("--json", action="store_true", help="print what was made as JSON")
 

@@ -12,6 +12,8 @@ from switchgear.core.tls import TlsFiles
 DEFAULT_GRPC = "127.0.0.1:7070"
 DEFAULT_HTTP = "127.0.0.1:7080"
 DEFAULT_MACHINES = "127.0.0.1:7076"
+#: `init`, `up` and `serve` must mean the same database, so all of them read it.
+DATABASE_URL_VARIABLE = "SWITCHGEAR_DATABASE_URL"
 #: In the state directory: this user's token.
 TOKEN_FILE = "token"  # noqa: S105 - where it is, not what
 

@@ -17,7 +17,15 @@ from switchgear.agent.settings import AgentSettings
 from switchgear.cli import exits
 from switchgear.cli.compose import DEFAULT_METRICS, SERVICES, PlaneSettings, running
 from switchgear.cli.policies import add_policy_argument, configured_policies
-from switchgear.cli.state import DEFAULT_GRPC, DEFAULT_HTTP, DEFAULT_MACHINES, Running, default_state_dir, write_running
+from switchgear.cli.state import (
+    DATABASE_URL_VARIABLE,
+    DEFAULT_GRPC,
+    DEFAULT_HTTP,
+    DEFAULT_MACHINES,
+    Running,
+    default_state_dir,
+    write_running,
+)
 from switchgear.core import names
 from switchgear.core.metrics import ADDRESS_FILE
 from switchgear.core.modes import Mode
@@ -89,7 +97,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(beyond loopback it must be there)",
     )
     parser.add_argument(
-        "--database-url", default="", help="postgresql+asyncpg://… instead of SQLite in the state directory"
+        "--database-url",
+        default=os.environ.get(DATABASE_URL_VARIABLE, ""),
+        metavar="URL",
+        help=f"postgresql+asyncpg://… instead of SQLite in the state directory (or ${DATABASE_URL_VARIABLE})",
     )
     parser.add_argument(
         "--agent",

@@ -90,7 +90,8 @@ class Stage:
         http, router = self._at["http"], self._at["router"]
         if not self.apart:
             # Without GPUs to offer of its own: the nodes are the three agents.
-            where = ("--grpc", self._at["up"], "--http", http, "--router", router)
+            # A database of the environment is somebody's own.
+            where = ("--database-url=", "--grpc", self._at["up"], "--http", http, "--router", router)
             self._start("up", "up", "--no-agent", "--state-dir", str(self.folder / "control"), *where)
         else:
             known = [word for name in SERVICES for word in (f"--{name}", self._at[name])]
