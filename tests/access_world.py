@@ -100,7 +100,7 @@ async def serving(
         authority.create(folder, [], clock.unix_ns())
     pki = Pki.find(folder) if folder else None
     one = guard(database, clock, pki)
-    server = rpc.Server([one.interceptor])
+    server = rpc.Server([one.interceptor], outermost=one.outermost)
     if not services:
         fleet_grpc.add_FleetServiceServicer_to_server(Fleet(), server.grpc)
     for service in (*services, one.service):

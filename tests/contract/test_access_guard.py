@@ -12,9 +12,13 @@ import grpc
 import grpc.aio
 import pytest
 from access_world import World, foreign_files, serving
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from switchgear.access import pki as authority
 from switchgear.access import strangers
+from switchgear.access.audit import AuditLog
+from switchgear.access.pki import Pki
 from switchgear.core import rpc
 from switchgear.core.clock import ManualClock
 from switchgear.core.errors import (
@@ -187,6 +191,43 @@ async def test_a_foreign_certificate_is_turned_away_in_the_handshake_and_audited
         while not (found := [e for e in await world.audit() if "our CA" in e.message]):  # noqa: ASYNC110
             await asyncio.sleep(0.1)  # until the guard has asked for the connection that is gone
     assert {(entry.outcome, entry.peer, entry.actor) for entry in found} == {("UNAUTHENTICATED", "127.0.0.1", "")}
+
+
+async def test_who_asks_for_health_or_for_a_method_that_nobody_has_is_no_stranger(
+    database: Database, clock: ManualClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strangers, "GRACE_S", 0)
+    monkeypatch.setattr(strangers, "_REST", 0)
+    authority.create(tmp_path / "pki", [], clock.unix_ns())
+    pki = Pki.find(tmp_path / "pki")
+    assert pki
+    door = strangers.Strangers(AuditLog(database, clock), clock)
+    server = rpc.Server(outermost=[door.interceptor])
+    address = await server.start("127.0.0.1:0", [], door.credentials(pki))
+    host, port = rpc.split_address(address)
+    door.watch(port)
+    async with rpc.channel(address, pki.tls_files) as channel:
+        await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    async with rpc.channel(address, pki.tls_files) as channel:
+        await health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()).read()
+    for shape in ("unary_unary", "unary_stream", "stream_unary"):
+        async with rpc.channel(address, pki.tls_files) as channel:
+            call = getattr(channel, shape)("/a.Service/Method")(iter([b""]) if shape == "stream_unary" else b"")
+            error = await refused(call.read() if shape == "unary_stream" else call)
+            assert "no such method" in error.message
+    _, writer = await asyncio.open_connection(host, port)
+    writer.write(b"hello?\n")
+    stranger = writer.get_extra_info("sockname")
+    async with asyncio.timeout(10):
+        while stranger not in door._silent:  # noqa: ASYNC110 - gRPC's threads look when they do
+            await asyncio.sleep(0.01)
+    writer.close()
+    await server.stop(0)
+    gone = list[strangers.Peer]()
+    async with asyncio.timeout(10):
+        while not gone:
+            gone = await asyncio.to_thread(door.gone)
+    assert gone == [stranger]
 
 
 async def test_a_service_acts_as_the_request_says_and_people_through_it_as_themselves(world: World) -> None:

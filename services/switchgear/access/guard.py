@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -30,9 +30,10 @@ from switchgear.store.database import Database
 
 
 class Guard:
-    """All but the first two are None without TLS: then everything is plain and on loopback, and every caller is `local`.
+    """All but the first three are None without TLS: then everything is plain and on loopback, and every caller is `local`.
 
-    interceptor: goes into `rpc.Server(interceptors=[...])`, after those that start spans and count.
+    interceptor: goes into `rpc.Server(interceptors=[...])`, after those that start spans and count. outermost: go into
+    `rpc.Server(outermost=[...])`, before all others.
     service: serves AccessService, in the gateway's process.
     people_credentials: TLS for the port on which callers bring a token. machine_credentials: mutual TLS for the other port, on
     which nodes and services bring certificates; `rpc.Server.also_listen` takes it, before `start`.
@@ -51,8 +52,9 @@ class Guard:
             "switchgear_access_refused", "Calls that were not let in.", ["reason"], registry=registry
         )
         self.interceptor: grpc.aio.ServerInterceptor = GuardInterceptor(
-            Callers(self._people, secure=pki is not None), self._log, clock, self._strangers, self._count
+            Callers(self._people, secure=pki is not None), self._log, clock, self._count
         )
+        self.outermost: Sequence[grpc.aio.ServerInterceptor] = (self._strangers.interceptor,) if self._strangers else ()
         self.service: Service = AccessService(database, clock, self._log, pki, lambda: self._addresses)
         self.people_credentials: grpc.ServerCredentials | None = None
         self.machine_credentials: grpc.ServerCredentials | None = None

@@ -15,7 +15,7 @@ from switchgear.access import policy
 from switchgear.access.audit import AuditLog
 from switchgear.access.callers import Callers, peer_uris
 from switchgear.access.model import Entry
-from switchgear.access.strangers import Strangers, split_peer
+from switchgear.access.strangers import split_peer
 from switchgear.core import identity
 from switchgear.core.clock import Clock
 from switchgear.core.errors import PermissionDenied, Reason, SwitchgearError, Unauthenticated
@@ -31,7 +31,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
     """Refuses with UNAUTHENTICATED or PERMISSION_DENIED, tells the handler who calls (`core.identity.current`), and writes to the
     audit log what changed something and what was refused.
 
-    strangers: told of every call; None without TLS. refused: called with the reason of each refusal.
+    refused: called with the reason of each refusal.
     """
 
     def __init__(
@@ -39,13 +39,11 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         callers: Callers,
         log: AuditLog,
         clock: Clock,
-        strangers: Strangers | None,
         refused: Callable[[Reason], None],
     ) -> None:
         self._callers = callers
         self._log = log
         self._clock = clock
-        self._strangers = strangers
         self._refused = refused
 
     async def intercept_service(
@@ -122,8 +120,6 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
 
     async def _admit(self, method: str, request: Any, context: Context, *, passed_on: bool) -> Identity:
         """Who calls, when they may; from here on `identity.current` says so."""
-        if self._strangers:
-            self._strangers.called(context.peer())
         caller = NOBODY
         try:
             if policy.needs(method) is not policy.Needs.NOTHING:

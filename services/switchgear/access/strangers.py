@@ -9,15 +9,18 @@ one of them is seen in the end.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import socket
 import threading
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import grpc
+import grpc.aio
 
 from switchgear.access.audit import AuditLog
 from switchgear.access.model import Entry
@@ -51,6 +54,8 @@ class Strangers:
         #: Peers that have not called, and since when they are known.
         self._silent: dict[Peer, float] = {}
         self._callers: dict[Peer, None] = {}
+        #: Tells `called` of every call. It goes before all others: then it sees also what no handler of ours does.
+        self.interceptor: grpc.aio.ServerInterceptor = _EveryCall(self.called)
 
     def credentials(self, pki: Pki) -> grpc.ServerCredentials:
         """Mutual TLS: a client without a certificate of our CA gets no further than the handshake."""
@@ -150,3 +155,47 @@ def split_peer(peer: str) -> Peer | None:
     if kind not in ("ipv4", "ipv6") or not port.isdigit():
         return None
     return host.strip("[]").removeprefix("::ffff:"), int(port)
+
+
+class _EveryCall(grpc.aio.ServerInterceptor):
+    """Health checks and calls of methods that nobody has come from somebody who was let in, too."""
+
+    def __init__(self, called: Callable[[str], None]) -> None:
+        self._called = called
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:
+            return grpc.stream_stream_rpc_method_handler(self._unknown)
+        kind = handler.request_streaming, handler.response_streaming
+        inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            self._called(context.peer())
+            async for response in inner(request, context):
+                yield response
+
+        async def call(request: Any, context: Any) -> Any:
+            self._called(context.peer())
+            return await inner(request, context)
+
+        # Of what streams, health alone is no async generator.
+        noted = stream if inspect.isasyncgenfunction(inner) else call
+        return _MAKE[kind](noted, handler.request_deserializer, handler.response_serializer)
+
+    async def _unknown(self, _: Any, context: Any) -> None:
+        self._called(context.peer())
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this server has no such method")
+
+
+#: By whether requests and responses are streams.
+_MAKE: dict[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler[Any, Any]]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}

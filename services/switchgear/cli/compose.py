@@ -159,7 +159,7 @@ async def _serving(parts: Parts) -> AsyncIterator[Plane]:
     settings, guard = parts.settings, parts.guard
     server = Server(
         [interceptor(parts) for interceptor in INTERCEPTORS],
-        outermost=[interceptor(parts) for interceptor in OUTERMOST],
+        outermost=[*guard.outermost, *(interceptor(parts) for interceptor in OUTERMOST)],
     )
     services = [SERVICES[name](parts) for name in settings.services]
     if guard.service and "gateway" in settings.services:
