@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ DAY_NS = 86400 * 1_000_000_000
 class Fleet(fleet_grpc.FleetServiceServicer):
     """Answers with who it takes the caller for."""
 
+    def __init__(self) -> None:
+        self.news: asyncio.Queue[int] = asyncio.Queue()
+
     async def GetNode(self, request: fleet_pb.GetNodeRequest, context: Any) -> fleet_pb.Node:  # noqa: N802
         return fleet_pb.Node(name=request.name, actor=identity.current().actor)
 
@@ -44,10 +48,18 @@ class Fleet(fleet_grpc.FleetServiceServicer):
             raise ValueError("the disk is on fire")
         return fleet_pb.Node(name=request.name, actor=identity.actor(request.actor))
 
+    async def WatchNodes(  # noqa: N802
+        self, request: fleet_pb.WatchNodesRequest, context: Any
+    ) -> AsyncIterator[fleet_pb.WatchNodesResponse]:
+        """One answer at once and one each time that `world.news` has something."""
+        yield fleet_pb.WatchNodesResponse(node=fleet_pb.Node(actor=identity.current().actor))
+        while True:
+            yield fleet_pb.WatchNodesResponse(revision=await self.news.get())
+
 
 @dataclass
 class World:
-    """people, machines: addresses; the same without TLS."""
+    """people, machines: addresses; the same without TLS. news: what `Fleet` tells those who watch."""
 
     database: Database
     clock: Clock
@@ -55,6 +67,7 @@ class World:
     guard: Guard
     people: str
     machines: str
+    news: asyncio.Queue[int]
 
     def channel(self, token: str = "", files: TlsFiles | None = None) -> grpc.aio.Channel:
         """A person's channel with a token, or a machine's with its files."""
@@ -100,9 +113,10 @@ async def serving(
         authority.create(folder, [], clock.unix_ns())
     pki = Pki.find(folder) if folder else None
     one = guard(database, clock, pki)
+    fleet = Fleet()
     server = rpc.Server([one.interceptor], outermost=one.outermost)
     if not services:
-        fleet_grpc.add_FleetServiceServicer_to_server(Fleet(), server.grpc)
+        fleet_grpc.add_FleetServiceServicer_to_server(fleet, server.grpc)
     for service in (*services, one.service):
         service.register(server.grpc)
     async with one.running():
@@ -110,7 +124,7 @@ async def serving(
         people = await server.start("127.0.0.1:0", ["switchgear.v1.FleetService"], one.people_credentials)
         one.listening(people, machines)
         try:
-            yield World(database, clock, pki, one, people, machines or people)
+            yield World(database, clock, pki, one, people, machines or people, fleet.news)
         finally:
             await server.stop(0)
 

@@ -15,8 +15,8 @@ from access_world import World, foreign_files, serving
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from switchgear.access import interceptor, strangers
 from switchgear.access import pki as authority
-from switchgear.access import strangers
 from switchgear.access.audit import AuditLog
 from switchgear.access.pki import Pki
 from switchgear.core import rpc
@@ -129,6 +129,68 @@ async def test_a_revoked_token_is_refused_within_a_second(world: World, clock: M
         assert revoked.HasField("revoke_time")
         clock.advance(1)
         assert "revoked" in (await refused(get(channel))).message
+
+
+def watch(channel: grpc.aio.Channel) -> grpc.aio.UnaryStreamCall[Any, fleet_pb.WatchNodesResponse]:
+    stub: Any = fleet_grpc.FleetServiceStub(channel)
+    call: grpc.aio.UnaryStreamCall[Any, Any] = stub.WatchNodes(fleet_pb.WatchNodesRequest(), timeout=10)
+    return call
+
+
+async def revoke(world: World, token: str) -> None:
+    async with world.channel(await world.token("root", Role.ADMIN)) as channel:
+        access: Any = pb_grpc.AccessServiceStub(channel)
+        await access.RevokeToken(pb.RevokeTokenRequest(name=f"tokens/{token.split('_')[1]}"))
+
+
+@pytest.mark.parametrize("why", ["revoked", "expired"])
+async def test_an_open_stream_of_a_token_that_is_not_good_any_more_ends_although_it_is_silent(
+    world: World, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    monkeypatch.setattr(interceptor, "RECHECK_S", 0.01)
+    token = await world.token("ann", Role.VIEWER, days=1)
+    async with world.channel(token) as channel:
+        call = watch(channel)
+        assert (await call.read()).node.actor == "user:ann"
+        if why == "revoked":
+            await revoke(world, token)
+        clock.advance(1 if why == "revoked" else 86400)
+        error = await refused(call.read())
+    assert (type(error), why in error.message) == (Unauthenticated, True)
+    entry = next(entry for entry in await world.audit() if entry.method.endswith("WatchNodes"))
+    assert (entry.actor, entry.outcome) == ("user:ann", "UNAUTHENTICATED")
+
+
+async def test_no_answer_goes_out_to_a_token_that_was_revoked(
+    world: World, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interceptor, "RECHECK_S", 3600)
+    token = await world.token("ann", Role.VIEWER)
+    async with world.channel(token) as channel:
+        call = watch(channel)
+        await call.read()
+        world.news.put_nowait(7)
+        assert (await call.read()).revision == 7
+        await revoke(world, token)
+        clock.advance(1)
+        world.news.put_nowait(8)
+        assert "revoked" in (await refused(call.read())).message
+
+
+async def test_a_stream_of_a_good_token_goes_on_and_ends_with_its_caller(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interceptor, "RECHECK_S", 0.001)
+    async with world.channel(await world.token("ann", Role.VIEWER)) as channel:
+        call = watch(channel)
+        await call.read()
+        for number in range(20):
+            await asyncio.sleep(0.002)
+            world.news.put_nowait(number + 1)
+            assert (await call.read()).revision == number + 1
+    async with asyncio.timeout(10):
+        while world.news._getters:  # type: ignore[attr-defined]  # noqa: ASYNC110 - the handler waits there
+            await asyncio.sleep(0.01)
 
 
 async def test_a_new_token_is_good_at_once_although_others_are_remembered(world: World) -> None:

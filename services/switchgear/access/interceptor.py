@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import copy_context
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,8 @@ from switchgear.core.identity import NOBODY, Identity, Kind
 
 #: Metadata in which the gateway says for whom it calls; believed under a service's certificate alone.
 PEER_HEADER = "switchgear-peer"
+#: So often somebody with a token is asked for it again while a stream is open and silent.
+RECHECK_S = 1.0
 _REFUSALS = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -68,10 +71,16 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
 
         async def streaming(request: Any, context: Context) -> AsyncIterator[Any]:
             caller = await self._admit(method, request, context, passed_on=passed_on)
+            responses: AsyncIterator[Any] = inner(request, context)
+            if caller.kind is Kind.USER:
+                responses = self._while_known(context, responses)
             try:
-                async for response in inner(request, context):
+                async for response in responses:
                     yield response
-            except PermissionDenied as error:  # a node that speaks for another
+            except (
+                PermissionDenied,
+                Unauthenticated,
+            ) as error:  # a node that speaks for another; a token that was revoked
                 self._refuse(self._entry(caller, method, context, error=error), error)
                 raise
 
@@ -138,6 +147,34 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
             raise
         identity.enter(caller)
         return caller
+
+    async def _while_known(self, context: Context, responses: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """The responses, until the caller's token is not good any more; asked before each of them, and while none comes.
+
+        Raises Unauthenticated then.
+        """
+        # One context for all of them: a span that is begun before a response may be ended after it.
+        context_variables = copy_context()
+
+        async def following() -> Any:
+            return await anext(responses)
+
+        response: asyncio.Task[Any] | None = None
+        try:
+            while True:
+                response = asyncio.create_task(following(), context=context_variables)
+                while not (await asyncio.wait((response,), timeout=RECHECK_S))[0]:
+                    await self._identify(context)
+                try:
+                    answer = response.result()
+                except StopAsyncIteration:
+                    return
+                await self._identify(context)
+                yield answer
+        finally:
+            if response is not None:
+                response.cancel()
+                await asyncio.gather(response, return_exceptions=True)
 
     async def _identify(self, context: Context) -> Identity:
         return await self._callers.identify(_header(context, "authorization"), peer_uris(context.auth_context()))
