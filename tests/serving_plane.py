@@ -67,9 +67,12 @@ class ServingPlane(ServingServiceServicer):
                 self.report = report
                 self._changed.notify_all()
 
-    async def publish(self, *routes: pb.ReplicaRoute, latency_target_s: float = 0) -> None:
+    async def publish(self, *routes: pb.ReplicaRoute, latency_target_s: float = 0, deleting: bool = False) -> None:
         """Sends a table with these replicas of the one service, and returns when the router has confirmed it."""
-        await self._publish(pb.ServiceRoute(service=SERVICE, latency_target_seconds=latency_target_s, replicas=routes))
+        service = pb.ServiceRoute(
+            service=SERVICE, latency_target_seconds=latency_target_s, replicas=routes, deleting=deleting
+        )
+        await self._publish(service)
 
     async def publish_nothing(self) -> None:
         """Sends a table without any service."""

@@ -207,6 +207,35 @@ async def test_a_replica_that_hangs_and_left_the_table_gives_its_requests_to_ano
     hanging.go()
 
 
+async def test_a_service_that_is_being_deleted_finishes_what_it_has_and_takes_nothing_more() -> None:
+    async with staged(replace(LIMITS, in_flight_per_replica=1)) as stage:
+        model = Alphabet()
+        model.hold()
+        route = await stage.start(1, model)
+        await stage.plane.publish(route)
+        asked = stage.asks(2)
+        await stage.plane.until(lambda: stage.plane.demand().held_requests == 1)
+        await stage.plane.publish(draining(route), deleting=True)
+        assert (await asyncio.wait_for(stage.ask(), 20)).status_code == 404
+        model.go()
+        answers = await asyncio.wait_for(asyncio.gather(*asked), 20)
+        assert sorted(answer.status_code for answer in answers) == [200, 404]
+
+
+async def test_a_request_that_is_cut_with_its_service_is_refused_at_once(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream, "GONE_S", 0.1)
+    hanging = Alphabet()
+    hanging.hold()
+    await stage.plane.publish(await stage.start(1, hanging))
+    (asked,) = stage.asks(1)
+    await stage.plane.until(lambda: [r.in_flight_requests for r in stage.plane.demand().replicas] == [1])
+    await stage.plane.publish_nothing()
+    assert (await asyncio.wait_for(asked, 20)).status_code == 404
+    hanging.go()
+
+
 async def test_a_request_whose_client_went_away_leaves_router_and_replica(stage: Stage) -> None:
     model = Alphabet()
     model.hold()

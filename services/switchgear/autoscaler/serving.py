@@ -66,7 +66,9 @@ class ServingServicer(rpc.ServingServiceServicer):
         """What is stored now: routers get its table, replicas hear what has become of them."""
         self._services = frozenset(service.name for service in snapshot.services)
         table = routing_table(snapshot.services, snapshot.replicas, snapshot.revision)
-        if self._table is None or self._table.services != table.services:
+        # A drain waits for routers that know its revision, also when the table already said so: the service was being deleted.
+        drains = max((replica.drain_revision for replica in snapshot.replicas if not replica.ended), default=0)
+        if self._table is None or self._table.services != table.services or self._table.version < drains:
             self._table = table
             for router in self._routers.values():
                 router.wake.set()

@@ -167,15 +167,20 @@ def _service_report(demand: wire.ServiceDemand) -> ServiceReport:
 
 
 def routing_table(
-    services: Iterable[ServiceRecord], replicas: Sequence[ReplicaRecord], version: int
+    services: Sequence[ServiceRecord], replicas: Sequence[ReplicaRecord], version: int
 ) -> wire.RoutingTable:
-    """Services in name order, each with its replicas that answer requests. A service that is being deleted takes none any more."""
+    """Services in name order, each with its replicas that answer requests.
+
+    One that is being deleted stays until its replicas have ended: what they have is finished, and none gets anything new.
+    """
+    going = {service.name for service in services if service.deleting}
     routes: dict[str, list[wire.ReplicaRoute]] = {}
     for replica in replicas:
         draining = replica.state is ReplicaState.DRAINING
         if replica.state is ReplicaState.READY or (draining and replica.address):
+            drains = draining or replica.service in going
             routes.setdefault(replica.service, []).append(
-                wire.ReplicaRoute(replica=replica.name, address=replica.address, draining=draining)
+                wire.ReplicaRoute(replica=replica.name, address=replica.address, draining=drains)
             )
     return wire.RoutingTable(
         version=version,
@@ -184,9 +189,9 @@ def routing_table(
                 service=service.name,
                 latency_target_seconds=service.spec.latency_target_s,
                 replicas=routes.get(service.name, []),
+                deleting=service.deleting,
             )
             for service in sorted(services, key=lambda service: service.name)
-            if not service.deleting
         ],
     )
 

@@ -133,6 +133,7 @@ class Proxy:
                 )
             self._metrics.retries.labels(self._label(ticket.service)).inc()
             self.switchboard.send_back(ticket, self._clock.monotonic_s())
+            self.switchboard.require(ticket.service)
             self._hold(ticket)
 
     def _hold(self, ticket: Ticket) -> None:

@@ -80,7 +80,7 @@ class RouterLink:
 
 def _routes(service: pb.ServiceRoute) -> ServiceRoutes:
     routes = [Route(route.replica, route.address, route.draining) for route in service.replicas]
-    return ServiceRoutes(service.latency_target_seconds, routes)
+    return ServiceRoutes(service.latency_target_seconds, routes, deleting=service.deleting)
 
 
 def _demand(name: str, service: Service) -> pb.ServiceDemand:

@@ -37,8 +37,11 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class ServiceRoutes:
+    """deleting: it takes no new request."""
+
     latency_target_s: float
     routes: Sequence[Route]
+    deleting: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -77,12 +80,13 @@ class Ticket:
 
 @dataclass(slots=True, eq=False)
 class Service:
-    """listed: in the newest table. held: by arrival, so that a retry stands in front of younger requests.
+    """listed, deleting: in the newest table. held: by arrival, so that a retry stands in front of younger requests.
 
     The totals count since the router started.
     """
 
     listed: bool = False
+    deleting: bool = False
     latency_target_s: float = 0.0
     replicas: dict[str, Replica] = field(default_factory=dict)
     held: list[Ticket] = field(default_factory=list)
@@ -90,6 +94,11 @@ class Service:
     tokens_total: int = 0
     late_total: int = 0
     failed_total: int = 0
+
+    @property
+    def takes(self) -> bool:
+        """Whether a held request may get a replica some time."""
+        return self.listed and not self.deleting
 
 
 class Switchboard:
@@ -119,7 +128,7 @@ class Switchboard:
             self._forget_idle(name)
         for name, known in table.items():
             service = self._services.setdefault(name, Service())
-            service.listed, service.latency_target_s = True, known.latency_target_s
+            service.listed, service.deleting, service.latency_target_s = True, known.deleting, known.latency_target_s
             for route in known.routes:
                 replica = service.replicas.setdefault(route.replica, Replica(route.replica, route.address))
                 replica.address, replica.draining, replica.listed = route.address, route.draining, True
@@ -127,10 +136,9 @@ class Switchboard:
     def arrive(self, name: str, *, tokens: int, size_bytes: int, now_s: float) -> Ticket:
         """Holds a new request for the service `name`; `dispatch` tells where it goes.
 
-        Raises NotFound when the newest table has no such service, Unavailable when too many requests are held already.
+        Raises NotFound when the newest table has no such service or it is being deleted, Unavailable when too many requests are held already.
         """
-        if self._have_table and not (name in self._services and self._services[name].listed):
-            raise unknown_service(name)
+        self.require(name)
         if self._held_requests >= self._limits.held_requests or self._held_bytes + size_bytes > self._limits.held_bytes:
             raise Unavailable(
                 f"{self._held_requests} requests wait for a replica already; try again in a moment",
@@ -144,6 +152,12 @@ class Switchboard:
         ticket = Ticket(self._arrivals, name, tokens, size_bytes, now_s + self._limits.hold_s)
         self._hold(ticket)
         return ticket
+
+    def require(self, name: str) -> None:
+        """Raises NotFound when no replica will ever take a request for `name` again, as far as the newest table says."""
+        service = self._services.get(name)
+        if self._have_table and (service is None or not service.takes):
+            raise unknown_service(name)
 
     def dispatch(self, service: str, now_s: float) -> list[Ticket]:
         """Gives held requests to replicas, the oldest first; those tickets have their replica set.
@@ -191,8 +205,8 @@ class Switchboard:
             self._leave(ticket)
 
     def strangers(self) -> list[Ticket]:
-        """Held requests for services of which the newest table knows nothing; to be refused."""
-        return [ticket for service in self._services.values() if not service.listed for ticket in service.held]
+        """Held requests for services that the newest table does not have or that are being deleted; to be refused."""
+        return [ticket for service in self._services.values() if not service.takes for ticket in service.held]
 
     def _hold(self, ticket: Ticket) -> None:
         held = self._services[ticket.service].held
