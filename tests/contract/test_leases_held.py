@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from switchgear.core.clock import ManualClock, SystemClock
 from switchgear.core.errors import Aborted, Reason
@@ -50,32 +54,84 @@ async def test_one_that_stands_by_takes_over_when_the_other_ends(database: Datab
         await second.close()
 
 
-async def test_the_late_write_of_a_fenced_process_is_refused_and_the_process_ends(
-    database: Database, database_url: str
-) -> None:
+async def test_the_late_write_of_a_fenced_process_is_refused(database: Database, database_url: str) -> None:
     # As after a sleep that was longer than its lease.
-    first, one = candidate(database_url, "one", duration_s=0, renew_s=1)
+    first, one = candidate(database_url, "one", duration_s=0, renew_s=30)
     second, two = candidate(database_url, "two")
     try:
-
-        async def overtaken() -> None:
-            async with one.holding():
-                await write(first)
-                async with two.holding():
-                    with pytest.raises(Aborted) as refused:
-                        await write(first)
-                    assert refused.value.reason is Reason.LEASE_LOST
-                    assert await write(second) == 2
-                    await asyncio.sleep(10)
-
-        with pytest.raises(ExceptionGroup) as ended:
-            await overtaken()
-        assert ended.group_contains(Aborted, match="taken over by")
+        async with one.holding():
+            await write(first)
+            async with two.holding():
+                with pytest.raises(Aborted) as refused:
+                    await write(first)
+                assert refused.value.reason is Reason.LEASE_LOST
+                assert await write(second) == 2
         async with database.read() as session:
             assert await current_revision(session, "svc") == 2
     finally:
         await first.close()
         await second.close()
+
+
+async def test_a_fenced_process_ends(database: Database, database_url: str) -> None:
+    first, one = candidate(database_url, "one", duration_s=0)
+    second, two = candidate(database_url, "two")
+    try:
+        with pytest.raises(ExceptionGroup) as ended:
+            async with asyncio.timeout(10), one.holding(), two.holding():
+                await asyncio.Event().wait()
+        assert ended.group_contains(Aborted, match="taken over by")
+    finally:
+        await first.close()
+        await second.close()
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["fails", "hangs"])
+async def test_one_that_alone_is_cut_off_from_the_database_stops_acting(
+    database_url: str, answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut, one = candidate(database_url, "one")
+    await cut.migrate()
+
+    @asynccontextmanager
+    async def unreachable() -> AsyncIterator[AsyncSession]:
+        if answers:
+            raise OSError("network is unreachable")
+        await asyncio.Event().wait()
+        yield AsyncSession()
+
+    async def act() -> None:
+        async with asyncio.timeout(10), replace(one, give_up_s=0.5).holding():
+            monkeypatch.setattr(cut, "write_unfenced", unreachable)
+            await asyncio.Event().wait()
+
+    try:
+        with pytest.raises(Aborted, match=r"could not be renewed for 0\.5 s") as ended:
+            await act()
+        assert ended.value.reason is Reason.LEASE_LOST
+    finally:
+        await cut.close()
+
+
+async def test_a_short_absence_of_the_database_ends_nobody(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, one = candidate(database_url, "one")
+
+    @asynccontextmanager
+    async def unreachable() -> AsyncIterator[AsyncSession]:
+        raise OSError("network is unreachable")
+        yield AsyncSession()
+
+    try:
+        async with replace(one, give_up_s=3).holding():
+            with monkeypatch.context() as absence:
+                absence.setattr(mine, "write_unfenced", unreachable)
+                await asyncio.sleep(0.3)
+            await asyncio.sleep(3)
+            assert await write(mine) == 1
+    finally:
+        await mine.close()
 
 
 async def test_one_that_comes_back_after_a_crash_waits_for_nobody(database: Database, database_url: str) -> None:

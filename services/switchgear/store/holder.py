@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from switchgear.core.clock import Clock
-from switchgear.core.errors import Aborted
+from switchgear.core.errors import Aborted, Reason
 from switchgear.store import leases
 from switchgear.store.database import Database
 from switchgear.store.leases import Lease
@@ -24,7 +24,9 @@ class Candidate:
     holder: unique among those that may want them at the same time. One that comes back under the same name after a crash fences
     off its former self and waits for nobody.
     duration_s: after a crash nobody acts for so long, and a process that is starved for longer loses its place to one that
-    stands by. renew_s: a third of it, so that one renewal may be late.
+    stands by. renew_s: a third of it, so that one renewal may be late. give_up_s: who has not renewed for so long acts no more, for
+    it may be cut off from a database in which another has taken its place. It outlasts a restart of PostgreSQL; the launchers' leases
+    that it granted until then end before its successor, duration_s later at the earliest, gives up their nodes.
     """
 
     database: Database
@@ -33,31 +35,45 @@ class Candidate:
     holder: str
     duration_s: float = 6.0
     renew_s: float = 2.0
+    give_up_s: float = 8.0
 
     @asynccontextmanager
     async def holding(self) -> AsyncIterator[None]:
         """Waits for the leases; in the block every write of the database is made under them.
 
-        The block is cancelled, and Aborted (LEASE_LOST) raised in a group, when somebody else has taken one of them.
+        The block is cancelled when somebody else has taken one of them, with Aborted (LEASE_LOST) in a group, or when they could not
+        be renewed for give_up_s, with Aborted alone.
         """
-        held = await self._acquired()
+        begun_s, held = await self._acquired()
         self.database.write_under(held)
+        patience = asyncio.timeout_at(begun_s + self.give_up_s)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                renewing = tasks.create_task(self._renew(held))
+            async with patience, asyncio.TaskGroup() as tasks:
+                renewing = tasks.create_task(self._renew(held, patience))
                 yield
                 renewing.cancel()
+        except TimeoutError as error:
+            if not patience.expired():
+                raise
+            raise Aborted(
+                f"{', '.join(self.names)}: the leases could not be renewed for {self.give_up_s:g} s, so another process may act by "
+                "now; see that the database is reachable from here, and start again",
+                Reason.LEASE_LOST,
+            ) from error
         finally:
             await self._release(held)
 
-    async def _acquired(self) -> list[Lease]:
+    async def _acquired(self) -> tuple[float, list[Lease]]:
+        """The leases, and when they were asked for, on the event loop's clock."""
         told = False
-        while (held := await self._acquire_all()) is None:
+        while True:
+            begun_s = asyncio.get_running_loop().time()
+            if (held := await self._acquire_all()) is not None:
+                return begun_s, held
             if not told:
                 log.warning("stands by: another process holds %s", ", ".join(self.names))
                 told = True
             await asyncio.sleep(self.renew_s)
-        return held
 
     async def _acquire_all(self) -> list[Lease] | None:
         """All or none, in one order, so that two processes that want some of the same do not wait for each other."""
@@ -73,22 +89,28 @@ class Candidate:
                 held.append(lease)
         return held
 
-    async def _renew(self, held: Sequence[Lease]) -> None:
+    async def _renew(self, held: Sequence[Lease], patience: asyncio.Timeout) -> None:
         while True:
             await asyncio.sleep(self.renew_s)
+            # The end of a renewal would not do: its lease counts from a moment before that.
+            begun_s = asyncio.get_running_loop().time()
             try:
-                async with self.database.write_unfenced() as session:
+                # A second attempt may find another connection, where the first waits for an answer that never comes.
+                async with asyncio.timeout(self.give_up_s / 2), self.database.write_unfenced() as session:
                     for lease in held:
                         await leases.renew(session, lease, duration_s=self.duration_s, now_unix_ns=self.clock.unix_ns())
             except Aborted:
                 raise
             except Exception:
-                # Nobody else can take a lease of a database that does not answer; when it does again, the token decides.
                 log.exception("cannot renew the leases; trying again")
+            else:
+                if patience.expired():
+                    return  # too late: the block is being cancelled
+                patience.reschedule(begun_s + self.give_up_s)
 
     async def _release(self, held: Sequence[Lease]) -> None:
         try:
-            async with self.database.write_unfenced() as session:
+            async with asyncio.timeout(self.give_up_s / 2), self.database.write_unfenced() as session:
                 for lease in held:
                     await leases.release(session, lease)
         except Exception:
