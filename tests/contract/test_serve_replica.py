@@ -17,6 +17,7 @@ from switchgear.serve import completions
 from switchgear.serve.replica import REPLICA_HEADER, Replica, ReplicaSettings, serving, settings
 
 SETTINGS = ReplicaSettings(model="chat", running_max=2, waiting_max=2, grace_s=30)
+JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture
@@ -156,10 +157,19 @@ async def test_a_throttled_replica_takes_its_time_after_a_pause_too(model: Alpha
 
 async def test_wrong_requests_are_told_apart(client: httpx.AsyncClient) -> None:
     await ready(client)
+    too_long = b"x" * (completions.BODY_BYTES_MAX + 1)
     for response, status, part in (
         (await ask(client, stream=True), 400, "streaming is not served"),
         (await ask(client, model="other"), 404, "model 'other' is not served here; ask for 'chat'"),
-        (await client.post(completions.PATH, content=b"x" * (completions.BODY_BYTES_MAX + 1)), 400, "bytes"),
+        (await client.post(completions.PATH, content=too_long, headers=JSON), 400, "bytes"),
+        (await client.post(completions.PATH, content=b"{}"), 400, "Content-Type: application/json"),
+        (
+            await client.post(completions.PATH, content=b"{}", headers={"Content-Type": "text/plain"}),
+            400,
+            "Content-Type",
+        ),
+        (await client.post(completions.PATH, json={}, headers={"Host": "rebound.example"}), 421, "localhost"),
+        (await client.get("/metrics", headers={"Host": "127.0.0.1.rebound.example:80"}), 421, "localhost"),
         (await client.post(completions.PATH, json={}, headers={REPLICA_HEADER: replica_name(7)}), 421, "not "),
     ):
         assert (response.status_code, part in response.json()["error"]["message"]) == (status, True), response.text

@@ -13,6 +13,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from switchgear.core import rpc
 from switchgear.core.errors import FailedPrecondition, Invalid, Reason, SwitchgearError
@@ -51,7 +52,7 @@ async def listening(
 ) -> AsyncIterator[str]:
     """Serves until the block ends, then finishes what is in flight within `grace_s`; gives the address with the port that was taken.
 
-    tls: our certificate and key; None: plain HTTP, on loopback only. client_certificates: only clients with a certificate of
+    tls: our certificate and key; None: plain HTTP, on loopback and under one of its names only. client_certificates: only clients with a certificate of
     `tls.ca` are served. connections_max: more are answered 503 at once.
     Raises FailedPrecondition when the port is taken, a file cannot be used, or the address is beyond loopback without TLS.
     """
@@ -60,7 +61,7 @@ async def listening(
         rpc.require_loopback(host)
     rpc.require_free_port(host, port)
     config = uvicorn.Config(
-        app,
+        app if tls is not None else _OnlyLoopback(app),
         log_config=None,
         access_log=False,
         proxy_headers=False,  # nobody stands in front of us whose word on the client counts
@@ -90,6 +91,23 @@ async def listening(
             ready.cancel()
             server.should_exit = True
             await asyncio.gather(serving, return_exceptions=True)
+
+
+class _OnlyLoopback:
+    """A page of somebody else can point its own name at 127.0.0.1 and then read our answers; its name betrays it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not rpc.is_loopback(Request(scope).url.hostname or ""):
+            error = FailedPrecondition(
+                "this server answers only to localhost and loopback addresses; use one of them in the URL",
+                Reason.INSECURE_BIND,
+            )
+            await error_response(error)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
 
 
 class _Server(uvicorn.Server):
@@ -140,7 +158,11 @@ def _loaded(context: ssl.SSLContext, tls: TlsFiles, *, authorities: bool) -> ssl
 
 
 async def read_body(request: Request) -> bytes:
-    """The whole body. Raises Invalid when it is too large, ClientGoneError when it does not come."""
+    """The whole body. Raises Invalid when it is too large or not said to be JSON, ClientGoneError when it does not come."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        # Also what keeps web pages of others out: a browser asks before it sends JSON elsewhere, and we never allow it.
+        raise Invalid("send the header `Content-Type: application/json`", Reason.BODY_INVALID, content_type=kind[:100])
     body = bytearray()
     try:
         async for chunk in request.stream():
