@@ -31,6 +31,7 @@ from switchgear.core.errors import (
 )
 from switchgear.core.identity import Role
 from switchgear.store.database import Database, sqlite_url
+from switchgear.store.holder import Candidate
 from switchgear.v1 import access_service_pb2 as pb
 from switchgear.v1 import access_service_pb2_grpc as pb_grpc
 from switchgear.v1 import fleet_service_pb2 as fleet_pb
@@ -327,6 +328,16 @@ async def test_an_address_beyond_loopback_without_tls_is_refused_with_the_remedy
                 await rpc.Server().start("0.0.0.0:0", [])
         (entry,) = await world.audit()
         assert (entry.outcome, "0.0.0.0" in entry.message) == ("FAILED_PRECONDITION", True)
+
+
+async def test_it_is_audited_too_in_a_process_that_holds_leases(database: Database, clock: ManualClock) -> None:
+    async with serving(database, None) as world:
+        with pytest.raises(ExceptionGroup) as refused:
+            async with world.guard.running(), Candidate(database, clock, ["services/recovery"], "one").holding():
+                await rpc.Server().start("0.0.0.0:0", [])
+        assert refused.group_contains(FailedPrecondition, match="switchgear init")
+        (entry,) = await world.audit()
+        assert entry.outcome == "FAILED_PRECONDITION"
 
 
 async def test_with_tls_an_address_beyond_loopback_is_served(world: World) -> None:

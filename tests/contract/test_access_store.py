@@ -17,6 +17,7 @@ from switchgear.core.clock import ManualClock
 from switchgear.core.errors import NotFound, PermissionDenied, Reason, ResourceExhausted, Unavailable
 from switchgear.core.identity import Role
 from switchgear.store.database import Database, sqlite_url
+from switchgear.store.holder import Candidate
 
 NOW = 1_700_000_000_000_000_000
 ENTRY = Entry(NOW, "user:ann", Role.OPERATOR, "S/CordonNode", "nodes/a", "OK", "", "127.0.0.1:1", "", refused=False)
@@ -193,6 +194,15 @@ async def test_a_change_that_cannot_be_written_down_is_not_answered_as_done(tmp_
         await log.write(ENTRY)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_the_last_entries_are_written_although_the_leases_are_released(database: Database) -> None:
+    log = AuditLog(database, ManualClock(NOW))
+    async with Candidate(database, ManualClock(NOW), ["services/recovery"], "one").holding():
+        log.put(ENTRY)
+    log.refuse(REFUSAL)
+    await log.flush()
+    assert len(await entries(database)) == 2
 
 
 async def test_text_that_postgresql_cannot_store_or_that_is_too_long_is_cut(database: Database) -> None:

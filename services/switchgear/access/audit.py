@@ -45,7 +45,10 @@ class _Refusals:
 
 
 class AuditLog:
-    """Of one process and event loop. `run` writes; what is left when it is cancelled is for `flush`."""
+    """Of one process and event loop. `run` writes; what is left when it is cancelled is for `flush`.
+
+    It writes under no lease: what has happened is true whoever acts now, and the last entries come when the leases are released.
+    """
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -116,7 +119,7 @@ class AuditLog:
                 await self.flush()
                 if self._clock.monotonic_s() >= prune_s:
                     prune_s = self._clock.monotonic_s() + PRUNE_S
-                    async with self._database.write() as session:
+                    async with self._database.write_unfenced() as session:
                         await store.prune(session)
             except Exception:
                 log.exception("cannot write the audit log; trying again")
@@ -148,7 +151,7 @@ class AuditLog:
 
     async def _store(self, entries: Sequence[Entry], refusals: Sequence[tuple[_Refusals, int]]) -> None:
         new = [(kind, count) for kind, count in refusals if not kind.ordinal]
-        async with self._database.write() as session:
+        async with self._database.write_unfenced() as session:
             firsts = [replace(kind.first, count=count) for kind, count in new]
             ordinals = await store.add_entries(session, [*entries, *firsts])
             for kind, count in refusals:

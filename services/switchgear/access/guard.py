@@ -117,10 +117,13 @@ class Guard:
             tasks.append(asyncio.create_task(self._strangers.run()))
         try:
             yield
-        except FailedPrecondition as error:
-            if error.reason is Reason.INSECURE_BIND:
-                self._count(error.reason)
-                self._log.refuse(self._refusal(error.code, error.message, "", "", ""))
+        except Exception as error:
+            cause = error
+            while isinstance(cause, ExceptionGroup):  # a process that holds leases serves in a task group
+                cause = cause.exceptions[0]
+            if isinstance(cause, FailedPrecondition) and cause.reason is Reason.INSECURE_BIND:
+                self._count(cause.reason)
+                self._log.refuse(self._refusal(cause.code, cause.message, "", "", ""))
             raise
         finally:
             for task in tasks:
