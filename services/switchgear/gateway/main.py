@@ -17,9 +17,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Match
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from switchgear.core import rpc
 from switchgear.core.errors import FailedPrecondition, NotFound, Reason, SwitchgearError
+from switchgear.core.request_head import PromptHead
 from switchgear.core.service import Endpoints
 from switchgear.core.tls import TlsFiles
 from switchgear.gateway import targets
@@ -103,6 +105,7 @@ async def serve(app: FastAPI, host: str, port: int, tls: TlsFiles | None = None)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         config = uvicorn.Config(
             app,
+            http=_Protocol,
             log_config=None,
             access_log=False,
             proxy_headers=False,  # the audit log says whence a call came, not whence it says that it came
@@ -124,6 +127,10 @@ async def serve(app: FastAPI, host: str, port: int, tls: TlsFiles | None = None)
             ready.cancel()
             server.should_exit = True
             await asyncio.gather(task, return_exceptions=True)
+
+
+class _Protocol(PromptHead, H11Protocol):
+    pass
 
 
 class _Server(uvicorn.Server):

@@ -14,9 +14,11 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from switchgear.core import rpc
 from switchgear.core.errors import FailedPrecondition, Invalid, Reason, SwitchgearError
+from switchgear.core.request_head import PromptHead
 from switchgear.core.tls import TlsFiles
 from switchgear.serve import completions
 
@@ -62,6 +64,7 @@ async def listening(
     rpc.require_free_port(host, port)
     config = uvicorn.Config(
         app if tls is not None else _OnlyLoopback(app),
+        http=_Protocol,
         log_config=None,
         access_log=False,
         proxy_headers=False,  # nobody stands in front of us whose word on the client counts
@@ -91,6 +94,10 @@ async def listening(
             ready.cancel()
             server.should_exit = True
             await asyncio.gather(serving, return_exceptions=True)
+
+
+class _Protocol(PromptHead, H11Protocol):
+    pass
 
 
 class _OnlyLoopback:
