@@ -90,7 +90,7 @@ def _requests() -> list[AnyPanel]:
         ),
         timeline(
             "Late requests",
-            "Requests answered later than their service promises.",
+            "Requests answered, or given up by their client, later than their service promises.",
             Query(
                 f"sum by (service) (rate(switchgear_router_late_requests_total{{{_SERVICE}}}[$__rate_interval]))",
                 "{{service}}",

@@ -239,11 +239,13 @@ async def test_a_request_that_is_cut_with_its_service_is_refused_at_once(
 async def test_a_request_whose_client_went_away_leaves_router_and_replica(stage: Stage) -> None:
     model = Alphabet()
     model.hold()
-    await stage.plane.publish(await stage.start(1, model))
+    await stage.plane.publish(await stage.start(1, model), latency_target_s=1e-6)
     (asked,) = stage.asks(1)
     await stage.plane.until(lambda: [r.in_flight_requests for r in stage.plane.demand().replicas] == [1])
     asked.cancel()
     await stage.plane.until(lambda: [r.in_flight_requests for r in stage.plane.demand().replicas] == [0])
+    assert (stage.plane.demand().unanswered_tokens_total, stage.plane.demand().late_requests_total) == (4, 1)
+    assert (stage.metric("late_requests_total"), stage.plane.demand().failed_requests_total) == (1, 0)
     await stage.plane.until(lambda: stage.plane.loads[replica_name(1)].running_requests == 0)
     assert stage.metric("requests_total", code="499") == 1
     model.go()
@@ -259,7 +261,7 @@ async def test_requests_beyond_the_bound_are_refused_and_held_ones_for_so_long_o
         assert "2 requests wait for a replica already" in refused.text
         for response in await asyncio.gather(*asked):
             assert (response.status_code, "no replica took this request within 0.3 s" in response.text) == (503, True)
-        await stage.plane.until(lambda: stage.plane.demand().failed_requests_total == 2)
+        await stage.plane.until(lambda: stage.plane.demand().failed_requests_total == 3)
 
 
 async def test_late_answers_are_counted(stage: Stage) -> None:

@@ -71,8 +71,21 @@ def test_a_routers_token_is_worth_what_replicas_generate_for_it() -> None:
 def test_requests_that_failed_do_not_make_tokens_look_worthless() -> None:
     meter = Meter()
     for tick in range(60):
-        report(meter, 0.5 * tick, total=100 * tick, failed_requests_total=tick)
+        report(meter, 0.5 * tick, total=100 * tick, unanswered_tokens_total=100 * tick)
     assert meter.demand(CHAT, 29.5).arriving_tokens_per_s == pytest.approx(200.0)
+
+
+def test_clients_that_give_up_do_not_hide_an_overload_and_what_was_generated_for_them_is_outweighed_later() -> None:
+    """400 tokens/s arrive, 100 are generated; three of four clients leave, most of them unserved. Then all are served again."""
+    meter = Meter()
+    for tick in range(2000):
+        meter.replica(CHAT, ONE, load(running=4, waiting=4, tokens=50 * tick, busy_s=0.5 * tick))
+        report(meter, 0.5 * tick, 200 * tick, unanswered_tokens_total=150 * tick, in_flight={ONE: InFlight(8, 400)})
+    assert meter.demand(CHAT, 999.5).arriving_tokens_per_s == pytest.approx(400.0, rel=0.05)
+    for tick in range(2000, 4000):  # a quarter of what may be generated is
+        meter.replica(CHAT, ONE, load(running=4, tokens=50 * tick, busy_s=0.5 * tick))
+        report(meter, 0.5 * tick, 200 * tick, unanswered_tokens_total=300_000, in_flight={ONE: InFlight(8, 400)})
+    assert meter.demand(CHAT, 1999.5).arriving_tokens_per_s == pytest.approx(100.0, rel=0.2)
 
 
 def test_missing_reports_are_named() -> None:

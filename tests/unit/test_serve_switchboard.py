@@ -111,6 +111,25 @@ def test_too_many_or_too_large_requests_are_refused() -> None:
         arrive(routes, size_bytes=51)
 
 
+def test_requests_that_nobody_answers_are_counted_with_their_tokens() -> None:
+    routes = board(limits=Limits(held_requests=2))
+    answered, given_up = arrive(routes, tokens=1), arrive(routes, tokens=2)
+    with pytest.raises(Unavailable):
+        arrive(routes, tokens=4)
+    routes.close(answered)
+    routes.close(given_up, answered=False)
+    chat = routes.services[CHAT]
+    assert (chat.requests_total, chat.tokens_total) == (3, 7)
+    assert (chat.failed_total, chat.unanswered_tokens_total) == (1, 2 + 4)
+
+
+def test_names_of_which_no_table_speaks_yet_are_not_collected_by_refusing_them() -> None:
+    routes = Switchboard(Limits(held_requests=0))
+    with pytest.raises(Unavailable):
+        arrive(routes)
+    assert dict(routes.services) == {}
+
+
 @given(
     st.lists(
         st.one_of(

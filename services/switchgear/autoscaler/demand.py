@@ -7,6 +7,7 @@ have one unit: generated tokens.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ GONE_S = 60.0
 #: Saturated seconds after which the capacity of a replica counts as measured, and of which the mean is made.
 CAPACITY_S_MIN = 3.0
 CAPACITY_S = 120.0
-#: Tokens of ended requests after which their worth counts as measured, and of which the mean is made.
+#: Tokens of answered requests after which their worth counts as measured, and of which the mean is made.
 WORTH_TOKENS_MIN = 200.0
 WORTH_TOKENS = 50_000.0
 #: A wrong measurement must not hide demand.
@@ -57,9 +58,10 @@ class _Mean:
     upper: float = 0.0
     lower: float = 0.0
 
-    def add(self, upper: float, lower: float) -> None:
-        self.upper += upper
+    def add(self, upper: float, lower: float, *, lead_max: float = math.inf) -> None:
+        """lead_max: by how much the upper sum may exceed the lower one; what is beyond is forgotten."""
         self.lower += lower
+        self.upper = min(self.upper + upper, self.lower + lead_max)
         if self.lower > self.fade:
             self.upper, self.lower = self.upper / 2, self.lower / 2
 
@@ -145,7 +147,9 @@ class Meter:
         if tokens < 0 or busy_s < 0:
             return
         measured = self._measured.setdefault(service, _Measured())
-        measured.worth.add(tokens, 0)
+        # Generated for requests that will end, as far as is known: what belongs to those that are given up cannot be told apart. It
+        # makes tokens look worth more, up to their whole number, and is soon outweighed.
+        measured.worth.add(tokens, 0, lead_max=WORTH_TOKENS)
         # Only a replica that had more than it could take shows what it can do: a half-empty batch would look like a slow replica.
         if before.waiting_requests and load.waiting_requests:
             measured.capacity.add(tokens, busy_s)
@@ -194,10 +198,11 @@ class Meter:
         return Demand(arriving * worth, waiting * worth, held, in_flight, measured.capacity.value, blind)
 
     def _ended_work(self, service: str, before: ServiceReport, now: ServiceReport) -> None:
-        """What has left the router since its last report, as long as it was answered."""
-        ended = (now.tokens_total - before.tokens_total) - (now.backlog_tokens - before.backlog_tokens)
-        if ended > 0 and now.failed_requests_total == before.failed_requests_total:
-            self._measured.setdefault(service, _Measured()).worth.add(0, ended)
+        """What has been answered since the router's last report: what else has left it says nothing of what answers take."""
+        left = (now.tokens_total - before.tokens_total) - (now.backlog_tokens - before.backlog_tokens)
+        answered = left - (now.unanswered_tokens_total - before.unanswered_tokens_total)
+        if answered > 0:
+            self._measured.setdefault(service, _Measured()).worth.add(0, answered)
 
     def _blind(self, now_s: float) -> str:
         if all(router.gone for router in self._routers.values()):

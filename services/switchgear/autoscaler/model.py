@@ -157,7 +157,7 @@ class ServiceReport:
     #: By replica; those without any are left out.
     in_flight: Mapping[str, InFlight] = field(default_factory=dict)
     tokens_total: int = 0
-    failed_requests_total: int = 0
+    unanswered_tokens_total: int = 0
 
     @property
     def backlog_tokens(self) -> int:

@@ -162,7 +162,7 @@ def _service_report(demand: wire.ServiceDemand) -> ServiceReport:
             if one.in_flight_requests > 0 and one.replica.startswith(f"{demand.service}/")
         },
         tokens_total=_count(demand.tokens_total),
-        failed_requests_total=_count(demand.failed_requests_total),
+        unanswered_tokens_total=_count(demand.unanswered_tokens_total),
     )
 
 

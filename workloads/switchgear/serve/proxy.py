@@ -101,20 +101,27 @@ class Proxy:
     async def _serve(self, request: Request, service: str, tokens: int, body: bytes) -> Response:
         start_s = self._clock.monotonic_s()
         ticket = self.switchboard.arrive(service, tokens=tokens, size_bytes=len(body), now_s=start_s)
-        late = failed = False
+        late = failed = answered = False
         try:
             self._hold(ticket)
             answer = await http.unless_gone(request, self._answer(ticket, body))
             if answer.status == 200:
-                late = self._observe(service, self._clock.monotonic_s() - start_s)
+                seconds = self._clock.monotonic_s() - start_s
+                self._metrics.seconds.labels(self._label(service)).observe(seconds)
+                late = self._late(service, seconds)
             failed = answer.status >= 500
+            answered = not failed
             return Response(answer.body, answer.status, media_type=answer.content_type)
+        except http.ClientGoneError:
+            # It may have lost patience, which is no better than a late answer.
+            late = self._late(service, self._clock.monotonic_s() - start_s)
+            raise
         except Unavailable:
             failed = True
             raise
         finally:
             del self._assigned[ticket.number]
-            self._close(ticket, late=late, failed=failed)
+            self._close(ticket, late=late, failed=failed, answered=answered)
 
     async def _answer(self, ticket: Ticket, body: bytes) -> Answer:
         tries = 0
@@ -155,9 +162,9 @@ class Proxy:
                 ) from None
         assigned.result()
 
-    def _close(self, ticket: Ticket, *, late: bool, failed: bool) -> None:
+    def _close(self, ticket: Ticket, *, late: bool, failed: bool, answered: bool) -> None:
         replica = ticket.replica
-        self.switchboard.close(ticket, late=late, failed=failed)
+        self.switchboard.close(ticket, late=late, failed=failed, answered=answered)
         if replica is not None and replica.draining and not replica.in_flight:
             self.changed.set()  # what the autoscaler waits for
         self._dispatch(ticket.service)
@@ -177,12 +184,10 @@ class Proxy:
         if known is not None and known.listed:
             self._metrics.held.labels(self._label(service)).set(len(known.held))
 
-    def _observe(self, service: str, seconds: float) -> bool:
-        """Books a good answer; True when it was late."""
-        label = self._label(service)
+    def _late(self, service: str, seconds: float) -> bool:
+        """Books the time that a client waited; True when it was longer than the target."""
         late = seconds > self.switchboard.services[service].latency_target_s > 0
-        self._metrics.seconds.labels(label).observe(seconds)
-        self._metrics.late.labels(label).inc(late)
+        self._metrics.late.labels(self._label(service)).inc(late)
         return late
 
     def _label(self, service: str) -> str:

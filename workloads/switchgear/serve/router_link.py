@@ -100,4 +100,5 @@ def _demand(name: str, service: Service) -> pb.ServiceDemand:
         tokens_total=service.tokens_total,
         late_requests_total=service.late_total,
         failed_requests_total=service.failed_total,
+        unanswered_tokens_total=service.unanswered_tokens_total,
     )

@@ -10,7 +10,9 @@ _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 1.5, 2, 2.5, 5, 7.5, 10, 15, 20, 30, 60, 12
 
 
 class RouterMetrics:
-    """requests: answers to clients, by HTTP status; 499: the client went away. late: answered, but beyond the target of the service."""
+    """requests: answers to clients, by HTTP status; 499: the client went away. late: answered beyond the target of the
+    service, or given up by the client beyond it.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         service = ["service"]
@@ -26,7 +28,7 @@ class RouterMetrics:
         )
         self.late = Counter(
             "switchgear_router_late_requests",
-            "Requests answered later than the service's target",
+            "Requests answered, or given up by the client, later than the service's target",
             service,
             registry=registry,
         )

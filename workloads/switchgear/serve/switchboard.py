@@ -94,6 +94,7 @@ class Service:
     tokens_total: int = 0
     late_total: int = 0
     failed_total: int = 0
+    unanswered_tokens_total: int = 0
 
     @property
     def takes(self) -> bool:
@@ -139,15 +140,23 @@ class Switchboard:
         Raises NotFound when the newest table has no such service or it is being deleted, Unavailable when too many requests are held already.
         """
         self.require(name)
+        service = self._services.get(name)
+        if (
+            service is not None
+        ):  # refused or not, somebody wants it; but names of which no table speaks are not collected here
+            service.requests_total += 1
+            service.tokens_total += tokens
         if self._held_requests >= self._limits.held_requests or self._held_bytes + size_bytes > self._limits.held_bytes:
+            if service is not None:
+                service.failed_total += 1
+                service.unanswered_tokens_total += tokens
             raise Unavailable(
                 f"{self._held_requests} requests wait for a replica already; try again in a moment",
                 Reason.LIMIT_EXCEEDED,
                 held_requests_max=str(self._limits.held_requests),
             )
-        service = self._services.setdefault(name, Service())
-        service.requests_total += 1
-        service.tokens_total += tokens
+        if service is None:
+            self._services[name] = Service(requests_total=1, tokens_total=tokens)
         self._arrivals += 1
         ticket = Ticket(self._arrivals, name, tokens, size_bytes, now_s + self._limits.hold_s)
         self._hold(ticket)
@@ -194,11 +203,12 @@ class Switchboard:
         self._hold(ticket)
         self._leave(ticket)
 
-    def close(self, ticket: Ticket, *, late: bool = False, failed: bool = False) -> None:
+    def close(self, ticket: Ticket, *, late: bool = False, failed: bool = False, answered: bool = True) -> None:
         """Forgets a request, wherever it is: answered, given up or without a client."""
         service = self._services[ticket.service]
         service.late_total += late
         service.failed_total += failed
+        service.unanswered_tokens_total += 0 if answered else ticket.tokens
         if ticket.replica is None:
             self._unhold(ticket)
         else:
