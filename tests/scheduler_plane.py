@@ -77,6 +77,12 @@ class Agent:
         self.commands.append(command)
         return command
 
+    async def told_to_start(self, epoch: int) -> agent_pb.StartLauncher:
+        """That command. What comes before it is passed over: until a report has been taken, commands are repeated."""
+        while (start := (await self.next_command()).start_launcher).placement_epoch != epoch:
+            pass
+        return start
+
     async def obey(self) -> agent_pb.NodeAgentCommand:
         """Takes the next command and does it."""
         command = await self.next_command()

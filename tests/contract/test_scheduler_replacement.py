@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from scheduler_plane import Agent, Plane, refused, running
+from scheduler_plane import Agent, Plane, refused, running, until
 
 from switchgear.core.clock import ManualClock
 from switchgear.core.errors import Reason
+from switchgear.scheduler.engines.local import START_FAILURES_MAX
 from switchgear.store.database import Database
 from switchgear.v1 import fleet_service_pb2 as fleet_pb
 from switchgear.v1 import job_service_pb2 as job_pb
@@ -66,40 +66,48 @@ async def test_without_a_spare_a_node_that_was_only_out_of_touch_is_taken_again(
     assert (await agent.obey()).start_launcher.placement_epoch == 2
 
 
-async def test_uncordoning_a_node_that_is_not_cordoned_gives_it_back_to_jobs_that_excluded_it(plane: Plane) -> None:
+async def test_uncordoning_a_node_that_is_not_cordoned_gives_it_back_to_jobs_that_excluded_it(
+    plane: Plane, caplog: pytest.LogCaptureFixture
+) -> None:
     agents = {name: await plane.agent(name) for name in "ab"}
     await plane.fleet.CordonNode(fleet_pb.CordonNodeRequest(name="nodes/b", reason="fan"))
     await plane.create("llama")
-    await fail_to_start(plane, agents["a"], epoch=1)
+    await fail_to_start(plane, agents["a"], caplog)
     await plane.job_in("jobs/llama", job_pb.Job.PENDING)
     await plane.fleet.UncordonNode(fleet_pb.UncordonNodeRequest(name="nodes/a"))
-    assert (await agents["a"].obey()).start_launcher.placement_epoch == 2
+    await agents["a"].told_to_start(epoch=2)
 
 
-async def test_a_node_that_cannot_start_a_launcher_is_replaced_by_one_that_can(plane: Plane) -> None:
+async def test_a_node_that_cannot_start_a_launcher_is_replaced_by_one_that_can(
+    plane: Plane, caplog: pytest.LogCaptureFixture
+) -> None:
     agents = {name: await plane.agent(name) for name in "ab"}
     await plane.create("llama")
-    await fail_to_start(plane, agents["a"], epoch=1)
+    await fail_to_start(plane, agents["a"], caplog)
     assert (await agents["b"].obey()).start_launcher.placement_epoch == 2
 
 
-async def fail_to_start(plane: Plane, agent: Agent, epoch: int) -> None:
-    for _ in range(3):
-        assert (await agent.next_command()).start_launcher.placement_epoch == epoch
-        await agent.failed("jobs/llama", epoch, "disk is full")
-        await asyncio.sleep(0.05)
-        plane.clock.advance(3)
-        await agent.heartbeat()
-
-
-async def test_a_launcher_that_cannot_be_started_fails_the_job_in_the_end(plane: Plane) -> None:
+async def test_a_launcher_that_cannot_be_started_fails_the_job_in_the_end(
+    plane: Plane, caplog: pytest.LogCaptureFixture
+) -> None:
     agent = await plane.agent("a")
     await plane.create("llama")
-    for _ in range(3):
-        assert (await agent.next_command()).start_launcher.job == "jobs/llama"
-        await agent.failed("jobs/llama", 1, "disk is full")
-        await asyncio.sleep(0.05)
-        plane.clock.advance(9)
-        await agent.heartbeat()
+    await fail_to_start(plane, agent, caplog)
     job = await plane.job_in("jobs/llama", job_pb.Job.FAILED)
     assert job.message == "its launcher could not be started on nodes/a: disk is full"
+
+
+async def fail_to_start(plane: Plane, agent: Agent, caplog: pytest.LogCaptureFixture) -> None:
+    """As often as it takes until the node is taken at its word."""
+    for failures in range(1, START_FAILURES_MAX + 1):
+        await agent.told_to_start(epoch=1)
+        await agent.failed("jobs/llama", 1, "disk is full")
+
+        async def taken(failures: int = failures) -> bool:
+            return caplog.text.count("launcher could not be started") == failures
+
+        await until(taken)
+        if failures < START_FAILURES_MAX:
+            # The wait before the next try counts from when the failure was taken. After the last one none is due.
+            plane.clock.advance(3)
+            await agent.heartbeat()

@@ -140,13 +140,18 @@ async def test_an_agent_that_comes_back_is_told_what_it_missed(plane: Plane) -> 
     assert (await agent.obey()).start_launcher.job == "jobs/llama"
 
 
-async def test_a_launcher_that_ended_is_started_again_after_a_moment(plane: Plane) -> None:
+async def test_a_launcher_that_ended_is_started_again_after_a_moment(
+    plane: Plane, caplog: pytest.LogCaptureFixture
+) -> None:
     agent = await plane.agent("a")
     await plane.create("llama")
     await agent.obey()
     await agent.exited("jobs/llama", 1)
-    await agent.heartbeat()
-    await asyncio.sleep(0.05)
+
+    async def taken() -> bool:
+        return "launcher ended" in caplog.text
+
+    await until(taken)
     plane.clock.advance(0.6)
     await agent.heartbeat()
     assert (await agent.obey()).start_launcher.job == "jobs/llama"
@@ -155,8 +160,9 @@ async def test_a_launcher_that_ended_is_started_again_after_a_moment(plane: Plan
 async def test_a_silent_node_is_unreachable_until_it_is_heard_again(plane: Plane) -> None:
     agent = await plane.agent("a")
     plane.clock.advance(9)
+    agent.launchers = {("jobs/unheard-of", 1): agent_pb.StartLauncher()}
     await agent.heartbeat()
-    await asyncio.sleep(0.1)
+    assert (await agent.next_command()).HasField("stop_launcher")  # it was heard
     plane.clock.advance(9)
     await asyncio.sleep(0.1)
     assert (await plane.fleet.GetNode(fleet_pb.GetNodeRequest(name="nodes/a"))).state == fleet_pb.Node.HEALTHY
