@@ -30,6 +30,7 @@ from switchgear.core.errors import (
     Unavailable,
 )
 from switchgear.core.identity import Role
+from switchgear.core.tls import TlsFiles
 from switchgear.store.database import Database, sqlite_url
 from switchgear.store.holder import Candidate
 from switchgear.v1 import access_service_pb2 as pb
@@ -306,6 +307,16 @@ async def test_a_service_acts_as_the_request_says_and_people_through_it_as_thems
     assert entries["service:control-plane"].startswith("127.0.0.1:")
 
 
+async def test_only_the_control_plane_says_for_whom_it_calls(world: World, tmp_path: Path) -> None:
+    assert world.pki
+    router = TlsFiles(world.pki.ca, world.pki.folder / "router.crt", world.pki.folder / "router.key")
+    token = await world.token("ann", Role.OPERATOR)
+    for files in (router, await world.node("a", tmp_path)):
+        async with world.channel(files=files) as channel:
+            await cordon(channel, metadata=(("authorization", f"Bearer {token}"), ("switchgear-peer", "192.0.2.7")))
+    assert [entry.peer.partition(":")[0] for entry in await world.audit()] == ["127.0.0.1", "127.0.0.1"]
+
+
 async def test_a_node_reads_and_changes_nothing(world: World, tmp_path: Path) -> None:
     async with world.channel(files=await world.node("a", tmp_path)) as channel:
         for call in (get, cordon):
@@ -336,6 +347,7 @@ async def test_it_is_audited_too_in_a_process_that_holds_leases(database: Databa
             async with world.guard.running(), Candidate(database, clock, ["services/recovery"], "one").holding():
                 await rpc.Server().start("0.0.0.0:0", [])
         assert refused.group_contains(FailedPrecondition, match="switchgear init")
+        database.write_under([])  # for the token that reads the log
         (entry,) = await world.audit()
         assert entry.outcome == "FAILED_PRECONDITION"
 
