@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import ssl
 import time
 import urllib.error
@@ -18,11 +20,13 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from switchgear.access import pki
-from switchgear.cli.compose import SERVICES, Plane, PlaneSettings, running
+from switchgear.cli.compose import ENDPOINTS, SERVICES, Plane, PlaneSettings, running
 from switchgear.core import rpc
+from switchgear.core.clock import SystemClock
 from switchgear.core.metrics import MetricsServer
 from switchgear.core.tls import TlsFiles
-from switchgear.store.database import sqlite_url
+from switchgear.store.database import Database, sqlite_url
+from switchgear.store.holder import Candidate
 from switchgear.v1 import fleet_service_pb2 as fleet_pb
 from switchgear.v1alpha import node_agent_service_pb2 as agent_pb
 from switchgear.v1alpha import node_agent_service_pb2_grpc as agent_grpc
@@ -83,6 +87,47 @@ async def test_one_page_has_all_services_of_the_process(plane: Plane) -> None:
     assert components == set(SERVICES)
     assert page[acts] == 1
     assert page["switchgear_policy_mode", (("mode", "OBSERVE"), ("policy", "recovery.restart"))] == 0
+
+
+async def test_one_that_stands_by_can_be_scraped_and_says_that_it_does(database_url: str, tmp_path: Path) -> None:
+    database = Database(database_url)
+    if not database.is_shared:
+        pytest.skip("a SQLite file is one process's own")
+    ports = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0))
+    address, metrics = (f"127.0.0.1:{port.getsockname()[1]}" for port in ports)
+    for port in ports:
+        port.close()
+    settings = PlaneSettings(
+        services=("collector",),
+        state_dir=tmp_path,
+        database_url=database_url,
+        grpc=address,
+        metrics=metrics,
+        elsewhere=dict.fromkeys(ENDPOINTS, "127.0.0.1:1"),
+    )
+
+    async def serve() -> None:
+        async with running(settings):
+            await asyncio.Event().wait()
+
+    async def says(line: str) -> None:
+        async with asyncio.timeout(15), httpx.AsyncClient(trust_env=False) as client:
+            while True:
+                with contextlib.suppress(httpx.ConnectError):
+                    if line in (await client.get(f"http://{metrics}/metrics")).text:
+                        return
+                await asyncio.sleep(0.05)
+
+    await database.migrate()
+    try:
+        async with Candidate(database, SystemClock(), ["services/collector"], "another").holding():
+            standby = asyncio.create_task(serve())
+            await says('switchgear_lease_held{service="collector"} 0.0')
+        await says('switchgear_lease_held{service="collector"} 1.0')
+        standby.cancel()
+        await asyncio.gather(standby, return_exceptions=True)
+    finally:
+        await database.close()
 
 
 async def test_prometheus_finds_the_agents_that_say_where_their_metrics_are(

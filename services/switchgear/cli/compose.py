@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc.aio
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 
 from switchgear.access.guard import Guard
 from switchgear.access.guard import guard as make_guard
@@ -134,8 +134,11 @@ async def running(settings: PlaneSettings) -> AsyncIterator[Plane]:
         guard = make_guard(database, clock, Pki.find(settings.state_dir / "pki"), registry)
         modes = PolicyModes(database, settings.policies, clock=clock)
         parts = Parts(settings, database, clock, modes, registry, guard)
-        async with guard.running(), _holding_leases(parts), _serving(parts) as plane:
-            yield plane
+        async with guard.running():
+            # From here on, so that one that stands by is seen to be well.
+            with _metrics(parts) as metrics:
+                async with _holding_leases(parts), _serving(parts, metrics) as plane:
+                    yield plane
     finally:
         await database.close()
 
@@ -143,19 +146,31 @@ async def running(settings: PlaneSettings) -> AsyncIterator[Plane]:
 @asynccontextmanager
 async def _holding_leases(parts: Parts) -> AsyncIterator[None]:
     settings = parts.settings
-    names = [f"services/{name}" for name in settings.services if name not in _MANY_ACT]
-    if not parts.database.is_shared or not names:
+    acting = [name for name in settings.services if name not in _MANY_ACT]
+    held = Gauge(
+        "switchgear_lease_held",
+        "1 while this process acts for the service, 0 while it stands by",
+        ["service"],
+        registry=parts.registry,
+    )
+    shared = parts.database.is_shared and bool(acting)
+    for name in acting:
+        held.labels(name).set(0 if shared else 1)
+    if not shared:
         yield  # one state directory has one process
         return
     host, port = split_address(settings.grpc)
     require_free_port(host, port)  # else a second start of the same command would take the place of the first
     own = uuid.uuid4().hex if port == 0 else settings.grpc
+    names = [f"services/{name}" for name in acting]
     async with Candidate(parts.database, parts.clock, names, f"{socket.gethostname()}/{own}").holding():
+        for name in acting:
+            held.labels(name).set(1)
         yield
 
 
 @asynccontextmanager
-async def _serving(parts: Parts) -> AsyncIterator[Plane]:
+async def _serving(parts: Parts, metrics: str) -> AsyncIterator[Plane]:
     settings, guard = parts.settings, parts.guard
     server = Server(
         [interceptor(parts) for interceptor in INTERCEPTORS],
@@ -173,8 +188,7 @@ async def _serving(parts: Parts) -> AsyncIterator[Plane]:
         endpoints = _endpoints(parts, machines)
         async with _rest(parts, endpoints) as http, asyncio.TaskGroup() as tasks:
             loops = [tasks.create_task(service.run(endpoints)) for service in services]
-            with _metrics(parts) as metrics:
-                yield Plane(parts, endpoints, address, http, metrics)
+            yield Plane(parts, endpoints, address, http, metrics)
             for loop in loops:
                 loop.cancel()
     finally:
