@@ -14,7 +14,7 @@ from opentelemetry import trace
 
 from switchgear.access import policy
 from switchgear.access.audit import AuditLog
-from switchgear.access.callers import Callers, peer_uris
+from switchgear.access.callers import Callers, of_uri, peer_uris
 from switchgear.access.model import Entry
 from switchgear.access.strangers import split_peer
 from switchgear.core import identity
@@ -22,11 +22,12 @@ from switchgear.core.clock import Clock
 from switchgear.core.errors import PermissionDenied, Reason, SwitchgearError, Unauthenticated
 from switchgear.core.identity import NOBODY, Identity, Kind
 
-#: Metadata in which the gateway says for whom it calls; believed under a service's certificate alone.
+#: Metadata in which the gateway says for whom it calls; believed under the control plane's certificate alone.
 PEER_HEADER = "switchgear-peer"
 #: So often somebody with a token is asked for it again while a stream is open and silent.
 RECHECK_S = 1.0
 _REFUSALS = ("UNAUTHENTICATED", "PERMISSION_DENIED")
+_CONTROL_PLANE = Identity(Kind.SERVICE, policy.CONTROL_PLANE)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -248,7 +249,7 @@ def _header(context: Context, name: str) -> str | None:
 def _peer(caller: Identity, context: Context, *, refused: bool) -> str:
     """Whence a call came; of one that was refused the host alone, so that a flood of them counts as one kind."""
     told = _header(context, PEER_HEADER)
-    certified = any(uri.startswith("switchgear://services/") for uri in peer_uris(context.auth_context()))
+    certified = any(of_uri(uri) == _CONTROL_PLANE for uri in peer_uris(context.auth_context()))
     whence = told if told and certified and caller.kind is not Kind.SERVICE else context.peer()
     peer = split_peer(whence)
     if peer is None:
