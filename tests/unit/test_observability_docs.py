@@ -13,6 +13,7 @@ from switchgear.agent.sampler import Sampler
 from switchgear.agent.spool import Spool
 from switchgear.agent.stream import Identity, Outbox, TelemetryStream
 from switchgear.autoscaler.metrics import AutoscalerMetrics
+from switchgear.cli.compose import lease_held
 from switchgear.collector.metrics import CollectorMetrics
 from switchgear.core.clock import ManualClock
 from switchgear.core.metrics import ServerMetrics, new_registry
@@ -33,6 +34,7 @@ def everything(folder: Path) -> CollectorRegistry:
     registry, clock = new_registry("test"), ManualClock()
     database = Database(sqlite_url(folder / "state.db"))  # never opened
     ServerMetrics(registry)
+    lease_held(registry)
     SchedulerMetrics(registry)
     RecoveryMetrics(registry, clock, list)
     CollectorMetrics(registry)

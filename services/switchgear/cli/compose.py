@@ -143,16 +143,17 @@ async def running(settings: PlaneSettings) -> AsyncIterator[Plane]:
         await database.close()
 
 
+def lease_held(registry: CollectorRegistry) -> Gauge:
+    """Which of the services of this process act."""
+    help_text = "1 while this process acts for the service, 0 while it stands by"
+    return Gauge("switchgear_lease_held", help_text, ["service"], registry=registry)
+
+
 @asynccontextmanager
 async def _holding_leases(parts: Parts) -> AsyncIterator[None]:
     settings = parts.settings
     acting = [name for name in settings.services if name not in _MANY_ACT]
-    held = Gauge(
-        "switchgear_lease_held",
-        "1 while this process acts for the service, 0 while it stands by",
-        ["service"],
-        registry=parts.registry,
-    )
+    held = lease_held(parts.registry)
     shared = parts.database.is_shared and bool(acting)
     for name in acting:
         held.labels(name).set(0 if shared else 1)
