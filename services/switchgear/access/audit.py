@@ -25,7 +25,7 @@ WAITING_MAX = 1000
 #: Kinds of refusals in a window, each with a line of its own; what comes beyond shares one line. Of callers whom nobody knows there
 #: are as many as there are addresses, so these share a bound; of actors there are no more than tokens and nodes.
 ANONYMOUS_KINDS_MAX = 200
-HOST_KINDS_MAX = 20
+HOST_KINDS_MAX = 5
 ACTOR_KINDS_MAX = 20
 #: So long refusals of a kind count on the same line.
 WINDOW_S = 60.0
