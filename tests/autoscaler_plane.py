@@ -113,6 +113,10 @@ class Router:
             if self._stream is not None:
                 await self._stream.write(self._report)
 
+    def cut_off(self) -> None:
+        """It does not come back."""
+        self._task.cancel()
+
     async def routes(self, *numbers: int, draining: Iterable[int] = ()) -> None:
         """Waits until the table has exactly these replicas of the service, and those that drain."""
         want = {(f"{SERVICE}/replicas/{n}", False) for n in numbers} | {

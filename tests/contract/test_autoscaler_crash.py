@@ -79,7 +79,7 @@ async def _live_and_die(plane: Plane) -> None:
     await replicas[3].draining.wait()
 
     async def gone() -> bool:
-        plane.clock.advance(0.5)  # each new process first hears the routers
+        plane.clock.advance(2)  # each new process first hears the routers
         await router.report()
         listed = await plane.call("ListInferenceServices", pb.ListInferenceServicesRequest())
         return not listed.inference_services

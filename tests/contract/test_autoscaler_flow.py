@@ -90,7 +90,7 @@ async def test_a_drained_replica_ends_only_when_every_router_knows_and_nothing_i
         await router.report(replicas={first.name: 2, second.name: 1})
     await first.load(running_requests=4)
     await second.load(running_requests=2)
-    plane.clock.advance(6)  # routers have had the time to connect
+    plane.clock.advance(21)  # routers have had the time to connect
     await plane.scale(1, 1)
     drained = await plane.replica_in(2, STATES.DRAINING)  # fewer requests are in it
     assert drained.message == "finishes its requests"
@@ -113,6 +113,32 @@ async def test_a_drained_replica_ends_only_when_every_router_knows_and_nothing_i
     await until(lambda: _is(second.sent_away is not None))
 
 
+async def test_a_drain_waits_for_a_router_that_was_cut_off_a_moment_ago(plane: Plane) -> None:
+    await plane.agent("a")
+    await plane.create(1, 1, drain_timeout_seconds=600)
+    router, lost = Router(plane, "router"), Router(plane, "lost")
+    await plane.ready(1)
+    for one in (router, lost):
+        await one.routes(1)
+    plane.clock.advance(21)
+    lost.cut_off()
+    await until(
+        lambda: _is(plane.metric("demand_tokens_per_second") != plane.metric("demand_tokens_per_second"))
+    )  # NaN
+    await plane.call("DeleteInferenceService", pb.DeleteInferenceServiceRequest(name=SERVICE))
+    await router.routes(draining=[1])
+    await router.report()
+    await plane.passes()
+    assert await plane.job_states() == {"chat-r1": "STARTING"}  # the lost one goes by its last table
+    plane.clock.advance(61)
+
+    async def cancelled() -> bool:
+        await router.report()
+        return await plane.job_states() == {"chat-r1": "CANCELLED"}
+
+    await until(cancelled)
+
+
 async def _is(value: bool) -> bool:
     return value
 
@@ -122,7 +148,7 @@ async def test_a_replica_that_does_not_get_done_is_stopped_after_its_time(plane:
     await plane.create(1, 1, drain_timeout_seconds=30)
     replica = await plane.ready(1)
     await replica.load(running_requests=1)
-    plane.clock.advance(6)
+    plane.clock.advance(21)
     await plane.call("DeleteInferenceService", pb.DeleteInferenceServiceRequest(name=SERVICE))
     await plane.replica_in(1, STATES.DRAINING)
     plane.clock.advance(29)
@@ -190,7 +216,7 @@ async def test_a_drain_waits_for_routers_that_a_restart_has_cut_off(plane: Plane
     await plane.agent("a")
     await plane.create(1, 1)
     replica = await plane.ready(1)
-    plane.clock.advance(6)
+    plane.clock.advance(21)
     await replica.load(running_requests=1)
     await plane.call("DeleteInferenceService", pb.DeleteInferenceServiceRequest(name=SERVICE))
     await replica.draining.wait()
@@ -198,7 +224,7 @@ async def test_a_drain_waits_for_routers_that_a_restart_has_cut_off(plane: Plane
     await replica.load()
     await plane.passes()
     assert await plane.job_states() == {"chat-r1": "STARTING"}
-    plane.clock.advance(6)
+    plane.clock.advance(21)
 
     async def cancelled() -> bool:
         return await plane.job_states() == {"chat-r1": "CANCELLED"}

@@ -24,6 +24,13 @@ from switchgear.v1alpha import launcher_service_pb2 as pb
 from switchgear.v1alpha import launcher_service_pb2_grpc as pb_grpc
 
 SLEEP = "import time; print('up'); time.sleep(60)"
+FINISHES = """
+import signal, sys, time
+def finish(*_): print('finished', flush=True); sys.exit(0)
+signal.signal(signal.SIGTERM, finish)
+print('up', flush=True)
+time.sleep(60)
+"""
 WITH_CHILD = "import subprocess, time; print(subprocess.Popen(['sleep', '60']).pid); time.sleep(60)"
 
 
@@ -113,9 +120,14 @@ class Processes:
     def script(self, text: str) -> None:
         (self.folder / "script.py").write_text(text)
 
-    def launch(self) -> subprocess.Popen[bytes]:
+    def launch(self, workload: JobSpec.Workload = JobSpec.TRAINING) -> subprocess.Popen[bytes]:
         spec = JobSpec(
-            argv=["script.py"], working_directory=str(self.folder), python=self._python, nnodes=1, nproc_per_node=2
+            argv=["script.py"],
+            working_directory=str(self.folder),
+            python=self._python,
+            nnodes=1,
+            nproc_per_node=2,
+            workload=workload,
         )
         (self.folder / "spec.json").write_text(json_format.MessageToJson(spec))
         words = f"--job jobs/test --placement-epoch 3 --node nodes/here --address 127.0.0.1 --gpu-indices 0,1 --recovery {self._plane.address}"
@@ -170,6 +182,18 @@ async def test_a_launcher_says_hello_runs_what_it_is_told_and_ends_when_the_job_
     plane.send(1, finish=pb.Finish(reason="done"))
     await until(lambda: process.poll() is not None)
     assert process.returncode == 0
+
+
+async def test_a_replica_whose_job_ends_may_finish_what_it_does(plane: ControlPlane, processes: Processes) -> None:
+    processes.script(FINISHES)
+    process = processes.launch(JobSpec.INFERENCE)
+    await plane.ready()
+    plane.start(1)
+    await started(plane)
+    await until(lambda: processes.output(1) == ["up", "up"])
+    plane.send(1, finish=pb.Finish(reason="done"))
+    await until(lambda: process.poll() is not None)
+    assert processes.output(1) == ["up\nfinished", "up\nfinished"]
 
 
 async def test_when_the_launcher_is_killed_nothing_of_the_attempt_lives_on_and_the_next_one_goes_on(

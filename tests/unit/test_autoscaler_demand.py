@@ -105,6 +105,21 @@ def test_missing_reports_are_named() -> None:
     assert meter.demand(CHAT, 80.0).blind == "no router reports"
 
 
+def test_a_router_that_went_a_moment_ago_is_missing_until_it_is_back_or_given_up() -> None:
+    meter = Meter()
+    report(meter, 0.0)
+    assert not meter.router_missing()
+    meter.router_gone("r", 1.0)
+    assert meter.router_missing()
+    report(meter, 2.0)
+    assert not meter.router_missing()
+    meter.router_gone("r", 3.0)
+    meter.forget([CHAT], 3.0 + GONE_S)
+    assert meter.router_missing()
+    meter.forget([CHAT], 3.0 + GONE_S + 1)
+    assert not meter.router_missing()
+
+
 def test_a_replica_that_has_requests_and_does_not_report_is_missed() -> None:
     meter = Meter()
     report(meter, 0.0, in_flight={ONE: InFlight(1, 10)})

@@ -115,7 +115,9 @@ async def run(settings: LauncherSettings, recovery: str, trace_parent: str = "")
     ends = [asyncio.create_task(event.wait()) for event in (supervisor.finished, terminated)]
     try:
         await asyncio.wait([*ends, connection], return_when=asyncio.FIRST_COMPLETED)
-        await supervisor.close(_GRACE_S if terminated.is_set() else 0)
+        # A request that came in the last moment may be in a replica; ranks of training have nothing to finish.
+        gentle = terminated.is_set() or settings.spec.workload == JobSpec.INFERENCE
+        await supervisor.close(_GRACE_S if gentle else 0)
         await asyncio.wait([connection], timeout=_LAST_WORDS_S)
     finally:
         for task in (*ends, connection):

@@ -100,7 +100,7 @@ class Supervisor:
         self._looking = False
         self._closing = False
         self._idle = asyncio.Event()
-        #: Set when the job has ended: time to close.
+        #: Set when the job has ended: time to close, which stops what still runs.
         self.finished = asyncio.Event()
 
     async def start(self) -> None:
@@ -175,7 +175,6 @@ class Supervisor:
         elif kind == "finish":
             log.info("job has ended", extra={"reason": command.finish.reason})
             self._wanted = None
-            self._stop(grace_s=0)
             self.finished.set()
         elif generation < self._generation or (kind == "start" and generation == self._generation):
             reason = (

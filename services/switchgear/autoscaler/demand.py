@@ -175,6 +175,10 @@ class Meter:
         """The newest reports of connected routers."""
         return tuple(router.report for router in self._routers.values() if not router.gone)
 
+    def router_missing(self) -> bool:
+        """Whether a router has gone that may come back, or only lost us: it may go by an old table."""
+        return any(router.gone for router in self._routers.values())
+
     def demand(self, service: str, now_s: float) -> Demand:
         """What is known of the demand now."""
         measured = self._measured.get(service, _Measured())
@@ -207,7 +211,7 @@ class Meter:
     def _blind(self, now_s: float) -> str:
         if all(router.gone for router in self._routers.values()):
             return "no router reports"
-        if any(router.gone for router in self._routers.values()):
+        if self.router_missing():
             return "a router has gone a moment ago"
         if any(now_s - router.seen_s > SILENT_S for router in self._routers.values()):
             return "a router has fallen silent"

@@ -193,5 +193,5 @@ class World:
     loads: Mapping[str, Load] = field(default_factory=dict)
     #: Connected routers.
     routers: tuple[RouterReport, ...] = ()
-    #: False until routers have had the time to connect after a start of this process.
+    #: False until routers have had the time to connect after a start of this process, and while one is missing that was here.
     routers_heard: bool = True

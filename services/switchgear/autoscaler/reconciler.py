@@ -22,8 +22,9 @@ from switchgear.v1.job_service_pb2 import CreateJobRequest
 log = logging.getLogger(__name__)
 
 RETRY_DELAY_S = 1.0
-#: Routers connect again within this after a start; until then those that are missing may still send requests to any replica.
-ROUTER_HEARING_S = 5.0
+#: Routers connect again within this after a start, their back-off included; until then those that are missing may still send
+#: requests to any replica.
+ROUTER_HEARING_S = 20.0
 
 
 class Modes(Protocol):
@@ -115,7 +116,9 @@ class Reconciler:
             creating=self._jobs.creating,
             loads=self._meter.loads(),
             routers=self._meter.routers(),
-            routers_heard=clock.monotonic_s() - self._start_s >= ROUTER_HEARING_S,
+            routers_heard=(
+                clock.monotonic_s() - self._start_s >= ROUTER_HEARING_S and not self._meter.router_missing()
+            ),
         )
 
     def _judge(self, snapshot: Snapshot, world: World, now_s: float, mode: Mode) -> dict[str, Pass]:
