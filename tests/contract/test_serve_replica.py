@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ import pytest
 from serving_plane import SERVICE, Alphabet, replica_name, serving_plane
 
 from switchgear.core.errors import FailedPrecondition, SwitchgearError
-from switchgear.serve import completions
+from switchgear.serve import completions, engine
 from switchgear.serve.replica import REPLICA_HEADER, Replica, ReplicaSettings, serving, settings
 
 SETTINGS = ReplicaSettings(model="chat", running_max=2, waiting_max=2, grace_s=30)
@@ -134,6 +134,47 @@ async def test_a_strange_request_fails_alone_and_a_lost_device_ends_the_replica(
         with pytest.raises(SwitchgearError, match="failed again and again"):
             await replica.ended()
         assert (await client.get("/health")).status_code == 503
+
+
+async def test_an_answer_of_the_model_that_cannot_be_booked_fails_like_the_model() -> None:
+    class Short(Alphabet):
+        def next_tokens(self, sequences: Sequence[object]) -> list[int]:
+            return []
+
+    async with serving(Short, SETTINGS) as replica, connected(replica) as client:
+        await ready(client)
+        assert [(await asyncio.wait_for(ask(client), 20)).status_code for _ in range(3)] == [500, 500, 500]
+        with pytest.raises(SwitchgearError, match="failed again and again"):
+            await replica.ended()
+
+
+async def test_a_replica_whose_engine_dies_refuses_what_it_has_and_ends() -> None:
+    class Exits(Alphabet):
+        def next_tokens(self, sequences: Sequence[object]) -> list[int]:
+            raise SystemExit(3)
+
+    async with serving(Exits, SETTINGS) as replica, connected(replica) as client:
+        await ready(client)
+        died = await asyncio.wait_for(ask(client), 20)
+        assert (died.status_code, "the engine died: SystemExit" in died.text) == (500, True)
+        assert (await ask(client)).status_code == 503
+        with pytest.raises(SwitchgearError):
+            await replica.ended()
+
+
+async def test_a_replica_whose_model_hangs_is_not_ready_until_it_goes_on(
+    client: httpx.AsyncClient, model: Alphabet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ready(client)
+    model.hold()
+    asked = asyncio.create_task(ask(client))
+    await until(client, "vllm:num_requests_running", 1)
+    monkeypatch.setattr(engine, "ITERATION_S_MAX", 0.0)
+    assert (await client.get("/health")).status_code == 503
+    monkeypatch.undo()
+    model.go()
+    assert (await asked).status_code == 200
+    await ready(client)
 
 
 async def test_a_model_that_cannot_be_loaded_ends_the_replica() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from switchgear.core.clock import Clock
-from switchgear.core.errors import Reason, SwitchgearError
+from switchgear.core.errors import Reason, SwitchgearError, Unavailable
 from switchgear.serve.batching import Batch, Finished, FinishReason
 from switchgear.serve.model import Model, Sequence
 from switchgear.serve.replica_metrics import ReplicaMetrics
@@ -19,18 +19,24 @@ log = logging.getLogger(__name__)
 
 #: Iterations in a row that may fail. A device that is lost fails them all, a strange request one.
 FAILURES_MAX = 3
+#: One that takes longer hangs, as far as anybody can tell. The first of a large model may compile it.
+ITERATION_S_MAX = 60.0
 # A pause of the throttle that came late is made good for within this time, and forgotten beyond it.
 _CATCH_UP_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """tokens_total, busy_seconds_total: tokens generated, and seconds in which at least one request ran, since the start."""
+    """tokens_total, busy_seconds_total: tokens generated, and seconds in which at least one request ran, since the start.
+
+    hangs: an iteration has taken longer than `ITERATION_S_MAX`.
+    """
 
     running: int
     waiting: int
     tokens_total: int
     busy_seconds_total: float
+    hangs: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -46,7 +52,8 @@ class Engine:
 
     tokens_per_second_max: sleeps so that no more are generated in all; 0 does not. A small model then behaves like a large one
     on a slow device, and leaves the processor alone meanwhile.
-    on_broken: called on the event loop when the model has failed `FAILURES_MAX` times in a row; nothing is answered from then on.
+    on_broken: called on the event loop when the model has failed `FAILURES_MAX` times in a row, or the thread has died; nothing is
+    answered from then on.
     """
 
     def __init__(
@@ -72,6 +79,8 @@ class Engine:
         self._tokens_total = 0
         self._busy_seconds_total = 0.0
         self._failures = 0
+        self._dead = False
+        self._iteration_start_s: float | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -87,16 +96,20 @@ class Engine:
 
     def load(self) -> Load:
         with self._changed:
-            return Load(self._batch.running, self._batch.waiting, self._tokens_total, self._busy_seconds_total)
+            start_s = self._iteration_start_s
+            hangs = start_s is not None and self._clock.monotonic_s() - start_s > ITERATION_S_MAX
+            return Load(self._batch.running, self._batch.waiting, self._tokens_total, self._busy_seconds_total, hangs)
 
     async def generate(self, prompt: tuple[int, ...], *, max_tokens: int, temperature: float, seed: int) -> Finished:
         """The whole answer; cancelled when nobody waits for it any more.
 
-        Raises Unavailable when too many wait, SwitchgearError (INTERNAL) when the model fails.
+        Raises Unavailable when too many wait or the thread has died, SwitchgearError (INTERNAL) when the model fails.
         """
         sequence = Sequence(next(self._numbers), prompt, max_tokens, temperature, seed)
         request = _Request(sequence, self._loop.create_future(), self._clock.monotonic_s())
         with self._changed:
+            if self._dead:
+                raise Unavailable("the model does not run any more; ask another replica", Reason.SERVER_UNREACHABLE)
             self._batch.add(sequence)
             self._requests[sequence.number] = request
             self._show()
@@ -111,6 +124,18 @@ class Engine:
                     self._show()
 
     def _run(self) -> None:
+        try:
+            self._iterate_until_stopped()
+        except BaseException as error:  # whatever it is: without this thread nobody would ever be answered
+            log.exception("the engine's thread died")
+            with self._changed:
+                self._dead = True
+                abandoned = list(self._requests.values())
+            message = f"the engine died: {type(error).__name__}; the replica's log has the cause"
+            self._loop.call_soon_threadsafe(_refuse, abandoned, SwitchgearError(message, Reason.INTERNAL))
+            self._loop.call_soon_threadsafe(self._on_broken)
+
+    def _iterate_until_stopped(self) -> None:
         due_s = self._clock.monotonic_s()
         while True:
             with self._changed:
@@ -120,25 +145,25 @@ class Engine:
                 if self._stopped.is_set():
                     return
                 self._show()
-            start_s = self._clock.monotonic_s()
-            self._iterate(sequences)
+                start_s = self._iteration_start_s = self._clock.monotonic_s()
+            try:
+                self._iterate(sequences)
+            except Exception as error:
+                log.exception("the model failed on a batch of %d", len(sequences))
+                self._fail(f"the model failed: {type(error).__name__}; the replica's log has the cause")
             if self._tokens_per_second_max:
                 due_s = max(due_s, start_s - _CATCH_UP_S) + len(sequences) / self._tokens_per_second_max
                 self._stopped.wait(max(0.0, due_s - self._clock.monotonic_s()))
             with self._changed:
+                self._iteration_start_s = None
                 self._busy_seconds_total += self._clock.monotonic_s() - start_s
 
     def _iterate(self, sequences: list[Sequence]) -> None:
-        try:
-            tokens = self._model.next_tokens(sequences)
-        except Exception as error:
-            log.exception("the model failed on a batch of %d", len(sequences))
-            self._fail(f"the model failed: {type(error).__name__}; the replica's log has the cause")
-            return
+        tokens = self._model.next_tokens(sequences)
         now_s = self._clock.monotonic_s()
         with self._changed:
-            self._failures = 0
             finished = self._batch.advance(sequences, tokens, self._model.end_token)
+            self._failures = 0
             for sequence in sequences:
                 if request := self._requests.get(sequence.number):
                     self._observe(request, now_s)

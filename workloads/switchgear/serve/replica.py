@@ -216,7 +216,7 @@ class Replica:
             return pb.ReplicaLoad(ready=False)
         load = self._engine.load()
         return pb.ReplicaLoad(
-            ready=not self._broken.is_set(),
+            ready=not self._broken.is_set() and not load.hangs,
             running_requests=load.running,
             waiting_requests=load.waiting,
             tokens_total=load.tokens_total,
@@ -273,7 +273,7 @@ class Replica:
             )
 
     async def _health(self, _: Request) -> Response:
-        ready = self._engine is not None and not self._broken.is_set()
+        ready = self._load().ready
         return PlainTextResponse("ok" if ready else "not ready", 200 if ready else 503)
 
     async def _show_metrics(self, _: Request) -> Response:
