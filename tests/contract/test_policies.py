@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recovery_plane import refusal, running
+from recovery_plane import refusal, running, until
 
 from switchgear.cli.policies import configured_policies
 from switchgear.core import rpc
@@ -16,6 +16,7 @@ from switchgear.core.clock import ManualClock
 from switchgear.core.errors import Invalid, NotFound, Reason
 from switchgear.core.modes import Mode
 from switchgear.gateway.front_door import build
+from switchgear.recovery import main as recovery
 from switchgear.store.database import Database
 from switchgear.store.policies import CORDON, FRESH_S, POLICIES, RESTART, PolicyModes
 from switchgear.v1 import fleet_service_pb2 as fleet_pb
@@ -146,3 +147,23 @@ async def test_a_broken_node_that_is_not_to_be_cordoned_loses_its_job_alone(data
         await world.node("nodes/a", fleet_pb.Node.HEALTHY)
         evidence = (await world.incidents("jobs/train"))[0].evidence
         assert [line for line in evidence if line.startswith("advice: cordon nodes/a")]
+
+
+async def test_fatal_evidence_of_an_idle_node_is_kept_for_jobs_to_come_and_for_the_day_it_may_be_cordoned(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "REVIEW_S", 0.2)
+    await set_mode(database, CORDON, Mode.ADVISE)
+    async with running(database, tmp_path) as world:
+        agents = {name: await world.agent(name) for name in "ab"}
+        await agents["a"].event(code=79, text="GPU has fallen off the bus")
+        await until(world.signals_read)
+        await world.create("train")
+        await (await world.launcher(agents["b"], "jobs/train")).has("start", 1)
+        await world.node("nodes/a", fleet_pb.Node.HEALTHY)
+
+        await set_mode(database, CORDON, Mode.ACT)
+        await world.node("nodes/a", fleet_pb.Node.CORDONED)
+        await world.fleet.UncordonNode(fleet_pb.UncordonNodeRequest(name="nodes/a", actor="user:eve"))
+        await until(lambda: not world.service.fatal_nodes())
+        await world.node("nodes/a", fleet_pb.Node.HEALTHY)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -59,9 +60,19 @@ STALL_S = 5.0
 #: ... and launchers, which may have to connect again, are heard before their silence is judged.
 HEARING_S = 5.0
 ACTOR = "policy:recovery"
+#: How often nodes with a fatal signal are looked at: a person mends them, which takes minutes.
+REVIEW_S = 5.0
 #: Nodes whose newest fatal signal is remembered; more sick nodes than that at once is a power cut.
 FATAL_NODES_MAX = 1000
 _FINAL = {job_service_pb2.Job.SUCCEEDED, job_service_pb2.Job.FAILED, job_service_pb2.Job.CANCELLED}
+
+
+@dataclass(slots=True)
+class _Fatal:
+    """The newest fatal signal of a node. was_out: the node was seen out of service since, by us or anybody."""
+
+    event: m.NodeSignal
+    was_out: bool = False
 
 
 class RecoveryService:
@@ -75,7 +86,7 @@ class RecoveryService:
         self._feed = ChangeFeed(database, store.SERVICE)
         self._actors: dict[str, JobActor] = {}
         #: Newest fatal signal of each node that has not been seen mended.
-        self._fatal: dict[str, m.NodeSignal] = {}
+        self._fatal: dict[str, _Fatal] = {}
         self._loaded = asyncio.Event()
         self._jobs_known = asyncio.Event()
         self._sessions = LauncherSessions(self._find)
@@ -102,6 +113,7 @@ class RecoveryService:
                     tasks.create_task(_forever("jobs", partial(self._watch_jobs, scheduler)))
                     tasks.create_task(_forever("signals", partial(self._watch_signals, collector)))
                     tasks.create_task(self._tick())
+                    tasks.create_task(self._review_fatal())
         finally:
             # What comes next begins from the store, and launchers with a new hello.
             self._loaded.clear()
@@ -181,6 +193,7 @@ class RecoveryService:
                         ),
                         timeout=CALL_TIMEOUT_S,
                     )
+                    self._was_out(call.node)
                 case "replace":
                     await self._placement.ReplaceNodes(
                         placement_service_pb2.ReplaceNodesRequest(
@@ -271,7 +284,7 @@ class RecoveryService:
             simulated=signal.simulated,
         )
         self._fatal.pop(signal.node, None)
-        self._fatal[signal.node] = event
+        self._fatal[signal.node] = _Fatal(event)
         while len(self._fatal) > FATAL_NODES_MAX:
             del self._fatal[next(iter(self._fatal))]
         jobs = [actor for actor in self._actors.values() if any(slot.node == signal.node for slot in actor.state.slots)]
@@ -297,6 +310,7 @@ class RecoveryService:
         )
         try:
             await self._fleet.CordonNode(request, timeout=CALL_TIMEOUT_S)
+            self._was_out(event.node)
         except grpc.aio.AioRpcError as rpc_error:
             error = from_rpc_error(rpc_error)
             if not isinstance(error, NotFound | Invalid):  # a node that the scheduler does not have is not placed on
@@ -304,16 +318,48 @@ class RecoveryService:
             log.warning("cannot cordon", extra={"node": event.node, "error": error.message})
 
     async def _recall_signals(self, actor: JobActor) -> None:
-        """A signal may have come between the placement and the news of it: a cordoned node of a new placement tells."""
+        """A signal may have come between the placement and the news of it, or before it about a node that nobody may cordon."""
         for slot in actor.state.slots:
-            event = self._fatal.get(slot.node)
-            if event is None:
-                continue
-            node = await self._fleet.GetNode(fleet_service_pb2.GetNodeRequest(name=slot.node), timeout=CALL_TIMEOUT_S)
-            if node.state == fleet_service_pb2.Node.CORDONED and node.actor == ACTOR:
-                await actor.settle(event)
-            else:
-                del self._fatal[slot.node]  # mended since
+            if (fatal := self._fatal.get(slot.node)) and not await self._is_mended(fatal):
+                await actor.settle(fatal.event)
+
+    async def _is_mended(self, fatal: _Fatal) -> bool:
+        """Whether the node is in service again after it was out of it; then its signal is forgotten."""
+        name = fatal.event.node
+        node = await self._fleet.GetNode(fleet_service_pb2.GetNodeRequest(name=name), timeout=CALL_TIMEOUT_S)
+        if node.state != fleet_service_pb2.Node.HEALTHY:
+            fatal.was_out = True
+            return False
+        if fatal.was_out and self._fatal.get(name) is fatal:
+            del self._fatal[name]
+        return fatal.was_out
+
+    def fatal_nodes(self) -> frozenset[str]:
+        """Nodes with a fatal signal that have not been seen mended."""
+        return frozenset(self._fatal)
+
+    def _was_out(self, node: str) -> None:
+        if fatal := self._fatal.get(node):
+            fatal.was_out = True
+
+    async def _review_fatal(self) -> None:
+        """Sees nodes that are mended, and cordons those that it may cordon by now."""
+        while True:
+            await asyncio.sleep(REVIEW_S)
+            for fatal in list(self._fatal.values()):
+                try:
+                    if (
+                        not await self._is_mended(fatal)
+                        and not fatal.was_out
+                        and await self._modes.of(CORDON) is Mode.ACT
+                    ):
+                        await self._cordon(fatal.event)
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is grpc.StatusCode.NOT_FOUND:
+                        self._fatal.pop(fatal.event.node, None)
+                        continue
+                    log.warning("cannot look after a broken node", extra={"error": error.details()})
+                    break  # the scheduler is away: the next round will do
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
