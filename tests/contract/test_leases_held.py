@@ -187,6 +187,46 @@ async def test_writers_under_one_lease_do_not_wait_for_each_other_nor_for_its_re
         await mine.close()
 
 
+async def test_one_that_stands_by_waits_for_no_writer_of_the_holder(database: Database, database_url: str) -> None:
+    if not database.is_shared:
+        pytest.skip("SQLite has one writer")
+    clock = ManualClock()
+    mine = Database(database_url)
+    try:
+        async with database.write() as session:
+            lease = await leases.acquire(session, SCHEDULER, "one", duration_s=9, now_unix_ns=clock.unix_ns())
+        assert lease is not None
+        mine.write_under([lease])
+        async with asyncio.timeout(5), mine.write(), database.write() as session:
+            assert await leases.acquire(session, SCHEDULER, "two", duration_s=9, now_unix_ns=clock.unix_ns()) is None
+    finally:
+        await mine.close()
+
+
+async def test_one_that_stands_by_outlives_an_absence_of_the_database(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, one = candidate(database_url, "one")
+
+    @asynccontextmanager
+    async def unreachable() -> AsyncIterator[AsyncSession]:
+        raise OSError("network is unreachable")
+        yield AsyncSession()
+
+    async def stand_by() -> int:
+        async with one.holding():
+            return await write(mine)
+
+    try:
+        with monkeypatch.context() as absence:
+            absence.setattr(mine, "write_unfenced", unreachable)
+            waiting = asyncio.create_task(stand_by())
+            await asyncio.sleep(0.2)
+        assert await asyncio.wait_for(waiting, 5) == 1
+    finally:
+        await mine.close()
+
+
 async def _take(database: Database, clock: ManualClock) -> leases.Lease:
     async with database.write() as session:
         lease = await leases.acquire(session, SCHEDULER, "two", duration_s=9, now_unix_ns=clock.unix_ns())

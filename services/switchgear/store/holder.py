@@ -68,11 +68,18 @@ class Candidate:
         told = False
         while True:
             begun_s = asyncio.get_running_loop().time()
-            if (held := await self._acquire_all()) is not None:
-                return begun_s, held
-            if not told:
-                log.warning("stands by: another process holds %s", ", ".join(self.names))
-                told = True
+            try:
+                async with asyncio.timeout(self.give_up_s / 2):
+                    held = await self._acquire_all()
+            except Exception:
+                # One that stands by for a holder whose database has gone is needed when it is back.
+                log.exception("cannot take the leases; trying again")
+            else:
+                if held is not None:
+                    return begun_s, held
+                if not told:
+                    log.warning("stands by: another process holds %s", ", ".join(self.names))
+                    told = True
             await asyncio.sleep(self.renew_s)
 
     async def _acquire_all(self) -> list[Lease] | None:
@@ -101,6 +108,8 @@ class Candidate:
                         await leases.renew(session, lease, duration_s=self.duration_s, now_unix_ns=self.clock.unix_ns())
             except Aborted:
                 raise
+            except Unavailable:
+                pass  # the database has told of its outage
             except Exception:
                 log.exception("cannot renew the leases; trying again")
             else:

@@ -36,9 +36,13 @@ async def acquire(
 
     A holder that acquires again (after a restart) fences off its former self.
     """
+    # One that stands by asks every other second: it locks the row, which waits for the holder's writers, only when it may win.
+    seen = await session.scalar(select(LeaseRow).where(LeaseRow.name == name))
+    if seen is not None and _taken(seen, holder, now_unix_ns):
+        return None
     await session.execute(_ENSURE, {"name": name})
     row = await _locked(session, name)
-    if row is None or (row.holder not in ("", holder) and row.expire_time_unix_ns > now_unix_ns):
+    if row is None or _taken(row, holder, now_unix_ns):
         return None
     row.holder = holder
     row.token += 1
@@ -86,6 +90,10 @@ async def release(session: AsyncSession, lease: Lease) -> None:
     if row is not None and row.token == lease.token:
         row.holder = ""
         row.expire_time_unix_ns = 0
+
+
+def _taken(row: LeaseRow, holder: str, now_unix_ns: int) -> bool:
+    return row.holder not in ("", holder) and row.expire_time_unix_ns > now_unix_ns
 
 
 def _lost(lease: Lease, holder: str | None) -> Aborted:
