@@ -266,7 +266,7 @@ def require_free_port(host: str, port: int) -> None:
 def sync_channel(address: str, tls: TlsFiles | None = None, token: str = "") -> grpc.Channel:
     """As `channel`, for a command that makes a few calls and ends. token: sent with each call, and never without TLS."""
     if tls is None:
-        return trace.intercepted(grpc.insecure_channel(_target(address), options=_CHANNEL_OPTIONS))
+        return trace.intercepted(grpc.insecure_channel(target(address), options=_CHANNEL_OPTIONS))
     credentials = tls.channel_credentials()
     if token:
         credentials = grpc.composite_channel_credentials(credentials, grpc.access_token_call_credentials(token))
@@ -281,9 +281,31 @@ def channel(address: str, tls: TlsFiles | None = None) -> grpc.aio.Channel:
     """
     interceptors = trace.client_interceptors()
     if tls is None:
-        return grpc.aio.insecure_channel(_target(address), options=_CHANNEL_OPTIONS, interceptors=interceptors)
+        return grpc.aio.insecure_channel(target(address), options=_CHANNEL_OPTIONS, interceptors=interceptors)
     return grpc.aio.secure_channel(address, tls.channel_credentials(), _CHANNEL_OPTIONS, interceptors=interceptors)
 
 
-def _target(address: str) -> str:
-    return f"ipv4:{address}" if "," in address else address
+def target(address: str) -> str:
+    """What gRPC dials for HOST:PORT, or for several IP:PORT with commas between them, without TLS.
+
+    Raises Invalid for several of which one is no IPv4 address and port: gRPC would fail with each call.
+    """
+    if "," not in address:
+        return address
+    for part in address.split(","):
+        host, _ = split_address(part)
+        if not _is_ipv4(host):
+            raise errors.Invalid(
+                f"{part!r}: of several addresses each must be IPv4, as in 10.0.0.1:7070,10.0.0.2:7070; write the host's address, or "
+                "one name that has several addresses",
+                Reason.BAD_FIELD,
+                value=part[:100],
+            )
+    return f"ipv4:{address}"
+
+
+def _is_ipv4(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == 4
+    except ValueError:
+        return False

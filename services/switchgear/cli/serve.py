@@ -14,7 +14,7 @@ from switchgear.cli.policies import add_policy_argument, configured_policies
 from switchgear.cli.state import DEFAULT_HTTP, DEFAULT_MACHINES, Running, default_state_dir, write_running
 from switchgear.core.errors import FailedPrecondition, Reason
 from switchgear.core.process import until_signal
-from switchgear.core.rpc import split_address
+from switchgear.core.rpc import split_address, target
 
 #: Where a service listens, and the others look for it, when nobody says otherwise.
 DEFAULT_PORTS = {"collector": 7071, "scheduler": 7072, "recovery": 7073, "autoscaler": 7074, "gateway": 7075}
@@ -75,6 +75,7 @@ def settings_from(args: argparse.Namespace) -> PlaneSettings:
     elsewhere = {name: getattr(args, name) for name in ENDPOINTS}
     for address in elsewhere.values():
         split_address(address)
+        target(address)
     return PlaneSettings(
         services=(args.service,),
         state_dir=(args.state_dir or default_state_dir()).absolute(),
