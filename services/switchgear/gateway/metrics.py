@@ -34,15 +34,17 @@ class RequestMetrics:
         )
         self._seconds = Histogram(
             "switchgear_gateway_request_seconds",
-            "From request to answer",
+            "From request to answer, of those that are no stream",
             ["route"],
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30),
             registry=registry,
         )
 
-    def answered(self, method: str, route: str, code: int, seconds: float) -> None:
+    def answered(self, method: str, route: str, code: int, seconds: float | None) -> None:
+        """seconds: None for a stream, whose length is no latency."""
         self._requests.labels(method if method in _VERBS else "other", route, str(code)).inc()
-        self._seconds.labels(route).observe(seconds)
+        if seconds is not None:
+            self._seconds.labels(route).observe(seconds)
 
 
 class CountRequests:
@@ -55,19 +57,21 @@ class CountRequests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start_s, code = time.perf_counter(), 500
+        start_s, code, streams = time.perf_counter(), 500, False
 
         async def noted(message: Message) -> None:
-            nonlocal code
+            nonlocal code, streams
             if message["type"] == "http.response.start":
                 code = message["status"]
+                streams = dict(message["headers"]).get(b"content-type", b"").startswith(b"text/event-stream")
             await send(message)
 
         try:
             await self._app(scope, receive, noted)
         finally:
             route: str = getattr(scope.get("route"), "path", "other")
-            self._metrics.answered(scope["method"], route, code, time.perf_counter() - start_s)
+            seconds = None if streams else time.perf_counter() - start_s
+            self._metrics.answered(scope["method"], route, code, seconds)
 
 
 class PolicyMetrics(Collector):
