@@ -78,6 +78,10 @@ class ServingPlane(ServingServiceServicer):
         """Sends a table without any service."""
         await self._publish()
 
+    async def publish_broken(self) -> None:
+        """Sends a table with a service whose name is none."""
+        await self._publish(pb.ServiceRoute(service="x"))
+
     async def _publish(self, *services: pb.ServiceRoute) -> None:
         version = self._table.version + 1 if self._table else 1
         async with self._changed:

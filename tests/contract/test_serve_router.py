@@ -17,7 +17,7 @@ from serving_plane import SERVICE, Alphabet, ServingPlane, replica_name, serving
 
 from switchgear.access import pki
 from switchgear.core.clock import SystemClock
-from switchgear.serve import completions, http, proxy, router, upstream
+from switchgear.serve import completions, http, proxy, router, router_link, upstream
 from switchgear.serve.replica import ReplicaSettings, serving
 from switchgear.serve.switchboard import Limits, Route, ServiceRoutes
 from switchgear.v1alpha import serving_service_pb2 as pb
@@ -291,6 +291,30 @@ async def test_without_the_autoscaler_the_router_goes_on_and_confirms_nothing_th
             assert [demand.service for demand in again.report.services] == [SERVICE]
             await again.publish(route)
             assert (await stage.ask()).status_code == 200
+
+
+async def test_a_table_that_cannot_be_used_costs_neither_the_last_one_nor_the_next(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router_link, "FAULT_DELAY_S", 0.05)
+    route = await stage.start(1, Alphabet())
+    await stage.plane.publish(route)
+    lost = asyncio.Event()
+    keep = proxy.Proxy.connected
+
+    def connected(of: proxy.Proxy, yes: bool) -> None:
+        keep(of, yes)
+        if not yes:
+            lost.set()
+
+    monkeypatch.setattr(proxy.Proxy, "connected", connected)
+    assert stage.registry.get_sample_value("switchgear_router_connected") == 1
+    broken = asyncio.create_task(stage.plane.publish_broken())
+    await asyncio.wait_for(lost.wait(), 30)
+    assert (await stage.ask()).status_code == 200
+    broken.cancel()
+    await asyncio.wait_for(stage.plane.publish(route, latency_target_s=3), 30)
+    assert stage.registry.get_sample_value("switchgear_router_connected") == 1
 
 
 async def test_the_series_of_a_service_that_is_gone_are_gone(stage: Stage) -> None:

@@ -69,9 +69,13 @@ class Proxy:
         await self._upstream.close()
 
     def apply(self, table: Mapping[str, ServiceRoutes]) -> None:
-        """Takes the newest table of routes; held requests go where they now can."""
+        """Takes the newest table of routes; held requests go where they now can.
+
+        Raises Invalid when a name is none of a service; then the table before stays in force.
+        """
+        services = [names.parse(name, "inferenceServices/*")[0] for name in table]
         self.switchboard.apply(table)
-        self._metrics.keep(names.parse(name, "inferenceServices/*")[0] for name in table)
+        self._metrics.keep(services)
         self._upstream.listed_changed()
         for ticket in self.switchboard.strangers():
             if not self._assigned[ticket.number].done():
@@ -79,6 +83,10 @@ class Proxy:
         for name in table:
             self._dispatch(name)
         self.changed.set()
+
+    def connected(self, yes: bool) -> None:
+        """Whether tables come from the autoscaler."""
+        self._metrics.connected.set(yes)
 
     async def _completions(self, request: Request) -> Response:
         service = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from typing import Any
 
@@ -17,9 +18,13 @@ from switchgear.serve.switchboard import Route, Service, ServiceRoutes
 from switchgear.v1alpha import serving_service_pb2 as pb
 from switchgear.v1alpha.serving_service_pb2_grpc import ServingServiceStub
 
+log = logging.getLogger(__name__)
+
 REPORT_INTERVAL_S = 0.5
 #: News in between are told at once, but not more often than this.
 NEWS_INTERVAL_S = 0.05
+#: A fault comes again most likely, and each fills the log.
+FAULT_DELAY_S = 10.0
 
 
 class RouterLink:
@@ -37,7 +42,17 @@ class RouterLink:
         """Connects and reconnects until cancelled."""
         async with rpc.channel(self._autoscaler, self._tls) as channel:
             stub = ServingServiceStub(channel)
-            await keep_connected("connection to the autoscaler", lambda: self._connect(stub), self._clock)
+            await keep_connected("connection to the autoscaler", lambda: self._connect_or_wait(stub), self._clock)
+
+    async def _connect_or_wait(self, stub: ServingServiceStub) -> None:
+        """What is no failure of the connection is a fault of ours or of a table; by the last one requests can still go."""
+        try:
+            await self._connect(stub)
+        except* grpc.aio.AioRpcError:
+            raise
+        except* Exception:
+            log.exception("the line to the autoscaler failed; the next try is in %g s", FAULT_DELAY_S)
+            await asyncio.sleep(FAULT_DELAY_S)
 
     async def _connect(self, stub: ServingServiceStub) -> None:
         # An autoscaler that was started anew may count from the beginning: a number of its predecessor would confirm a table
@@ -52,8 +67,10 @@ class RouterLink:
                     # From here on requests go by this table; those that went by older ones are in the same report as in flight.
                     self._proxy.apply({service.service: _routes(service) for service in table.services})
                     self._version = table.version
+                    self._proxy.connected(True)
                 sending.cancel()
         finally:
+            self._proxy.connected(False)
             call.cancel()
 
     async def _send(self, call: grpc.aio.StreamStreamCall[pb.RouterReport, pb.RoutingTable]) -> None:

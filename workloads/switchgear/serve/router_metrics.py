@@ -41,6 +41,9 @@ class RouterMetrics:
             service,
             registry=registry,
         )
+        self.connected = Gauge(
+            "switchgear_router_connected", "1 while tables come from the autoscaler", registry=registry
+        )
         self._codes: dict[str, set[str]] = {"": set()}
 
     def answered(self, service: str, status: int) -> None:
