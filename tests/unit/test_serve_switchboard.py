@@ -88,6 +88,18 @@ def test_a_request_that_broke_off_stands_in_front_of_younger_ones_and_its_replic
     assert where(young) is None
 
 
+def test_the_time_that_a_request_was_at_work_is_not_taken_from_its_time_to_wait() -> None:
+    routes = board(limits=Limits(hold_s=10))
+    ticket = arrive(routes, now_s=0.0)
+    routes.apply(table("a"))
+    routes.dispatch(CHAT, 4.0)
+    routes.send_back(ticket, 100.0)
+    assert ticket.deadline_s == 106.0
+    routes.dispatch(CHAT, 101.0)
+    routes.send_back(ticket, 111.0)
+    assert ticket.deadline_s == 116.0
+
+
 def test_a_request_of_a_service_that_was_deleted_can_be_sent_back_and_closed() -> None:
     routes = board("a")
     ticket = arrive(routes)

@@ -68,7 +68,10 @@ class Replica:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One request, from arrival to answer. replica: where it is; None while it is held."""
+    """One request, from arrival to answer. replica: where it is since `sent_s`; None while it is held.
+
+    deadline_s: until when it may be held; the time in replicas does not count.
+    """
 
     number: int
     service: str
@@ -76,6 +79,7 @@ class Ticket:
     size_bytes: int
     deadline_s: float
     replica: Replica | None = None
+    sent_s: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -182,7 +186,7 @@ class Switchboard:
             replica = min(free, key=lambda r: (r.in_flight_tokens, r.in_flight, r.name))
             ticket = known.held[0]
             self._unhold(ticket)
-            ticket.replica = replica
+            ticket.replica, ticket.sent_s = replica, now_s
             replica.in_flight += 1
             replica.in_flight_tokens += ticket.tokens
             sent.append(ticket)
@@ -200,6 +204,7 @@ class Switchboard:
         """Holds a request again whose replica refused it or broke off, and leaves that replica alone for a moment."""
         if ticket.replica is not None:
             ticket.replica.aside_until_s = now_s + self._limits.aside_s
+            ticket.deadline_s += now_s - ticket.sent_s
         self._hold(ticket)
         self._leave(ticket)
 
