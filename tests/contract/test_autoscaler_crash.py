@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from autoscaler_plane import SERVICE, Plane, Replica, Router, running
 from scheduler_plane import until
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from switchgear.autoscaler.store import ReplicaRow
+from switchgear.autoscaler.store import InferenceServiceRow, ReplicaRow
 from switchgear.store.database import Database
 from switchgear.v1 import autoscaler_service_pb2 as pb
 from switchgear.v1 import job_service_pb2 as job_pb
@@ -21,13 +22,13 @@ READY = pb.Replica.READY
 
 
 class Deadly(Database):
-    """After each write about replicas the autoscaler is killed before its next step."""
+    """After each write that changes a service or a replica the autoscaler is killed before its next step."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.plane: Plane | None = None
         self.kills = 0
-        self._states: list[tuple[int, str]] = []
+        self._stored: list[tuple[Any, ...]] = []
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
@@ -36,10 +37,10 @@ class Deadly(Database):
         if self.plane is None:
             return
         async with self.read() as session:
-            rows = await session.execute(select(ReplicaRow.number, ReplicaRow.state).order_by(ReplicaRow.number))
-            states = [(number, state) for number, state in rows]
-        if states != self._states:
-            self._states = states
+            tables = (InferenceServiceRow.__table__, ReplicaRow.__table__)
+            stored = [tuple(row) for table in tables for row in await session.execute(select(table))]
+        if stored != self._stored:
+            self._stored = stored
             self.kills += 1
             self.plane.run_again()
             await asyncio.sleep(0)  # it is here that it ends
@@ -52,7 +53,7 @@ async def test_every_write_may_be_the_last_one_of_a_process(database_url: str, t
         async with running(database, tmp_path) as plane:
             database.plane = plane
             await _live_and_die(plane)
-            assert database.kills >= 7
+            assert database.kills >= 10
     finally:
         await database.close()
 
