@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import grpc.aio
 import pytest
 from scheduler_plane import RECOVERY, Agent, Plane, refused, running, until
+from sqlalchemy.engine import make_url
 
 from switchgear.core import rpc
 from switchgear.core.clock import ManualClock
@@ -193,6 +195,28 @@ async def test_a_restarted_scheduler_takes_up_where_it_was(database: Database, t
         assert (await again.next_command()).start_launcher.job == "jobs/llama"
         clock.advance(11)
         await plane.node_in("nodes/a", fleet_pb.Node.UNREACHABLE)
+
+
+async def test_a_database_that_is_away_is_told_once_and_calls_are_unavailable_meanwhile(
+    database: Database, database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if not database.is_shared:
+        pytest.skip("SQLite is as near as its file")
+    url = make_url(database_url)
+    server = await asyncpg.connect(host=url.query["host"], user="postgres", database="postgres")
+    async with running(database, ManualClock(), tmp_path) as plane:
+        await plane.agent("a")
+        await server.execute(f"ALTER DATABASE {url.database} ALLOW_CONNECTIONS false")
+        await server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", url.database)
+        for _ in range(5):
+            error = await refused(plane.jobs.ListJobs(job_pb.ListJobsRequest()))
+            assert (error.code, error.reason) == ("UNAVAILABLE", Reason.DATABASE_UNUSABLE)
+        await server.execute(f"ALTER DATABASE {url.database} ALLOW_CONNECTIONS true")
+        await plane.agent("b")
+    await server.close()
+    told = [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    assert [record.name for record in told] == 2 * ["switchgear.store.database"]
+    assert [record.exc_info for record in told] == [None, None]
 
 
 async def test_cordoning_asks_for_a_reason_and_the_newest_etag(plane: Plane) -> None:

@@ -14,9 +14,10 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
 import switchgear
-from switchgear.core.errors import FailedPrecondition, Invalid, Reason
+from switchgear.core.errors import FailedPrecondition, Invalid, Reason, Unavailable
 from switchgear.store.base import Base
 from switchgear.store.database import Database, sqlite_url
 from switchgear.store.revisions import current_revision, lock_revision, next_revision
@@ -165,3 +166,37 @@ async def test_a_closed_sqlite_database_is_one_file_under_the_path_that_was_give
     await database.migrate()
     await database.close()
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+async def test_an_outage_is_told_when_it_begins_and_when_it_ends_however_often_the_database_is_tried(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "disk"
+    database = Database(sqlite_url(folder / "state.db"))
+    for _ in range(5):
+        with pytest.raises(Unavailable, match="unable to open") as caught:
+            async with database.read() as session:
+                await session.execute(text("SELECT 1"))
+        assert caught.value.reason is Reason.DATABASE_UNUSABLE
+    folder.mkdir()
+    for _ in range(2):
+        async with database.write() as session:
+            await session.execute(text("SELECT 1"))
+    await database.close()
+    away, back = [record.message for record in caplog.records]
+    assert "cannot use the database" in away
+    assert back == "the database can be used again"
+
+
+async def test_a_server_that_ends_its_sessions_is_an_outage_and_a_wrong_statement_is_none(database: Database) -> None:
+    async def fail(statement: str) -> Exception:
+        try:
+            async with database.read() as session:
+                await session.execute(text(statement))
+        except Exception as error:
+            return error
+        raise AssertionError(statement)
+
+    assert isinstance(await fail("SELECT * FROM nowhere"), DBAPIError)
+    if database.is_shared:
+        assert isinstance(await fail("SELECT pg_terminate_backend(pg_backend_pid())"), Unavailable)

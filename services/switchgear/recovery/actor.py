@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from switchgear.core.clock import Clock
+from switchgear.core.errors import Unavailable
 from switchgear.recovery import model as m
 from switchgear.recovery.machine import step
 
@@ -105,8 +106,9 @@ class JobActor:
         while True:
             try:
                 await self._keep(state, records)
-            except Exception:
-                log.exception("cannot store the state of a job; trying again", extra={"job": state.job})
+            except Exception as error:
+                if not isinstance(error, Unavailable):  # the database has told of its outage
+                    log.exception("cannot store the state of a job; trying again", extra={"job": state.job})
                 await asyncio.sleep(delay_s)
                 delay_s = min(delay_s * 2, RETRY_S_MAX)
             else:

@@ -51,6 +51,8 @@ log = logging.getLogger(__name__)
 TICK_S = 0.5
 #: Half of it is random, so that the control plane's parts do not come back in step.
 RETRY_S = 0.5
+#: A stream that lasted so long was a good one: its end is told, whatever the reason was the last time.
+STREAM_GOOD_S = 5.0
 #: A call to the scheduler is one transaction; one that takes longer is made again, which its id makes harmless.
 CALL_TIMEOUT_S = 10.0
 #: How long a launcher waits for `run` to have loaded the jobs before it is sent away to connect again.
@@ -371,6 +373,8 @@ class RecoveryService:
                 await asyncio.sleep(HEARING_S)
             try:
                 self._modes_now = await self._read_modes()
+            except Unavailable:
+                pass  # the database has told of its outage; by the modes that are known it goes on
             except Exception:
                 log.exception("cannot read the modes of policies; going by those known")
             for actor in list(self._actors.values()):
@@ -379,11 +383,20 @@ class RecoveryService:
 
 async def _forever(what: str, watch: Callable[[], Awaitable[None]]) -> None:
     """Follows a stream again when it ends: the other service or the database may restart at any time."""
+    loop, told = asyncio.get_running_loop(), ""
     while True:
+        begun_s = loop.time()
         try:
             await watch()
         except grpc.aio.AioRpcError as error:
-            log.warning("lost the stream of %s; connecting again", what, extra={"error": error.details()})
+            why = error.details() or error.code().name
+            if loop.time() - begun_s > STREAM_GOOD_S:
+                told = ""
+            # Once for each reason: a service that is away for an hour is not worth two lines a second.
+            log.log(logging.DEBUG if why == told else logging.WARNING, "lost the stream of %s: %s", what, why)
+            told = why
+        except Unavailable:
+            pass  # the database has told of its outage
         except Exception:
             log.exception("cannot take the stream of %s; connecting again", what)
         await asyncio.sleep(RETRY_S * random.uniform(0.5, 1))

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from switchgear.core.errors import Unavailable
 from switchgear.scheduler.decide import Decisions, Snapshot, decide, wanted
 from switchgear.scheduler.engines.base import Engine
 from switchgear.scheduler.model import Observation
@@ -50,8 +51,9 @@ class Reconciler:
             try:
                 await self.reconcile()
                 await self._save_last_seen()
-            except Exception:
-                log.exception("a pass of the scheduler failed; trying again")
+            except Exception as error:
+                if not isinstance(error, Unavailable):  # the database has told of its outage
+                    log.exception("a pass of the scheduler failed; trying again")
                 await asyncio.sleep(RETRY_DELAY_S)
                 continue
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
@@ -16,7 +17,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 from switchgear.core.errors import FailedPrecondition, Invalid, Reason, Unavailable
@@ -34,12 +35,17 @@ _BUSY_TIMEOUT_MS = 10_000
 _SERVER_SETTINGS = {"idle_in_transaction_session_timeout": "10000"}
 #: A cancelled session ends in milliseconds; one that does not is stuck and must not keep the process.
 _CLOSE_TIMEOUT_S = 5.0
+#: PostgreSQL's classes of errors that are not about a statement: connection, authorization, no such database, resources,
+#: not in the state for it, operator, system.
+_OUTAGES = frozenset({"08", "28", "3D", "53", "55", "57", "58"})
 
 
 class Database:
     """A pool of connections to `sqlite+aiosqlite:///PATH` or `postgresql+asyncpg://…`.
 
     Never await a network call or another `read` or `write` of the same task inside one: on SQLite there is one writer.
+    Both raise Unavailable (DATABASE_UNUSABLE) while the database is away. The log says so when that begins and when it ends, so
+    whoever tries again need not.
     Raises Invalid for any other URL.
     """
 
@@ -78,6 +84,7 @@ class Database:
         #: Processes on several machines may use it at the same time.
         self.is_shared = not sqlite
         self._leases: tuple[Lease, ...] = ()
+        self._away = False
         self._sessions_open = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -87,7 +94,7 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
         """A session that sees one snapshot and writes nothing."""
-        with self._counted():
+        with self._counted(), self._watched():
             async with self._read_sessions() as session, session.begin():
                 yield session
 
@@ -107,7 +114,7 @@ class Database:
     @asynccontextmanager
     async def write_unfenced(self) -> AsyncIterator[AsyncSession]:
         """As `write`, for the leases themselves."""
-        with self._counted():
+        with self._counted(), self._watched():
             async with self._turn, self._write_sessions() as session, session.begin():
                 yield session
 
@@ -124,12 +131,7 @@ class Database:
             async with self._turn, self._writer.begin() as connection:
                 await connection.run_sync(_upgrade)
         except (OSError, SQLAlchemyError, asyncpg.PostgresError) as error:
-            cause = str(getattr(error, "orig", None) or error).splitlines()[0]
-            raise Unavailable(
-                f"cannot use the database {self._engine.url.render_as_string(hide_password=True)}: {cause}; "
-                "is it there, may this user write to it, and is its disk not full?",
-                Reason.DATABASE_UNUSABLE,
-            ) from error
+            raise self._unusable(error) from error
 
     async def close(self) -> None:
         """Closes all connections, once the open sessions have ended; their tasks must have been told to.
@@ -143,6 +145,30 @@ class Database:
             log.error("%d database sessions do not end; closing without them", self._sessions_open)
         await self._engine.dispose()
 
+    def _unusable(self, error: Exception) -> Unavailable:
+        cause = (str(getattr(error, "orig", None) or error) or type(error).__name__).splitlines()[0]
+        return Unavailable(
+            f"cannot use the database {self._engine.url.render_as_string(hide_password=True)}: {cause}; "
+            "is it there, may this user write to it, and is its disk not full?",
+            Reason.DATABASE_UNUSABLE,
+        )
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not _is_outage(error):
+                raise
+            unusable = self._unusable(error)
+            if not self._away:
+                log.error(unusable.message)
+            self._away = True
+            raise unusable from error
+        if self._away:
+            log.warning("the database can be used again")
+        self._away = False
+
     @contextmanager
     def _counted(self) -> Iterator[None]:
         self._sessions_open += 1
@@ -153,6 +179,18 @@ class Database:
             self._sessions_open -= 1
             if not self._sessions_open:
                 self._idle.set()
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether it is the database that cannot, and not the statement that is wrong: the same again may succeed."""
+    if not isinstance(error, DBAPIError):
+        return isinstance(error, OSError | asyncpg.PostgresError | asyncpg.InterfaceError)  # no connection was made
+    if error.connection_invalidated or isinstance(error, InterfaceError):
+        return True
+    if sqlstate := getattr(error.orig, "sqlstate", None):
+        return str(sqlstate)[:2] in _OUTAGES
+    code = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR)  # SQLITE_ERROR: of the statement
+    return isinstance(error, OperationalError) and code & 0xFF != sqlite3.SQLITE_ERROR
 
 
 def sqlite_url(path: Path) -> str:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from switchgear.core.clock import Clock
-from switchgear.core.errors import Aborted, Reason
+from switchgear.core.errors import Aborted, Reason, Unavailable
 from switchgear.store import leases
 from switchgear.store.database import Database
 from switchgear.store.leases import Lease
@@ -71,8 +71,10 @@ class Candidate:
             try:
                 async with asyncio.timeout(self.give_up_s / 2):
                     held = await self._acquire_all()
+            # One that stands by for a holder whose database has gone is needed when it is back.
+            except Unavailable:
+                pass  # the database has told of its outage
             except Exception:
-                # One that stands by for a holder whose database has gone is needed when it is back.
                 log.exception("cannot take the leases; trying again")
             else:
                 if held is not None:
@@ -109,7 +111,7 @@ class Candidate:
             except Aborted:
                 raise
             except Unavailable:
-                pass  # the database has told of its outage
+                pass
             except Exception:
                 log.exception("cannot renew the leases; trying again")
             else:
@@ -122,5 +124,6 @@ class Candidate:
             async with asyncio.timeout(self.give_up_s / 2), self.database.write_unfenced() as session:
                 for lease in held:
                     await leases.release(session, lease)
-        except Exception:
-            log.warning("cannot release the leases; they expire by themselves", exc_info=True)
+        except Exception as error:
+            bug = not isinstance(error, Unavailable | TimeoutError)
+            log.warning("cannot release the leases; they expire by themselves", exc_info=bug)
