@@ -241,6 +241,9 @@ def main() -> None:
                 save_checkpoint(args.checkpoint_dir, step, state, args.keep)
         time.sleep(args.step_sleep)
     dist.barrier()  # nobody leaves while rank 0 writes the last checkpoint
+    # The reducer in here must not be the last that holds the process group: it would end it with the interpreter's lock held, and
+    # wait for gloo's thread, which needs that lock to let go of the barrier (seen in torch 2.13: a rank that never ends).
+    del parallel
     dist.destroy_process_group()
 
 
