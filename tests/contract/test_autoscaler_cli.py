@@ -12,6 +12,7 @@ from autoscaler_plane import SERVICE, Plane, running
 
 from switchgear.cli import exits
 from switchgear.cli.main import main
+from switchgear.core.errors import Reason
 from switchgear.store.database import Database
 from switchgear.v1 import autoscaler_service_pb2 as pb
 
@@ -28,8 +29,10 @@ async def plane(tmp_path: Path) -> AsyncIterator[Plane]:
 
 
 async def test_a_service_is_created_listed_shown_scaled_and_deleted(
-    plane: Plane, capsys: pytest.CaptureFixture[str]
+    plane: Plane, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+
     async def services(*words: str) -> tuple[int, str]:
         arguments = ["services", "--server", plane.address, *words]
         code = await asyncio.to_thread(main, arguments)
@@ -38,6 +41,10 @@ async def test_a_service_is_created_listed_shown_scaled_and_deleted(
     await plane.agent("a")
     assert (await services())[1].startswith("no inference services: make one with")
     create = ("create", "chat", "--min", "1", "--max", "2", "--tokens-per-second", "40", "--env", "B=2")
+    assert (await services(*create, "--", "serve.py"))[0] == exits.exit_code(Reason.SCRIPT_UNREADABLE)
+    (tmp_path / "serve.py").touch()
+    with pytest.raises(SystemExit, match="2"):
+        await services("create", "chat", "--max", "99999999999999", "--", "serve.py")
     code, out = await services(*create, "--", "serve.py", "--json", "--batch", "4")
     assert (code, out) == (exits.OK, f"{SERVICE}: 0 ready, 1 desired of 1 to 2\n")
     spec = (await plane.get()).spec

@@ -235,7 +235,7 @@ def require_loopback(host: str) -> None:
     if not is_loopback(host):
         raise errors.FailedPrecondition(
             f"refusing to listen on {host!r}: without TLS only loopback is allowed; use 127.0.0.1, or make certificates and "
-            f"tokens with `switchgear init --host {host}`",
+            "tokens with `switchgear init --host NAME`, the name by which others reach this machine",
             Reason.INSECURE_BIND,
             host=host,
         )

@@ -69,7 +69,12 @@ def connect(server: str | None, *interceptors: grpc.UnaryUnaryClientInterceptor)
                 tls = f" with TLS under the CA in {proof.tls.ca}" if proof.tls else ""
                 error = Unavailable(
                     f"no control plane answers at {address}{tls}; start one with `switchgear up`, name it with --server HOST:PORT, "
-                    "or run without one: `switchgear run --standalone`",
+                    "or run without one: `switchgear run --standalone`"
+                    + (
+                        ""
+                        if proof.tls
+                        else "; if it was made with `switchgear init`, name its CA with SWITCHGEAR_CA_FILE"
+                    ),
                     Reason.SERVER_UNREACHABLE,
                     address=address,
                 )

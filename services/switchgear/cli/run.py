@@ -15,6 +15,7 @@ from switchgear.cli import exits
 from switchgear.cli.client import connect
 from switchgear.cli.logs import Shown
 from switchgear.cli.output import tell
+from switchgear.cli.scripts import require_script
 from switchgear.core import names
 from switchgear.core.errors import Invalid, Reason, Unavailable
 from switchgear.v1 import job_service_pb2 as jobs
@@ -112,20 +113,8 @@ def _spec(args: argparse.Namespace) -> jobs.JobSpec:
         raise Invalid(
             "--standalone runs without a server: leave --server and --detach away", Reason.BAD_FIELD, field="standalone"
         )
-    script = Path(args.script)
-    if not args.module and (not script.is_file() or not os.access(script, os.R_OK)):
-        what = (
-            "is not a file"
-            if script.exists() and not script.is_file()
-            else "does not exist"
-            if not script.exists()
-            else "cannot be read"
-        )
-        raise Invalid(
-            f"the script {args.script} {what}; name a Python file that this user can read (its own options go behind it)",
-            Reason.SCRIPT_UNREADABLE,
-            script=args.script,
-        )
+    if not args.module:
+        require_script(args.script)
     return jobs.JobSpec(
         argv=[*(["-m"] if args.module else []), args.script, *args.arguments],
         environment=dict(_variable(given) for given in args.env),

@@ -11,11 +11,14 @@ from pathlib import Path
 from switchgear.cli import exits
 from switchgear.cli.client import connect, whole_list
 from switchgear.cli.output import last, local_time, print_json, print_line, print_table
+from switchgear.cli.scripts import require_script
 from switchgear.cli.show import qualified
 from switchgear.core.errors import Invalid, Reason
 from switchgear.v1 import autoscaler_service_pb2 as pb
 
 COLLECTION = "inferenceServices"
+#: Far beyond any fleet, and it fits the contract's numbers.
+COUNT_MAX = 1_000_000
 EPILOG = """examples:
   switchgear services
   switchgear services chat
@@ -118,12 +121,21 @@ def _print_one(service: pb.InferenceService, replicas: list[pb.Replica], *, as_j
     return exits.OK
 
 
+def _count(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= COUNT_MAX:
+        raise argparse.ArgumentTypeError(f"must be 0 to {COUNT_MAX}, not {text}")
+    return number
+
+
 def _add_create(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s NAME [options] -- serve.py ARGS"
     parser.add_argument("name", help="name of the service; clients give it as `model`")
-    parser.add_argument("--min", type=int, default=0, metavar="N", help="least replicas (default: 0: none while idle)")
-    parser.add_argument("--max", type=int, default=1, metavar="N", help="most replicas (default: 1)")
-    parser.add_argument("--gpus-per-replica", type=int, default=1, metavar="K", help="(default: 1)")
+    parser.add_argument(
+        "--min", type=_count, default=0, metavar="N", help="least replicas (default: 0: none while idle)"
+    )
+    parser.add_argument("--max", type=_count, default=1, metavar="N", help="most replicas (default: 1)")
+    parser.add_argument("--gpus-per-replica", type=_count, default=1, metavar="K", help="(default: 1)")
     parser.add_argument(
         "--env", action="append", default=[], metavar="NAME=VALUE", help="set a variable for the replicas"
     )
@@ -148,6 +160,7 @@ def _create(args: argparse.Namespace) -> int:
             Reason.BAD_FIELD,
             field="argv",
         )
+    require_script(args.program[0])
     spec = pb.InferenceServiceSpec(
         argv=args.program,
         working_directory=str(Path.cwd()),
@@ -171,8 +184,8 @@ def _create(args: argparse.Namespace) -> int:
 
 def _add_scale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="the service")
-    parser.add_argument("--min", type=int, default=None, metavar="N", help="least replicas (default: as it is)")
-    parser.add_argument("--max", type=int, default=None, metavar="N", help="most replicas (default: as it is)")
+    parser.add_argument("--min", type=_count, default=None, metavar="N", help="least replicas (default: as it is)")
+    parser.add_argument("--max", type=_count, default=None, metavar="N", help="most replicas (default: as it is)")
 
 
 def _scale(args: argparse.Namespace) -> int:

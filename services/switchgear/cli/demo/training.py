@@ -135,7 +135,9 @@ class Training:
             if time.monotonic() - told[0] > 2:
                 told[0] = time.monotonic()
                 self.say(f"step {now.step} of {self.steps}, attempt {now.generation}")
-            return now.step if now.step >= goal else None
+            # In the middle between two checkpoints, also when an interlude took long.
+            middle = abs(now.step % CHECKPOINT_EVERY - CHECKPOINT_EVERY // 2) <= CHECKPOINT_EVERY // 4
+            return now.step if now.step >= goal and middle else None
 
         wait_for(f"step {goal}", reached, 90, self._check)
 
