@@ -13,9 +13,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from switchgear.core import request_head, rpc
+from switchgear.core import rpc
 from switchgear.gateway import main as gateway
 from switchgear.serve import http
+from switchgear.web import request_head
 
 HEAD_S = 0.3
 HEAD = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\n"

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import Any, TypeAlias
 
 import grpc.aio
-import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Match
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from switchgear.core import rpc
 from switchgear.core.errors import FailedPrecondition, NotFound, Reason, SwitchgearError
-from switchgear.core.request_head import PromptHead
 from switchgear.core.service import Endpoints
 from switchgear.core.tls import TlsFiles
 from switchgear.gateway import targets
@@ -30,6 +25,7 @@ from switchgear.gateway.errors import error_response
 from switchgear.gateway.metrics import CountRequests, RequestMetrics
 from switchgear.gateway.openapi import describe
 from switchgear.gateway.transcoder import transcode
+from switchgear.web import server
 
 #: More at a time than people and scripts open; beyond it the answer is 503 at once instead of a growing queue.
 CONNECTIONS_MAX = 1000
@@ -95,59 +91,10 @@ async def serve(app: FastAPI, host: str, port: int, tls: TlsFiles | None = None)
     tls: certificate and key for HTTPS; None: plain HTTP.
     Raises FailedPrecondition when the port is taken, or the host is beyond loopback and there is no TLS.
     """
-    if tls is None:
-        rpc.require_loopback(host)
-    rpc.require_free_port(host, port)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host.strip("[]"), port), family=family) as listener:
-        # asyncio does it for sockets that name their protocol, which those of this listener do not; without it the body of an
-        # answer waits 40 ms for the client to confirm its head.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        config = uvicorn.Config(
-            app,
-            http=_Protocol,
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,  # the audit log says whence a call came, not whence it says that it came
-            limit_concurrency=CONNECTIONS_MAX,
-            timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
-            ssl_certfile=tls.certificate if tls else None,
-            ssl_keyfile=tls.key if tls else None,
-        )
-        server = _Server(config)
-        task = asyncio.create_task(server.serve([listener]))
-        ready = asyncio.create_task(server.ready.wait())
-        try:
-            await asyncio.wait((task, ready), return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                task.result()
-                raise FailedPrecondition("the gateway could not start; the log has the cause", Reason.INTERNAL)
-            yield f"{host}:{listener.getsockname()[1]}"
-        finally:
-            ready.cancel()
-            server.should_exit = True
-            await asyncio.gather(task, return_exceptions=True)
-
-
-class _Protocol(PromptHead, H11Protocol):
-    pass
-
-
-class _Server(uvicorn.Server):
-    """A server that leaves signals to the process that it is a part of."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ready = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self.ready.set()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+    async with server.listening(
+        app, f"{host}:{port}", tls=tls, connections_max=CONNECTIONS_MAX, grace_s=SHUTDOWN_GRACE_S
+    ) as address:
+        yield address
 
 
 def _endpoint(binding: Binding, channels: dict[str, grpc.aio.Channel]) -> Callable[[Request], Awaitable[Response]]:

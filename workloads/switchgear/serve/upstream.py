@@ -9,9 +9,10 @@ import httpx
 
 from switchgear.core import trace
 from switchgear.core.tls import TlsFiles
-from switchgear.serve import completions, http
+from switchgear.serve import completions
 from switchgear.serve.replica import REPLICA_HEADER
 from switchgear.serve.switchboard import Replica
+from switchgear.web import server
 
 #: Answers that take longer are no longer waited for.
 ANSWER_S_MAX = 300.0
@@ -48,7 +49,7 @@ class Upstream:
     def __init__(self, tls: TlsFiles | None) -> None:
         self._scheme = "https" if tls else "http"
         self._client = httpx.AsyncClient(
-            verify=http.client_context(tls) if tls else False,
+            verify=server.client_context(tls) if tls else False,
             trust_env=False,  # a proxy of the environment is not meant for our own machines
             timeout=httpx.Timeout(ANSWER_S_MAX, connect=_CONNECT_S_MAX),
             # The switchboard bounds what is in flight; a second queue here would not know of the table.
