@@ -42,11 +42,19 @@ class Postgres:
             self._as_user = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--init-groups"]
             shutil.chown(self._folder, "postgres", "postgres")
 
-    def start(self) -> str:
-        """The URL of an empty database. Raises FailedPrecondition (DATABASE_UNUSABLE) when it does not start."""
+    @property
+    def folder(self) -> Path:
+        """Where its socket is."""
+        return self._folder
+
+    def start(self, *options: str) -> str:
+        """The URL of an empty database. options: settings as `-c NAME=VALUE`.
+
+        Raises FailedPrecondition (DATABASE_UNUSABLE) when it does not start.
+        """
         self._control("-o", "-A trust -U postgres -E UTF8 --locale=C.UTF-8 --no-sync", "initdb")
-        options = f"-k {self._folder} -c listen_addresses="
-        self._control("-w", "-l", str(self._folder / "log"), "-o", options, "start")
+        given = " ".join((f"-k {self._folder} -c listen_addresses=", *options))
+        self._control("-w", "-l", str(self._folder / "log"), "-o", given, "start")
         return f"postgresql+asyncpg://postgres@/postgres?host={self._folder}"
 
     def close(self) -> None:
