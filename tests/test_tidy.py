@@ -106,6 +106,12 @@ def test_python_files_can_be_read_in_one_sitting() -> None:
     assert set(longer) == set(LONGER_WITH_REASON), longer
 
 
+def test_every_target_of_the_makefile_is_phony_and_told_by_help() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    phony = makefile.partition(".PHONY:")[2].partition("\n")[0].split()
+    assert sorted(phony) == sorted(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
+
+
 def test_no_path_of_a_developers_machine_is_committed() -> None:
     private = re.compile(rf"/(?:home|Users)/\w|{re.escape(str(ROOT))}\b")
     paths = [path for path in tracked_files() if path.name != "Dockerfile"]

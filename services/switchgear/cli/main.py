@@ -23,6 +23,8 @@ EXAMPLES = """examples:
   switchgear jobs llama
   switchgear logs llama --follow
   switchgear incidents
+  switchgear services create chat --max 2 -- serve_gpt.py --checkpoint checkpoints
+  switchgear top
   switchgear demo
 """
 
@@ -40,7 +42,7 @@ _COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "switchgear.cli.demo.main",
         "add_arguments",
         "main",
-        "train on simulated nodes, break it, recover it, prove it",
+        "train on simulated nodes, break it, recover it; serve it under load; prove it",
     ),
     "router": ("switchgear.cli.router", "add_arguments", "main", "run the router of inference requests by itself"),
     "agent": ("switchgear.agent.main", "add_arguments", "main", "run the node agent"),
@@ -101,7 +103,7 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
     """The command line. Only the arguments of the `chosen` command are added, so that the others' modules stay unread."""
     top = argparse.ArgumentParser(
         prog="switchgear",
-        description="Control plane for GPU clusters: telemetry, and recovery of distributed training.",
+        description="Control plane for GPU clusters: telemetry, recovery of distributed training, autoscaled inference.",
         epilog=f"{EXAMPLES}\n{exits.TABLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
