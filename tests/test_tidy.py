@@ -19,6 +19,9 @@ LONGER_WITH_REASON: dict[str, str] = {}
 # Decisions are pure: time, identity and the world are passed in.
 PURE = (
     "services/switchgear/*/model.py",
+    "services/switchgear/recovery/values.py",
+    "services/switchgear/recovery/events.py",
+    "services/switchgear/recovery/effects.py",
     "services/switchgear/*/placement.py",
     "services/switchgear/*/nodes.py",
     "services/switchgear/*/decide.py",

@@ -39,7 +39,8 @@ _BY_NEED: dict[Needs, dict[str, str]] = {
         "grpc.reflection.v1alpha.ServerReflection": "ServerReflectionInfo",
         "switchgear.v1.FleetService": "GetNode ListNodes WatchNodes",
         "switchgear.v1.JobService": "GetJob ListJobs WatchJobs",
-        "switchgear.v1.RecoveryService": "GetIncident ListIncidents WatchIncidents ListAttempts ListCheckpoints GetJobProgress",
+        "switchgear.v1.RecoveryService": "GetIncident ListIncidents WatchIncidents ListAttempts ListCheckpoints GetJobProgress "
+        "GetJobGoodput GetReliability",
         "switchgear.v1.SignalService": "ListSignals WatchSignals",
         "switchgear.v1.AutoscalerService": "GetInferenceService ListInferenceServices WatchInferenceServices ListReplicas",
         "switchgear.v1.PolicyService": "GetPolicy ListPolicies",

@@ -1,0 +1,185 @@
+"""What can happen to a job: the events that the recovery machine takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from switchgear.recovery.values import Checkpoint, Exit, Modes, Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The scheduler has placed the job (anew)."""
+
+    epoch: int
+    slots: tuple[Slot, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EndedOutside:
+    """The job was cancelled or ended by the scheduler."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LauncherHello:
+    node: str
+    launcher_epoch: int
+    launcher_id: str
+    generation: int
+    reserved_port: int
+    ranks_alive: tuple[tuple[int, int, int], ...] = ()  # (rank, pid, started_ns)
+    exits: tuple[Exit, ...] = ()
+    #: Every process of the generation is gone, also what its ranks had started.
+    all_gone: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LauncherGone:
+    """The stream of a launcher broke; its ranks may go on until its lease ends."""
+
+    node: str
+    launcher_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class LauncherSeen:
+    node: str
+    launcher_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RankStarted:
+    node: str
+    generation: int
+    rank: int
+    pid: int
+    time_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class RankExited:
+    generation: int
+    exit: Exit
+
+
+@dataclass(frozen=True, slots=True)
+class RankStep:
+    rank: int
+    step: int | None
+    time_ns: int
+    first_step_ns: int
+    first_new_step_ns: int
+    #: Optimizer steps in this generation.
+    count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    node: str
+    generation: int
+    ranks: tuple[RankStep, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    node: str
+    generation: int
+    rank: int
+    path: str
+    step: int | None
+    time_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptStopped:
+    node: str
+    generation: int
+    reserved_port: int
+    time_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed:
+    node: str
+    generation: int
+    message: str
+    permanent: bool
+    reserved_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A launcher refused a command of `generation`, since it holds `held`."""
+
+    node: str
+    generation: int
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSeen:
+    generation: int
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A launcher has walked the checkpoints from the newest to the first good one.
+
+    generation: of the check that this answers. What was found before a later generation ran says nothing about now.
+    """
+
+    node: str
+    generation: int
+    checkpoints: tuple[Checkpoint, ...]
+    quarantined: tuple[str, ...]
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSignal:
+    """A fatal signal of the collector about a node. gpu: resource name, empty when it is about the whole node."""
+
+    node: str
+    gpu: str
+    kind: str
+    evidence: str
+    time_ns: int
+    simulated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CallDone:
+    """A call of the outbox has been answered."""
+
+    call_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed. modes: those in force from now on; None: as before."""
+
+    modes: Modes | None = None
+
+
+Event = (
+    Placed
+    | EndedOutside
+    | LauncherHello
+    | LauncherGone
+    | LauncherSeen
+    | RankStarted
+    | RankExited
+    | Progress
+    | Loaded
+    | AttemptStopped
+    | StartFailed
+    | Rejected
+    | CheckpointSeen
+    | Checked
+    | NodeSignal
+    | CallDone
+    | Tick
+)

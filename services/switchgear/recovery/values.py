@@ -1,0 +1,184 @@
+"""Values of recovery: what it knows of nodes, ranks, attempts, checkpoints and incidents. Plain data, no world in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from switchgear.core.modes import Mode
+from switchgear.recovery.kinds import AttemptState, CheckpointState, Decision, Fault, IncidentState
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """The time of an event: `monotonic_s` for leases and deadlines, `unix_ns` for the record."""
+
+    monotonic_s: float
+    unix_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A node of a placement; its position is the node rank."""
+
+    node: str
+    address: str
+    #: Placement epoch in which this node joined: launchers of older epochs are not listened to.
+    launcher_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a rank ended. code: 0 to 255, or minus the signal's number."""
+
+    rank: int
+    node: str
+    pid: int
+    time_ns: int
+    code: int
+    by_us: bool
+    exception: str = ""
+    stderr_tail: str = ""
+    step: int | None = None
+    #: It had completed a step, known by number or not.
+    made_steps: bool = False
+
+
+@dataclass(slots=True)
+class Launcher:
+    """What is known of the launcher on one node of the placement."""
+
+    connected: bool = False
+    launcher_id: str = ""
+    reserved_port: int = 0
+    #: Every process of this generation and older ones is gone from the node.
+    stopped_generation: int = 0
+    #: Newest generation that it has spoken of: its next one must be beyond it.
+    seen_generation: int = 0
+    #: Monotonic time of the last word from it, or of the wish to have one.
+    seen_s: float = 0.0
+    #: It has spoken of ranks that another node has, and that was told.
+    strayed: bool = False
+
+
+@dataclass(slots=True)
+class Rank:
+    """Progress of a rank in the current attempt. Times are Unix nanoseconds, 0 = not yet."""
+
+    node: str
+    pid: int = 0
+    started_ns: int = 0
+    step: int | None = None
+    step_time_ns: int = 0
+    first_step_ns: int = 0
+    first_new_step_ns: int = 0
+    loaded_ns: int = 0
+    exit: Exit | None = None
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One start of the job on one placement; the generation is its fencing token."""
+
+    generation: int
+    state: AttemptState
+    nodes: list[str]
+    start_ns: int
+    high_water_step: int
+    master_address: str
+    master_port: int
+    resume_path: str = ""
+    resume_step: int | None = None
+    ranks: dict[int, Rank] = field(default_factory=dict)
+    #: Launcher process that each node had when the attempt was commanded.
+    launcher_ids: dict[str, str] = field(default_factory=dict)
+    end_ns: int = 0
+    end_reason: str = ""
+
+    def common_step(self) -> int | None:
+        """Newest step that all ranks have completed; None when one of them is unknown."""
+        steps = [rank.step for rank in self.ranks.values()]
+        known = [step for step in steps if step is not None]
+        return min(known) if known and len(known) == len(steps) else None
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    path: str
+    state: CheckpointState
+    step: int | None
+    size_bytes: int = 0
+    digest: str = ""
+    damage: str = ""
+    generation: int = 0
+    commit_ns: int = 0
+
+
+@dataclass(slots=True)
+class Incident:
+    """One fault from its first sign to the first new step after it; see `switchgear.v1.Incident` for the fields."""
+
+    incident_id: str
+    job: str
+    state: IncidentState
+    fault: Fault
+    node: str = ""
+    rank: int | None = None
+    evidence: list[str] = field(default_factory=list)
+    decision: Decision | None = None
+    decision_reason: str = ""
+    failed_generation: int = 0
+    new_generation: int = 0
+    failed_step: int | None = None
+    resume_step: int | None = None
+    quarantined: list[str] = field(default_factory=list)
+    timeline: dict[str, int] = field(default_factory=dict)
+    #: What happened, as the first half of the summary.
+    cause: str = ""
+    known_by: str = ""
+    #: Equal for the same error again; see `Failure`.
+    signature: str = ""
+    summary: str = ""
+
+    @property
+    def steps_redone(self) -> int | None:
+        if self.failed_step is None or self.resume_step is None:
+            return None
+        return max(0, self.failed_step - self.resume_step)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What the policy remembers of an attempt that failed."""
+
+    fault: Fault
+    #: Equal for the same error again: exception text, signal or exit code.
+    signature: str
+    step: int | None
+    #: Whether the attempt had made a step that no attempt before it had made.
+    progressed: bool
+    #: Whether it had made any, known by number or not.
+    made_steps: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What recovery needs of the job's specification."""
+
+    nnodes: int
+    nproc_per_node: int
+    max_restarts: int
+    checkpoint_directory: str
+    #: A replica of an inference service: it makes no steps and is not restarted.
+    inference: bool = False
+
+    @property
+    def world_size(self) -> int:
+        return self.nnodes * self.nproc_per_node
+
+
+@dataclass(frozen=True, slots=True)
+class Modes:
+    """What recovery may do with its decisions about a job, and about nodes."""
+
+    restart: Mode = Mode.ACT
+    cordon: Mode = Mode.ACT
