@@ -31,18 +31,8 @@ from switchgear.launcher.progress import Commit
 from switchgear.launcher.settings import LauncherSettings
 from switchgear.launcher.state import State, StateFolder, kill_all
 from switchgear.launcher.steplog_files import StepLogFiles
-from switchgear.launcher.zygote import (
-    Ended,
-    Event,
-    Exited,
-    Gone,
-    NotStarted,
-    RankSpec,
-    Ready,
-    Started,
-    Zygote,
-    ZygoteError,
-)
+from switchgear.launcher.warm_zygote import Launching, NotWarm, WarmZygote
+from switchgear.launcher.zygote import Ended, Event, Exited, Gone, NotStarted, RankSpec, Ready, Started
 from switchgear.v1alpha import launcher_service_pb2 as pb
 
 __all__ = ["LauncherSettings", "Supervisor"]
@@ -73,7 +63,6 @@ class Supervisor:
         self._clock = clock or SystemClock()
         self._launcher_id = uuid.uuid4().hex
         self._folder = StateFolder(settings.state_dir, settings.job)
-        self._python = self._spec.python or settings.python or sys.executable
         self._logs = LogFolder(Path(self._spec.log_directory or settings.state_dir / "logs"))
         self._step_logs = StepLogFiles(settings.state_dir)
         self._disk = DiskThread("disk")
@@ -84,9 +73,13 @@ class Supervisor:
         self._port = ReservedPort(settings.address)
         self._lease = settings.lease
         self._generation = 0
-        self._zygote: Zygote | None = None
-        self._zygote_task: asyncio.Task[None] | None = None
-        self._zygote_ready = False
+        self._zygote = WarmZygote(
+            self._spec.python or settings.python or sys.executable,
+            {**os.environ, **self._spec.environment},
+            self._spec.working_directory,
+            settings.state_dir / "zygote.log",
+            self._on_event,
+        )
         self._attempt: Attempt | None = None
         self._wanted: tuple[int, pb.StartAttempt] | None = None
         self._wanted_check: tuple[int, pb.VerifyCheckpoints] | None = None
@@ -120,7 +113,7 @@ class Supervisor:
         self._step_logs.archive(state.generation)
         self._step_logs.sweep()
         self._idle.set()
-        self._warm_up()
+        self._zygote.warm_up()
         self._poll_task = asyncio.create_task(self._poll())
 
     def hello(self) -> pb.LauncherReport:
@@ -137,7 +130,7 @@ class Supervisor:
             launcher_id=self._launcher_id,
             reserved_port=self._port.number,
             # A zygote that cannot start is ready too: to say so when it is asked for an attempt.
-            ready=self._zygote_ready or self._zygote_task is None,
+            ready=self._zygote.ready or not self._zygote.present,
             # `start` has ended what the launcher before had left.
             all_gone=self._attempt is None or self._attempt.gone,
         )
@@ -204,10 +197,7 @@ class Supervisor:
         except TimeoutError:
             log.error("some process of the attempt cannot be killed: leaving it behind")
         self._closing = True
-        if self._zygote is not None:
-            self._zygote.close()
-        if self._zygote_task is not None:
-            await self._zygote_task
+        await self._zygote.close()
         if self._poll_task is not None:
             self._poll_task.cancel()
         if self._tasks:
@@ -228,7 +218,7 @@ class Supervisor:
     def _save(self) -> None:
         alive = self._attempt is not None and not self._attempt.gone
         processes = self._attempt.processes() if alive and self._attempt is not None else ()
-        if self._zygote is not None:
+        if self._zygote.identity is not None:
             processes = (*processes, self._zygote.identity)
         try:
             self._folder.save(State(self._generation, processes))
@@ -249,7 +239,7 @@ class Supervisor:
             (generation, request), self._wanted_check = self._wanted_check, None
             self._checking = True
             self._spawn(self._check(generation, request))
-        elif self._wanted is not None and self._may_run() and (self._zygote_ready or self._zygote_task is None):
+        elif self._wanted is not None and self._may_run() and (self._zygote.ready or not self._zygote.present):
             self._preparing = True
             self._spawn(self._prepare(self._wanted))
 
@@ -262,8 +252,7 @@ class Supervisor:
         """The zygote keeps the deadline too: it goes on where we are stopped, or wait for a dead file system."""
         if self._settings.lease is None or self._lease is None or self._lease.expires_at_s is None:
             return
-        if self._zygote is not None:
-            self._zygote.lease(self._lease.expires_at_s)
+        self._zygote.lease(self._lease.expires_at_s)
 
     async def _prepare(self, wanted: tuple[int, pb.StartAttempt]) -> None:
         """Starts the attempt, unless something else is wanted by the time that its files are there."""
@@ -274,16 +263,15 @@ class Supervisor:
                 return
             if problem:
                 self._start_failed(generation, problem, permanent=True)
-            elif self._zygote_task is None:
-                self._warm_up()
+            elif not self._zygote.present:
+                self._zygote.warm_up()
             else:
                 await self._checkpoints.survey()
                 attempt, specs = await self._disk.run(self._preparation.attempt, generation, start)
-                zygote = self._zygote if self._zygote_ready else None
-                if self._wanted is not wanted or zygote is None or self._closing or not self._may_run():
+                if self._wanted is not wanted or not self._zygote.ready or self._closing or not self._may_run():
                     attempt.close()
                     return
-                self._start(zygote, attempt, start, specs)
+                self._start(attempt, start, specs)
         except Exception as error:  # recovery waits for an answer, whatever it is
             if not isinstance(error, OSError):
                 log.exception("cannot prepare generation %d", generation)
@@ -293,7 +281,7 @@ class Supervisor:
             self._preparing = False
             self._advance()
 
-    def _start(self, zygote: Zygote, attempt: Attempt, start: pb.StartAttempt, specs: Sequence[RankSpec]) -> None:
+    def _start(self, attempt: Attempt, start: pb.StartAttempt, specs: Sequence[RankSpec]) -> None:
         if start.master_port == self._port.number:
             # It stays bound until this attempt has ended; the next one gets another.
             attempt.port, self._port = self._port, ReservedPort(self._settings.address)
@@ -301,7 +289,7 @@ class Supervisor:
         self._attempt = attempt
         self._idle.clear()
         self._hand_on_lease()
-        zygote.start_ranks(specs)
+        self._zygote.start_ranks(specs)
         self._checkpoints.watch(
             lambda found: self._report(attempt.generation, checkpoint=found),
             attempt.step_at,
@@ -320,7 +308,7 @@ class Supervisor:
             asyncio.get_running_loop().call_later(grace_s, self._signal, attempt, signal.SIGKILL)
 
     def _signal(self, attempt: Attempt, number: int) -> None:
-        if attempt.gone or self._zygote is None:
+        if attempt.gone:
             return
         self._zygote.signal(attempt.live_pids(), number)
         if number == signal.SIGKILL:
@@ -328,25 +316,9 @@ class Supervisor:
 
     def _force(self, attempt: Attempt) -> None:
         """The zygote did not do it: it is stopped or stuck. Without it we kill the groups ourselves."""
-        if not attempt.gone and self._zygote is not None:
+        if not attempt.gone:
             log.error("the zygote does not end its ranks: ending it")
             self._zygote.kill()
-
-    def _warm_up(self) -> None:
-        self._zygote_task = asyncio.create_task(self._run_zygote())
-
-    async def _run_zygote(self) -> None:
-        environment, log_path = {**os.environ, **self._spec.environment}, self._settings.state_dir / "zygote.log"
-        try:
-            self._zygote = await Zygote.start(self._python, environment, self._spec.working_directory, log_path)
-        except ZygoteError as error:
-            self._zygote_task = None
-            self._not_warm(str(error), permanent=error.permanent)
-            return
-        self._save()
-        if self._closing:
-            self._zygote.close()  # `close` came while it was being started
-        await self._zygote.run(self._deliver)
 
     def _not_warm(self, message: str, *, permanent: bool) -> None:
         log.error(message)
@@ -355,17 +327,16 @@ class Supervisor:
         else:
             self._start_failed(self._wanted[0], message, permanent=permanent)
 
-    def _deliver(self, event: Event) -> None:
-        try:
-            self._on_event(event)
-        except Exception:  # supervision goes on whatever one event brings
-            log.exception("cannot take %s", event)
-
-    def _on_event(self, event: Event) -> None:
+    def _on_event(self, event: Event | Launching | NotWarm) -> None:
         attempt = self._attempt
         match event:
+            case Launching():
+                self._save()
+                return
+            case NotWarm():
+                self._not_warm(event.message, permanent=event.permanent)
+                return
             case Ready():
-                self._zygote_ready = True
                 if event.reason:
                     log.warning("ranks are spawned, not forked: %s", event.reason)
                 if self._wanted is None:
@@ -377,8 +348,7 @@ class Supervisor:
                     self._signal(attempt, signal.SIGKILL)
             case Started():
                 log.error("rank %d was started for an attempt that has ended: ending it", event.rank)
-                if self._zygote is not None:
-                    self._zygote.signal([event.pid], signal.SIGKILL)
+                self._zygote.signal([event.pid], signal.SIGKILL)
             case NotStarted() if attempt is not None:
                 self._start_failed(attempt.generation, event.message, permanent=False)
                 self._stop(grace_s=0)
@@ -387,11 +357,8 @@ class Supervisor:
             case Gone() if attempt is not None:
                 self._gone(attempt)
             case Ended():
-                self._zygote = None
-                self._zygote_task = None
-                was_ready, self._zygote_ready = self._zygote_ready, False
                 if not self._closing:
-                    self._spawn(self._zygote_ended(event.message, was_ready=was_ready))
+                    self._spawn(self._zygote_ended(event))
                 return
         self._advance()
 
@@ -420,21 +387,21 @@ class Supervisor:
         self._looking = False
         self._advance()
 
-    async def _zygote_ended(self, message: str, *, was_ready: bool) -> None:
+    async def _zygote_ended(self, end: Ended) -> None:
         """Kills by itself what the zygote would have killed: its ranks have its death signal, their children have not."""
         attempt = self._attempt
         if attempt is not None and not attempt.gone:
-            log.error(message)
+            log.error(end.message)
             while not await kill_all(attempt.processes()):
                 log.error("some process of the attempt cannot be killed (state D, waiting for a device)")
             attempt.stopping = True
             for event in attempt.lost(self._clock.unix_ns()):
-                self._exited(attempt, event, note=f"switchgear: {message}\n")
+                self._exited(attempt, event, note=f"switchgear: {end.message}\n")
             self._gone(attempt)
-        if was_ready:
-            self._warm_up()
+        if end.was_ready:
+            self._zygote.warm_up()
         else:
-            self._not_warm(message, permanent=False)
+            self._not_warm(end.message, permanent=False)
         self._advance()
 
     async def _check(self, generation: int, request: pb.VerifyCheckpoints) -> None:

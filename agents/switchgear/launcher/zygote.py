@@ -77,9 +77,10 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The zygote itself is gone, by its own fault or a stranger's; `message` has its last words."""
+    """The zygote itself is gone, by its own fault or a stranger's. message: its last words. was_ready: its imports had been done."""
 
     message: str
+    was_ready: bool
 
 
 Event = Ready | Started | NotStarted | Exited | Gone | Ended
@@ -116,6 +117,8 @@ class Zygote:
         self._writer = writer
         self._log_path = log_path
         self.identity = Process(process.pid, proc.start_ticks(process.pid) or 0)
+        #: Its imports are done: it can fork ranks.
+        self.ready = False
 
     @classmethod
     async def start(cls, python: str, env: Mapping[str, str], cwd: str, log_path: Path) -> Zygote:
@@ -163,7 +166,9 @@ class Zygote:
         try:
             while True:
                 (length,) = struct.unpack(">I", await self._reader.readexactly(4))
-                on_event(_parse(json.loads(await self._reader.readexactly(length))))
+                event = _parse(json.loads(await self._reader.readexactly(length)))
+                self.ready = self.ready or isinstance(event, Ready)
+                on_event(event)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         except Exception as error:  # `Ended` must come: an attempt may wait for it
@@ -171,7 +176,8 @@ class Zygote:
             self.kill()
         self._writer.close()
         code = await asyncio.to_thread(self._wait)
-        on_event(Ended(f"the process that forks the ranks ended with {code}{trouble}{self._last_words()}"))
+        message = f"the process that forks the ranks ended with {code}{trouble}{self._last_words()}"
+        on_event(Ended(message, self.ready))
 
     def start_ranks(self, specs: Sequence[RankSpec]) -> None:
         self._send({"op": "start", "ranks": [asdict(spec) for spec in specs]})
