@@ -30,6 +30,7 @@ from switchgear.core.service import Endpoints, Service
 from switchgear.gateway import front_door
 from switchgear.gateway import main as gateway
 from switchgear.recovery import main as recovery
+from switchgear.recovery.values import Timing
 from switchgear.scheduler import main as scheduler
 from switchgear.store.database import Database
 from switchgear.store.holder import Candidate
@@ -49,6 +50,7 @@ class PlaneSettings:
     and certificates at `machines`; the other services take certificates only.
     elsewhere: gRPC addresses of the services of other processes. policies: modes of the configuration.
     metrics: HOST:PORT of `/metrics`; beyond loopback it takes clients with a certificate of ours only.
+    timing: the leases of jobs that begin from now on.
     """
 
     services: tuple[str, ...]
@@ -60,6 +62,7 @@ class PlaneSettings:
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     policies: Mapping[str, Mode] = field(default_factory=dict)
     metrics: str = DEFAULT_METRICS
+    timing: Timing = field(default_factory=Timing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,9 @@ SERVICES: Mapping[str, Callable[[Parts], Service]] = {
         scheduler.SchedulerSettings(state_dir=parts.settings.state_dir),
         registry=parts.registry,
     ),
-    "recovery": lambda parts: recovery.build(parts.database, parts.clock, registry=parts.registry, modes=parts.modes),
+    "recovery": lambda parts: recovery.build(
+        parts.database, parts.clock, registry=parts.registry, modes=parts.modes, timing=parts.settings.timing
+    ),
     "autoscaler": lambda parts: autoscaler.build(
         parts.database, parts.clock, modes=parts.modes, registry=parts.registry
     ),

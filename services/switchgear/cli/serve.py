@@ -10,6 +10,7 @@ from pathlib import Path
 
 from switchgear.cli import exits
 from switchgear.cli.compose import DEFAULT_METRICS, ENDPOINTS, PlaneSettings, running
+from switchgear.cli.lease_flags import add_lease_arguments, timing_from
 from switchgear.cli.policies import add_policy_argument, configured_policies
 from switchgear.cli.state import DEFAULT_HTTP, DEFAULT_MACHINES, Running, default_state_dir, write_running
 from switchgear.core.errors import FailedPrecondition, Reason
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: $SWITCHGEAR_STATE_DIR or ~/.local/state/switchgear)",
     )
     _add(parser, "--metrics", DEFAULT_METRICS, "address of /metrics; port 0: a free one")
+    add_lease_arguments(parser)
     add_policy_argument(parser)
 
 
@@ -86,6 +88,7 @@ def settings_from(args: argparse.Namespace) -> PlaneSettings:
         elsewhere=elsewhere,
         policies=configured_policies(args.policy),
         metrics=args.metrics,
+        timing=timing_from(args),
     )
 
 

@@ -16,6 +16,7 @@ from switchgear.agent.main import TLS_FOLDER, run_agent
 from switchgear.agent.settings import AgentSettings
 from switchgear.cli import exits
 from switchgear.cli.compose import DEFAULT_METRICS, SERVICES, PlaneSettings, running
+from switchgear.cli.lease_flags import add_lease_arguments, timing_from
 from switchgear.cli.policies import add_policy_argument, configured_policies
 from switchgear.cli.state import (
     DATABASE_URL_VARIABLE,
@@ -33,6 +34,7 @@ from switchgear.core.process import only_one, until_signal
 from switchgear.core.rpc import is_loopback, split_address
 from switchgear.core.service import Endpoints
 from switchgear.core.tls import TlsFiles
+from switchgear.recovery.values import Timing
 from switchgear.serve import router
 from switchgear.serve.router import DEFAULT_LISTEN
 from switchgear.store.database import sqlite_url
@@ -49,6 +51,7 @@ class UpSettings:
     with TLS that user has the CA's key. sim_gpus: simulated GPUs of that agent.
     policies: modes of the configuration. metrics: HOST:PORT of `/metrics`. machines: with TLS, HOST:PORT at which agents and
     launchers bring certificates. router_key_file: keys of the router's clients, which it must have beyond loopback.
+    timing: the leases of jobs that begin from now on.
     """
 
     state_dir: Path
@@ -63,6 +66,7 @@ class UpSettings:
     metrics: str = DEFAULT_METRICS
     machines: str = DEFAULT_MACHINES
     router_key_file: Path | None = None
+    timing: Timing = field(default_factory=Timing)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,6 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="with TLS: gRPC address for agents and launchers with certificates (default: %(default)s)",
     )
+    add_lease_arguments(parser)
     add_policy_argument(parser)
 
 
@@ -142,6 +147,7 @@ def main(args: argparse.Namespace) -> int:
         metrics=args.metrics,
         machines=args.machines,
         router_key_file=args.router_key_file,
+        timing=timing_from(args),
     )
     asyncio.run(until_signal(serve(settings)))
     return exits.OK
@@ -162,6 +168,7 @@ async def serve(settings: UpSettings) -> None:
         policies=settings.policies,
         metrics=settings.metrics,
         machines=settings.machines,
+        timing=settings.timing,
     )
     with only_one(settings.state_dir, "`switchgear up`"):
         async with (

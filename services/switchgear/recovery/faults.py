@@ -10,13 +10,9 @@ from switchgear.recovery.diagnosis import Cause, root_cause, shorten, withheld
 from switchgear.recovery.policy import INFRASTRUCTURE, decide
 from switchgear.recovery.records import Records
 
-#: A launcher without contact stops its ranks this long after the last heartbeat that was answered ...
-LEASE_S = 30.0
-#: ... and recovery waits this much longer before it starts anything elsewhere.
-LEASE_MARGIN_S = 5.0
 #: A placed node whose launcher does not report within this time is given up; importing torch on a busy node takes most of it.
 LAUNCHER_START_S = 120.0
-#: What an attempt may take to end after its SIGKILL; longer than the lease and its margin, so nothing of ours computes any more.
+#: What an attempt may take to end after its SIGKILL, or as long as the lease and its margin: nothing of ours computes any more then.
 STOP_S_MAX = 60.0
 #: What one look for the newest good checkpoint may take: some hundred gigabytes, read at 0.5 GB/s.
 CHECK_S_MAX = 1800.0
@@ -130,7 +126,7 @@ class Faults(Records):
         self._give_up_stuck_nodes()
         for node, launcher in state.launchers.items():
             silent_s = self.now.monotonic_s - launcher.seen_s
-            patience_s = LEASE_S + LEASE_MARGIN_S if launcher.launcher_id else LAUNCHER_START_S
+            patience_s = state.timing.silence_s_max if launcher.launcher_id else LAUNCHER_START_S
             given_up = node in state.bad_nodes and launcher.stopped_generation >= state.generation
             if silent_s <= patience_s or given_up:
                 continue
@@ -145,7 +141,8 @@ class Faults(Records):
     def _give_up_stuck_nodes(self) -> None:
         """A launcher that answers, but not what it was asked for: a process in state D, a file system that hangs."""
         state, waited_s = self.state, self.now.monotonic_s - self.state.phase_since_s
-        if state.phase is m.Phase.STOPPING and state.attempt and waited_s > STOP_S_MAX:
+        stop_s_max = max(STOP_S_MAX, state.timing.silence_s_max)
+        if state.phase is m.Phase.STOPPING and state.attempt and waited_s > stop_s_max:
             generation, said = state.attempt.generation, f"its processes outlive SIGKILL for {waited_s:.0f} s"
             stuck = [node for node, launcher in state.launchers.items() if launcher.stopped_generation < generation]
         elif state.phase is m.Phase.CHECKING and waited_s > CHECK_S_MAX and state.slots:

@@ -13,7 +13,6 @@ from switchgear.core import identity, names
 from switchgear.core.errors import Invalid, Reason, Unavailable
 from switchgear.recovery import model as m
 from switchgear.recovery.actor import JobActor
-from switchgear.recovery.machine import LEASE_S
 from switchgear.recovery.translate import command_to_proto, event_from_report
 from switchgear.v1alpha import launcher_service_pb2 as wire
 from switchgear.v1alpha import launcher_service_pb2_grpc as rpc
@@ -157,7 +156,7 @@ def _answer(state: m.JobState, hello: wire.LauncherHello, heartbeat: wire.Launch
     """A lease for whoever has its place, and the way out for whoever has lost it since its hello."""
     if farewell := _farewell(state, hello):
         return command_to_proto(m.Finish(hello.node, heartbeat.generation, farewell))
-    lease = wire.LeaseGrant(sequence=heartbeat.heartbeat.sequence, duration_seconds=LEASE_S)
+    lease = wire.LeaseGrant(sequence=heartbeat.heartbeat.sequence, duration_seconds=state.timing.lease_s)
     return wire.LauncherCommand(generation=heartbeat.generation, lease=lease)
 
 

@@ -14,12 +14,11 @@ from switchgear.recovery import model as m
 from switchgear.recovery.diagnosis import Cause, cause_of_exit, evidence_of_exit
 from switchgear.recovery.faults import (
     LAUNCHER_START_S,
-    LEASE_MARGIN_S,
-    LEASE_S,
     Faults,
     attempt_productive_ns,
     attempt_steps_redone,
 )
+from switchgear.recovery.values import LEASE_MARGIN_S, LEASE_S
 
 __all__ = [
     "LAUNCHER_START_S",

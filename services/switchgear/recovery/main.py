@@ -82,8 +82,10 @@ class RecoveryService:
 
     service_names: Sequence[str] = ("switchgear.v1.RecoveryService", "switchgear.v1alpha.LauncherService")
 
-    def __init__(self, database: Database, clock: Clock, registry: CollectorRegistry, modes: PolicyModes) -> None:
-        self._database, self._clock, self._modes = database, clock, modes
+    def __init__(
+        self, database: Database, clock: Clock, registry: CollectorRegistry, modes: PolicyModes, timing: m.Timing
+    ) -> None:
+        self._database, self._clock, self._modes, self._timing = database, clock, modes, timing
         self._modes_now = m.Modes()
         self._feed = ChangeFeed(database, store.SERVICE)
         self._actors: dict[str, JobActor] = {}
@@ -246,7 +248,8 @@ class RecoveryService:
                 async with self._database.write() as session:
                     await store.forget(session, job.name)
             spec = translate.spec_from_proto(job.spec)
-            actor = self._adopt(m.JobState(job.name, spec, create_ns, trace_parent=job.trace_parent))
+            state = m.JobState(job.name, spec, create_ns, trace_parent=job.trace_parent, timing=self._timing)
+            actor = self._adopt(state)
         await actor.settle(translate.placed_from_proto(job.placement))
         await self._recall_signals(actor)
 
@@ -407,9 +410,13 @@ def build(
     clock: Clock,
     registry: CollectorRegistry | None = None,
     modes: PolicyModes | None = None,
+    timing: m.Timing | None = None,
 ) -> RecoveryService:
     """Recovery on a migrated database.
 
     registry: where its metrics go; a private one when left out. modes: of its policies; without a configuration when left out.
+    timing: of jobs that begin from now on.
     """
-    return RecoveryService(database, clock, registry or CollectorRegistry(), modes or PolicyModes(database))
+    return RecoveryService(
+        database, clock, registry or CollectorRegistry(), modes or PolicyModes(database), timing or m.Timing()
+    )

@@ -52,6 +52,7 @@ from switchgear.recovery.values import (
     Rank,
     Slot,
     Spec,
+    Timing,
 )
 
 __all__ = [
@@ -104,6 +105,7 @@ __all__ = [
     "StartFailed",
     "Stop",
     "Tick",
+    "Timing",
     "Warn",
 ]
 
@@ -136,6 +138,7 @@ class JobState:
     #: Those of them with fatal evidence that the policy may not cordon: the job must not get them again.
     uncordoned: list[str] = field(default_factory=list)
     modes: Modes = field(default_factory=Modes)
+    timing: Timing = field(default_factory=Timing)
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     #: Highest step that any generation has completed on all ranks.
     high_water_step: int = 0

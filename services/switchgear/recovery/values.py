@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from switchgear.core.errors import Invalid, Reason
 from switchgear.core.modes import Mode
 from switchgear.recovery.kinds import AttemptState, CheckpointState, Decision, Fault, IncidentState
 
@@ -174,6 +175,39 @@ class Spec:
     @property
     def world_size(self) -> int:
         return self.nnodes * self.nproc_per_node
+
+
+#: A launcher without contact stops its ranks this long after the last heartbeat that was answered ...
+LEASE_S = 30.0
+#: ... and recovery waits this much longer before it starts anything elsewhere.
+LEASE_MARGIN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long ranks may outlive contact; a job keeps what it began with, since launchers out of reach hold leases of that length.
+
+    lease_s: 1 to 600 s. A shorter one lets a silent node be replaced sooner; a longer one lets jobs outlive a longer absence of
+    the control plane. Heartbeats go out each second, so one below 3 s does not survive a lost packet.
+    margin_s: 3 to 600 s. It outlasts a SIGKILL, and the 2 s by which a recovery that was replaced may go on granting leases while its
+    successor counts them already (`store.holder.Candidate`).
+    Raises Invalid outside of these bounds.
+    """
+
+    lease_s: float = LEASE_S
+    margin_s: float = LEASE_MARGIN_S
+
+    def __post_init__(self) -> None:
+        for what, value, least in (("lease", self.lease_s, 1), ("lease margin", self.margin_s, 3)):
+            if not least <= value <= 600:  # also false for NaN
+                raise Invalid(
+                    f"a {what} of {value:g} seconds: give one of {least} to 600 seconds", Reason.BAD_FIELD, field=what
+                )
+
+    @property
+    def silence_s_max(self) -> float:
+        """Whoever has not been heard for longer runs nothing of ours any more."""
+        return self.lease_s + self.margin_s
 
 
 @dataclass(frozen=True, slots=True)
