@@ -59,6 +59,7 @@ _BY_NEED: dict[Needs, dict[str, str]] = {
         "switchgear.v1alpha.TelemetryService": "Stream",
         "switchgear.v1alpha.NodeAgentService": "Connect",
         "switchgear.v1alpha.LauncherService": "Connect",
+        "switchgear.v1alpha.RendezvousService": "Join",
         "switchgear.v1alpha.ServingService": "ConnectReplica",
     },
     Needs.SERVICE: {
