@@ -9,6 +9,7 @@ import pytest
 from switchgear.core.errors import Invalid, Reason
 from switchgear.scheduler.model import Workload
 from switchgear.scheduler.spec import spec_from_proto
+from switchgear.scheduler.translate import spec_to_proto
 from switchgear.v1 import job_service_pb2 as job_pb
 
 GOOD: dict[str, Any] = {
@@ -30,6 +31,13 @@ def test_a_job_of_no_workload_trains() -> None:
     assert spec_from_proto(job_pb.JobSpec(**GOOD, workload=job_pb.JobSpec.INFERENCE)).workload is Workload.INFERENCE
 
 
+def test_what_a_job_may_leave_out_is_not_confused_with_zero() -> None:
+    assert spec_from_proto(job_pb.JobSpec(**GOOD)).hang_seconds is None
+    spec = spec_from_proto(job_pb.JobSpec(**GOOD, hang_seconds=0, preload=["a.b", "c"], role="trainer", no_python=True))
+    assert (spec.hang_seconds, spec.preload, spec.role, spec.no_python) == (0, ("a.b", "c"), "trainer", True)
+    assert spec_from_proto(spec_to_proto(spec)) == spec
+
+
 @pytest.mark.parametrize(
     ("spec", "field", "reason"),
     [
@@ -45,6 +53,12 @@ def test_a_job_of_no_workload_trains() -> None:
         ({"nnodes": 0}, "spec.nnodes", Reason.BAD_FIELD),
         ({"nproc_per_node": -1}, "spec.nproc_per_node", Reason.BAD_FIELD),
         ({"max_restarts": -1}, "spec.max_restarts", Reason.BAD_FIELD),
+        ({"nnodes": 2, "nnodes_min": 3}, "spec.nnodes_min", Reason.BAD_FIELD),
+        ({"preload": ["a"] * 65}, "spec.preload", Reason.LIMIT_EXCEEDED),
+        ({"preload": ["os; print()"]}, "spec.preload", Reason.BAD_FIELD),
+        ({"role": "x" * 101}, "spec.role", Reason.LIMIT_EXCEEDED),
+        ({"hang_seconds": -1.0}, "spec.hang_seconds", Reason.BAD_FIELD),
+        ({"hang_seconds": float("nan")}, "spec.hang_seconds", Reason.BAD_FIELD),
         ({"workload": 9}, "spec.workload", Reason.BAD_FIELD),
         ({"workload": "INFERENCE", "checkpoint_directory": "/c"}, "spec.checkpoint_directory", Reason.BAD_FIELD),
     ],

@@ -114,6 +114,13 @@ class JobSpec:
     checkpoint_directory: str
     log_directory: str
     workload: Workload = Workload.TRAINING
+    preload: tuple[str, ...] = ()
+    #: 0: only with `nnodes`.
+    nnodes_min: int = 0
+    no_python: bool = False
+    role: str = ""
+    #: None: learned from the steps; 0: never.
+    hang_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

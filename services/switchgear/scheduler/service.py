@@ -238,6 +238,15 @@ class PlacementServicer(placement_grpc.PlacementServiceServicer):
             job = job_life.moved(job, JobState(state_name), message, transaction.now_unix_ns)
             return job_to_proto(await transaction.put_job(job))
 
+    async def GetNodeContact(
+        self, request: placement_pb.GetNodeContactRequest, context: Context
+    ) -> placement_pb.NodeContact:
+        names.parse(request.name, "nodes/*")
+        status = dict(self._engine.observe().nodes).get(request.name)
+        if status is None:
+            raise NotFound(request.name, f"{request.name} was not heard since this scheduler began")
+        return placement_pb.NodeContact(agent_connected=status.connected)
+
 
 async def _mutate(
     repository: Repository,

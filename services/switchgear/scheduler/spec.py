@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
@@ -20,6 +22,13 @@ PATH_BYTES_MAX = 4096
 RESTARTS_MAX = 1000
 #: `nnodes` and `nproc_per_node`: the largest clusters known have some ten thousand nodes.
 GANG_MAX = 100_000
+#: A project has a few modules that are worth it; each may bring many more.
+PRELOAD_MAX = 64
+MODULE_LENGTH_MAX = 200
+ROLE_LENGTH_MAX = 100
+#: A step that takes longer than a day is none.
+HANG_S_MAX = 24 * 3600.0
+_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def spec_from_proto(spec: job_pb.JobSpec) -> JobSpec:
@@ -37,6 +46,13 @@ def spec_from_proto(spec: job_pb.JobSpec) -> JobSpec:
         value: int = getattr(spec, field)
         if not low <= value <= high:
             raise _bad(field, f"must be {low} to {high}, not {value}")
+    if not 0 <= spec.nnodes_min <= spec.nnodes:
+        raise _bad("nnodes_min", f"must be 0 to nnodes ({spec.nnodes}), not {spec.nnodes_min}")
+    _check_preload(spec.preload)
+    _check_text("role", spec.role, ROLE_LENGTH_MAX)
+    hang_s = spec.hang_seconds if spec.HasField("hang_seconds") else None
+    if hang_s is not None and not (math.isfinite(hang_s) and 0 <= hang_s <= HANG_S_MAX):
+        raise _bad("hang_seconds", f"must be 0 (never) to {HANG_S_MAX:.0f} seconds, not {hang_s}")
     return JobSpec(
         argv=tuple(spec.argv),
         working_directory=spec.working_directory,
@@ -48,6 +64,11 @@ def spec_from_proto(spec: job_pb.JobSpec) -> JobSpec:
         checkpoint_directory=spec.checkpoint_directory,
         log_directory=spec.log_directory,
         workload=_workload(spec),
+        preload=tuple(spec.preload),
+        nnodes_min=spec.nnodes_min,
+        no_python=spec.no_python,
+        role=spec.role,
+        hang_seconds=hang_s,
     )
 
 
@@ -93,6 +114,16 @@ def _check_argv(argv: Sequence[str]) -> None:
         raise _too_large("argv", f"has {size} bytes, {ARGV_BYTES_MAX} are allowed; pass a file")
     if any("\0" in item for item in argv):
         raise _bad("argv", "must not contain NUL")
+
+
+def _check_preload(modules: Sequence[str]) -> None:
+    if len(modules) > PRELOAD_MAX:
+        raise _too_large(
+            "preload", f"has {len(modules)} modules, {PRELOAD_MAX} are allowed; name one that imports the others"
+        )
+    for module in modules:
+        if len(module) > MODULE_LENGTH_MAX or not _MODULE.fullmatch(module):
+            raise _bad("preload", f"must name modules as after `import`, not {module[:100]!r}")
 
 
 def _check_environment(environment: dict[str, str]) -> None:

@@ -231,5 +231,6 @@ def _spec(stored: Mapping[str, Any]) -> JobSpec:
             "environment": tuple((key, value) for key, value in environment),
             # Absent in what earlier versions wrote.
             "workload": Workload(stored.get("workload", Workload.TRAINING)),
+            "preload": tuple(stored.get("preload", ())),
         }
     )

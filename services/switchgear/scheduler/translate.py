@@ -144,6 +144,11 @@ def spec_to_proto(spec: JobSpec) -> job_pb.JobSpec:
         checkpoint_directory=spec.checkpoint_directory,
         log_directory=spec.log_directory,
         workload=spec.workload.value,
+        preload=spec.preload,
+        nnodes_min=spec.nnodes_min,
+        no_python=spec.no_python,
+        role=spec.role,
+        hang_seconds=spec.hang_seconds,
     )
 
 
