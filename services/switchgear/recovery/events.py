@@ -73,6 +73,8 @@ class RankStep:
     first_new_step_ns: int
     #: Optimizer steps in this generation.
     count: int = 0
+    #: Time of this generation that its training thread spent on writing checkpoints.
+    checkpoint_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

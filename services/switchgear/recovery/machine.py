@@ -397,6 +397,7 @@ class _Machine(Faults):
             if rank is None:
                 continue
             rank.step, rank.step_time_ns = report.step, report.time_ns
+            rank.count, rank.checkpoint_ns = report.count, report.checkpoint_ns
             rank.first_step_ns = rank.first_step_ns or report.first_step_ns
             rank.first_new_step_ns = rank.first_new_step_ns or report.first_new_step_ns
             if attempt.resume_step is None and report.step is not None and report.count:

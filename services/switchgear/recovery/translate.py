@@ -112,6 +112,7 @@ def event_from_report(node: str, launcher_id: str, report: wire.LauncherReport) 
                     first_step_ns=rank.first_step_time_unix_ns,
                     first_new_step_ns=rank.first_new_step_time_unix_ns,
                     count=rank.count,
+                    checkpoint_ns=rank.checkpoint_ns,
                 )
                 for rank in report.progress.ranks
             )

@@ -70,6 +70,10 @@ class Rank:
     started_ns: int = 0
     step: int | None = None
     step_time_ns: int = 0
+    #: Optimizer steps in this generation.
+    count: int = 0
+    #: Time of this generation that its training thread spent on writing checkpoints.
+    checkpoint_ns: int = 0
     first_step_ns: int = 0
     first_new_step_ns: int = 0
     loaded_ns: int = 0
