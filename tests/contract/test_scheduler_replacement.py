@@ -43,6 +43,20 @@ async def test_a_lost_node_is_replaced_and_the_others_keep_their_launchers(plane
     assert (error.code, error.reason) == ("ABORTED", Reason.PLACEMENT_CHANGED)
 
 
+async def test_the_end_of_an_agents_connection_is_known_at_once_and_a_node_never_heard_is_unknown(plane: Plane) -> None:
+    agent = await plane.agent("a")
+    request = placement_pb.GetNodeContactRequest(name="nodes/a")
+    assert (await plane.placement.GetNodeContact(request)).agent_connected
+    await agent.disconnect()
+
+    async def gone() -> bool:
+        return not (await plane.placement.GetNodeContact(request)).agent_connected
+
+    await until(gone)
+    error = await refused(plane.placement.GetNodeContact(placement_pb.GetNodeContactRequest(name="nodes/z")))
+    assert error.reason == Reason.NOT_FOUND
+
+
 async def test_without_a_replacement_the_job_waits_until_the_node_is_mended(plane: Plane) -> None:
     agent = await plane.agent("a")
     await plane.create("llama")

@@ -63,7 +63,7 @@ _BY_NEED: dict[Needs, dict[str, str]] = {
         "switchgear.v1alpha.ServingService": "ConnectReplica",
     },
     Needs.SERVICE: {
-        "switchgear.v1alpha.PlacementService": "ReplaceNodes UpdateJobState",
+        "switchgear.v1alpha.PlacementService": "ReplaceNodes UpdateJobState GetNodeContact",
     },
     Needs.ROUTER: {
         "switchgear.v1alpha.ServingService": "ConnectRouter",
