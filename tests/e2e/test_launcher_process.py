@@ -19,6 +19,7 @@ from launcher_world import Launcher, alive, until
 
 from switchgear.core import rpc
 from switchgear.launcher import supervisor
+from switchgear.launcher.logs import EchoRule
 from switchgear.v1.job_service_pb2 import JobSpec
 from switchgear.v1alpha import launcher_service_pb2 as pb
 from switchgear.v1alpha import launcher_service_pb2_grpc as pb_grpc
@@ -458,7 +459,7 @@ async def test_output_is_echoed_with_the_rank_in_front(
     tmp_path: Path, bare_python: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = "import os, sys; print('out', os.environ['RANK']); print('err', file=sys.stderr, end='')"
-    async with Launcher(tmp_path, script, spec={"python": bare_python}, echo=True) as launcher:
+    async with Launcher(tmp_path, script, spec={"python": bare_python}, echo=EchoRule()) as launcher:
         await launcher.start(1)
         await launcher.wait(1, "attempt_stopped")
     out, err = capsys.readouterr()

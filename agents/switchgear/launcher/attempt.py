@@ -5,8 +5,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TextIO
 
 from switchgear.launcher import proc
 from switchgear.launcher.logs import Echo, LogFolder
@@ -64,7 +62,7 @@ class Attempt:
             exit_code=event.code,
             stopped_by_us=event.signalled,
             stderr_tail=f"{tail}{note}",
-            exception=rank.progress.log.exception,
+            exception=rank.progress.log.exception or self.logs.recorded_error(self.generation, rank.rank),
             step=rank.progress.step(),
         )
         for echo in rank.echoes:
@@ -116,12 +114,3 @@ class Attempt:
             rank.progress.log.close()
         if self.port is not None:
             self.port.close()
-
-
-def echoes(logs: LogFolder, generation: int, rank: int, out: TextIO, err: TextIO) -> list[Echo]:
-    """Both logs of a rank, to be copied to the terminal."""
-    paths: list[tuple[Path, TextIO]] = [
-        (logs.path(generation, rank, "stdout"), out),
-        (logs.path(generation, rank, "stderr"), err),
-    ]
-    return [Echo(path, rank, stream) for path, stream in paths]

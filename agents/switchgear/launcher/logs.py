@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
@@ -12,11 +15,48 @@ GENERATIONS_KEPT = 20
 STDERR_TAIL_BYTES_MAX = 4096
 #: What one look at a file echoes at most, so that a rank that floods its log cannot hold the launcher.
 _ECHO_BYTES_MAX = 1 << 20
-_LOG_NAME = re.compile(r"rank-\d+\.(stdout|stderr)\.log")
+_LOG_NAME = re.compile(r"rank-\d+\.(stdout|stderr|error)\.log")
+#: A traceback is part of it.
+_ERROR_FILE_BYTES_MAX = 1 << 20
+_ERROR_LENGTH_MAX = 1024
+STREAMS = ("stdout", "stderr")
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """A choice of STREAMS: `everywhere`, and those of single local ranks beside them."""
+
+    everywhere: frozenset[str] = frozenset()
+    by_local_rank: Mapping[int, frozenset[str]] = field(default_factory=dict)
+
+    def of(self, local_rank: int) -> frozenset[str]:
+        return self.everywhere | self.by_local_rank.get(local_rank, frozenset())
+
+
+@dataclass(frozen=True, slots=True)
+class EchoRule:
+    """What of the ranks' output the terminal shows: all that is not redirected, or teed all the same.
+
+    local_ranks: only theirs; None: everybody's.
+    """
+
+    local_ranks: frozenset[int] | None = None
+    redirected: Streams = Streams()
+    teed: Streams = Streams()
+
+    def streams(self, local_rank: int) -> tuple[str, ...]:
+        """Those of STREAMS that are shown of that rank."""
+        if self.local_ranks is not None and local_rank not in self.local_ranks:
+            return ()
+        hidden = self.redirected.of(local_rank) - self.teed.of(local_rank)
+        return tuple(stream for stream in STREAMS if stream not in hidden)
 
 
 class LogFolder:
-    """`<directory>/<generation>/rank-<R>.{stdout,stderr}.log`; nodes may share the folder."""
+    """`<directory>/<generation>/rank-<R>.{stdout,stderr,error}.log`; nodes may share the folder.
+
+    error: what torch's `record` writes about an exception, JSON.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -26,7 +66,8 @@ class LogFolder:
 
     def prepare(self, generation: int, rank: int) -> None:
         """Makes both files of a rank, empty. Raises OSError."""
-        for stream in ("stdout", "stderr"):
+        self.path(generation, rank, "error").unlink(missing_ok=True)  # of an earlier run with this folder
+        for stream in STREAMS:
             path = self.path(generation, rank, stream)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"")
@@ -45,6 +86,16 @@ class LogFolder:
             tail = tail.partition(b"\n")[2]
         # Replacement characters are three bytes long: what they push beyond the bound goes.
         return tail.decode("utf-8", "replace").encode()[-STDERR_TAIL_BYTES_MAX:].decode("utf-8", "ignore")
+
+    def recorded_error(self, generation: int, rank: int) -> str:
+        """What a program under torch's `record` wrote about its exception: type and message, at most 1 KiB; empty: nothing."""
+        try:
+            with self.path(generation, rank, "error").open("rb") as file:
+                message = json.loads(file.read(_ERROR_FILE_BYTES_MAX))["message"]
+            text = message["message"] if isinstance(message, dict) else message
+        except (OSError, ValueError, KeyError, TypeError):  # anybody may write there, in any form
+            return ""
+        return text.encode()[:_ERROR_LENGTH_MAX].decode("utf-8", "ignore") if isinstance(text, str) else ""
 
     def prune(self, generation: int) -> None:
         """Removes our logs of generations beyond the newest GENERATIONS_KEPT; other files there are the user's.

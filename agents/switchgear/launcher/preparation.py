@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from switchgear.launcher.attempt import Attempt, LocalRank, echoes
+from switchgear.launcher.attempt import Attempt, LocalRank
 from switchgear.launcher.environment import rank_environment
-from switchgear.launcher.logs import LogFolder
+from switchgear.launcher.logs import Echo, LogFolder
 from switchgear.launcher.progress import RankProgress
 from switchgear.launcher.settings import LauncherSettings
 from switchgear.launcher.steplog import StepLog
@@ -38,6 +39,11 @@ class Preparation:
             return f"working directory {folder} does not exist on {node}"
         if not argv:
             return "the job names no script"
+        if spec.no_python:
+            path = {**os.environ, **spec.environment}.get("PATH")
+            # As the rank itself will look for it, from its own folder.
+            program = argv[0] if os.sep not in argv[0] else str(Path(folder, argv[0]))
+            return "" if shutil.which(program, path=path) else f"there is no program {argv[0]} on {node}"
         if argv[0] != "-m" and not Path(folder, argv[0]).is_file():
             return f"script {Path(folder, argv[0])} does not exist on {node}"
         return ""
@@ -67,7 +73,10 @@ class Preparation:
                 )
                 attempt.ranks[rank] = LocalRank(rank, local_rank, progress)
                 if self.settings.echo:
-                    attempt.ranks[rank].echoes = echoes(self.logs, generation, rank, sys.stdout, sys.stderr)
+                    shown = self.settings.echo.streams(local_rank)
+                    attempt.ranks[rank].echoes = [
+                        Echo(self.logs.path(generation, rank, stream), rank, getattr(sys, stream)) for stream in shown
+                    ]
                 specs.append(self._spec(generation, start, local_rank, path))
         except OSError:
             attempt.close()
@@ -99,6 +108,7 @@ class Preparation:
                 local_rank=local_rank,
                 gpu_indices=self.settings.gpu_indices,
                 checkpoint_directory=directory,
+                error_file=str(self.logs.path(generation, rank, "error").absolute()),
                 address=self.settings.address,
                 autoscaler=self.settings.autoscaler,
             ),

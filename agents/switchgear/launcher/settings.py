@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from switchgear.launcher.lease import Lease
+from switchgear.launcher.logs import EchoRule
 from switchgear.v1.job_service_pb2 import JobSpec
 
 
@@ -14,7 +15,7 @@ class LauncherSettings:
     """What a launcher is started with.
 
     job, node: resource names. gpu_indices: None leaves CUDA_VISIBLE_DEVICES alone. state_dir: private to (node, job). python:
-    interpreter of the ranks when the spec names none; empty: our own. echo: copy the ranks' output to ours. lease: what ranks may
+    interpreter of the ranks when the spec names none; empty: our own. echo: what of the ranks' output is copied to ours. lease: what ranks may
     run on; None: for ever, since nobody else could start the job meanwhile (standalone), or because a second replica does no harm.
     autoscaler: gRPC address for replicas of inference services.
     """
@@ -27,6 +28,6 @@ class LauncherSettings:
     spec: JobSpec
     state_dir: Path
     python: str = ""
-    echo: bool = False
+    echo: EchoRule | None = None
     lease: Lease | None = None
     autoscaler: str = ""

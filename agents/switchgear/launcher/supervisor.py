@@ -187,10 +187,10 @@ class Supervisor:
             self._wanted_check = (generation, command.verify)
         self._advance()
 
-    async def close(self, grace_s: float = 0) -> None:
-        """Stops what runs (SIGTERM first when there is a grace), ends the zygote and lets the state folder go."""
+    async def close(self, grace_s: float = 0, number: int = signal.SIGTERM) -> None:
+        """Stops what runs (by signal `number` first when there is a grace), ends the zygote and lets the state folder go."""
         self._wanted = None
-        self._stop(grace_s)
+        self._stop(grace_s, number)
         try:
             async with asyncio.timeout(grace_s + 2 * _STOP_PATIENCE_S):
                 await self._idle.wait()
@@ -296,14 +296,14 @@ class Supervisor:
             finds_others=start.node_rank == 0,
         )
 
-    def _stop(self, grace_s: float) -> None:
-        """Ends the current attempt: SIGTERM and, after the grace, SIGKILL; at once without a grace."""
+    def _stop(self, grace_s: float, number: int = signal.SIGTERM) -> None:
+        """Ends the current attempt: signal `number` and, after the grace, SIGKILL; at once without a grace."""
         attempt = self._attempt
         if attempt is None or attempt.gone:
             return
         attempt.stopping = True
         self._checkpoints.ranks_ended()
-        self._signal(attempt, signal.SIGTERM if grace_s > 0 else signal.SIGKILL)
+        self._signal(attempt, number if grace_s > 0 else signal.SIGKILL)
         if grace_s > 0:
             asyncio.get_running_loop().call_later(grace_s, self._signal, attempt, signal.SIGKILL)
 

@@ -18,6 +18,7 @@ from switchgear.cli.state import default_state_dir
 from switchgear.core import names
 from switchgear.core.clock import SystemClock
 from switchgear.core.process import until_signal
+from switchgear.launcher.logs import EchoRule
 from switchgear.launcher.state import is_held
 from switchgear.launcher.supervisor import LauncherSettings, Supervisor
 from switchgear.recovery import model as m
@@ -69,7 +70,7 @@ class Standalone:
                 gpu_indices=None,
                 spec=spec,
                 state_dir=folder,
-                echo=True,
+                echo=EchoRule(),
             ),
             self._clock,
         )
