@@ -121,6 +121,7 @@ class JobSpec:
     role: str = ""
     #: None: learned from the steps; 0: never.
     hang_seconds: float | None = None
+    virtual_local_rank: bool = False
 
 
 @dataclass(frozen=True, slots=True)

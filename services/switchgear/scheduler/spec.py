@@ -69,6 +69,7 @@ def spec_from_proto(spec: job_pb.JobSpec) -> JobSpec:
         no_python=spec.no_python,
         role=spec.role,
         hang_seconds=hang_s,
+        virtual_local_rank=spec.virtual_local_rank,
     )
 
 

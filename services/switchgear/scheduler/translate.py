@@ -149,6 +149,7 @@ def spec_to_proto(spec: JobSpec) -> job_pb.JobSpec:
         no_python=spec.no_python,
         role=spec.role,
         hang_seconds=spec.hang_seconds,
+        virtual_local_rank=spec.virtual_local_rank,
     )
 
 
