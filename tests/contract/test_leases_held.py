@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from switchgear.core.clock import ManualClock, SystemClock
+from switchgear.core.clock import Clock, ManualClock, SystemClock
 from switchgear.core.errors import Aborted, Reason
 from switchgear.store import leases
 from switchgear.store.database import Database
@@ -21,10 +21,10 @@ SCHEDULER = "services/scheduler"
 
 
 def candidate(
-    url: str, holder: str, *names: str, duration_s: float = 30, renew_s: float = 0.05
+    url: str, holder: str, *names: str, duration_s: float = 30, renew_s: float = 0.05, clock: Clock | None = None
 ) -> tuple[Database, Candidate]:
     database = Database(url)
-    return database, Candidate(database, SystemClock(), names or (SCHEDULER,), holder, duration_s, renew_s)
+    return database, Candidate(database, clock or SystemClock(), names or (SCHEDULER,), holder, duration_s, renew_s)
 
 
 async def write(database: Database) -> int:
@@ -223,6 +223,44 @@ async def test_one_that_stands_by_outlives_an_absence_of_the_database(
             waiting = asyncio.create_task(stand_by())
             await asyncio.sleep(0.2)
         assert await asyncio.wait_for(waiting, 5) == 1
+    finally:
+        await mine.close()
+
+
+@pytest.mark.parametrize("skew_s", [-3600, 3600], ids=["behind", "ahead"])
+async def test_on_a_shared_database_the_clock_of_a_process_says_nothing_about_an_expiry(
+    database: Database, database_url: str, skew_s: int
+) -> None:
+    if not database.is_shared:
+        pytest.skip("on SQLite all processes have the clock of one machine")
+    skewed = ManualClock(SystemClock().unix_ns() + skew_s * 1_000_000_000)
+    first, one = candidate(database_url, "one", duration_s=1)
+    second, two = candidate(database_url, "two", clock=skewed)
+    try:
+        async with asyncio.timeout(10), one.holding():
+            with pytest.raises(TimeoutError):  # one holds it, however late two believes it to be
+                async with asyncio.timeout(0.3), two.holding():
+                    pass
+            await write(first)
+        async with database.write() as session:
+            now = await leases.now_unix_ns(session, skewed)
+            await leases.acquire(session, SCHEDULER, "crashed", duration_s=0.2, now_unix_ns=now)
+        async with asyncio.timeout(5), two.holding():  # nor does it wait an hour for one that has crashed
+            await write(second)
+    finally:
+        await first.close()
+        await second.close()
+
+
+async def test_a_jump_of_the_wall_clock_ends_no_holder(database: Database, database_url: str) -> None:
+    clock = ManualClock()
+    mine, one = candidate(database_url, "one", duration_s=6, clock=clock)
+    try:
+        async with one.holding():
+            for jump_s in (3600, -7200):
+                clock.advance(jump_s)
+                await asyncio.sleep(3 * one.renew_s)
+            assert await write(mine) == 1
     finally:
         await mine.close()
 

@@ -23,6 +23,7 @@ class Candidate:
 
     holder: unique among those that may want them at the same time. One that comes back under the same name after a crash fences
     off its former self and waits for nobody.
+    clock: of expiries on SQLite; PostgreSQL has its own. The holder itself counts on the event loop's, which never jumps.
     duration_s: after a crash nobody acts for so long, and a process that is starved for longer loses its place to one that
     stands by. renew_s: a third of it, so that one renewal may be late. give_up_s: who has not renewed for so long acts no more, for
     it may be cut off from a database in which another has taken its place. It outlasts a restart of PostgreSQL; the launchers' leases
@@ -88,9 +89,10 @@ class Candidate:
         """All or none, in one order, so that two processes that want some of the same do not wait for each other."""
         held = list[Lease]()
         async with self.database.write_unfenced() as session:
+            now_unix_ns = await leases.now_unix_ns(session, self.clock)
             for name in sorted(self.names):
                 lease = await leases.acquire(
-                    session, name, self.holder, duration_s=self.duration_s, now_unix_ns=self.clock.unix_ns()
+                    session, name, self.holder, duration_s=self.duration_s, now_unix_ns=now_unix_ns
                 )
                 if lease is None:
                     await session.rollback()
@@ -106,8 +108,9 @@ class Candidate:
             try:
                 # A second attempt may find another connection, where the first waits for an answer that never comes.
                 async with asyncio.timeout(self.give_up_s / 2), self.database.write_unfenced() as session:
+                    now_unix_ns = await leases.now_unix_ns(session, self.clock)
                     for lease in held:
-                        await leases.renew(session, lease, duration_s=self.duration_s, now_unix_ns=self.clock.unix_ns())
+                        await leases.renew(session, lease, duration_s=self.duration_s, now_unix_ns=now_unix_ns)
             except Aborted:
                 raise
             except Unavailable:

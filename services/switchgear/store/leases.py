@@ -1,7 +1,7 @@
 """Who may act, when several replicas could.
 
-A holder's clock may be wrong and a holder may sleep past its expiry, so expiry only decides when another may take over; that
-a late write of the old holder fails is decided by the token (`fence`).
+Expiry decides only when another may take over; a holder may sleep past it, so that a late write of the old holder fails is decided by
+the token (`fence`). Expiries are compared on one clock, see `now_unix_ns`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,26 @@ from dataclasses import dataclass, replace
 from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from switchgear.core.clock import Clock
 from switchgear.core.errors import Aborted, Reason
 from switchgear.store.tables import LeaseRow
 
 _ENSURE = text(
     "INSERT INTO leases (name, holder, token, expire_time_unix_ns) VALUES (:name, '', 0, 0) ON CONFLICT DO NOTHING"
 )
+
+
+# Not now(): that is when the transaction began, and it may have waited since.
+_DATABASE_NOW = text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000000 AS bigint)")
+
+
+async def now_unix_ns(session: AsyncSession, clock: Clock) -> int:
+    """The time by which expiries are written and judged: the clock of the PostgreSQL server, since those of the machines that want the
+    lease differ; `clock` on SQLite, which has one machine."""
+    if session.get_bind().dialect.name != "postgresql":
+        return clock.unix_ns()
+    found = await session.scalar(_DATABASE_NOW)
+    return int(found)
 
 
 @dataclass(frozen=True, slots=True)
