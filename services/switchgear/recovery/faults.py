@@ -29,14 +29,6 @@ _RESTARTS = (m.Decision.RESTART_IN_PLACE, m.Decision.REPLACE_NODE)
 _IN_ATTEMPT = (m.Phase.STARTING, m.Phase.RUNNING)
 
 
-def attempt_productive_ns(attempt: m.Attempt) -> int:
-    """From the first new step that all ranks completed to the newest step of all."""
-    ranks = attempt.ranks.values()
-    if not ranks or not all(rank.first_new_step_ns for rank in ranks):
-        return 0
-    return max(0, min(rank.step_time_ns for rank in ranks) - max(rank.first_new_step_ns for rank in ranks))
-
-
 def attempt_steps_redone(attempt: m.Attempt) -> int:
     common = attempt.common_step()
     if common is None or attempt.resume_step is None:
@@ -272,7 +264,6 @@ class Faults(Records):
         common = attempt.common_step()
         if common is not None:
             self.state.high_water_step = max(self.state.high_water_step, common)
-        self.state.productive_ns += attempt_productive_ns(attempt)
         self.state.steps_redone += attempt_steps_redone(attempt)
         attempt.state, attempt.end_ns, attempt.end_reason = end, self.now.unix_ns, reason
         self.effects.append(m.SaveAttempt(copy.deepcopy(attempt)))

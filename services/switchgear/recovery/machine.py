@@ -15,17 +15,15 @@ from switchgear.recovery.diagnosis import Cause, cause_of_exit, evidence_of_exit
 from switchgear.recovery.faults import (
     LAUNCHER_START_S,
     Faults,
-    attempt_productive_ns,
     attempt_steps_redone,
 )
+from switchgear.recovery.ledger import book
 from switchgear.recovery.values import LEASE_MARGIN_S, LEASE_S
 
 __all__ = [
     "LAUNCHER_START_S",
     "LEASE_MARGIN_S",
     "LEASE_S",
-    "goodput",
-    "productive_ns",
     "resume",
     "step",
     "steps_redone",
@@ -38,6 +36,7 @@ def step(state: m.JobState, event: m.Event, now: m.Now) -> tuple[m.JobState, lis
     machine.take(event)
     if machine.state.phase is not state.phase:
         machine.state.phase_since_s, machine.state.check_again_s = now.monotonic_s, None
+    machine.state.ledger = book(state, machine.effects, machine.state, now)
     return machine.state, machine.effects
 
 
@@ -60,17 +59,10 @@ def resume(state: m.JobState, now: m.Now) -> m.JobState:
     state = copy.deepcopy(state)
     if state.phase is m.Phase.CHECKING:
         state.phase = m.Phase.WAITING  # asked again when all are back
-    state.phase_since_s = now.monotonic_s
+    state.phase_since_s, state.ledger.monotonic_s = now.monotonic_s, None
     for launcher in state.launchers.values():
         launcher.connected, launcher.seen_s = False, now.monotonic_s
     return state
-
-
-def productive_ns(state: m.JobState) -> int:
-    """Nanoseconds in which new steps were made, up to the newest progress report."""
-    return state.productive_ns + (
-        attempt_productive_ns(state.attempt) if state.attempt and not state.attempt.end_ns else 0
-    )
 
 
 def steps_redone(state: m.JobState) -> int:
@@ -78,12 +70,6 @@ def steps_redone(state: m.JobState) -> int:
     return state.steps_redone + (
         attempt_steps_redone(state.attempt) if state.attempt and not state.attempt.end_ns else 0
     )
-
-
-def goodput(state: m.JobState, now_unix_ns: int) -> float:
-    """Share of the job's age in which new steps were made, 0 to 1."""
-    wall_ns = (state.end_ns or now_unix_ns) - state.create_ns
-    return min(1.0, productive_ns(state) / wall_ns) if wall_ns > 0 else 0.0
 
 
 #: Checkpoints that cannot be read are asked for again this often, and for so long, before the job is given up.

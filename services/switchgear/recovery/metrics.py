@@ -11,7 +11,8 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from switchgear.core.clock import Clock
 from switchgear.recovery import model as m
-from switchgear.recovery.machine import goodput, steps_redone
+from switchgear.recovery.goodput import goodput
+from switchgear.recovery.machine import steps_redone
 
 _CLOSED = (m.IncidentState.RESOLVED, m.IncidentState.ESCALATED)
 #: What recovery took is told from the first sign of the fault up to each of these.

@@ -40,6 +40,7 @@ from switchgear.recovery.events import (
     Tick,
 )
 from switchgear.recovery.kinds import AttemptState, CheckpointState, Decision, Fault, IncidentState, JobOutcome, Phase
+from switchgear.recovery.ledger import Ledger
 from switchgear.recovery.values import (
     Attempt,
     Checkpoint,
@@ -145,8 +146,8 @@ class JobState:
     restarts_used: int = 0
     failures: list[Failure] = field(default_factory=list)
     steps_redone: int = 0
-    #: Sum over the ended attempts; `productive_ns` of the machine adds the current one.
-    productive_ns: int = 0
+    #: Where the time of its GPUs went.
+    ledger: Ledger = field(default_factory=Ledger)
     end_ns: int = 0
     #: How the job ended, when recovery ended it.
     outcome: JobOutcome | None = None

@@ -8,7 +8,8 @@ from switchgear.core import names, trace
 from switchgear.core.errors import Invalid, Reason
 from switchgear.recovery import model as m
 from switchgear.recovery import tracing
-from switchgear.recovery.machine import goodput, productive_ns, steps_redone
+from switchgear.recovery.goodput import goodput, productive_ns
+from switchgear.recovery.machine import steps_redone
 from switchgear.v1 import job_service_pb2 as job_pb
 from switchgear.v1 import recovery_service_pb2 as pb
 from switchgear.v1alpha import launcher_service_pb2 as wire
