@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from switchgear.core.errors import FailedPrecondition, Reason
-from switchgear.launcher import proc
 from switchgear.launcher.logs import STDERR_TAIL_BYTES_MAX, Echo, LogFolder
 from switchgear.launcher.outbox import REPORTS_MAX, Outbox
 from switchgear.launcher.state import Process, State, StateFolder, is_held
@@ -84,7 +83,7 @@ def test_processes_of_an_earlier_boot_are_forgotten_and_the_generation_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = StateFolder(tmp_path, "jobs/llama")
-    monkeypatch.setattr(proc, "boot_id", lambda: "before")
+    monkeypatch.setattr("switchgear.launcher.state.boot_id", lambda: "before")
     folder.save(State(4, (Process(123, 456),)))
     monkeypatch.undo()
     assert folder.load() == State(4, ())

@@ -20,9 +20,10 @@ from pathlib import Path
 
 from google.protobuf import json_format
 
-from switchgear.agent.processes import boot_id, find_by_arguments, start_ticks
+from switchgear.agent.processes import find_by_arguments
 from switchgear.core import names, trace
 from switchgear.core.errors import Invalid
+from switchgear.core.process import boot_id, is_alive, start_ticks
 from switchgear.core.tls import TlsFiles
 from switchgear.v1alpha import node_agent_service_pb2 as pb
 
@@ -113,7 +114,7 @@ class Launchers:
             if pid is None:  # the agent died between start and note
                 pid = next(find_by_arguments(arguments), None)
                 ticks = start_ticks(pid) if pid else None
-            if pid is not None and ticks is not None and start_ticks(pid) == ticks:
+            if pid is not None and ticks is not None and is_alive(pid, ticks):
                 log.info("adopting the launcher of %s", job, extra={"pid": pid, "placement_epoch": epoch})
                 self._write_state(folder, job, epoch, arguments, pid)
                 self._follow(job, epoch, pid)

@@ -21,7 +21,6 @@ from switchgear.agent.kernel_log_follower import SOURCE as KERNEL_LOG
 from switchgear.agent.kernel_log_follower import KernelLogFollower
 from switchgear.agent.launchers import Launchers, LauncherSettings
 from switchgear.agent.metrics import AgentMetrics
-from switchgear.agent.processes import boot_id
 from switchgear.agent.sampler import Sampler
 from switchgear.agent.settings import AgentSettings
 from switchgear.agent.spool import Spool
@@ -32,7 +31,7 @@ from switchgear.core import names, rpc
 from switchgear.core.clock import SystemClock
 from switchgear.core.errors import Invalid, Reason
 from switchgear.core.metrics import ADDRESS_FILE, MetricsServer, new_registry
-from switchgear.core.process import only_one, until_signal
+from switchgear.core.process import boot_id, only_one, until_signal
 from switchgear.core.tls import NodeFiles
 from switchgear.v1 import fleet_service_pb2
 

@@ -8,33 +8,16 @@ import signal
 import time
 from pathlib import Path
 
+from switchgear.core.process import start_ticks, stat_fields
+
+__all__ = ["group_members", "kill_group", "start_ticks", "state"]
+
 _POLL_S = 0.005
-
-
-def boot_id() -> str:
-    """Changes with each boot of the machine: pids and start times of an earlier boot mean nothing."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-
-
-def _stat(pid: int) -> list[str] | None:
-    """Fields of /proc/PID/stat from the state on; None when there is no such process."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    # The name before the last parenthesis may hold blanks and parentheses itself.
-    return text.rpartition(")")[2].split()
-
-
-def start_ticks(pid: int) -> int | None:
-    """When the process started, in clock ticks since boot; with the pid and the boot it names a process for ever."""
-    fields = _stat(pid)
-    return None if fields is None else int(fields[19])
 
 
 def state(pid: int) -> str | None:
     """One letter as in proc(5): R, S, D (cannot be killed now), T (stopped), Z (ended, not reaped); None when it is gone."""
-    fields = _stat(pid)
+    fields = stat_fields(pid)
     return None if fields is None else fields[0]
 
 
@@ -43,7 +26,7 @@ def group_members(group: int) -> list[int]:
     members = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            fields = _stat(int(entry.name))
+            fields = stat_fields(int(entry.name))
             if fields is not None and fields[0] not in "ZX" and int(fields[2]) == group:
                 members.append(int(entry.name))
     return members

@@ -7,12 +7,12 @@ import fcntl
 import json
 import logging
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from switchgear.core.errors import FailedPrecondition, Reason
+from switchgear.core.process import boot_id, try_lock
 from switchgear.launcher import proc
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class StateFolder:
         path.mkdir(parents=True, exist_ok=True)
         self._file = path / "generation.json"
         self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        if not _lock(self._lock):
+        if not try_lock(self._lock):
             pid = os.pread(self._lock, 32, 0).decode("ascii", "replace").strip()
             os.close(self._lock)
             raise FailedPrecondition(
@@ -83,7 +83,7 @@ class StateFolder:
         except ValueError:
             log.warning("%s is damaged, as after a power cut; the control plane knows the generation", self._file)
             return State()
-        same_boot = entry["boot_id"] == proc.boot_id()
+        same_boot = entry["boot_id"] == boot_id()
         processes = tuple(Process(**process) for process in entry["processes"]) if same_boot else ()
         return State(entry["generation"], processes)
 
@@ -94,24 +94,13 @@ class StateFolder:
         counts generations in its own store), and a journal commit would sit on the restart path.
         """
         entry = {
-            "boot_id": proc.boot_id(),
+            "boot_id": boot_id(),
             "generation": state.generation,
             "processes": [asdict(process) for process in state.processes],
         }
         temporary = self._file.with_suffix(".tmp")
         temporary.write_text(json.dumps(entry), encoding="utf-8")
         temporary.replace(self._file)
-
-
-def _lock(fd: int) -> bool:
-    for _ in range(3):
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.01)  # perhaps only `is_held` looked
-        else:
-            return True
-    return False
 
 
 async def kill_all(processes: Sequence[Process]) -> bool:

@@ -1,4 +1,4 @@
-"""What every long-running process of ours does: end on a signal, and hold its state directory alone."""
+"""What every long-running process of ours does: end on a signal, hold its state directory alone, and know another process again."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import signal
+import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,15 +45,54 @@ def only_one(state_dir: Path, what: str) -> Iterator[None]:
             state_dir=str(state_dir),
         ) from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise FailedPrecondition(
-            f"another {what} uses {state_dir}; stop it or choose another directory with --state-dir",
-            Reason.STATE_LOCKED,
-            state_dir=str(state_dir),
-        ) from None
-    try:
+        if not try_lock(lock):
+            raise FailedPrecondition(
+                f"another {what} uses {state_dir}; stop it or choose another directory with --state-dir",
+                Reason.STATE_LOCKED,
+                state_dir=str(state_dir),
+            )
         yield
     finally:
         os.close(lock)
+
+
+def try_lock(fd: int) -> bool:
+    """Whether the file is ours alone from now on, until it is closed or this process ends, however it ends."""
+    for _ in range(3):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.01)  # perhaps somebody only looked whether it is held
+        else:
+            return True
+    return False
+
+
+def boot_id() -> str:
+    """Changes with each boot of the machine: pids and start times of another boot mean nothing."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def stat_fields(pid: int) -> list[str] | None:
+    """Fields of /proc/PID/stat from the state on, as in proc(5); None when there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # The name before the last parenthesis may hold blanks and parentheses itself.
+    return text.rpartition(")")[2].split()
+
+
+def start_ticks(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot; with the pid and the boot it names a process for ever.
+
+    None when there is none; one that has ended and only waits to be reaped still has its start.
+    """
+    fields = stat_fields(pid)
+    return None if fields is None else int(fields[19])
+
+
+def is_alive(pid: int, ticks: int) -> bool:
+    """Whether that very process runs; one that only waits to be reaped does not."""
+    fields = stat_fields(pid)
+    return fields is not None and fields[0] not in "ZX" and int(fields[19]) == ticks
