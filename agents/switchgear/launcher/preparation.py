@@ -117,4 +117,5 @@ class Preparation:
             stderr=str(self.logs.path(generation, rank, "stderr").absolute()),
             step_log=str(step_log.absolute()),
             checkpoint_directory=directory,
+            program=spec.no_python,
         )

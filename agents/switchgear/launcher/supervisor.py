@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
-import sys
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
@@ -32,7 +30,7 @@ from switchgear.launcher.settings import LauncherSettings
 from switchgear.launcher.state import State, StateFolder, kill_all
 from switchgear.launcher.steplog_files import StepLogFiles
 from switchgear.launcher.warm_zygote import Launching, NotWarm, WarmZygote
-from switchgear.launcher.zygote import Ended, Event, Exited, Gone, NotStarted, RankSpec, Ready, Started
+from switchgear.launcher.zygote import Ended, Event, Exited, Gone, NotStarted, RankSpec, Ready, Started, ZygoteKind
 from switchgear.v1alpha import launcher_service_pb2 as pb
 
 __all__ = ["LauncherSettings", "Supervisor"]
@@ -57,7 +55,9 @@ class Supervisor:
     Raises FailedPrecondition (JOB_ALREADY_RUNNING) when another launcher holds the state folder.
     """
 
-    def __init__(self, settings: LauncherSettings, clock: Clock | None = None) -> None:
+    def __init__(
+        self, settings: LauncherSettings, clock: Clock | None = None, zygote: WarmZygote | None = None
+    ) -> None:
         self._settings = settings
         self._spec = settings.spec
         self._clock = clock or SystemClock()
@@ -73,12 +73,8 @@ class Supervisor:
         self._port = ReservedPort(settings.address)
         self._lease = settings.lease
         self._generation = 0
-        self._zygote = WarmZygote(
-            self._spec.python or settings.python or sys.executable,
-            {**os.environ, **self._spec.environment},
-            self._spec.working_directory,
-            settings.state_dir / "zygote.log",
-            self._on_event,
+        self._zygote = zygote or WarmZygote(
+            ZygoteKind.of(self._spec, settings.python), settings.state_dir / "zygote.log"
         )
         self._attempt: Attempt | None = None
         self._wanted: tuple[int, pb.StartAttempt] | None = None
@@ -113,7 +109,7 @@ class Supervisor:
         self._step_logs.archive(state.generation)
         self._step_logs.sweep()
         self._idle.set()
-        self._zygote.warm_up()
+        self._zygote.attach(self._on_event)
         self._poll_task = asyncio.create_task(self._poll())
 
     def hello(self) -> pb.LauncherReport:
@@ -130,7 +126,7 @@ class Supervisor:
             launcher_id=self._launcher_id,
             reserved_port=self._port.number,
             # A zygote that cannot start is ready too: to say so when it is asked for an attempt.
-            ready=self._zygote.ready or not self._zygote.present,
+            ready=self._zygote.ready is not None or not self._zygote.present,
             # `start` has ended what the launcher before had left.
             all_gone=self._attempt is None or self._attempt.gone,
         )
@@ -337,6 +333,8 @@ class Supervisor:
                 self._not_warm(event.message, permanent=event.permanent)
                 return
             case Ready():
+                for why in event.failed:
+                    log.warning("the preload goes without %s", why)
                 if event.reason:
                     log.warning("ranks are spawned, not forked: %s", event.reason)
                 if self._wanted is None:

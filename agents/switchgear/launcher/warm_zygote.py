@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from switchgear.launcher.state import Process
-from switchgear.launcher.zygote import Ended, Event, RankSpec, Zygote, ZygoteError
+from switchgear.launcher.zygote import Ended, Event, RankSpec, Ready, Zygote, ZygoteError, ZygoteKind
 
 log = logging.getLogger(__name__)
 
@@ -28,24 +30,17 @@ class NotWarm:
 
 
 class WarmZygote:
-    """Starts a zygote when asked and follows it to its end; what happens in it arrives at `on_event`, on the loop, in order.
+    """Starts a zygote when asked and follows it to its end.
 
-    python, env, cwd, log_path: what it is started with.
+    kind, log_path: what it is started with. nice: of its first imports. What happens in it arrives, on the loop and in order, at who
+    has `attach`ed.
     """
 
-    def __init__(
-        self,
-        python: str,
-        env: Mapping[str, str],
-        cwd: str,
-        log_path: Path,
-        on_event: Callable[[Event | Launching | NotWarm], None],
-    ) -> None:
-        self._python = python
-        self._env = env
-        self._cwd = cwd
+    def __init__(self, kind: ZygoteKind, log_path: Path, nice: int = 0) -> None:
+        self.kind = kind
         self._log_path = log_path
-        self._on_event = on_event
+        self._nice = nice
+        self._on_event: Callable[[Event | Launching | NotWarm], None] = lambda _: None
         self._zygote: Zygote | None = None
         self._task: asyncio.Task[None] | None = None
         self._closing = False
@@ -56,14 +51,38 @@ class WarmZygote:
         return self._task is not None
 
     @property
-    def ready(self) -> bool:
-        """Whether it can fork ranks now."""
-        return self._zygote is not None and self._zygote.ready
+    def ready(self) -> Ready | None:
+        """What its imports came to, once it can fork ranks."""
+        return None if self._zygote is None else self._zygote.ready
 
     @property
     def identity(self) -> Process | None:
         """Its process, which leads a group; None while there is none."""
         return None if self._zygote is None else self._zygote.identity
+
+    def attach(self, on_event: Callable[[Event | Launching | NotWarm], None]) -> None:
+        """Warms one up unless it is there; what has happened to that so far is told again."""
+        self._on_event = on_event
+        if not self.present:
+            self.warm_up()
+        elif self._zygote is not None:
+            self._deliver(Launching())
+            if self._zygote.ready:
+                self._deliver(self._zygote.ready)
+
+    def move_log(self, log_path: Path) -> None:
+        """Takes the file of its output along. Raises OSError."""
+        self._log_path.replace(log_path)
+        self._log_path = log_path
+        if self._zygote is not None:
+            self._zygote.log_path = log_path
+
+    def hurry(self) -> None:
+        """Its imports are waited for."""
+        if self._zygote is not None and self._nice and not self._zygote.ready:
+            with contextlib.suppress(PermissionError, ProcessLookupError):
+                os.setpriority(os.PRIO_PROCESS, self._zygote.identity.pid, os.getpriority(os.PRIO_PROCESS, 0))
+        self._nice = 0
 
     def warm_up(self) -> None:
         """Begins to start one; `Ready` follows, or `NotWarm`."""
@@ -98,7 +117,7 @@ class WarmZygote:
 
     async def _run(self) -> None:
         try:
-            self._zygote = await Zygote.start(self._python, self._env, self._cwd, self._log_path)
+            self._zygote = await Zygote.start(self.kind, self._log_path, self._nice)
         except ZygoteError as error:
             self._task = None
             self._deliver(NotWarm(str(error), error.permanent))

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 import socket
 import struct
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
 from switchgear.launcher import proc
 from switchgear.launcher.state import Process
+from switchgear.v1.job_service_pb2 import JobSpec
 
 #: The zygote's own last act takes at most half of it.
 _END_TIMEOUT_S = 10.0
@@ -36,14 +39,57 @@ class RankSpec:
     stderr: str
     step_log: str
     checkpoint_directory: str
+    #: argv is a program of any kind, not a Python file.
+    program: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ZygoteKind:
+    """All that a zygote's imports depend on: one of the same kind is as good as another.
+
+    environment: on top of our own, sorted. preload: modules that are imported beside torch. torch: whether that is.
+    """
+
+    python: str
+    working_directory: str
+    environment: tuple[tuple[str, str], ...] = ()
+    preload: tuple[str, ...] = ()
+    torch: bool = True
+
+    @classmethod
+    def of(cls, spec: JobSpec, python: str = "") -> ZygoteKind:
+        """python: the interpreter when the job names none; empty: our own."""
+        return cls(
+            spec.python or python or sys.executable,
+            spec.working_directory,
+            tuple(sorted(spec.environment.items())),
+            () if spec.no_python else tuple(spec.preload),
+            torch=not spec.no_python,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The imports are done. torch: its version; None: this interpreter has none. reason: why ranks are spawned, empty when forked."""
+    """The imports are done.
+
+    torch: its version; None: this interpreter has none. reason: why ranks are spawned, empty when forked. failed: why modules of the
+    preload are missing. files: some that were imported, with their time of change in nanoseconds.
+    """
 
     torch: str | None
     reason: str
+    failed: tuple[str, ...] = ()
+    files: Mapping[str, int] = field(default_factory=dict)
+
+    def changed(self) -> str:
+        """A file that is not as it was imported any more; empty when there is none. Asks the disk."""
+        for path, mtime_ns in self.files.items():
+            try:
+                if Path(path).stat().st_mtime_ns != mtime_ns:
+                    return path
+            except OSError:
+                return path
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,36 +161,40 @@ class Zygote:
         self._process = process
         self._reader = reader
         self._writer = writer
-        self._log_path = log_path
+        self.log_path = log_path
         self.identity = Process(process.pid, proc.start_ticks(process.pid) or 0)
         #: Its imports are done: it can fork ranks.
-        self.ready = False
+        self.ready: Ready | None = None
 
     @classmethod
-    async def start(cls, python: str, env: Mapping[str, str], cwd: str, log_path: Path) -> Zygote:
-        """Starts it; `run` then tells when it is ready. Raises ZygoteError, whatever it is that hinders it."""
+    async def start(cls, kind: ZygoteKind, log_path: Path, nice: int = 0) -> Zygote:
+        """Starts it; `run` then tells when it is ready. nice: of its imports, as far as it may take that back.
+
+        Raises ZygoteError, whatever it is that hinders it.
+        """
         try:
-            return await cls._start(python, env, cwd, log_path)
+            return await cls._start(kind, log_path, nice)
         except Exception as error:  # an attempt may wait for it, and the next one tries again
-            if isinstance(error, OSError) and error.filename == python and error.errno in _NO_INTERPRETER:
-                raise ZygoteError(f"cannot run {python}: {error.strerror}", permanent=True) from error
+            if isinstance(error, OSError) and error.filename == kind.python and error.errno in _NO_INTERPRETER:
+                raise ZygoteError(f"cannot run {kind.python}: {error.strerror}", permanent=True) from error
             message = f"cannot start the process that forks the ranks: {error}"
             raise ZygoteError(message, permanent=False) from error
 
     @classmethod
-    async def _start(cls, python: str, env: Mapping[str, str], cwd: str, log_path: Path) -> Zygote:
+    async def _start(cls, kind: ZygoteKind, log_path: Path, nice: int) -> Zygote:
         ours, theirs = socket.socketpair()
         # One thread while it imports, whatever the job asks for: its ranks set their own number. A pool would not survive the fork.
-        env = {**env, "OMP_NUM_THREADS": "1"}
+        env = {**os.environ, **dict(kind.environment), "OMP_NUM_THREADS": "1"}
+        options = {"preload": kind.preload, "torch": kind.torch, "nice": nice}
         try:
             with theirs, log_path.open("wb") as output:
                 process = subprocess.Popen(  # noqa: ASYNC220  # a vfork; asyncio's own would add a thread that waits
-                    [python, str(zygote_path()), str(theirs.fileno())],
+                    [kind.python, str(zygote_path()), str(theirs.fileno()), json.dumps(options)],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
                     env=env,
-                    cwd=cwd,
+                    cwd=kind.working_directory,
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,
                 )
@@ -167,7 +217,8 @@ class Zygote:
             while True:
                 (length,) = struct.unpack(">I", await self._reader.readexactly(4))
                 event = _parse(json.loads(await self._reader.readexactly(length)))
-                self.ready = self.ready or isinstance(event, Ready)
+                if isinstance(event, Ready):
+                    self.ready = event
                 on_event(event)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -177,7 +228,7 @@ class Zygote:
         self._writer.close()
         code = await asyncio.to_thread(self._wait)
         message = f"the process that forks the ranks ended with {code}{trouble}{self._last_words()}"
-        on_event(Ended(message, self.ready))
+        on_event(Ended(message, was_ready=self.ready is not None))
 
     def start_ranks(self, specs: Sequence[RankSpec]) -> None:
         self._send({"op": "start", "ranks": [asdict(spec) for spec in specs]})
@@ -200,7 +251,7 @@ class Zygote:
 
     def _last_words(self) -> str:
         try:
-            tail = self._log_path.read_bytes()[-_LAST_WORDS_BYTES_MAX:].decode("utf-8", "replace").strip()
+            tail = self.log_path.read_bytes()[-_LAST_WORDS_BYTES_MAX:].decode("utf-8", "replace").strip()
         except OSError:
             return ""
         return f": {tail}" if tail else ""
@@ -221,7 +272,12 @@ def _parse(message: dict[str, object]) -> Event:
     kind = message.pop("event")
     match kind:
         case "ready":
-            return Ready(torch=_str_or_none(message["torch"]), reason=str(message["reason"]))
+            return Ready(
+                torch=_str_or_none(message["torch"]),
+                reason=str(message["reason"]),
+                failed=tuple(message.get("failed", ())),  # type: ignore[arg-type]
+                files=message.get("files", {}),  # type: ignore[arg-type]
+            )
         case "started":
             return Started(**message)  # type: ignore[arg-type]
         case "start_failed":

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import types
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from switchgear.train.steplog_format import StepLogWriter
@@ -59,6 +59,17 @@ def _reset_signals() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def execute(argv: list[str]) -> NoReturn:
+    """Becomes a program of any kind, found as a shell finds it; exit code 127 when there is none, 126 when it cannot be run."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and a program would inherit that
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execvp(argv[0], argv)  # noqa: S606  # the user's program, without a shell
+    except OSError as error:
+        print(f"switchgear: cannot run {argv[0]}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(127 if isinstance(error, FileNotFoundError) else 126) from None
 
 
 def set_threads(torch: Any, environment: dict[str, str]) -> None:

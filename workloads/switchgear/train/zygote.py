@@ -1,15 +1,18 @@
 """A process that has imported torch once and forks the ranks of each attempt, so that a restart imports nothing again.
 
-Run by path with the job's own interpreter: `python zygote.py SOCKET_FD`. It stays single-threaded and touches no accelerator,
-since neither survives a fork; when the preload breaks that, ranks are spawned instead, with the reason told. It speaks frames
-(4-byte big-endian length, then JSON) with its launcher:
+Run by path with the job's own interpreter: `python zygote.py SOCKET_FD OPTIONS`, OPTIONS a JSON object: preload (modules that the
+user wants imported), torch (false: not even torch), nice (of the imports). It stays single-threaded and touches no accelerator, since
+neither survives a fork; when the preload breaks that, ranks are spawned instead, with the reason told. It speaks frames (4-byte
+big-endian length, then JSON) with its launcher:
 
     down  {"op": "start", "ranks": [SPEC, ...]}                  SPEC: rank, generation, argv, env, cwd, stdout, stderr,
-                                                                 step_log, checkpoint_directory
+                                                                 step_log, checkpoint_directory, program (argv is executed)
           {"op": "signal", "pids": [PID, ...], "signal": N}      to the process groups of those ranks that still live
           {"op": "lease", "until_s": T}                          no rank may run after T on CLOCK_MONOTONIC; without this
                                                                  message they may run for ever
-    up    {"event": "ready", "pid", "torch", "threads", "mode": "fork" | "spawn", "reason"}
+    up    {"event": "ready", "pid", "torch", "threads", "mode": "fork" | "spawn", "reason", "failed", "files"}
+                                                                 failed: why modules of the preload are missing; files: those
+                                                                 that were imported, with their mtime_ns
           {"event": "started", "rank", "pid", "time_unix_ns"}
           {"event": "start_failed", "rank", "message"}
           {"event": "exited", "rank", "pid", "code", "signalled", "time_unix_ns"}
@@ -40,17 +43,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-#: What scripts import for training; a name that this torch does not have is left out.
-_PRELOAD = (
-    "torch.distributed",
-    "torch.nn.parallel",
-    "torch.optim",
-    "torch.utils.data",
-    "torch._dynamo",
-    "torch.distributed.fsdp",
-    "torch.distributed.checkpoint",
-)
+_prctl = ctypes.CDLL(None).prctl
 #: How long the last act may take; a process in uninterruptible sleep cannot be killed at all.
 _END_DEADLINE_S = 5.0
 
@@ -68,9 +63,10 @@ def _sibling(name: str) -> Any:
 
 
 if TYPE_CHECKING:
-    from switchgear.train import hook, rank, steplog_format
+    from switchgear.train import hook, preload, rank, steplog_format
 else:
     steplog_format, hook, rank = _sibling("steplog_format"), _sibling("hook"), _sibling("rank")
+    preload = _sibling("preload")
 
 
 class _ForkedRankError(BaseException):
@@ -80,41 +76,12 @@ class _ForkedRankError(BaseException):
         self.spec = spec
 
 
-def preload() -> Any:
-    """Imports torch with one intra-op thread; None when the interpreter has none (plain scripts still run)."""
-    try:
-        torch = importlib.import_module("torch")
-    except ImportError:
-        return None
-    torch.set_num_threads(1)
-    for name in _PRELOAD:
-        try:
-            importlib.import_module(name)
-        except Exception:  # noqa: S112  # for example Dynamo on a Python it does not know yet; the script will say so if it minds
-            continue
-    return torch
-
-
-def why_not_fork() -> str:
-    """What makes this process unfit to fork ranks, empty when nothing does."""
-    threads = len(list(Path("/proc/self/task").iterdir()))
-    if threads > 1:
-        return f"{threads} threads run after the imports"
-    for fd in Path("/proc/self/fd").iterdir():
-        try:
-            target = str(fd.readlink())
-        except OSError:
-            continue
-        if target.startswith(("/dev/nvidia", "/dev/kfd")):
-            return f"the imports opened {target}"
-    return ""
-
-
 class Zygote:
     """The single-threaded loop: commands in, events out, children reaped."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, options: dict[str, Any]) -> None:
         self._connection = connection
+        self._options = options
         self._received = b""
         self._ranks: dict[int, int] = {}  # pid -> rank, until reaped
         self._signalled: set[int] = set()
@@ -127,23 +94,12 @@ class Zygote:
 
     def serve(self) -> None:
         """Returns when the launcher is gone; raises _ForkedRankError in each forked child."""
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
-        torch = preload()
-        reason = why_not_fork()
-        self._spawn = bool(reason)
-        # Keeps the collector's marks out of pages that all ranks share.
-        gc.collect()
-        gc.freeze()
-        self._send(
-            event="ready",
-            pid=os.getpid(),
-            torch=None if torch is None else str(torch.__version__),
-            threads=len(list(Path("/proc/self/task").iterdir())),
-            mode="spawn" if self._spawn else "fork",
-            reason=reason,
-        )
+        # A preload may never return, and nobody reads the socket meanwhile.
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if self._launcher_is_gone():
+            return
+        self._preload()
+        _prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
         self._selector.register(self._connection, selectors.EVENT_READ)
         self._selector.register(self._wakeup_read, selectors.EVENT_READ)
         while True:
@@ -156,11 +112,45 @@ class Zygote:
             if self._lease_left_s() == 0:
                 self._end_lease()
 
+    def _launcher_is_gone(self) -> bool:
+        try:
+            return self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def _preload(self) -> None:
+        with preload.nice(self._options["nice"]):
+            torch = preload.torch() if self._options["torch"] else None
+            before = set(sys.modules)
+            failed = preload.of_user(self._options["preload"])
+        reason = preload.why_not_fork(has_children=_children_left())
+        self._spawn = bool(reason)
+        _kill_children()
+        # Only now: what was imported may have set handlers of its own.
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
+        # Keeps the collector's marks out of pages that all ranks share.
+        gc.collect()
+        gc.freeze()
+        self._send(
+            event="ready",
+            pid=os.getpid(),
+            torch=None if torch is None else str(torch.__version__),
+            threads=len(list(Path("/proc/self/task").iterdir())),
+            mode="spawn" if self._spawn else "fork",
+            reason=reason,
+            failed=failed,
+            files=preload.files_of(("torch", *(sys.modules.keys() - before))),
+        )
+
     def end(self) -> None:
         """Kills every descendant and waits until all are gone."""
         self._connection.close()
         deadline = time.monotonic() + _END_DEADLINE_S
-        while self._children_left() and time.monotonic() < deadline:
+        while _children_left() and time.monotonic() < deadline:
             for pid in self._ranks:
                 _signal_group(pid, signal.SIGKILL)
             _kill_children()
@@ -288,19 +278,20 @@ class Zygote:
             self._clean = True
             self._send(event="gone")
 
-    def _children_left(self) -> bool:
-        try:
-            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return False
-        return True
-
     def _send(self, **message: Any) -> None:
         data = json.dumps(message).encode()
         try:
             self._connection.sendall(struct.pack(">I", len(data)) + data)
         except OSError:
             pass  # the launcher is gone: the loop sees the end of the stream next
+
+
+def _children_left() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _has_ended(pid: int) -> bool:
@@ -336,6 +327,8 @@ def _kill_children() -> None:
 def become_rank(spec: dict[str, Any]) -> None:
     """Runs the user's program in this process, watched."""
     rank.isolate(spec, spec["zygote_pid"])
+    if spec["program"]:
+        rank.execute(spec["argv"])
     log = None
     try:
         log = steplog_format.StepLogWriter(spec["step_log"], spec["generation"], spec["rank"])
@@ -364,7 +357,7 @@ def _main() -> dict[str, Any] | None:
             return dict(json.load(file))
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.set_inheritable(False)
-    zygote = Zygote(connection)
+    zygote = Zygote(connection, json.loads(sys.argv[2]))
     try:
         zygote.serve()
     except _ForkedRankError as forked:
