@@ -32,6 +32,14 @@ signal.signal(signal.SIGTERM, finish)
 print('up', flush=True)
 time.sleep(60)
 """
+#: Rank 1 fails once there is a file `fail`; both have a child.
+FAILS_WHEN_TOLD = """
+import os, pathlib, subprocess, sys, time
+print(subprocess.Popen(['sleep', '60']).pid, flush=True)
+while not pathlib.Path('fail').exists(): time.sleep(0.02)
+if os.environ['RANK'] == '1': sys.exit('out of data')
+time.sleep(60)
+"""
 WITH_CHILD = "import subprocess, time; print(subprocess.Popen(['sleep', '60']).pid); time.sleep(60)"
 
 
@@ -269,6 +277,31 @@ async def test_ranks_run_on_while_the_control_plane_is_away_and_are_told_of_when
     (hello, *_) = await plane.wait("hello")
     assert [rank.pid for rank in hello.ranks_alive] == pids
     assert alive(pids) == pids
+
+
+async def test_a_rank_that_fails_while_the_control_plane_is_away_ends_its_attempt_and_nothing_starts_until_it_is_back(
+    plane: ControlPlane, processes: Processes
+) -> None:
+    processes.script(FAILS_WHEN_TOLD)
+    launcher = processes.launch()
+    await plane.ready()
+    plane.start(1)
+    pids = await started(plane)
+    await until(lambda: all(processes.output(1)))
+    everything = [*pids, *(int(text) for text in processes.output(1))]
+    await plane.down()
+    (processes.folder / "fail").touch()
+    await until(lambda: not alive(everything))
+    await plane.up()
+    hello = await plane.ready()
+    assert ([*hello.ranks_alive], hello.all_gone) == ([], True)
+    ends = {end.rank: (end.exit_code, end.stopped_by_us, end.stderr_tail) for end in hello.ranks_exited}
+    assert ends == {0: (-signal.SIGKILL, True, ""), 1: (1, False, "out of data\n")}
+    await plane.wait("attempt_stopped")
+    await plane.wait("heartbeat", 2)
+    assert {report.generation for report in plane.reports} == {1}
+    assert "rank_started" not in {report.WhichOneof("kind") for report in plane.reports}
+    assert launcher.poll() is None
 
 
 async def test_ranks_are_ended_when_the_lease_is_over_and_run_again_under_a_new_one(
