@@ -1,10 +1,12 @@
-"""Time from the SIGKILL of a rank to the first step that all ranks of the new generation have made, beside torchrun, in one run.
+"""Faults of training, from the fault to the next step, beside torchrun and nvidia-resiliency-ext's ft_launcher, in one run.
 
-    python benchmarks/recovery.py [--rounds 5] [--ranks 2] [--json FILE]
+    python benchmarks/recovery.py [--only ROW ...] [--ranks 2 4] [--rounds 5] [--json FILE]
 
-Both launchers run the same script in turns. Times come from the script itself, not from a launcher. A second table kills the
-launcher and counts the processes of the job that are alive one second later, a data-loader worker a rank included.
-Exit code 1 when a bar is missed: median ≤ 1 s and ≤ 1/3 of torchrun's; nothing alive after the launcher's death.
+All launchers run the same script (`steps.py`) in turns, gloo on CPU; times come from the script itself, not from a launcher. Each round
+is printed, then the medians and the bars. A peer that a bar does not compare with gets one round of that row, and who does not see a
+fault is waited for 20 s. The newest ft_launcher that installs beside the same torch is fetched into `build/peers` at the first run.
+The rows `node` and `silent` have a control plane, two nodes and a spare one on this machine, and no counterpart.
+Exit code 1 when a bar is missed.
 """
 
 from __future__ import annotations
@@ -13,188 +15,104 @@ import argparse
 import json
 import math
 import os
-import shutil
-import signal
-import statistics
-import subprocess
+import platform
 import sys
-import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
-import torch
+from faultbench.cluster import CLUSTER_ROWS
+from faultbench.contenders import Contender, contenders
+from faultbench.measured import Bar, Measured, Row, median, told
+from faultbench.rows import ROWS
+from faultbench.runs import NotInTimeError
 
-SCRIPT = Path(__file__).parent / "steps.py"
-#: Enough for any fault; a run is ended as soon as it has told what it was started for.
-STEPS = 100_000
-TIMEOUT_S = 90.0
-FIRST_STEP_S_MAX = 1.0
-SHARE_OF_TORCHRUN_MAX = 1 / 3
+ALL = (*ROWS, *CLUSTER_ROWS)
 
 
-@dataclass(frozen=True)
-class Contender:
-    name: str
-    command: Callable[[Path, int], list[str]]
+def machine() -> str:
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.machine(),
+    )
+    load = ", ".join(f"{load:.1f}" for load in os.getloadavg())
+    return f"{os.cpu_count()} cores ({model}), load {load}, Python {platform.python_version()}, {platform.system()}"
 
 
-def switchgear(folder: Path, ranks: int) -> list[str]:
-    command = [sys.executable, "-m", "switchgear.cli.main", "run", "--standalone", "--nproc-per-node", str(ranks)]
-    return [*command, "--name", "bench", "--checkpoint-dir", str(folder), "--"]
+def estimate_s(rows: Sequence[Row], peers: int, ranks: Sequence[int], rounds: int) -> float:
+    """Twice the ranks take about half as long again on cores that are short."""
+    one = sum(row.round_s[0] * rounds + row.round_s[1] * peers * _peer_rounds(row, rounds) for row in rows)
+    return one * sum(1 + (count - 2) / 4 for count in ranks)
 
 
-def torchrun(folder: Path, ranks: int) -> list[str]:  # noqa: ARG001
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return [*command, "--max-restarts", "10", "--monitor-interval", "0.1"]
+def _peer_rounds(row: Row, rounds: int) -> int:
+    return rounds if row.peer_rounds is None else min(row.peer_rounds, rounds)
 
 
-CONTENDERS = (Contender("switchgear", switchgear), Contender("torchrun", torchrun))
-
-
-class Run:
-    """One run of the script under a launcher, in a folder of its own."""
-
-    def __init__(self, contender: Contender, ranks: int, workers: int = 0) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="switchgear-bench-"))
-        self.ranks = ranks
-        command = [*contender.command(self.folder, ranks), str(SCRIPT), str(self.folder), str(STEPS), str(workers)]
-        env = {**os.environ, "SWITCHGEAR_STATE_DIR": str(self.folder / "state"), "OMP_NUM_THREADS": "1"}
-        with (self.folder / "output.log").open("wb") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
-
-    def lines(self) -> list[list[dict[str, int]]]:
-        """What each rank has written, oldest first."""
-        found = []
-        for rank in range(self.ranks):
-            path = self.folder / f"steps-{rank}.jsonl"
-            text = path.read_text() if path.exists() else ""
-            found.append([json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")])
-        return found
-
-    def wait(self, what: str, reached: Callable[[list[list[dict[str, int]]]], bool]) -> list[list[dict[str, int]]]:
-        deadline = time.monotonic() + TIMEOUT_S
-        while time.monotonic() < deadline:
-            lines = self.lines()
-            if reached(lines):
-                return lines
-            if self.process.poll() is not None:
-                break
-            time.sleep(0.01)
-        raise RuntimeError(f"no {what}: {(self.folder / 'output.log').read_text()[-2000:]}")
-
-    def close(self) -> None:
-        family = [self.process.pid, *(child.pid for child in _family(self.process.pid))]
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(10)
-            except subprocess.TimeoutExpired:
-                pass
-        _end(family)
-        self.process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _family(pid: int) -> list[psutil.Process]:
+def measure(row: Row, contender: Contender, ranks: int) -> Measured:
     try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+        return row.measure(contender, ranks)
+    except NotInTimeError as error:
+        print(f"    {contender.name}: {error}", file=sys.stderr)
+        return Measured(math.inf)
 
 
-def _end(pids: list[int]) -> None:
-    for pid in pids:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-
-
-def first_step_s(contender: Contender, ranks: int) -> float:
-    """Seconds from the SIGKILL of the last rank to the first step of all ranks after it; infinite when there was none."""
-    run = Run(contender, ranks)
-    try:
-        lines = run.wait("15 steps", lambda lines: all(len(rank) >= 15 for rank in lines))
-        old = {entry["pid"] for rank in lines for entry in rank}
-        killed_ns = time.time_ns()
-        os.kill(lines[-1][-1]["pid"], signal.SIGKILL)
-        try:
-            lines = run.wait(
-                "step after the kill",
-                lambda lines: all(any(entry["pid"] not in old for entry in rank) for rank in lines),
-            )
-        except RuntimeError:
-            return math.inf  # it happens to torchrun: its restart meets the old ranks' connections, and it gives up
-        first = [next(entry["time_ns"] for entry in rank if entry["pid"] not in old) for rank in lines]
-        return (max(first) - killed_ns) / 1e9
-    finally:
-        run.close()
-
-
-def alive_after_launcher_death(contender: Contender, ranks: int) -> int:
-    """Processes of the job (ranks, their data-loader workers, helpers) that live 1 s after SIGKILL of the launcher."""
-    run = Run(contender, ranks, workers=1)
-    family: list[psutil.Process] = []
-    try:
-        run.wait("5 steps", lambda lines: all(len(rank) >= 5 for rank in lines))
-        family = _family(run.process.pid)
-        if len(family) < 2 * ranks:
-            raise RuntimeError(f"expected {ranks} ranks and as many data-loader workers, found {family}")
-        workers = [process for process in family if process.ppid() in {rank[-1]["pid"] for rank in run.lines()}]
-        if len(workers) < ranks:
-            raise RuntimeError(f"expected a data-loader worker for each of {ranks} ranks, found {workers}")
-        run.process.kill()
-        time.sleep(1.0)
-        return sum(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
-    finally:
-        _end([process.pid for process in family if process.is_running()])
-        run.close()
-
-
-def _or_null(seconds: float) -> float | None:
-    return seconds if math.isfinite(seconds) else None
+def run_row(row: Row, who: Sequence[Contender], ranks: int, rounds: int) -> tuple[dict[str, list[Measured]], list[Bar]]:
+    print(f"\n{row.name}, {ranks} ranks: {row.fault}; seconds {row.figure}")
+    found: dict[str, list[Measured]] = {}
+    for number in range(rounds):
+        for place, contender in enumerate(who):
+            if place and number >= _peer_rounds(row, rounds):
+                continue
+            one = measure(row, contender, ranks)
+            found.setdefault(contender.name, []).append(one)
+            facts = "  ".join(f"{name}={value}" for name, value in one.facts.items())
+            print(f"  round {number + 1}  {contender.name:12}{told(one.seconds):>12}  {facts}", flush=True)
+    medians = {name: median(seen) for name, seen in found.items()}
+    bars = list(row.judge(found[who[0].name], medians))
+    print("  median   " + "   ".join(f"{name} {told(seconds)}" for name, seconds in medians.items()))
+    for bar in bars:
+        print(f"  {'held  ' if bar.held else 'MISSED'}  {bar.claim}: {bar.detail}", flush=True)
+    return found, bars
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=[row.name for row in ALL], metavar="ROW", default=[])
+    parser.add_argument("--ranks", nargs="+", type=int, choices=(2, 4), default=[2, 4], help="(default: 2 and 4)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
-    times: dict[str, list[float]] = {contender.name: [] for contender in CONTENDERS}
-    for number in range(args.rounds):
-        for contender in CONTENDERS:
-            times[contender.name].append(first_step_s(contender, args.ranks))
-            told = f"{times[contender.name][-1]:6.2f} s" if math.isfinite(times[contender.name][-1]) else "never"
-            print(f"round {number + 1}  {contender.name:10}  {told}", flush=True)
-    left = {contender.name: alive_after_launcher_death(contender, args.ranks) for contender in CONTENDERS}
-    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
-    share = medians["switchgear"] / medians["torchrun"] if math.isfinite(medians["switchgear"]) else math.inf
-    load = os.getloadavg()[0]
-    print(f"\n{args.ranks} ranks, gloo on CPU, torch {torch.__version__}, {os.cpu_count()} cores, load {load:.1f}")
-    print(
-        f"{'launcher':12}{'SIGKILL of a rank to first step, median of ' + str(args.rounds):>52}{'alive 1 s after launcher died':>34}"
-    )
-    for name, median in medians.items():
-        told = f"{median:.2f} s" if math.isfinite(median) else "never"
-        print(f"{name:12}{told:>52}{left[name]:>34}")
-    held = medians["switchgear"] <= FIRST_STEP_S_MAX and share <= SHARE_OF_TORCHRUN_MAX and left["switchgear"] == 0
-    ratio = f"{share:.3f}" if math.isfinite(medians["torchrun"]) else "none (torchrun's median round never came back)"
-    print(
-        f"switchgear / torchrun = {ratio}; bars (≤ {FIRST_STEP_S_MAX:g} s, ≤ 1/3, none alive): {'held' if held else 'MISSED'}"
-    )
+    rows = [row for row in ALL if not args.only or row.name in args.only]
+    who, missing = contenders()
+    print(machine())
+    print("; ".join([*(f"{contender.name} {contender.version}" for contender in who), *missing]))
+    print(f"about {estimate_s(rows, len(who) - 1, args.ranks, args.rounds) / 60:.0f} minutes", flush=True)
+    report, missed = [], 0
+    for ranks in args.ranks:
+        for row in rows:
+            found, bars = run_row(row, who, ranks, args.rounds)
+            missed += sum(not bar.held for bar in bars)
+            rounds = {name: [_plain(one) for one in seen] for name, seen in found.items()}
+            verdicts = [{"claim": bar.claim, "held": bar.held, "detail": bar.detail} for bar in bars]
+            report.append({"row": row.name, "ranks": ranks, "rounds": rounds, "bars": verdicts})
+    print(f"\n{'every bar held' if not missed else f'{missed} bars MISSED'}; {machine()}")
     if args.json:
-        report = {
-            "seconds": {name: [_or_null(value) for value in found] for name, found in times.items()},
-            "medians": {name: _or_null(value) for name, value in medians.items()},
-            "alive": left,
-            "held": held,
-        }
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
-    return 0 if held else 1
+        versions = {contender.name: contender.version for contender in who}
+        whole = {"machine": machine(), "versions": versions, "missing": missing, "rows": report}
+        args.json.write_text(json.dumps(whole, indent=2) + "\n")
+    return 1 if missed else 0
+
+
+def _plain(one: Measured) -> dict[str, float | int | str | bool | None]:
+    """JSON has no infinity: null is what did not come in time."""
+    flat = {"seconds": one.seconds, **one.facts}
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in flat.items()
+    }
 
 
 if __name__ == "__main__":
