@@ -10,12 +10,18 @@ from enum import IntEnum
 from pathlib import Path
 
 MAGIC = int.from_bytes(b"SWGSTEPS", "little")
-VERSION = 1
-MAGIC_AT, VERSION_AT, GENERATION_AT, RANK_AT, PID_AT, WALL_OFFSET_AT, COUNT_AT, ADAM_STEP_AT, EXCEPTION_LENGTH_AT = (
-    range(9)
-)
+VERSION = 2
+MAGIC_AT, VERSION_AT, GENERATION_AT, RANK_AT, PID_AT, WALL_OFFSET_AT, COUNT_AT, ADAM_STEP_AT = range(8)
+EXCEPTION_LENGTH_AT, PHASE_AT, PHASE_END_AT, CHECKPOINT_NS_AT, WRITING_AT, EVALUATING_AT, STACK_FD_AT = range(8, 15)
+CALL_LENGTH_AT = 15
+PHASE_NONE, PHASE_CHECKPOINT, PHASE_EVALUATION, PHASE_DATA, PHASE_COMPILE = range(5)
+EVALUATING_NO, EVALUATING_YES, EVALUATING_UNKNOWN = 0, 1, -1
+STACK_SIGNAL = 62
+STACK_FILE = "switchgear-stack"
 EXCEPTION_OFFSET = 1024
 EXCEPTION_BYTES_MAX = 1024
+CALL_OFFSET = 2048
+CALL_BYTES_MAX = 2048
 HEADER_BYTES = 4096
 EVENT_SLOTS = 32
 EVENT_BYTES = 1024
@@ -35,6 +41,16 @@ class EventKind(IntEnum):
 
     LOADED = EVENT_LOADED
     COMMITTED = EVENT_COMMITTED
+
+
+class Phase(IntEnum):
+    """What a rank says that its training thread is at besides steps."""
+
+    NONE = PHASE_NONE
+    CHECKPOINT = PHASE_CHECKPOINT
+    EVALUATION = PHASE_EVALUATION
+    DATA = PHASE_DATA
+    COMPILE = PHASE_COMPILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +143,43 @@ class StepLog:
         """Type and message of the uncaught exception; empty when there was none."""
         length = min(max(self._words[EXCEPTION_LENGTH_AT], 0), EXCEPTION_BYTES_MAX)
         return self._map[EXCEPTION_OFFSET : EXCEPTION_OFFSET + length].decode("utf-8", "replace")
+
+    @property
+    def phase(self) -> Phase:
+        """What the training thread says that it is at; an evaluation counts from the model's `eval` to its `train`."""
+        value = self._words[PHASE_AT]
+        if PHASE_NONE < value <= PHASE_COMPILE:
+            return Phase(value)
+        return Phase.EVALUATION if self._words[EVALUATING_AT] == EVALUATING_YES else Phase.NONE
+
+    @property
+    def phase_end_ns(self) -> int:
+        """When it was last done with such a thing, monotonic; 0 = never."""
+        return self._words[PHASE_END_AT]
+
+    @property
+    def checkpoint_ns(self) -> int:
+        """Time of this attempt that the training thread has spent writing checkpoints."""
+        return self._words[CHECKPOINT_NS_AT]
+
+    @property
+    def writing(self) -> bool:
+        """Since its last step it has opened a file under the checkpoint directory for writing, and renamed none since."""
+        return self._words[WRITING_AT] > 0
+
+    @property
+    def stack_fd(self) -> int | None:
+        """The rank's descriptor in which STACK_SIGNAL is answered; None when it is not."""
+        value = self._words[STACK_FD_AT]
+        return value if self.started and value >= 0 else None
+
+    @property
+    def call(self) -> list[tuple[int, str, str]]:
+        """The call that counted one of the last steps: line, function and file of each frame, outermost first."""
+        length = min(max(self._words[CALL_LENGTH_AT], 0), CALL_BYTES_MAX)
+        text = self._map[CALL_OFFSET : CALL_OFFSET + length].decode("utf-8", "replace")
+        fields = [line.split("\t", 2) for line in text.splitlines()]
+        return [(int(parts[0]), parts[1], parts[2]) for parts in fields if len(parts) == 3 and parts[0].isdigit()]
 
     def unix_ns(self, mono_ns: int) -> int:
         """Wall time of a time in this log."""

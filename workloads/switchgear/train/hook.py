@@ -1,21 +1,44 @@
 """Watches a training script from inside its process, with no line of it changed: optimizer steps, checkpoints read and committed.
 
-It writes only into the step log, so it costs about a microsecond a step and never waits.
+It writes only into the step log, so it costs some microseconds a step and never waits.
 """
-# ruff: noqa: PTH100 -- audit events carry strings, and pathlib offers no absolute path that keeps symbolic links and folds `..`
+# ruff: noqa: PTH100, PTH120 -- audit events carry strings, and pathlib offers no absolute path that keeps symbolic links and folds `..`
 
 from __future__ import annotations
 
+import faulthandler
+import fcntl
 import os
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from switchgear.train.steplog_format import StepLogWriter
+
+#: Where this rank's progress goes, for `switchgear.train.progress`; None outside of a rank.
+recorder: StepLogWriter | None = None
+
+#: The call of the step is noted at the first and then this often: it changes when one loop follows another.
+_CALL_NS = 10_000_000_000
+_OUR_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_TORCH = f"{os.sep}torch{os.sep}"
+
+
+def answer_stack_requests(log: StepLogWriter, number: int, name: str) -> None:
+    """From now on the signal `number` has the main thread's stack written into a memory file called `name`.
+
+    It is written by C code in the signal handler, so it works while other C code holds the interpreter. Raises OSError.
+    """
+    fd = os.memfd_create(name)
+    # The reader cuts it to nothing before it asks again.
+    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
+    faulthandler.register(number, file=fd, all_threads=False, chain=False)
+    log.answers(fd)
 
 
 def watch_steps(log: StepLogWriter) -> None:
@@ -36,6 +59,7 @@ def step_hooks(log: StepLogWriter) -> tuple[Callable[..., None], Callable[..., N
     write = log.step
     counted: weakref.ref[Any] | None = None
     start_ns = 0
+    note = call_noter(log)
 
     def before(optimizer: Any, _args: Any, _kwargs: Any) -> None:
         nonlocal counted, start_ns
@@ -44,13 +68,39 @@ def step_hooks(log: StepLogWriter) -> tuple[Callable[..., None], Callable[..., N
         start_ns = now()
 
     def after(optimizer: Any, _args: Any, _kwargs: Any) -> None:
-        if counted is None or counted() is not optimizer or not log.attached:
+        if counted is None or counted() is not optimizer or not log.attached or log.manual:
             return
         if not log.count:
             log.adam_step(_own_count(optimizer))
-        write(start_ns, now())
+        end_ns = now()
+        write(start_ns, end_ns)
+        note(end_ns)
 
     return before, after
+
+
+def call_noter(log: StepLogWriter) -> Callable[[int], None]:
+    """A function to be called after each step with its end, which now and then leaves the call that made it in the step log."""
+    due_ns = 0
+
+    def note(now_ns: int) -> None:
+        nonlocal due_ns
+        if now_ns >= due_ns:
+            due_ns = now_ns + _CALL_NS
+            log.call(_call(sys._getframe(2)))
+
+    return note
+
+
+def _call(frame: FrameType | None) -> list[str]:
+    """The frames from the program's first to the innermost that is neither ours nor torch's, as the step log has them."""
+    lines: list[str] = []
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if not path.startswith(_OUR_FOLDER) and (lines or _TORCH not in path):
+            lines.append(f"{frame.f_lineno}\t{frame.f_code.co_name}\t{path}")
+        frame = frame.f_back
+    return lines[::-1]
 
 
 def _own_count(optimizer: Any) -> int:
@@ -93,12 +143,19 @@ def watch_checkpoints(log: StepLogWriter, directory: str) -> None:
     def audit(event: str, args: tuple[Any, ...]) -> None:
         if event == "open":
             path = relative(args[0])
-            if path is not None and _reads(args[1], args[2]) and log.attached:
+            if path is None or not log.attached:
+                return
+            if _reads(args[1], args[2]):
                 log.loaded(path)
+            elif threading.get_ident() == main_thread and not _appends(args[1], args[2]):
+                log.writes()
         elif event == "os.rename":
             path = relative(args[1])
             if path is not None and log.attached:
-                log.committed(path, in_step_order=threading.get_ident() == main_thread)
+                in_step_order = threading.get_ident() == main_thread
+                log.committed(path, in_step_order=in_step_order)
+                if in_step_order:
+                    log.written()
 
     sys.addaudithook(audit)
 
@@ -107,3 +164,8 @@ def _reads(mode: Any, flags: Any) -> bool:
     if isinstance(mode, str):
         return not set(mode) & set("wax+")
     return isinstance(flags, int) and flags & (os.O_ACCMODE | os.O_DIRECTORY) == os.O_RDONLY
+
+
+def _appends(mode: Any, flags: Any) -> bool:
+    """As logs are written."""
+    return "a" in mode if isinstance(mode, str) else isinstance(flags, int) and bool(flags & os.O_APPEND)

@@ -3,7 +3,8 @@
 A file of fixed size that the launcher makes and both map. All numbers are signed 64-bit in the machine's own order, aligned, so
 that each is stored and seen whole. One process writes; anyone reads. In order:
 
-    header   HEADER_BYTES: the words named `*_AT` below (index in 8-byte words), then the text of the uncaught exception
+    header   HEADER_BYTES: the words named `*_AT` below (index in 8-byte words), then the texts of the uncaught exception and of the
+             call of the step
     events   EVENT_SLOTS x EVENT_BYTES ring: sequence (from 1), kind, count, time (monotonic ns), length, UTF-8 path
     records  RECORD_SLOTS x RECORD_BYTES ring: count (from 1), start and end of the optimizer's step (monotonic ns)
 
@@ -22,7 +23,7 @@ import os
 import time
 
 MAGIC = int.from_bytes(b"SWGSTEPS", "little")
-VERSION = 1
+VERSION = 2
 
 MAGIC_AT = 0
 VERSION_AT = 1
@@ -36,9 +37,41 @@ COUNT_AT = 6
 #: The optimizer's own count after the first step of this process; -1 = it keeps none.
 ADAM_STEP_AT = 7
 EXCEPTION_LENGTH_AT = 8
+#: What the training thread is at besides steps, one of PHASE_*.
+PHASE_AT = 9
+#: When it was last done with something like that, monotonic ns: a sign of progress that is no step.
+PHASE_END_AT = 10
+#: Time that it has spent writing checkpoints.
+CHECKPOINT_NS_AT = 11
+#: When it opened a file under the checkpoint directory for writing that it has not renamed since, monotonic ns; 0 = none in this step.
+WRITING_AT = 12
+#: One of EVALUATING_*.
+EVALUATING_AT = 13
+#: Descriptor of the memory file that answers STACK_SIGNAL with the stack of the main thread; -1 = it does not answer.
+STACK_FD_AT = 14
+CALL_LENGTH_AT = 15
+
+PHASE_NONE = 0
+PHASE_CHECKPOINT = 1
+PHASE_EVALUATION = 2
+PHASE_DATA = 3
+PHASE_COMPILE = 4
+
+#: A model was last told to train, or to evaluate.
+EVALUATING_NO = 0
+EVALUATING_YES = 1
+#: Steps are made with a model that was told to evaluate: in this script that means nothing.
+EVALUATING_UNKNOWN = -1
+
+#: SIGRTMAX - 2 where glibc counts; no library that scripts use is known to take it.
+STACK_SIGNAL = 62
+STACK_FILE = "switchgear-stack"
 
 EXCEPTION_OFFSET = 1024
 EXCEPTION_BYTES_MAX = 1024
+#: A line for each frame from the program down to the call that counted a step: line number, function and file with tabs between.
+CALL_OFFSET = 2048
+CALL_BYTES_MAX = 2048
 HEADER_BYTES = 4096
 
 EVENT_SLOTS = 32
@@ -73,6 +106,8 @@ class StepLogWriter:
         self.count = 0
         #: False in a process that the rank forked: it shares the mapping but is no rank.
         self.attached = True
+        #: The script counts its steps itself, through `switchgear.train.progress`.
+        self.manual = False
         os.register_at_fork(after_in_child=self._detach)
         self._event_sequence = 0
         words = self._words
@@ -82,6 +117,7 @@ class StepLogWriter:
         words[PID_AT] = os.getpid()
         words[WALL_OFFSET_AT] = time.time_ns() - time.monotonic_ns()
         words[ADAM_STEP_AT] = -1
+        words[STACK_FD_AT] = -1
         words[MAGIC_AT] = MAGIC
 
     def step(self, start_ns: int, end_ns: int) -> None:
@@ -93,6 +129,10 @@ class StepLogWriter:
         words[at + 2] = end_ns
         words[at] = count
         words[COUNT_AT] = count
+        words[WRITING_AT] = 0
+        if words[EVALUATING_AT] == EVALUATING_YES:
+            # Before the first step it may be a teacher's or a frozen part's.
+            words[EVALUATING_AT] = EVALUATING_NO if count == 1 else EVALUATING_UNKNOWN
 
     def adam_step(self, value: int) -> None:
         self._words[ADAM_STEP_AT] = value
@@ -126,6 +166,54 @@ class StepLogWriter:
         begin = EVENTS_OFFSET + slot * EVENT_BYTES + EVENT_TEXT_OFFSET
         self._map[begin : begin + len(text)] = text
         words[at] = sequence + 1
+
+    @property
+    def phase(self) -> int:
+        return self._words[PHASE_AT]
+
+    def enter(self, phase: int) -> None:
+        """The training thread is at one of PHASE_* from now on."""
+        self._words[PHASE_AT] = phase
+
+    def leave(self, before: int, *, checkpoint_ns: int = 0) -> None:
+        """It is done with that and back at what it was at before. checkpoint_ns: time to add to that of checkpoints."""
+        words = self._words
+        words[PHASE_AT] = before
+        words[CHECKPOINT_NS_AT] += checkpoint_ns
+        words[PHASE_END_AT] = time.monotonic_ns()
+
+    def writes(self) -> None:
+        """It has opened a file under the checkpoint directory for writing."""
+        words = self._words
+        if words[PHASE_AT] != PHASE_CHECKPOINT and not words[WRITING_AT]:
+            words[WRITING_AT] = time.monotonic_ns()
+
+    def written(self) -> None:
+        """It renames a file under the checkpoint directory into place."""
+        since_ns = self._words[WRITING_AT]
+        if since_ns:
+            self._words[WRITING_AT] = 0
+            self.leave(self.phase, checkpoint_ns=time.monotonic_ns() - since_ns)
+
+    def evaluates(self, value: bool) -> None:
+        """A model was told to evaluate, or to train again."""
+        words = self._words
+        if words[EVALUATING_AT] == (EVALUATING_NO if value else EVALUATING_YES):
+            words[EVALUATING_AT] = EVALUATING_YES if value else EVALUATING_NO
+            words[PHASE_END_AT] = time.monotonic_ns()
+
+    def answers(self, fd: int) -> None:
+        """STACK_SIGNAL is answered in that file from now on."""
+        self._words[STACK_FD_AT] = fd
+
+    def call(self, lines: list[str]) -> None:
+        """Leaves the call that counted a step, outermost frame first; inner frames that do not fit are left out."""
+        data = "\n".join(lines).encode("utf-8", "replace")
+        if len(data) > CALL_BYTES_MAX:
+            data = data[:CALL_BYTES_MAX].rpartition(b"\n")[0]
+        self._words[CALL_LENGTH_AT] = 0
+        self._map[CALL_OFFSET : CALL_OFFSET + len(data)] = data
+        self._words[CALL_LENGTH_AT] = len(data)
 
     def exception(self, text: str) -> None:
         """Leaves the uncaught exception's type and message for the launcher, cut to EXCEPTION_BYTES_MAX."""

@@ -63,10 +63,10 @@ def _sibling(name: str) -> Any:
 
 
 if TYPE_CHECKING:
-    from switchgear.train import hook, preload, rank, steplog_format
+    from switchgear.train import hook, phases, preload, rank, steplog_format
 else:
-    steplog_format, hook, rank = _sibling("steplog_format"), _sibling("hook"), _sibling("rank")
-    preload = _sibling("preload")
+    steplog_format, hook, phases = _sibling("steplog_format"), _sibling("hook"), _sibling("phases")
+    rank, preload = _sibling("rank"), _sibling("preload")
 
 
 class _ForkedRankError(BaseException):
@@ -338,14 +338,25 @@ def become_rank(spec: dict[str, Any]) -> None:
     if torch_present:
         rank.set_threads(importlib.import_module("torch"), spec["env"])
     if log is not None:
-        if torch_present:
-            try:
-                hook.watch_steps(log)
-            except ImportError as error:
-                print(f"switchgear: steps are not counted: {error}", file=sys.stderr)  # noqa: T201
-        if spec["checkpoint_directory"]:
-            hook.watch_checkpoints(log, spec["checkpoint_directory"])
+        _watch(log, spec["checkpoint_directory"], torch_present=torch_present)
     rank.run(spec["argv"], log)
+
+
+def _watch(log: steplog_format.StepLogWriter, checkpoint_directory: str, *, torch_present: bool) -> None:
+    hook.recorder = log
+    try:
+        hook.answer_stack_requests(log, steplog_format.STACK_SIGNAL, steplog_format.STACK_FILE)
+    except OSError as error:
+        print(f"switchgear: this rank does not tell its stack: {error}", file=sys.stderr)  # noqa: T201
+    if torch_present:
+        try:
+            hook.watch_steps(log)
+            phases.watch_evaluations(log)
+            phases.watch_saves(log, steplog_format.PHASE_CHECKPOINT)
+        except ImportError as error:
+            print(f"switchgear: steps are not counted: {error}", file=sys.stderr)  # noqa: T201
+    if checkpoint_directory:
+        hook.watch_checkpoints(log, checkpoint_directory)
 
 
 def _main() -> dict[str, Any] | None:
