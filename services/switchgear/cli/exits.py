@@ -47,7 +47,7 @@ TABLE = """exit codes:
   13  state of a newer version           20  name taken
   21  refused for another reason         22  file, folder or disk not usable
   23  database not usable                24  no valid token, or its role is too low
-  70  our own error: please report it   130  ended by Ctrl-C"""
+  70  our own error: please report it   130  ended by Ctrl-C, 143: by SIGTERM"""
 
 
 def exit_code(reason: Reason) -> int:

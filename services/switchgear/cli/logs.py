@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import re
 import sys
@@ -49,7 +50,7 @@ def main(args: argparse.Namespace) -> int:
         )
     if not attempts and not args.follow:
         raise NotFound(args.job, f"{args.job} has no logs yet; wait for them with --follow")
-    show = Shown(folder, start, args.attempt or sys.maxsize, args.rank)
+    show = Shown(folder, start, args.attempt or sys.maxsize, lambda rank, _: args.rank in (None, rank))
     while args.follow and not ended():
         for _ in range(POLLS_PER_QUESTION):
             show.poll()
@@ -59,10 +60,13 @@ def main(args: argparse.Namespace) -> int:
 
 
 class Shown:
-    """The logs of the attempts `first` to `final`, each rank's lines with its number in front."""
+    """The logs of the attempts `first` to `final`, each rank's lines with its number in front.
 
-    def __init__(self, folder: Path, first: int, final: int, rank: int | None) -> None:
-        self._folder, self._first, self._final, self._rank = folder, first, final, rank
+    wanted: of a rank and `stdout` or `stderr`, whether it is shown.
+    """
+
+    def __init__(self, folder: Path, first: int, final: int, wanted: Callable[[int, str], bool]) -> None:
+        self._folder, self._first, self._final, self._wanted = folder, first, final, wanted
         self._echoes: dict[Path, Echo] = {}
         self._told: set[int] = set()
 
@@ -75,7 +79,7 @@ class Shown:
                 print(f"--- attempt {attempt} ---", file=sys.stderr)
             for path in sorted((self._folder / str(attempt)).iterdir()):
                 match = _LOG.fullmatch(path.name)
-                if match and self._rank in (None, int(match[1])):
+                if match and self._wanted(int(match[1]), match[2]):
                     out = sys.stdout if match[2] == "stdout" else sys.stderr
                     echo = self._echoes.setdefault(path, Echo(path, int(match[1]), out))
                     echo.drain() if end else echo.poll()
@@ -90,8 +94,10 @@ def _attempts(folder: Path) -> list[int]:
 
 def _find(server: str | None, job: str) -> tuple[Path, Callable[[], bool]]:
     """The log folder of a job, and whether the job has ended."""
-    standalone = default_state_dir() / "standalone" / last(job)
-    if standalone.is_dir():
+    alone = default_state_dir() / "standalone"
+    # Of a job of several machines, what this one has of it.
+    places = (alone / last(job), *sorted(alone.glob(f"{glob.escape(last(job))}@*")))
+    if standalone := next((place for place in places if place.is_dir()), None):
         return _standalone_logs(standalone), lambda: not is_held(standalone)
     name = qualified(job, "jobs")
     with connect(server) as client:

@@ -1,4 +1,4 @@
-"""`switchgear run`: a training script, here without any server or as a job of the cluster."""
+"""`switchgear run`: a training script, here without any server, on several machines that meet, or as a job of the cluster."""
 
 from __future__ import annotations
 
@@ -6,62 +6,45 @@ import argparse
 import asyncio
 import os
 import secrets
+import socket
 import sys
 import time
 import uuid
 from pathlib import Path
 
-from switchgear.cli import exits
-from switchgear.cli.client import connect
+from switchgear.cli import devices, exits, run_options
+from switchgear.cli.client import connect, whole_list
 from switchgear.cli.logs import Shown
 from switchgear.cli.output import tell
-from switchgear.cli.scripts import require_script
+from switchgear.cli.state import DEFAULT_GRPC, default_state_dir, read_running
+from switchgear.cli.torchrun_flags import add_flags, ignored
 from switchgear.core import names
 from switchgear.core.errors import Invalid, Reason, Unavailable
+from switchgear.core.rpc import split_address
+from switchgear.launcher.logs import EchoRule
+from switchgear.v1 import fleet_service_pb2 as fleet
 from switchgear.v1 import job_service_pb2 as jobs
 
 POLL_S = 0.2
-MAX_RESTARTS_DEFAULT = 3
-#: Beyond any cluster, so a slip of the finger is told at once.
-RANKS_MAX = 100_000
-RESTARTS_MAX = 1_000_000
 _FINAL = {jobs.Job.SUCCEEDED, jobs.Job.FAILED, jobs.Job.CANCELLED}
 
 EPILOG = """examples:
   switchgear run --standalone --nproc-per-node 2 -- train.py --epochs 3
   switchgear run --nnodes 2 --nproc-per-node 8 --checkpoint-dir /data/llama --name llama -- train.py
+  switchgear run --nnodes 2 --nproc-per-node 8 --rdzv-endpoint gpu-01:29400 --rdzv-id llama train.py    (on each machine)
 
 The script needs no change: it sees the environment variables of torchrun. With --checkpoint-dir the checkpoints that it
-writes there are verified, damaged ones are moved aside before a restart, and SWITCHGEAR_RESUME_FROM names the newest good one."""
+writes there are verified, damaged ones are moved aside before a restart, and SWITCHGEAR_RESUME_FROM names the newest good one.
+Every flag of torchrun is accepted, and its PET_ variables are read; docs/torchrun.md says which differ."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = f"{EPILOG}\n\n{exits.TABLE}"
-    parser.add_argument("--standalone", action="store_true", help="run on this machine, with no server")
-    parser.add_argument("--nnodes", type=int, default=1, metavar="N", help="nodes (default: 1)")
-    parser.add_argument(
-        "--nproc-per-node",
-        "--nproc_per_node",
-        type=int,
-        default=1,
-        metavar="K",
-        help="ranks a node, one GPU each on a cluster (default: 1)",
-    )
-    parser.add_argument(
-        "--max-restarts",
-        "--max_restarts",
-        type=int,
-        default=MAX_RESTARTS_DEFAULT,
-        metavar="N",
-        help="restarts that the script's own failures may use; faults of the machines do not count; 0: never restart (default: 3)",
-    )
+    add_flags(parser, os.environ)
     parser.add_argument(
         "--checkpoint-dir", type=Path, metavar="DIR", help="folder in which the script keeps its checkpoints"
     )
-    parser.add_argument("--name", help="name of the job (default: the script's name and a random part)")
-    parser.add_argument(
-        "--log-dir", type=Path, metavar="DIR", help="folder for the ranks' logs (default: in the state directory)"
-    )
+    parser.add_argument("--name", help="name of the job (default: --rdzv-id, or the script's name and a random part)")
     parser.add_argument(
         "--env",
         action="append",
@@ -69,9 +52,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[=VALUE]",
         help="set a variable for the ranks, or hand on this shell's; on a cluster they otherwise have the agent's environment",
     )
-    parser.add_argument("-m", "--module", action="store_true", help="the script is a module, as with python -m")
     parser.add_argument(
-        "--python", default=sys.executable, help="interpreter of the ranks (default: the one of this command)"
+        "--preload",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module that the script imports, imported once for all restarts; may be given several times",
+    )
+    parser.add_argument(
+        "--hang-timeout",
+        metavar="SECONDS|off",
+        help="time without a step after which ranks count as hung (default: learned from the steps)",
+    )
+    parser.add_argument(
+        "--python",
+        default=os.environ.get("PYTHON_EXEC") or sys.executable,
+        help="interpreter of the ranks (default: $PYTHON_EXEC, or the one of this command)",
     )
     parser.add_argument("--detach", action="store_true", help="with a server: submit and return at once")
     parser.add_argument("script", help="the training script")
@@ -79,69 +75,87 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    spec = _spec(args)
-    name = (
-        args.name
-        if args.name is not None
-        else f"{names.to_id(Path(args.script).stem)[:40].rstrip('.-')}-{secrets.token_hex(3)}"
-    )
-    names.job_name(name)  # a wrong one is told before anything starts
+    _, most = run_options.nodes(args)
+    nproc = run_options.ranks(args)
+    meeting = run_options.rendezvous(args)
+    echo, stopping = run_options.echo(args), run_options.stopping(args, os.environ)
     if args.standalone:
-        from switchgear.cli.standalone import run
+        _require_alone(args, most)
+    if unused := ignored(args):
+        tell(f"switchgear: ignored, see docs/torchrun.md: {' '.join(unused)}")
+    to_server = not args.standalone and (
+        args.server or args.detach or (meeting is None and (most > 1 or _has_server()))
+    )
+    if to_server and isinstance(nproc, str):
+        nproc = _gpus_of_nodes(args.server, nproc)
+    spec = run_options.job_spec(args, devices.ranks_here(nproc, os.environ) if isinstance(nproc, str) else nproc)
+    if to_server and meeting:
+        tell("switchgear: the server places the nodes: where they would meet without one is ignored")
+    together = most > 1 and not to_server
+    name = _name(args, unique=not together)
+    if to_server:
+        return _submit(args.server, name, spec, echo, detach=args.detach)
+    if together and meeting is not None:
+        from switchgear.cli.multinode import run as run_together
 
-        if args.nnodes != 1:
-            raise Invalid(
-                "--standalone runs on this machine only: leave --nnodes away", Reason.BAD_FIELD, field="nnodes"
-            )
-        return asyncio.run(run(name, spec))
-    return _submit(args.server, name, spec, detach=args.detach)
+        return asyncio.run(run_together(name, spec, meeting, echo, stopping))
+    from switchgear.cli.standalone import run
+
+    if not args.standalone:
+        tell("switchgear: runs on this machine alone; a server is named with --server or started with `switchgear up`")
+    return asyncio.run(run(name, spec, echo, stopping))
 
 
-def _spec(args: argparse.Namespace) -> jobs.JobSpec:
-    for field in ("nnodes", "nproc_per_node"):
-        if getattr(args, field) < 1:
-            raise Invalid(f"--{field.replace('_', '-')} must be 1 or more", Reason.BAD_FIELD, field=field)
-        if getattr(args, field) > RANKS_MAX:
-            raise Invalid(f"--{field.replace('_', '-')} must be {RANKS_MAX} or less", Reason.BAD_FIELD, field=field)
-    if not 0 <= args.max_restarts <= RESTARTS_MAX:
-        raise Invalid(f"--max-restarts must be 0 to {RESTARTS_MAX}", Reason.BAD_FIELD, field="max_restarts")
-    if args.checkpoint_dir and args.checkpoint_dir.exists() and not args.checkpoint_dir.is_dir():
-        raise Invalid(
-            f"--checkpoint-dir {args.checkpoint_dir} is not a folder", Reason.BAD_FIELD, field="checkpoint_dir"
-        )
-    if args.standalone and (args.server or args.detach):
+def _require_alone(args: argparse.Namespace, nodes: int) -> None:
+    if nodes != 1:
+        raise Invalid("--standalone runs on this machine only: leave --nnodes away", Reason.BAD_FIELD, field="nnodes")
+    if args.server or args.detach:
         raise Invalid(
             "--standalone runs without a server: leave --server and --detach away", Reason.BAD_FIELD, field="standalone"
         )
-    if not args.module:
-        require_script(args.script)
-    return jobs.JobSpec(
-        argv=[*(["-m"] if args.module else []), args.script, *args.arguments],
-        environment=dict(_variable(given) for given in args.env),
-        working_directory=str(Path.cwd()),
-        python=args.python,
-        nnodes=args.nnodes,
-        nproc_per_node=args.nproc_per_node,
-        max_restarts=args.max_restarts,
-        checkpoint_directory=str(args.checkpoint_dir.absolute()) if args.checkpoint_dir else "",
-        log_directory=str(args.log_dir.absolute()) if args.log_dir else "",
-    )
 
 
-def _variable(given: str) -> tuple[str, str]:
-    name, equals, value = given.partition("=")
-    if not name:
-        raise Invalid(f"--env {given!r} names no variable; write --env NAME=VALUE", Reason.BAD_FIELD, field="env")
-    if not equals and name not in os.environ:
+def _name(args: argparse.Namespace, *, unique: bool) -> str:
+    """The job's id; nodes that meet must all come to the same."""
+    if args.name is not None:
+        name: str = args.name
+    else:
+        # `none` is what torchrun calls a job without an id.
+        given = args.rdzv_id if args.rdzv_id not in (None, "none") else ""
+        name = names.to_id(given or Path(args.script).stem)[:40].rstrip(".-")
+        if unique:
+            name = f"{name}-{secrets.token_hex(3)}"
+    names.job_name(name)  # a wrong one is told before anything starts
+    return name
+
+
+def _has_server() -> bool:
+    """Whether a control plane was named or has been started here, or one answers where they are."""
+    if os.environ.get("SWITCHGEAR_SERVER") or read_running(default_state_dir()):
+        return True
+    try:
+        socket.create_connection(split_address(DEFAULT_GRPC), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _gpus_of_nodes(server: str | None, asked: str) -> int:
+    """GPUs of each node of the cluster. Raises Invalid when that is no number, or not what was asked for."""
+    with connect(server) as client:
+        nodes = whole_list(client.fleet.ListNodes, fleet.ListNodesRequest(), "nodes")
+    sizes = {len(node.gpus) for node in nodes if node.gpus}
+    if asked == "cpu" or len(sizes) != 1:
+        has = "nodes of this cluster have " + (", ".join(map(str, sorted(sizes))) if sizes else "no") + " GPUs"
         raise Invalid(
-            f"--env {name}: it is not set in this shell; set it or write --env {name}=VALUE",
+            f"--nproc-per-node {asked} says nothing on a cluster where {has}; write a number",
             Reason.BAD_FIELD,
-            field="env",
+            field="nproc_per_node",
         )
-    return name, value if equals else os.environ[name]
+    return sizes.pop()
 
 
-def _submit(server: str | None, name: str, spec: jobs.JobSpec, *, detach: bool) -> int:
+def _submit(server: str | None, name: str, spec: jobs.JobSpec, echo: EchoRule, *, detach: bool) -> int:
     with connect(server) as client:
         request = jobs.CreateJobRequest(job=jobs.Job(spec=spec), job_id=name, request_id=uuid.uuid4().hex)
         job = client.jobs.CreateJob(request)
@@ -149,15 +163,18 @@ def _submit(server: str | None, name: str, spec: jobs.JobSpec, *, detach: bool) 
     if detach:
         return exits.OK
     try:
-        return _follow(server, job)
+        return _follow(server, job, echo)
     except KeyboardInterrupt:
         print(f"\n{job.name} goes on; `switchgear cancel {name}` ends it", file=sys.stderr)
         raise
 
 
-def _follow(server: str | None, job: jobs.Job) -> int:
+def _follow(server: str | None, job: jobs.Job, echo: EchoRule) -> int:
     """Shows state and logs until the job ends, also through a restart of the control plane."""
-    shown = Shown(Path(job.spec.log_directory), 1, sys.maxsize, None)
+    nproc = job.spec.nproc_per_node
+    shown = Shown(
+        Path(job.spec.log_directory), 1, sys.maxsize, lambda rank, stream: stream in echo.streams(rank % nproc)
+    )
     told = ""
     while True:
         try:

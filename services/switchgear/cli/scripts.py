@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from switchgear.core.errors import Invalid, Reason
@@ -19,3 +20,13 @@ def require_script(name: str) -> None:
         Reason.SCRIPT_UNREADABLE,
         script=name,
     )
+
+
+def require_program(name: str) -> None:
+    """Raises Invalid (SCRIPT_UNREADABLE) unless it is a program that this user can run, by its path or found in PATH."""
+    if shutil.which(name) is None:
+        raise Invalid(
+            f"there is no program {name} that this user can run; with --no-python the first word is a program, as in `/bin/sh -c …`",
+            Reason.SCRIPT_UNREADABLE,
+            script=name,
+        )

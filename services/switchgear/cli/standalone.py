@@ -14,10 +14,11 @@ from google.protobuf.json_format import MessageToJson
 
 from switchgear.cli import exits
 from switchgear.cli.output import tell
+from switchgear.cli.run_options import Stopping
 from switchgear.cli.state import default_state_dir
+from switchgear.cli.stop_signals import StopSignal
 from switchgear.core import names
 from switchgear.core.clock import SystemClock
-from switchgear.core.process import until_signal
 from switchgear.launcher.logs import EchoRule
 from switchgear.launcher.state import is_held
 from switchgear.launcher.supervisor import LauncherSettings, Supervisor
@@ -30,33 +31,32 @@ log = logging.getLogger(__name__)
 
 #: Folders of ended standalone jobs that are kept for `switchgear logs`.
 JOBS_KEPT = 50
-#: What ranks get to end by themselves when the user ends the run.
-GRACE_S = 3.0
 TICK_S = 1.0
 SPEC_FILE = "job.json"
 
 
-async def run(name: str, spec: JobSpec) -> int:
-    """Runs the job to its end; returns the exit code.
+async def run(name: str, spec: JobSpec, echo: EchoRule, stopping: Stopping) -> int:
+    """Runs the job to its end; returns the exit code, after a signal 128 and its number.
 
     Raises FailedPrecondition (JOB_ALREADY_RUNNING) when a job of this name runs here.
     """
     folder = default_state_dir() / "standalone" / name
-    _forget_old(folder.parent)
-    job = Standalone(names.job_name(name), spec, folder)
-    code = await until_signal(job.run())
+    forget_old(folder.parent)
+    stop = StopSignal(stopping)
+    job = Standalone(names.job_name(name), spec, folder, echo, stop)
+    code = await stop.watch(job.run())
     if code is None:
         print(f"{job.name} was stopped", file=sys.stderr)
-        return exits.INTERRUPTED
+        return stop.exit_code
     return code
 
 
 class Standalone:
     """One job on this machine."""
 
-    def __init__(self, name: str, spec: JobSpec, folder: Path) -> None:
+    def __init__(self, name: str, spec: JobSpec, folder: Path, echo: EchoRule, stop: StopSignal) -> None:
         self.name = name
-        self._spec, self._folder = spec, folder
+        self._spec, self._folder, self._stop = spec, folder, stop
         if not spec.log_directory:
             spec.log_directory = str(folder / "logs")
         self._clock = SystemClock()
@@ -70,7 +70,7 @@ class Standalone:
                 gpu_indices=None,
                 spec=spec,
                 state_dir=folder,
-                echo=EchoRule(),
+                echo=echo,
             ),
             self._clock,
         )
@@ -100,10 +100,10 @@ class Standalone:
                     helper.cancel()
             return exits.OK if actor.state.outcome is m.JobOutcome.SUCCEEDED else exits.JOB_FAILED
         except asyncio.CancelledError:
-            grace_s = GRACE_S
+            grace_s = self._stop.grace_s
             raise
         finally:
-            await self._supervisor.close(grace_s)
+            await self._supervisor.close(grace_s, self._stop.for_ranks)
 
     async def _obey(self) -> None:
         while True:
@@ -123,23 +123,35 @@ class Standalone:
 
     async def _keep(self, state: m.JobState, records: Sequence[m.Effect]) -> None:  # noqa: ARG002
         """Told, not stored: the launcher itself keeps the generation, and a run that is started again asks anew for the rest."""
-        ended = (m.IncidentState.RESOLVED, m.IncidentState.ESCALATED)
-        for record in records:
-            match record:
-                case m.SaveCheckpoint(damaged) if damaged.state is m.CheckpointState.CORRUPT:
-                    said = f"checkpoint {damaged.path} is damaged and not used: {damaged.damage}"
-                case m.SaveIncident(incident) if incident.state in ended:
-                    said = incident.summary
-                case _:
-                    continue
-            tell(f"switchgear: {said}")
+        for line in lines_of(records):
+            tell(f"switchgear: {line}")
 
     async def _tell(self, call: m.Call) -> None:
-        if call.kind == "set_state" and call.outcome is m.JobOutcome.RECOVERING:
-            tell(f"switchgear: {call.reason}; stopping the attempt")
+        if line := line_of(call):
+            tell(f"switchgear: {line}")
 
 
-def _forget_old(folder: Path) -> None:
+def lines_of(records: Sequence[m.Effect]) -> list[str]:
+    """What people are told of records that a control plane would store."""
+    ended = (m.IncidentState.RESOLVED, m.IncidentState.ESCALATED)
+    lines = list[str]()
+    for record in records:
+        match record:
+            case m.SaveCheckpoint(damaged) if damaged.state is m.CheckpointState.CORRUPT:
+                lines.append(f"checkpoint {damaged.path} is damaged and not used: {damaged.damage}")
+            case m.SaveIncident(incident) if incident.state in ended:
+                lines.append(incident.summary)
+    return lines
+
+
+def line_of(call: m.Call) -> str:
+    """What people are told of a call that nobody is there to take; empty: nothing."""
+    recovering = call.kind == "set_state" and call.outcome is m.JobOutcome.RECOVERING
+    return f"{call.reason}; stopping the attempt" if recovering else ""
+
+
+def forget_old(folder: Path) -> None:
+    """Removes what the oldest jobs there left, beyond JOBS_KEPT; those that run are left alone."""
     try:
         ended = [path for path in folder.iterdir() if path.is_dir() and not is_held(path)]
         old = sorted(ended, key=lambda path: path.stat().st_mtime)[:-JOBS_KEPT]
