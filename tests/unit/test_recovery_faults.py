@@ -243,7 +243,7 @@ def test_while_the_scheduler_is_away_only_the_newest_state_waits() -> None:
     world = World(max_restarts=100)
     world.run_to(10)
     for number in range(20):
-        world.happen(world.exit(1, -9, step=10 + number))
+        world.happen(world.exit(1 + 2 * (number % 2), -9, step=10 + number))
         stop_all(world, 10 + number)
         world.checked(step=10)
         world.progress(11 + number)

@@ -20,6 +20,7 @@ RETRY_S_MAX = 5.0
 Keep = Callable[[m.JobState, Sequence[m.Effect]], Awaitable[None]]
 Send = Callable[[m.Command], None]
 Carry = Callable[[m.Call], Awaitable[None]]
+Ask = Callable[[m.AskContact], None]
 
 
 class JobActor:
@@ -28,12 +29,15 @@ class JobActor:
     keep: stores state and records, before anything is done about them.
     send: hands a command to the launcher of its node, or drops it when that is not connected.
     carry: makes a call to another service; it may raise and is then tried again.
+    ask: begins to ask the scheduler; left out where there is none.
     """
 
-    def __init__(self, state: m.JobState, clock: Clock, *, keep: Keep, send: Send, carry: Carry) -> None:
+    def __init__(
+        self, state: m.JobState, clock: Clock, *, keep: Keep, send: Send, carry: Carry, ask: Ask = lambda _: None
+    ) -> None:
         self.state = state
         self._clock = clock
-        self._keep, self._send, self._carry = keep, send, carry
+        self._keep, self._send, self._carry, self._ask = keep, send, carry, ask
         self._events: asyncio.Queue[tuple[m.Event, m.Now, asyncio.Future[None] | None]] = asyncio.Queue(QUEUE_MAX)
         self._calls_due = asyncio.Event()
         self._ended = False
@@ -87,7 +91,8 @@ class JobActor:
     async def _take(self, event: m.Event, now: m.Now) -> None:
         before, (after, effects) = self.state, step(self.state, event, now)
         records = [e for e in effects if isinstance(e, m.SaveAttempt | m.SaveIncident | m.SaveCheckpoint)]
-        if effects or after.outbox != before.outbox or after.phase is not before.phase:
+        stored = any(not isinstance(e, m.AskContact) for e in effects)
+        if stored or after.outbox != before.outbox or after.phase is not before.phase:
             await self._store(after, records)
         self.state = after
         if after.phase is not before.phase:
@@ -95,6 +100,8 @@ class JobActor:
         for effect in effects:
             if isinstance(effect, m.Start | m.Stop | m.Check | m.Finish):
                 self._send(effect)
+            elif isinstance(effect, m.AskContact):
+                self._ask(effect)
             elif isinstance(effect, m.Warn):
                 log.warning(effect.message, extra={"job": after.job, "node": effect.node})
         if after.outbox:

@@ -56,10 +56,11 @@ def root_exit(exits: Iterable[Exit]) -> Exit | None:
     stopped by us.
     """
     failed = sorted((e for e in exits if e.code != 0 and not e.by_us), key=lambda e: e.time_ns)
-    return next((e for e in failed if not _blames_peer(e)), failed[0] if failed else None)
+    return next((e for e in failed if not blames_peer(e)), failed[0] if failed else None)
 
 
-def _blames_peer(rank_exit: Exit) -> bool:
+def blames_peer(rank_exit: Exit) -> bool:
+    """It saw a peer go away."""
     return bool(rank_exit.exception) and any(phrase in rank_exit.exception for phrase in _PEER_LOST)
 
 
@@ -70,7 +71,7 @@ def root_cause(ranks: Mapping[int, Rank], *, inference: bool = False) -> tuple[C
     """
     root = root_exit(rank.exit for rank in ranks.values() if rank.exit)
     vanished = next((rank.node for rank in ranks.values() if rank.started_ns and rank.exit is None), "")
-    if vanished and (root is None or _blames_peer(root)):
+    if vanished and (root is None or blames_peer(root)):
         clause = f"the launcher on {vanished} ended and took its ranks with it"
         cause = Cause(Fault.LAUNCHER_LOST, clause, "its ranks left no exit", "launcher lost", vanished)
         return cause, f"the ranks on {vanished} are gone without an exit"
@@ -80,12 +81,7 @@ def root_cause(ranks: Mapping[int, Rank], *, inference: bool = False) -> tuple[C
 def cause_of_exit(rank_exit: Exit, *, inference: bool = False) -> Cause:
     """What the exit of the rank at fault says. inference: it makes no steps."""
     subject = f"rank {rank_exit.rank} on {rank_exit.node}"
-    if inference:
-        at = ""
-    elif rank_exit.step is not None:
-        at = f" after step {rank_exit.step}"
-    else:
-        at = " at a step that is not known" if rank_exit.made_steps else " before its first step"
+    at = "" if inference else at_step(rank_exit.step, made_steps=rank_exit.made_steps)
     if rank_exit.code < 0:
         name = signal_name(-rank_exit.code)
         own = -rank_exit.code in _OWN_SIGNALS
@@ -101,6 +97,13 @@ def cause_of_exit(rank_exit: Exit, *, inference: bool = False) -> Cause:
         clause = f"{subject} ended with exit code {rank_exit.code}{at}"
     known_by = f"its launcher saw process {rank_exit.pid} end"
     return Cause(fault, clause, known_by, signature, rank_exit.node, rank_exit.rank, rank_exit.time_ns)
+
+
+def at_step(step: int | None, *, made_steps: bool) -> str:
+    """When something happened to a rank, as the end of a clause. step: the newest that it had completed; None: not known by number."""
+    if step is not None:
+        return f" after step {step}"
+    return " at a step that is not known" if made_steps else " before its first step"
 
 
 def evidence_of_exit(rank_exit: Exit) -> str:
@@ -136,7 +139,12 @@ def summarize(incident: Incident) -> str:
     if incident.quarantined:
         count = len(incident.quarantined)
         parts.append(f"{count} damaged checkpoint{'s were' if count > 1 else ' was'} put into quarantine")
-    where = "in place" if incident.decision is Decision.RESTART_IN_PLACE else f"without {incident.node}"
+    if incident.decision is Decision.RESTART_IN_PLACE:
+        where = "in place"
+    elif incident.node_again:
+        where = f"on {incident.node} again, which is back,"
+    else:
+        where = f"without {incident.node}"
     if incident.new_generation:
         if incident.resume_step is None:
             start = "where the script resumes by itself (a step that is not known)"

@@ -80,6 +80,13 @@ class Warn:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class AskContact:
+    """Ask the scheduler whether the node's agent is connected: the answer comes as `ContactKnown`, or not at all."""
+
+    node: str
+
+
 Command = Start | Stop | Check | Finish
 Record = SaveIncident | SaveAttempt | SaveCheckpoint
-Effect = Command | Record | Warn
+Effect = Command | Record | Warn | AskContact

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from switchgear.recovery.values import Checkpoint, Exit, Modes, Slot
+from switchgear.recovery.values import Checkpoint, Exit, Modes, RankWatch, Slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,15 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Watched:
+    """All ranks of the node that make no step, or that something is wrong with; none: it is over."""
+
+    node: str
+    generation: int
+    ranks: tuple[RankWatch, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     node: str
     generation: int
@@ -153,6 +162,14 @@ class NodeSignal:
 
 
 @dataclass(frozen=True, slots=True)
+class ContactKnown:
+    """What the scheduler says to `AskContact`: whether the node's agent is connected."""
+
+    node: str
+    connected: bool
+
+
+@dataclass(frozen=True, slots=True)
 class CallDone:
     """A call of the outbox has been answered."""
 
@@ -175,6 +192,7 @@ Event = (
     | RankStarted
     | RankExited
     | Progress
+    | Watched
     | Loaded
     | AttemptStopped
     | StartFailed
@@ -182,6 +200,7 @@ Event = (
     | CheckpointSeen
     | Checked
     | NodeSignal
+    | ContactKnown
     | CallDone
     | Tick
 )

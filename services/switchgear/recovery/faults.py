@@ -7,30 +7,30 @@ import copy
 from switchgear.core.modes import Mode
 from switchgear.recovery import model as m
 from switchgear.recovery.diagnosis import Cause, root_cause, shorten, withheld
-from switchgear.recovery.policy import INFRASTRUCTURE, decide
+from switchgear.recovery.goodput import productive_ns
+from switchgear.recovery.policy import FAILURES_MAX, Case, decide, restarts_refilled
 from switchgear.recovery.records import Records
+from switchgear.recovery.table import INFRASTRUCTURE, OF_A_NODE
 
 #: A placed node whose launcher does not report within this time is given up; importing torch on a busy node takes most of it.
 LAUNCHER_START_S = 120.0
 #: What an attempt may take to end after its SIGKILL, or as long as the lease and its margin: nothing of ours computes any more then.
 STOP_S_MAX = 60.0
+#: A kill that the kernel holds back takes effect before another instruction of the program; so long is given to the node's other ranks.
+BLOCKED_STOP_S = 5.0
 #: What one look for the newest good checkpoint may take: some hundred gigabytes, read at 0.5 GB/s.
 CHECK_S_MAX = 1800.0
 #: An attempt whose steps cannot be known has made progress when it lasted this long.
 PROGRESS_UNKNOWN_S = 60.0
 
-FAILURES_MAX = 50
-
-#: What is known of a machine explains what its ranks, and their peers, only suffered.
-_OF_A_NODE = frozenset({m.Fault.GPU_LOST, m.Fault.NODE_FAULT, m.Fault.NODE_LOST})
 #: Told by a launcher outright; the exits of other ranks are consequences.
-_EXPLAINED = _OF_A_NODE | {m.Fault.LAUNCHER_LOST, m.Fault.START_FAILED}
+_EXPLAINED = OF_A_NODE | {m.Fault.LAUNCHER_LOST, m.Fault.START_FAILED, m.Fault.RANK_STOPPED, m.Fault.RANK_HUNG}
 _RESTARTS = (m.Decision.RESTART_IN_PLACE, m.Decision.REPLACE_NODE)
 _IN_ATTEMPT = (m.Phase.STARTING, m.Phase.RUNNING)
 
 
 def attempt_steps_redone(attempt: m.Attempt) -> int:
-    common = attempt.common_step()
+    common = attempt.last_step()
     if common is None or attempt.resume_step is None:
         return 0
     return max(0, min(common, attempt.high_water_step) - attempt.resume_step)
@@ -63,7 +63,7 @@ class Faults(Records):
                 incident.timeline.pop(phase, None)
             self.blame(cause)
             self.set_state(m.JobOutcome.RECOVERING, cause.clause)
-        elif cause.fault in _OF_A_NODE and incident.fault not in _OF_A_NODE:
+        elif cause.fault in OF_A_NODE and incident.fault not in OF_A_NODE:
             self.blame(cause)
         self.add_evidence(evidence)
         if state.phase in _IN_ATTEMPT and attempt:
@@ -96,9 +96,9 @@ class Faults(Records):
         # High-confidence evidence of the machine: out of service at once, the diagnosis of the job follows.
         known_by = f"node telemetry: {shorten(event.evidence)}"
         cause = Cause(fault, clause, known_by, event.kind, event.node, None, event.time_ns)
-        self._fail_with_node(cause, f"collector: {event.evidence}", state.bad_nodes[event.node])
+        self.fail_with_node(cause, f"collector: {event.evidence}", state.bad_nodes[event.node])
 
-    def _fail_with_node(self, cause: Cause, evidence: str, why: str) -> None:
+    def fail_with_node(self, cause: Cause, evidence: str, why: str) -> None:
         """Takes the node out of placement, as far as the policy may, and stops the attempt."""
         mode = self.state.modes.cordon
         if mode is Mode.ACT:
@@ -122,13 +122,18 @@ class Faults(Records):
             given_up = node in state.bad_nodes and launcher.stopped_generation >= state.generation
             if silent_s <= patience_s or given_up:
                 continue
-            known_by = f"no word from its launcher for {silent_s:.0f} s"
-            state.bad_nodes.setdefault(node, f"{node}: {known_by}")
-            heard_ns = self.now.unix_ns - round(silent_s * 1e9)
-            clause = f"contact with {node} was lost"
-            cause = Cause(m.Fault.NODE_LOST, clause, known_by, "node lost", node, None, heard_ns)
-            self.fail(cause, state.bad_nodes[node])
-            launcher.connected, launcher.stopped_generation = False, state.generation
+            self.lose_node(node, f"no word from its launcher for {silent_s:.0f} s", silent_s)
+
+    def lose_node(self, node: str, known_by: str, since_s: float) -> None:
+        """Nothing of ours makes another step there; the job goes on without it."""
+        state, launcher = self.state, self.state.launchers[node]
+        state.bad_nodes.setdefault(node, f"{node}: {known_by}")
+        self.fail(self.lost(node, known_by, since_s), state.bad_nodes[node])
+        launcher.connected, launcher.stopped_generation = False, state.generation
+
+    def lost(self, node: str, known_by: str, since_s: float) -> Cause:
+        time_ns = self.now.unix_ns - round(since_s * 1e9)
+        return Cause(m.Fault.NODE_LOST, f"contact with {node} was lost", known_by, "node lost", node, None, time_ns)
 
     def _give_up_stuck_nodes(self) -> None:
         """A launcher that answers, but not what it was asked for: a process in state D, a file system that hangs."""
@@ -137,6 +142,8 @@ class Faults(Records):
         if state.phase is m.Phase.STOPPING and state.attempt and waited_s > stop_s_max:
             generation, said = state.attempt.generation, f"its processes outlive SIGKILL for {waited_s:.0f} s"
             stuck = [node for node, launcher in state.launchers.items() if launcher.stopped_generation < generation]
+        elif (blocked := self._blocked_node()) and waited_s > BLOCKED_STOP_S:
+            stuck, said = [blocked], f"the kill of its blocked ranks has waited for {waited_s:.0f} s"
         elif state.phase is m.Phase.CHECKING and waited_s > CHECK_S_MAX and state.slots:
             stuck, said = (
                 [state.slots[0].node],
@@ -147,9 +154,19 @@ class Faults(Records):
         for node in stuck:
             state.bad_nodes.setdefault(node, f"{node}: {said}")
             cause = Cause(m.Fault.NODE_FAULT, f"{node} is stuck", said, "node stuck", node)
-            self._fail_with_node(cause, state.bad_nodes[node], said)
+            self.fail_with_node(cause, state.bad_nodes[node], said)
             # The kill waits for them at the kernel's door: they will not run another instruction of their own.
             state.launchers[node].stopped_generation = state.generation
+
+    def _blocked_node(self) -> str:
+        """A node of which only ranks are left that the kernel holds: its other ranks have ended."""
+        state, attempt, incident = self.state, self.state.attempt, self.state.incident
+        if state.phase is not m.Phase.STOPPING or attempt is None or incident is None:
+            return ""
+        launcher = state.launchers.get(incident.node)
+        if incident.fault is not m.Fault.RANK_BLOCKED or launcher is None or not launcher.connected:
+            return ""
+        return incident.node if launcher.stopped_generation < attempt.generation else ""
 
     def decide_when_stopped(self) -> None:
         """Once nothing of the attempt is alive, its exits are complete: find the culprit and act."""
@@ -178,20 +195,13 @@ class Faults(Records):
             return
         self.mark("stopped", self.now.unix_ns)
         bad_nodes = sorted(state.bad_nodes)
-        if self._count_failure(incident) or permanent or state.spec.inference:
-            incident.decision, incident.decision_reason = decide(
-                state.failures,
-                max_restarts=state.spec.max_restarts,
-                restarts_used=state.restarts_used,
-                bad_nodes=bad_nodes,
-                permanent=permanent,
-                inference=state.spec.inference,
-            )
+        if self._count_failure(incident) or permanent or state.spec.inference or not state.spec.replaceable:
+            incident.decision, incident.decision_reason = decide(self._case(bad_nodes, permanent=permanent))
         else:
             # No attempt was made since the last decision, so nothing speaks against the job.
             incident.decision = m.Decision.REPLACE_NODE
             incident.decision_reason = f"fatal evidence against {', '.join(bad_nodes)}"
-        incident.state = m.IncidentState.ACTING
+        incident.state, incident.node_again = m.IncidentState.ACTING, False
         self.mark("decided", self.now.unix_ns)
         if incident.decision in _RESTARTS and state.modes.restart is not Mode.ACT:
             incident.decision_reason = withheld(incident, state.modes.restart)
@@ -206,7 +216,7 @@ class Faults(Records):
                 self.close_incident(m.IncidentState.RESOLVED)
                 self.end(m.JobOutcome.FAILED, incident.summary)
             case m.Decision.REPLACE_NODE:
-                self._replace(bad_nodes, incident.cause)
+                self._replace(bad_nodes or [incident.node], incident.cause)
                 self.save_incident()
             case m.Decision.RESTART_IN_PLACE:
                 if incident.fault not in INFRASTRUCTURE:
@@ -214,11 +224,18 @@ class Faults(Records):
                 state.phase = m.Phase.WAITING
                 self.save_incident()
 
+    def _case(self, bad_nodes: list[str], *, permanent: bool) -> Case:
+        state = self.state
+        state.restarts_used, state.refilled_ns = restarts_refilled(
+            state.restarts_used, state.refilled_ns, productive_ns(state)
+        )
+        return Case(state.spec, state.failures, state.restarts_used, bad_nodes, permanent)
+
     def _count_failure(self, incident: m.Incident) -> bool:
         """Remembers what failed; False when it was only a node that failed between two attempts."""
         state, attempt = self.state, self.state.attempt
         if attempt and not attempt.end_ns:
-            step = attempt.common_step()
+            step = attempt.last_step()
             self.end_attempt(m.AttemptState.FAILED, incident.cause)
             incident.failed_step = max((s for s in (step, incident.failed_step) if s is not None), default=None)
             # One rank that has completed a step is proof enough: the others, whose word may be lost, took part in it.
@@ -230,14 +247,20 @@ class Faults(Records):
                 saved = any(c.generation == attempt.generation for c in state.checkpoints.values())
                 progressed = saved or lasted_s > PROGRESS_UNKNOWN_S
             made_steps = any(rank.first_step_ns for rank in attempt.ranks.values())
-            state.failures.append(m.Failure(incident.fault, incident.signature, step, progressed, made_steps))
+            self._remember(incident, step, progressed=progressed, made_steps=made_steps)
         elif incident.fault is m.Fault.NODE_LOST:
             # Launchers that never report anywhere (a firewall, a broken image) must not take one node after another for ever.
-            state.failures.append(m.Failure(incident.fault, incident.signature, None, progressed=False))
+            self._remember(incident, None, progressed=False, made_steps=False)
         else:
             return False
-        del state.failures[:-FAILURES_MAX]
         return True
+
+    def _remember(self, incident: m.Incident, step: int | None, *, progressed: bool, made_steps: bool) -> None:
+        at_fault = (incident.node, incident.rank, self.now.unix_ns)
+        self.state.failures.append(
+            m.Failure(incident.fault, incident.signature, step, progressed, made_steps, *at_fault)
+        )
+        del self.state.failures[:-FAILURES_MAX]
 
     def _replace(self, bad_nodes: list[str], reason: str) -> None:
         """Asks for a placement without these nodes.
@@ -261,7 +284,7 @@ class Faults(Records):
         attempt = self.state.attempt
         if attempt is None or attempt.end_ns:
             return
-        common = attempt.common_step()
+        common = attempt.last_step()
         if common is not None:
             self.state.high_water_step = max(self.state.high_water_step, common)
         self.state.steps_redone += attempt_steps_redone(attempt)

@@ -29,6 +29,9 @@ class Fault(StrEnum):
     NODE_LOST = "NODE_LOST"  # its launcher was silent for longer than its lease
     LAUNCHER_LOST = "LAUNCHER_LOST"  # the launcher came back without its ranks
     START_FAILED = "START_FAILED"
+    RANK_STOPPED = "RANK_STOPPED"  # by SIGSTOP
+    RANK_BLOCKED = "RANK_BLOCKED"  # waits in the kernel, where no signal reaches it
+    RANK_HUNG = "RANK_HUNG"  # alive, and no rank of the job makes a step
 
 
 class Decision(StrEnum):
@@ -38,6 +41,31 @@ class Decision(StrEnum):
     REPLACE_NODE = "REPLACE_NODE"
     REPLACE_REPLICA = "REPLACE_REPLICA"  # the job ends, and the autoscaler starts another
     STOP = "STOP"
+
+
+class ProcessState(StrEnum):
+    """State of a rank's process, as Linux has it."""
+
+    UNKNOWN = "UNKNOWN"
+    RUNNING = "RUNNING"
+    SLEEPING = "SLEEPING"
+    DISK = "DISK"  # uninterruptible
+    STOPPED = "STOPPED"
+    TRACED = "TRACED"  # by a debugger
+    ZOMBIE = "ZOMBIE"
+
+
+class Activity(StrEnum):
+    """What a rank that makes no step is at."""
+
+    UNKNOWN = "UNKNOWN"
+    STARTUP = "STARTUP"  # before the first step of the generation
+    STEP = "STEP"
+    COLLECTIVE = "COLLECTIVE"  # waits for other ranks
+    CHECKPOINT = "CHECKPOINT"
+    EVALUATION = "EVALUATION"
+    DATA = "DATA"
+    COMPILE = "COMPILE"
 
 
 class IncidentState(StrEnum):

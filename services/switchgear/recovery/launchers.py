@@ -14,6 +14,7 @@ from switchgear.core.errors import Invalid, Reason, Unavailable
 from switchgear.recovery import model as m
 from switchgear.recovery.actor import JobActor
 from switchgear.recovery.translate import command_to_proto, event_from_report
+from switchgear.recovery.watching import GONE_S
 from switchgear.v1alpha import launcher_service_pb2 as wire
 from switchgear.v1alpha import launcher_service_pb2_grpc as rpc
 
@@ -108,6 +109,8 @@ class LauncherSessions(rpc.LauncherServiceServicer):
                 del self._sessions[key]
                 log.info("launcher disconnected", extra={"job": hello.job, "node": hello.node})
                 await actor.post(m.LauncherGone(hello.node, hello.launcher_id))
+                # A node that is lost is not waited for until the next tick.
+                asyncio.get_running_loop().call_later(GONE_S + 0.01, actor.tick)
 
     async def _read(
         self,

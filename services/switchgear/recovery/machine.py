@@ -12,13 +12,10 @@ from dataclasses import replace
 
 from switchgear.recovery import model as m
 from switchgear.recovery.diagnosis import Cause, cause_of_exit, evidence_of_exit
-from switchgear.recovery.faults import (
-    LAUNCHER_START_S,
-    Faults,
-    attempt_steps_redone,
-)
+from switchgear.recovery.faults import LAUNCHER_START_S, attempt_steps_redone
 from switchgear.recovery.ledger import book
 from switchgear.recovery.values import LEASE_MARGIN_S, LEASE_S
+from switchgear.recovery.watching import Watching
 
 __all__ = [
     "LAUNCHER_START_S",
@@ -62,6 +59,7 @@ def resume(state: m.JobState, now: m.Now) -> m.JobState:
     state.phase_since_s, state.ledger.monotonic_s = now.monotonic_s, None
     for launcher in state.launchers.values():
         launcher.connected, launcher.seen_s = False, now.monotonic_s
+        launcher.gone_s, launcher.agent_gone = None, False
     return state
 
 
@@ -77,7 +75,7 @@ CHECK_RETRY_S = 5.0
 CHECK_RETRY_S_MAX = 300.0
 
 
-class _Machine(Faults):
+class _Machine(Watching):
     def take(self, event: m.Event) -> None:
         if isinstance(event, m.CallDone):
             self.state.outbox = [call for call in self.state.outbox if call.call_id != event.call_id]
@@ -103,6 +101,8 @@ class _Machine(Faults):
                 self._rank_exited(event)
             case m.Progress():
                 self._progress(event)
+            case m.Watched():
+                self.watched(event)
             case m.Loaded():
                 self._loaded(event)
             case m.AttemptStopped():
@@ -117,10 +117,15 @@ class _Machine(Faults):
                 self._checked(event)
             case m.NodeSignal():
                 self.node_signal(event)
+            case m.ContactKnown():
+                self.contact_known(event)
             case m.Tick():
                 self.state.modes = event.modes or self.state.modes
                 self.tick()
+                self.judge()
+                self.look_for_lost_nodes()
                 self._check_again()
+        self.give_up_lost_nodes()
         self._run_when_started()
         self.decide_when_stopped()
         self._start_when_ready()
@@ -160,7 +165,7 @@ class _Machine(Faults):
             )
             return
         launcher = state.launchers[hello.node]
-        launcher.connected = True
+        launcher.connected, launcher.gone_s, launcher.agent_gone, launcher.missed = True, None, False, ""
         launcher.launcher_id, launcher.reserved_port = hello.launcher_id, hello.reserved_port
         launcher.seen_s = self.now.monotonic_s
         launcher.seen_generation = max(launcher.seen_generation, hello.generation)
@@ -228,8 +233,8 @@ class _Machine(Faults):
 
     def _gone(self, event: m.LauncherGone) -> None:
         launcher = self._launcher(event.node, event.launcher_id)
-        if launcher:
-            launcher.connected = False
+        if launcher and launcher.connected:
+            launcher.connected, launcher.gone_s = False, self.now.monotonic_s
 
     def _seen(self, event: m.LauncherSeen) -> None:
         launcher = self._launcher(event.node, event.launcher_id)
@@ -315,9 +320,10 @@ class _Machine(Faults):
         )
         per_node = state.spec.nproc_per_node
         attempt.ranks = {r: m.Rank(node=state.slots[r // per_node].node) for r in range(state.spec.world_size)}
-        state.attempt = attempt
+        state.attempt, state.watches = attempt, {}
         if state.incident:
             state.incident.state = m.IncidentState.VERIFYING
+            state.incident.node_again = state.incident.node in attempt.nodes
             state.incident.new_generation = attempt.generation
             state.incident.resume_step = attempt.resume_step
             self.save_incident()
@@ -390,6 +396,7 @@ class _Machine(Faults):
                 attempt.resume_step = report.step - report.count
                 if state.incident:
                     state.incident.resume_step = attempt.resume_step
+        self.stepped(event.node, event.ranks)
         ranks = attempt.ranks.values()
         common = attempt.common_step()
         if common is not None:

@@ -55,6 +55,8 @@ RETRY_S = 0.5
 STREAM_GOOD_S = 5.0
 #: A call to the scheduler is one transaction; one that takes longer is made again, which its id makes harmless.
 CALL_TIMEOUT_S = 10.0
+#: A look into the scheduler's memory.
+ASK_TIMEOUT_S = 1.0
 #: How long a launcher waits for `run` to have loaded the jobs before it is sent away to connect again.
 LOAD_TIMEOUT_S = 5.0
 #: A tick that is so late means that this process itself was stopped or starved ...
@@ -91,6 +93,8 @@ class RecoveryService:
         self._actors: dict[str, JobActor] = {}
         #: Newest fatal signal of each node that has not been seen mended.
         self._fatal: dict[str, _Fatal] = {}
+        #: Nodes whose contact is being asked for.
+        self._asking = set[str]()
         self._loaded = asyncio.Event()
         self._jobs_known = asyncio.Event()
         self._sessions = LauncherSessions(self._find)
@@ -151,6 +155,7 @@ class RecoveryService:
             keep=self._keep,
             send=partial(self._send, state.job),
             carry=partial(self._carry, state.job, state.create_ns),
+            ask=lambda asked: self._ask(actor, asked.node),
         )
         self._actors[state.job] = actor
         self._tasks.create_task(self._run_actor(actor))
@@ -217,6 +222,23 @@ class RecoveryService:
             if not isinstance(error, Aborted | FailedPrecondition | NotFound | Invalid):
                 raise error from rpc_error
             log.warning("call refused", extra={"job": job, "call": call.kind, "error": error.message})
+
+    def _ask(self, actor: JobActor, node: str) -> None:
+        if node not in self._asking:
+            self._asking.add(node)
+            self._tasks.create_task(self._ask_contact(actor, node))
+
+    async def _ask_contact(self, actor: JobActor, node: str) -> None:
+        """What is not answered is asked again with the next tick, as long as it matters."""
+        request = placement_service_pb2.GetNodeContactRequest(name=node)
+        try:
+            contact = await self._placement.GetNodeContact(request, timeout=ASK_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            log.debug("cannot learn whether an agent is connected", extra={"node": node, "error": error.details()})
+        else:
+            await actor.post(m.ContactKnown(node, contact.agent_connected))
+        finally:
+            self._asking.discard(node)
 
     async def _watch_jobs(self, scheduler: grpc.aio.Channel) -> None:
         stub: JobServiceAsyncStub = job_service_pb2_grpc.JobServiceStub(scheduler)  # type: ignore[assignment]

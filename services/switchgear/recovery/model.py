@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from switchgear.recovery.effects import (
+    AskContact,
     Call,
     Check,
     Command,
@@ -23,6 +24,7 @@ from switchgear.recovery.events import (
     CallDone,
     Checked,
     CheckpointSeen,
+    ContactKnown,
     EndedOutside,
     Event,
     LauncherGone,
@@ -38,8 +40,19 @@ from switchgear.recovery.events import (
     Rejected,
     StartFailed,
     Tick,
+    Watched,
 )
-from switchgear.recovery.kinds import AttemptState, CheckpointState, Decision, Fault, IncidentState, JobOutcome, Phase
+from switchgear.recovery.kinds import (
+    Activity,
+    AttemptState,
+    CheckpointState,
+    Decision,
+    Fault,
+    IncidentState,
+    JobOutcome,
+    Phase,
+    ProcessState,
+)
 from switchgear.recovery.ledger import Ledger
 from switchgear.recovery.values import (
     Attempt,
@@ -51,12 +64,15 @@ from switchgear.recovery.values import (
     Modes,
     Now,
     Rank,
+    RankWatch,
     Slot,
     Spec,
     Timing,
 )
 
 __all__ = [
+    "Activity",
+    "AskContact",
     "Attempt",
     "AttemptState",
     "AttemptStopped",
@@ -68,6 +84,7 @@ __all__ = [
     "CheckpointSeen",
     "CheckpointState",
     "Command",
+    "ContactKnown",
     "Decision",
     "Effect",
     "EndedOutside",
@@ -90,11 +107,13 @@ __all__ = [
     "Now",
     "Phase",
     "Placed",
+    "ProcessState",
     "Progress",
     "Rank",
     "RankExited",
     "RankStarted",
     "RankStep",
+    "RankWatch",
     "Record",
     "Rejected",
     "SaveAttempt",
@@ -108,6 +127,7 @@ __all__ = [
     "Tick",
     "Timing",
     "Warn",
+    "Watched",
 ]
 
 
@@ -132,6 +152,8 @@ class JobState:
     slots: list[Slot] = field(default_factory=list)
     launchers: dict[str, Launcher] = field(default_factory=dict)
     attempt: Attempt | None = None
+    #: Ranks of the attempt that make no step. Not stored: launchers say it anew each half second.
+    watches: dict[int, RankWatch] = field(default_factory=dict)
     incident: Incident | None = None
     incident_count: int = 0
     #: Fatal evidence against nodes of the placement: node -> sentence. Cleared with the placement.
@@ -144,6 +166,8 @@ class JobState:
     #: Highest step that any generation has completed on all ranks.
     high_water_step: int = 0
     restarts_used: int = 0
+    #: Productive time up to which used restarts have been given back.
+    refilled_ns: int = 0
     failures: list[Failure] = field(default_factory=list)
     steps_redone: int = 0
     #: Where the time of its GPUs went.

@@ -6,7 +6,15 @@ from dataclasses import dataclass, field
 
 from switchgear.core.errors import Invalid, Reason
 from switchgear.core.modes import Mode
-from switchgear.recovery.kinds import AttemptState, CheckpointState, Decision, Fault, IncidentState
+from switchgear.recovery.kinds import (
+    Activity,
+    AttemptState,
+    CheckpointState,
+    Decision,
+    Fault,
+    IncidentState,
+    ProcessState,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,12 @@ class Launcher:
     seen_s: float = 0.0
     #: It has spoken of ranks that another node has, and that was told.
     strayed: bool = False
+    #: Monotonic time at which its connection to this process ended; None while it stands, or when there was none.
+    gone_s: float | None = None
+    #: Its node's agent was not connected to the scheduler either, after that.
+    agent_gone: bool = False
+    #: How we know that the ranks of other nodes need its own for each step, and miss them; empty: we do not.
+    missed: str = ""
 
 
 @dataclass(slots=True)
@@ -80,6 +94,33 @@ class Rank:
     exit: Exit | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class RankWatch:
+    """What its launcher says of a rank that makes no step. Ages instead of times of day: clocks of nodes differ."""
+
+    rank: int
+    #: Since the last sign of progress, when this was said.
+    idle_s: float
+    activity: Activity = Activity.UNKNOWN
+    process: ProcessState = ProcessState.UNKNOWN
+    #: For how long the process has been in that state, when this was said.
+    process_age_s: float = 0.0
+    #: Last sign of progress, by the node's clock.
+    progress_ns: int = 0
+    count: int = 0
+    #: Learned length of a step; None: not known.
+    step_s: float | None = None
+    #: CPU time per second, all threads.
+    cpu_share: float | None = None
+    #: Collective operations begun.
+    collectives: int | None = None
+    #: Innermost frame of the user's program, and the whole stack with the innermost frame last.
+    where: str = ""
+    stack: str = ""
+    #: Monotonic time at which it was heard.
+    heard_s: float = 0.0
+
+
 @dataclass(slots=True)
 class Attempt:
     """One start of the job on one placement; the generation is its fencing token."""
@@ -98,12 +139,19 @@ class Attempt:
     launcher_ids: dict[str, str] = field(default_factory=dict)
     end_ns: int = 0
     end_reason: str = ""
+    #: Ranks were seen further apart than those can be that need each other for each step.
+    drifted: bool = False
 
     def common_step(self) -> int | None:
         """Newest step that all ranks have completed; None when one of them is unknown."""
         steps = [rank.step for rank in self.ranks.values()]
         known = [step for step in steps if step is not None]
         return min(known) if known and len(known) == len(steps) else None
+
+    def last_step(self) -> int | None:
+        """The same once it is over: ranks that vanished without an exit have told less than they did, so the others' word counts."""
+        told = [rank.step for rank in self.ranks.values() if rank.exit and rank.step is not None]
+        return min(told) if told else self.common_step()
 
 
 @dataclass(slots=True)
@@ -143,6 +191,10 @@ class Incident:
     #: Equal for the same error again; see `Failure`.
     signature: str = ""
     summary: str = ""
+    #: The job got the node at fault once more.
+    node_again: bool = False
+    #: Of the rank at fault, when it hung; innermost frame last, at most 8 KiB.
+    stack: str = ""
 
     @property
     def steps_redone(self) -> int | None:
@@ -163,6 +215,10 @@ class Failure:
     progressed: bool
     #: Whether it had made any, known by number or not.
     made_steps: bool = False
+    #: At fault; empty and None when nobody in particular was.
+    node: str = ""
+    rank: int | None = None
+    time_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +231,10 @@ class Spec:
     checkpoint_directory: str
     #: A replica of an inference service: it makes no steps and is not restarted.
     inference: bool = False
+    #: Seconds without a step after which ranks count as hung; None: learned; 0: never.
+    hang_seconds: float | None = None
+    #: Another node can be had in place of one that fails; false where there is no scheduler.
+    replaceable: bool = True
 
     @property
     def world_size(self) -> int:

@@ -1,0 +1,240 @@
+"""Which ranks are stuck and who is at fault, from what launchers say of ranks that make no step. Pure.
+
+CPU time accuses nobody: those that wait in a collective may spin (NCCL) or sleep (gloo). It is told as evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from switchgear.recovery.diagnosis import Cause, at_step
+from switchgear.recovery.model import Activity, Fault, Now, ProcessState, Rank, RankWatch
+
+#: A job hangs when none of its ranks has completed a step for so many learned step times, and for at least so long: pauses of the
+#: machine (a garbage collection, a page cache that is written back) take a second or two.
+HANG_STEPS = 3.0
+HANG_S_MIN = 3.0
+#: Stopped by a signal for so long. Twice the interval of the reports: a rank that a debugger or a profiler holds is seen as TRACED.
+STOPPED_S = 1.0
+#: A process that waits in the kernel for so long makes its node unfit. Disks and network file systems answer within seconds, or fail
+#: over within some tens; the kernel itself complains after 120 s (`hung_task_timeout_secs`).
+BLOCKED_S = 30.0
+#: What was said longer ago says nothing about now; launchers say it each half second.
+HEARD_S_MAX = 3.0
+#: A rank that burns this share of a CPU computes.
+COMPUTES = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a rank may be at something else than a step, and why so long."""
+
+    activity: Activity
+    seconds: float
+    why: str
+
+
+PATIENCE = (
+    Patience(Activity.STARTUP, 1800, "setting up NCCL and compiling a large model take minutes, and no step says how long one takes"),
+    Patience(Activity.COMPILE, 1800, "a graph that changed is compiled anew, which takes minutes for a large model"),
+    Patience(Activity.CHECKPOINT, 1800, "some hundred gigabytes to a busy shared store"),
+    Patience(Activity.EVALUATION, 3600, "a whole validation set, often with generation"),
+    Patience(Activity.DATA, 600, "a cold or throttled store; as long as NCCL's own watchdog waits by default"),
+    Patience(Activity.UNKNOWN, 600, "nothing says what it does; as long as NCCL's own watchdog waits by default"),
+)  # fmt: skip
+_PATIENCE_S = {patience.activity: patience.seconds for patience in PATIENCE}
+#: While other ranks have ended well: the last ones write results.
+ENDING_S = 1800.0
+
+_DOES = {
+    Activity.UNKNOWN: "at something unknown",
+    Activity.STARTUP: "before its first step",
+    Activity.STEP: "in a step",
+    Activity.COLLECTIVE: "waiting in a collective operation",
+    Activity.CHECKPOINT: "at a checkpoint",
+    Activity.EVALUATION: "at an evaluation",
+    Activity.DATA: "waiting for its data loader",
+    Activity.COMPILE: "compiling",
+}
+#: Ranks that get a line of evidence each; the others share one.
+_TOLD_MAX = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """An attempt that will not go on by itself."""
+
+    cause: Cause
+    evidence: tuple[str, ...]
+    #: Of the rank at fault, or of one of those that wait; empty when none was taken.
+    stack: str = ""
+
+
+def stall(
+    ranks: Mapping[int, Rank],
+    watches: Mapping[int, RankWatch],
+    now: Now,
+    *,
+    hang_seconds: float | None = None,
+    makes_steps: bool = True,
+) -> Stall | None:
+    """The verdict on an attempt; None while it goes on or may do so.
+
+    hang_seconds: in place of the learned limit for steps and collectives; 0: nothing but stopped ranks counts.
+    makes_steps: a step of this job was ever seen. Programs whose steps nobody sees would all look as if they never got to the first.
+    O(ranks).
+    """
+    if not watches:
+        return None
+    live = [number for number, rank in ranks.items() if rank.exit is None]
+    said = {
+        number: watch
+        for number in live
+        if (watch := watches.get(number)) and now.monotonic_s - watch.heard_s <= HEARD_S_MAX
+    }
+    case = _Case(ranks, said, now)
+    if stopped := [n for n in said if said[n].process is ProcessState.STOPPED and case.in_state_s(n) >= STOPPED_S]:
+        return case.stopped(stopped)
+    if hang_seconds == 0 or not makes_steps or not said or len(said) < len(live):
+        return None
+    if any(watch.process is ProcessState.TRACED for watch in said.values()):
+        return None  # a person looks at it
+    if case.idle_s() < case.limit_s(hang_seconds):
+        return None
+    if blocked := [n for n in said if said[n].process is ProcessState.DISK]:
+        # On several nodes at once it is the storage that they share, and no node of them.
+        alone = len({ranks[n].node for n in blocked}) == 1
+        patience_s = BLOCKED_S if alone else _PATIENCE_S[Activity.CHECKPOINT]
+        return case.blocked(blocked) if min(map(case.in_state_s, blocked)) >= patience_s else None
+    return case.hung()
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    ranks: Mapping[int, Rank]
+    said: Mapping[int, RankWatch]
+    now: Now
+
+    def _aged_s(self, age_s: float, watch: RankWatch) -> float:
+        return age_s + self.now.monotonic_s - watch.heard_s
+
+    def in_state_s(self, number: int) -> float:
+        return self._aged_s(self.said[number].process_age_s, self.said[number])
+
+    def idle_s(self) -> float:
+        """Since any rank of the job made progress."""
+        return min(self._aged_s(watch.idle_s, watch) for watch in self.said.values())
+
+    def _step_s(self) -> float | None:
+        return max((watch.step_s for watch in self.said.values() if watch.step_s), default=None)
+
+    def limit_s(self, hang_seconds: float | None) -> float:
+        """As patient as with the rank that may take longest."""
+        step_s = self._step_s()
+        if hang_seconds is not None:
+            in_step_s = hang_seconds
+        elif step_s is not None:
+            in_step_s = max(HANG_S_MIN, HANG_STEPS * step_s)
+        else:
+            in_step_s = _PATIENCE_S[Activity.STARTUP]
+        limits_s = [in_step_s]
+        for watch in self.said.values():
+            # Nobody can ask a process in the kernel what it does.
+            in_kernel = watch.activity is Activity.UNKNOWN and watch.process is ProcessState.DISK
+            limits_s.append(in_step_s if in_kernel else _PATIENCE_S.get(watch.activity, in_step_s))
+        if len(self.said) < len(self.ranks):
+            limits_s.append(ENDING_S)
+        return max(limits_s)
+
+    # Verdicts.
+
+    def stopped(self, culprits: Sequence[int]) -> Stall:
+        clause = f"{self._names(culprits)} {_was(culprits)} stopped by SIGSTOP{self._at(culprits[0])}"
+        since_s = max(map(self.in_state_s, culprits))
+        known_by = f"state T in /proc for {since_s:.1f} s"
+        return self._stall(culprits, since_s, Fault.RANK_STOPPED, (clause, known_by, "stopped"))
+
+    def blocked(self, culprits: Sequence[int]) -> Stall:
+        since_s = max(map(self.in_state_s, culprits))
+        clause = f"{self._names(culprits)} {_is(culprits)} blocked in the kernel{self._at(culprits[0])}"
+        known_by = f"state D in /proc for {since_s:.1f} s, in which no signal reaches a process"
+        return self._stall(culprits, self.idle_s(), Fault.RANK_BLOCKED, (clause, known_by, "blocked"))
+
+    def hung(self) -> Stall:
+        culprits, why = self._culprits()
+        step_s = self._step_s()
+        where = next((f" in {self.said[n].where}" for n in culprits if self.said[n].where), "")
+        learned = "" if step_s is None else f" where one takes {step_s:.2g} s"
+        known_by = f"no rank completed a step for {self.idle_s():.1f} s{learned}; {why}"
+        first = culprits[0] if culprits else min(self.said)
+        who = self._names(culprits) if culprits else "all ranks"
+        clause = f"{who} hung{self._at(first)}{where}"
+        signature = f"hung: {', '.join(map(str, culprits)) or 'all'}"
+        return self._stall(culprits, self.idle_s(), Fault.RANK_HUNG, (clause, known_by, signature))
+
+    def _culprits(self) -> tuple[list[int], str]:
+        """Who keeps the others waiting, and how we know; nobody when nothing tells the ranks apart."""
+        said = self.said
+        begun = {number: watch.collectives for number, watch in said.items() if watch.collectives is not None}
+        if len(begun) == len(said) and len(set(begun.values())) > 1:
+            fewest, most = min(begun.values()), max(begun.values())
+            late = [number for number in said if begun[number] == fewest]
+            return late, f"collective operations begun: {fewest}, by others up to {most}"
+        outside = [number for number, watch in said.items() if watch.activity is not Activity.COLLECTIVE]
+        if outside and len(outside) < len(said):
+            computes = any((said[n].cpu_share or 0.0) >= COMPUTES for n in outside)
+            return outside, f"the others wait for {'it' if len(outside) == 1 else 'them'} in a collective operation" + (
+                ", it is computing" if computes else ""
+            )
+        behind = min(watch.count for watch in said.values())
+        late = [number for number, watch in said.items() if watch.count == behind]
+        if len(late) < len(said):
+            return late, f"steps of this attempt: {behind}, of others more"
+        if len(said) == 1:
+            return late, f"it is {_DOES[said[late[0]].activity]}"
+        return [], "all wait in a collective operation" if not outside else "nothing tells the ranks apart"
+
+    # Words.
+
+    def _stall(self, culprits: Sequence[int], since_s: float, fault: Fault, words: tuple[str, str, str]) -> Stall:
+        """words: clause, known_by and signature of the cause."""
+        rank = culprits[0] if culprits else None
+        node = "" if rank is None else self.ranks[rank].node
+        time_ns = self.now.unix_ns - round(since_s * 1e9)
+        cause = Cause(fault, *words, node, rank, time_ns)
+        order = [*culprits, *(number for number in self.said if number not in culprits)]
+        stack = next((self.said[number].stack for number in order if self.said[number].stack), "")
+        told = [self._line(number) for number in order[:_TOLD_MAX]]
+        if more := len(order) - len(told):
+            told.append(f"{more} more ranks make no step either")
+        return Stall(cause, tuple(told), stack)
+
+    def _line(self, number: int) -> str:
+        rank, watch = self.ranks[number], self.said[number]
+        idle_s = self._aged_s(watch.idle_s, watch)
+        cpu = "" if watch.cpu_share is None else f", CPU {watch.cpu_share:.0%}"
+        where = f", at {watch.where}" if watch.where else ""
+        return (
+            f"launcher on {rank.node}: rank {number} (pid {rank.pid}) is {_DOES[watch.activity]}, process "
+            f"{watch.process.value}{cpu}, no progress for {idle_s:.1f} s after {watch.count} steps of this attempt{where}"
+        )
+
+    def _names(self, numbers: Sequence[int]) -> str:
+        if len(numbers) == 1:
+            return f"rank {numbers[0]} on {self.ranks[numbers[0]].node}"
+        listed = ", ".join(map(str, numbers[:_TOLD_MAX])) + (", …" if len(numbers) > _TOLD_MAX else "")
+        nodes = sorted({self.ranks[number].node for number in numbers})
+        return f"ranks {listed} on {', '.join(nodes[:_TOLD_MAX])}"
+
+    def _at(self, number: int) -> str:
+        rank = self.ranks[number]
+        return at_step(rank.step, made_steps=bool(rank.first_step_ns))
+
+
+def _was(numbers: Sequence[int]) -> str:
+    return "was" if len(numbers) == 1 else "were"
+
+
+def _is(numbers: Sequence[int]) -> str:
+    return "is" if len(numbers) == 1 else "are"

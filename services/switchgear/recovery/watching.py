@@ -1,0 +1,153 @@
+"""What the machine makes of ranks that make no step, and of nodes that fall away; the verdicts themselves are in `hang`.
+
+A node that is lost is replaced before its launcher's lease is over when nothing on it can complete another step (docs/adr/0010).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from switchgear.recovery import model as m
+from switchgear.recovery.diagnosis import blames_peer
+from switchgear.recovery.faults import Faults
+from switchgear.recovery.hang import stall
+
+#: A launcher whose connection broke has so long to come back: it tries after 0.1 s, and again within a second.
+GONE_S = 1.0
+#: Steps that all ranks must have made together before we trust that none goes on without the others.
+TOGETHER_STEPS_MIN = 3
+#: Reports of two nodes may be so much apart in time.
+REPORTS_APART_S = 0.25
+#: As the wire promises of a stack.
+STACK_LENGTH_MAX = 8192
+_IN_ATTEMPT = (m.Phase.STARTING, m.Phase.RUNNING)
+
+
+class Watching(Faults):
+    def watched(self, event: m.Watched) -> None:
+        state, attempt = self.state, self.state.attempt
+        if attempt is None or event.generation != attempt.generation or state.phase not in _IN_ATTEMPT:
+            return
+        kept = {n: watch for n, watch in state.watches.items() if attempt.ranks[n].node != event.node}
+        for watch in event.ranks:
+            rank = attempt.ranks.get(watch.rank)
+            if rank and rank.node == event.node:
+                kept[watch.rank] = replace(watch, heard_s=self.now.monotonic_s)
+        state.watches = kept
+        self.judge()
+
+    def judge(self) -> None:
+        """Ends an attempt that will not go on by itself."""
+        state, attempt = self.state, self.state.attempt
+        if attempt is None or state.phase not in _IN_ATTEMPT:
+            return
+        found = stall(
+            attempt.ranks,
+            state.watches,
+            self.now,
+            # Replicas wait for requests.
+            hang_seconds=0 if state.spec.inference else state.spec.hang_seconds,
+            makes_steps=self._makes_steps(attempt),
+        )
+        if found is None:
+            return
+        cause = found.cause
+        if cause.fault is m.Fault.RANK_BLOCKED:
+            why = f"{cause.clause} ({cause.known_by})"
+            state.bad_nodes[cause.node] = why
+            self.fail_with_node(cause, found.evidence[0], why)
+        else:
+            self.fail(cause, found.evidence[0])
+        for line in found.evidence:
+            self.add_evidence(line)
+        if state.incident:
+            state.incident.stack = found.stack[-STACK_LENGTH_MAX:]
+        self.save_incident()
+
+    def _makes_steps(self, attempt: m.Attempt) -> bool:
+        return (
+            any(rank.first_step_ns for rank in attempt.ranks.values())
+            or self.state.high_water_step > 0
+            or any(failure.made_steps for failure in self.state.failures)
+        )
+
+    def stepped(self, node: str, ranks: tuple[m.RankStep, ...]) -> None:
+        """A report of progress: ranks that go on are not watched, and none may be behind further than time explains."""
+        state, attempt = self.state, self.state.attempt
+        going = {r.rank for r in ranks if (watch := state.watches.get(r.rank)) and r.count > watch.count}
+        if going:
+            state.watches = {number: watch for number, watch in state.watches.items() if number not in going}
+        if attempt is None or attempt.drifted or not ranks:
+            return
+        fewest = min(report.count for report in ranks)
+        for rank in attempt.ranks.values():
+            lasted_s = (rank.step_time_ns - rank.first_step_ns) / 1e9 if rank.first_step_ns else 0.0
+            apart_s = 0.0 if rank.node == node else REPORTS_APART_S
+            steps_meanwhile = apart_s * rank.count / lasted_s if lasted_s > 0 else 0.0
+            if fewest + 1 + steps_meanwhile < rank.count:
+                attempt.drifted = True
+                return
+
+    # A node that falls away.
+
+    def look_for_lost_nodes(self) -> None:
+        """Asks about launchers that are gone and do not come back."""
+        for node, launcher in self._absent():
+            if not launcher.agent_gone and (len(self.state.slots) > 1 or self._runs_nothing(launcher)):
+                self.effects.append(m.AskContact(node))
+
+    def contact_known(self, event: m.ContactKnown) -> None:
+        for node, launcher in self._absent():
+            if node == event.node:
+                launcher.agent_gone = not event.connected
+
+    def give_up_lost_nodes(self) -> None:
+        """Those on which nothing of ours can complete another step, although their leases may still run."""
+        state, attempt = self.state, self.state.attempt
+        if state.phase in (m.Phase.REPLACING, m.Phase.ENDED):
+            return
+        lost = {
+            node: launcher for node, launcher in self._absent() if launcher.agent_gone and node not in state.bad_nodes
+        }
+        for node, launcher in lost.items():
+            gone_s = self.now.monotonic_s - (launcher.gone_s or 0.0)
+            known_by = "the connections of its launcher and of its agent ended"
+            if self._runs_nothing(launcher):
+                self.lose_node(node, f"{known_by}, and nothing of the job runs there", gone_s)
+                continue
+            if attempt is None or attempt.end_ns:
+                continue
+            launcher.missed = launcher.missed or self._missed(attempt, node)
+            if not launcher.missed:
+                continue
+            if state.phase in _IN_ATTEMPT:
+                self.fail(
+                    self.lost(node, f"{known_by}; {launcher.missed}", gone_s), f"{node}: {known_by}; {launcher.missed}"
+                )
+            others = [one for name, one in state.launchers.items() if name not in lost]
+            if others and all(one.stopped_generation >= attempt.generation for one in others):
+                self.lose_node(node, f"{known_by}; {launcher.missed}", gone_s)
+
+    def _absent(self) -> list[tuple[str, m.Launcher]]:
+        return [
+            (node, launcher)
+            for node, launcher in self.state.launchers.items()
+            if launcher.gone_s is not None and self.now.monotonic_s - launcher.gone_s >= GONE_S
+        ]
+
+    def _runs_nothing(self, launcher: m.Launcher) -> bool:
+        return launcher.stopped_generation >= max(self.state.generation, launcher.seen_generation)
+
+    def _missed(self, attempt: m.Attempt, node: str) -> str:
+        """How ranks elsewhere show that they need those of the node for each step; empty when they do not."""
+        if attempt.drifted or min(rank.count for rank in attempt.ranks.values()) < TOGETHER_STEPS_MIN:
+            return ""
+        for number, rank in attempt.ranks.items():
+            if rank.node == node:
+                continue
+            if rank.exit and not rank.exit.by_us and blames_peer(rank.exit):
+                return f"rank {number} on {rank.node} lost its connection to a peer"
+            watch = self.state.watches.get(number)
+            if watch and watch.activity is m.Activity.COLLECTIVE:
+                return f"rank {number} on {rank.node} waits in a collective operation"
+        return ""
