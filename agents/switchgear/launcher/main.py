@@ -111,7 +111,7 @@ async def run(settings: LauncherSettings, recovery: str, trace_parent: str = "")
         loop.add_signal_handler(number, terminated.set)
     await supervisor.start()
     patience_s = _GIVE_UP_S if settings.lease else math.inf
-    connection = asyncio.create_task(_stay_connected(supervisor, spans, recovery, patience_s))
+    connection = asyncio.create_task(stay_connected(supervisor, spans, recovery, patience_s))
     ends = [asyncio.create_task(event.wait()) for event in (supervisor.finished, terminated)]
     try:
         await asyncio.wait([*ends, connection], return_when=asyncio.FIRST_COMPLETED)
@@ -126,7 +126,7 @@ async def run(settings: LauncherSettings, recovery: str, trace_parent: str = "")
     return 0
 
 
-async def _stay_connected(supervisor: Supervisor, spans: Spans, recovery: str, patience_s: float) -> None:
+async def stay_connected(supervisor: Supervisor, spans: Spans, recovery: str, patience_s: float) -> None:
     """Until the supervisor is closed and its last report is out, or nobody has answered for so long."""
     backoff_s = _BACKOFF_S[0]
     now = asyncio.get_running_loop().time
