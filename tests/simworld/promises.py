@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from simworld.books import balance
 from simworld.control import Control
 from simworld.kernel import Kernel, Violation
 from simworld.scheduler import SimScheduler
@@ -61,6 +62,7 @@ class Promises:
         for effect in effects:
             self.effect(effect, event)
         self.bounds(after)
+        balance(before, after, self.kernel.now)
 
     def effect(self, effect: m.Effect, event: m.Event) -> None:
         match effect:

@@ -2,17 +2,138 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+
 from switchgear.recovery import model as m
-from switchgear.recovery.ledger import Bucket
+from switchgear.recovery.ledger import Bucket, Cost, Ledger, add_cost, settled_at
+
+#: Lines of `Reliability.costs`.
+FLEET_COSTS_MAX = 1000
+#: Lines about faults in a report.
+_REPORT_COSTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Goodput:
+    """Of one job or of several. Times are nanoseconds; `productive_wall_ns` is that of all GPUs of a job at once."""
+
+    jobs: int
+    gpu_ns: int
+    buckets: dict[Bucket, int]
+    productive_wall_ns: int
+    #: Costliest first.
+    costs: tuple[Cost, ...]
+
+    @property
+    def goodput(self) -> float:
+        """Share of the time in which new steps were made, 0 to 1."""
+        return self._productive / self.gpu_ns if self.gpu_ns else 0.0
+
+    @property
+    def ettr(self) -> float | None:
+        """Effective training time ratio after Meta's RSC (arXiv 2410.21680), the queue left out; None before a placement."""
+        placed_ns = self.gpu_ns - self.buckets.get(Bucket.QUEUE, 0)
+        return self._productive / placed_ns if placed_ns else None
+
+    @property
+    def mttf_s(self) -> float | None:
+        """Mean productive time between two incidents."""
+        return (
+            self.productive_wall_ns / incidents / 1e9 if (incidents := sum(c.incidents for c in self.costs)) else None
+        )
+
+    @property
+    def mttr_s(self) -> float | None:
+        """Mean time from the fault to the first new step, of incidents that came so far."""
+        return mttr_s(reduce(Cost.plus, self.costs, Cost("", "")))
+
+    @property
+    def _productive(self) -> int:
+        return self.buckets.get(Bucket.PRODUCTIVE, 0)
+
+
+def mttr_s(cost: Cost) -> float | None:
+    """Mean time from the fault to the first new step; None when no incident came so far."""
+    return cost.recovery_ns / cost.recovered / 1e9 if cost.recovered else None
+
+
+def of_job(state: m.JobState, now: m.Now) -> Goodput:
+    """All of the job's time up to `now` or to its end; what is not decided yet under the best present knowledge."""
+    return of_ledgers([settled_at(state, now)])
+
+
+def of_ledgers(ledgers: Iterable[Ledger]) -> Goodput:
+    """The sum of several jobs. Causes and nodes beyond `FLEET_COSTS_MAX` are told as one."""
+    jobs = gpu_ns = productive_wall_ns = 0
+    buckets = dict.fromkeys(Bucket, 0)
+    costs: dict[tuple[str, str], Cost] = {}
+    for ledger in ledgers:
+        jobs += 1
+        gpu_ns += sum(ledger.gpu_ns.values())
+        productive_wall_ns += _productive_wall_ns(ledger)
+        for bucket, booked in ledger.gpu_ns.items():
+            buckets[bucket] += booked
+        for cost in ledger.costs:
+            known = costs.get((cost.cause, cost.node))
+            costs[cost.cause, cost.node] = known.plus(cost) if known else cost
+    costliest = sorted(costs.values(), key=lambda c: (-c.lost_gpu_ns, c.cause, c.node))
+    told = tuple(costliest[:FLEET_COSTS_MAX])
+    for cost in costliest[FLEET_COSTS_MAX:]:
+        told = add_cost(told, cost, FLEET_COSTS_MAX)
+    return Goodput(jobs, gpu_ns, buckets, productive_wall_ns, told)
 
 
 def productive_ns(state: m.JobState) -> int:
     """Nanoseconds in which new steps were made on all GPUs that the job asked for, as far as they are booked."""
-    ledger = state.ledger
-    return ledger.gpu_ns.get(Bucket.PRODUCTIVE, 0) // ledger.gpus if ledger.gpus else 0
+    return _productive_wall_ns(state.ledger)
 
 
 def goodput(state: m.JobState, now_unix_ns: int) -> float:
-    """Share of the job's age in which new steps were made, 0 to 1."""
+    """Share of the job's age in which new steps were made, 0 to 1; as far as it is booked."""
     wall_ns = (state.end_ns or now_unix_ns) - state.create_ns
     return min(1.0, productive_ns(state) / wall_ns) if wall_ns > 0 else 0.0
+
+
+def _productive_wall_ns(ledger: Ledger) -> int:
+    return ledger.gpu_ns.get(Bucket.PRODUCTIVE, 0) // ledger.gpus if ledger.gpus else 0
+
+
+def report(state: m.JobState, found: Goodput, steps_redone: int) -> str:
+    """Where the time went, for a terminal: a dozen lines, without a line break at the end."""
+    ranks = state.spec.world_size
+    lines = [f"where the {duration(found.gpu_ns / ranks / 1e9)} of {_counted(ranks, 'rank')} went:"]
+    width = max(len(bucket) for bucket in Bucket)
+    lines += [
+        f"  {bucket:<{width}}  {booked / found.gpu_ns:6.1%}  {duration(booked / ranks / 1e9):>11}"
+        for bucket, booked in found.buckets.items()
+        if booked
+    ]
+    ettr = "" if found.ettr is None else f", ETTR {found.ettr:.1%}"
+    steps = f"{_counted(state.high_water_step, 'step')}, {steps_redone} of them made again"
+    lines.append(f"goodput {found.goodput:.1%}{ettr}; {steps}")
+    incidents = sum(cost.incidents for cost in found.costs)
+    if incidents and found.mttf_s is not None:
+        back = "" if found.mttr_s is None else f", {duration(found.mttr_s)} from the fault to the next new step"
+        lines.append(f"{_counted(incidents, 'incident')}, one each {duration(found.mttf_s)} of productive time{back}:")
+    for cost in found.costs[:_REPORT_COSTS]:
+        on = f" on {cost.node.rpartition('/')[2]}" if cost.node else ""
+        lines.append(f"  {cost.cause}{on}: {cost.incidents} x, {duration(cost.lost_gpu_ns / ranks / 1e9)} lost")
+    if len(found.costs) > _REPORT_COSTS:
+        lines.append(f"  and {len(found.costs) - _REPORT_COSTS} more causes and nodes")
+    return "\n".join(lines)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def duration(seconds: float) -> str:
+    """A time for people: `8.3 s`, `4 min 10 s`, `3 h 05 min`."""
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 100:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"

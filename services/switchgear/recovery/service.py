@@ -12,6 +12,10 @@ from switchgear.core.clock import Clock
 from switchgear.core.errors import NotFound
 from switchgear.recovery import model as m
 from switchgear.recovery import store, translate
+from switchgear.recovery.goodput import of_ledgers
+from switchgear.recovery.goodput_messages import goodput_to_proto, reliability_to_proto
+from switchgear.recovery.ledger import settled_at
+from switchgear.recovery.machine import resume
 from switchgear.store.database import Database
 from switchgear.store.feed import ChangeFeed
 from switchgear.store.paging import after_number, page_size, page_token
@@ -120,6 +124,36 @@ class RecoveryApi(rpc.RecoveryServiceServicer):
         if state is None:
             raise NotFound(request.name, f"jobs/{job} does not exist or has not been placed yet")
         return translate.progress_to_proto(state, self._clock.unix_ns())
+
+    async def GetJobGoodput(
+        self,
+        request: pb.GetJobGoodputRequest,
+        context: _Context,
+    ) -> pb.JobGoodput:
+        (job,) = names.parse(request.name, "jobs/*/goodput")
+        state = self._live(f"jobs/{job}")
+        if state is None:
+            async with self._database.read() as session:
+                stored = await store.state_of(session, f"jobs/{job}")
+            state = stored and resume(stored, self._now())
+        if state is None:
+            raise NotFound(request.name, f"jobs/{job} does not exist or has not been placed yet")
+        return goodput_to_proto(state, self._now())
+
+    async def GetReliability(
+        self,
+        request: pb.GetReliabilityRequest,
+        context: _Context,
+    ) -> pb.Reliability:
+        async with self._database.read() as session:
+            ledgers = [ledger async for ledger in store.ended_ledgers(session)]
+            going = [state for state in await store.running(session) if not state.spec.inference]
+        now = self._now()
+        ledgers += [settled_at(self._live(state.job) or resume(state, now), now) for state in going]
+        return reliability_to_proto(of_ledgers(ledgers))
+
+    def _now(self) -> m.Now:
+        return m.Now(self._clock.monotonic_s(), self._clock.unix_ns())
 
     async def _require_job(self, session: Any, job: str) -> None:
         if await store.state_of(session, job) is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -14,6 +14,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from switchgear.core.errors import FailedPrecondition, Reason
 from switchgear.recovery import model as m
+from switchgear.recovery.ledger import Ledger
 from switchgear.store.base import Base, Json
 from switchgear.store.revisions import next_revision
 
@@ -31,6 +32,7 @@ _STATE = TypeAdapter(m.JobState)
 _ATTEMPT = TypeAdapter(m.Attempt)
 _INCIDENT = TypeAdapter(m.Incident)
 _CHECKPOINT = TypeAdapter(m.Checkpoint)
+_LEDGER = TypeAdapter(Ledger)
 
 
 class RecoveryJobRow(Base):
@@ -90,7 +92,7 @@ async def save(session: AsyncSession, state: m.JobState, records: Sequence[m.Eff
     over = state.phase is m.Phase.ENDED
     row = RecoveryJobRow(
         job=state.job,
-        state=_STATE.dump_python(state, mode="json"),
+        state=_STATE.dump_python(state, mode="json", exclude={"watches"}),
         ended=over and not state.outbox,
         end_time_unix_ns=state.end_ns if over else None,
     )
@@ -194,6 +196,25 @@ def _state(row: RecoveryJobRow) -> m.JobState:
             Reason.STATE_NEWER,
             job=row.job,
         ) from error
+
+
+async def ended_ledgers(session: AsyncSession) -> AsyncIterator[Ledger]:
+    """The ledgers of all training jobs that are kept and have nothing left to do; of those from before there were any, none.
+
+    Only this part of each state is read, a row at a time: there may be 10,000 of them.
+    """
+    state = RecoveryJobRow.state
+    query = select(RecoveryJobRow.job, state["ledger"]).where(
+        RecoveryJobRow.ended, state["spec"]["inference"].as_boolean().is_not(True)
+    )
+    async for job, dumped in await session.stream(query):
+        try:
+            if dumped is not None:
+                yield _LEDGER.validate_python(dumped)
+        except ValidationError as error:
+            log.error(
+                "cannot read what a job cost", extra={"job": job, "error": f"{error.error_count()} fields do not fit"}
+            )
 
 
 async def signal_cursor(session: AsyncSession) -> int:
