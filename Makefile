@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo kill-each up test check bench load soak dashboards lint type dist clean help
+.PHONY: setup demo kill-each up test check bench hook load soak campaign dashboards lint type dist clean help
 
 $(STAMP): pyproject.toml constraints.txt proto/build.py $(shell find proto/switchgear -name '*.proto')
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -38,14 +38,20 @@ lint: $(STAMP)  ## ruff and import-linter
 type: $(STAMP)  ## mypy --strict
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## recovery time beside torchrun's, in one run
+bench: $(STAMP)  ## each fault of training and the way back, beside torchrun and ft_launcher: about an hour
 	$(BIN)/python benchmarks/recovery.py
+
+hook: $(STAMP)  ## what watching costs a training step
+	$(BIN)/python benchmarks/hook.py
 
 load: $(STAMP)  ## three minutes of requests while replicas come, go and are killed: none may be lost
 	$(BIN)/python benchmarks/serving.py
 
 soak: $(STAMP)  ## rounds of random faults, each with the proofs
 	$(BIN)/python benchmarks/soak.py
+
+campaign: $(STAMP)  ## one long job, eight faults a minute for ten minutes, with all proofs
+	$(BIN)/python benchmarks/campaign.py
 
 dashboards: $(STAMP)  ## write Grafana's dashboards as JSON from their code
 	$(BIN)/python dashboards/build.py
