@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import uuid
+import venv
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -59,3 +60,11 @@ async def database(database_url: str) -> AsyncIterator[Database]:
         yield database
     finally:
         await database.close()
+
+
+@pytest.fixture(scope="session")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An interpreter that has the standard library only."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, with_pip=False, symlinks=True)
+    return str(folder / "bin/python")

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from switchgear.agent.launchers import FOLDERS_MAX, Launchers, LauncherSettings
+from switchgear.agent.launcher_process import LauncherSettings
+from switchgear.agent.launchers import FOLDERS_MAX, Launchers
 from switchgear.core.process import start_ticks
 from switchgear.v1 import job_service_pb2
 from switchgear.v1alpha import node_agent_service_pb2 as pb

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import venv
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,6 @@ from launcher_world import Launcher, alive, until
 
 PID = "import os\nPID = os.getpid()\n"
 TELL = "import mine, os; print(mine.PID == os.getpid())"
-
-
-@pytest.fixture(scope="session")
-def bare_python(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An interpreter that has the standard library only."""
-    folder = tmp_path_factory.mktemp("bare")
-    venv.create(folder, with_pip=False, symlinks=True)
-    return str(folder / "bin/python")
 
 
 @pytest.fixture
@@ -66,17 +57,16 @@ async def test_a_module_that_cannot_be_imported_is_named_and_the_ranks_start_wit
             "import subprocess; open('child', 'w').write(str(subprocess.Popen(['sleep', '60']).pid))",
             "the imports left a process of their own running",
         ),
-        ("import torch; torch.cuda.initialized = True", "the imports have initialised CUDA"),
+        ("import torch.cuda; torch.cuda.initialized = True", "the imports have initialised CUDA"),
     ],
     ids=["a thread", "a process", "a CUDA context"],
 )
 async def test_what_a_fork_would_break_has_ranks_spawned_with_the_reason_told(
     tmp_path: Path, spec: dict[str, Any], caplog: pytest.LogCaptureFixture, left: str, reason: str
 ) -> None:
-    (tmp_path / "torch.py").write_text(
-        "__version__ = 'pretended'\ndef set_num_threads(n): pass\n"
-        "class cuda:\n    initialized = False\n    @classmethod\n    def is_initialized(cls): return cls.initialized\n"
-    )
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text("__version__ = 'pretended'\ndef set_num_threads(n): pass\n")
+    (tmp_path / "torch/cuda.py").write_text("initialized = False\ndef is_initialized(): return initialized\n")
     (tmp_path / "mine.py").write_text(f"{PID}{left}\n")
     spec["environment"] = {"PYTHONPATH": str(tmp_path)}
     async with Launcher(tmp_path, TELL, nproc=1, spec=spec) as launcher:

@@ -79,6 +79,8 @@ class Control:
                             self._launchers.start(command.start_launcher)
                         case "stop_launcher":
                             self._launchers.stop(command.stop_launcher.job, command.stop_launcher.placement_epoch)
+                        case "keep_warm":
+                            self._launchers.keep_warm(command.keep_warm)
                 sending.cancel()
         finally:
             call.cancel()

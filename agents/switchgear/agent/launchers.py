@@ -1,7 +1,7 @@
 """The launchers of this node: started apart from the agent, found again after its restart, stopped on command.
 
-A launcher is written down before it is started and again, with pid and start time, once it runs. Whatever moment the agent dies at,
-the next one finds what is alive and no other process.
+A launcher is written down before it is started and again, with pid and start time, once it runs; one that was a standby before it
+hears of its job. Whatever moment the agent dies at, the next one finds what is alive and no other process.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from pathlib import Path
 
 from google.protobuf import json_format
 
+from switchgear.agent.launcher_process import LauncherSettings, start_launcher
 from switchgear.agent.processes import find_by_arguments
+from switchgear.agent.standbys import Kind, Standbys
 from switchgear.core import names, trace
 from switchgear.core.errors import Invalid
 from switchgear.core.process import boot_id, is_alive, start_ticks
-from switchgear.core.tls import TlsFiles
 from switchgear.v1alpha import node_agent_service_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -34,36 +35,6 @@ LAUNCHERS_MAX = 256
 #: Folders of ended launchers that are kept for a look at their logs.
 FOLDERS_MAX = 200
 _STATE_FILE = "agent.json"
-#: What the agent, or a control plane in the same process, was given for itself. A job that is to have one of them names it.
-_SECRETS = frozenset(
-    {
-        "SWITCHGEAR_DATABASE_URL",
-        "SWITCHGEAR_JOIN_TOKEN",
-        "SWITCHGEAR_TOKEN",
-        "SWITCHGEAR_TOKEN_FILE",
-        "PGPASSWORD",
-        "PGPASSFILE",
-    }
-)
-
-
-@dataclass(frozen=True, slots=True)
-class LauncherSettings:
-    """What all launchers of a node have in common.
-
-    command: how a launcher is called, before its arguments. address: where other nodes reach its ranks.
-    recovery: where a launcher reports; empty: where the command to start it says. autoscaler: where replicas report.
-    stop_grace_s: what a launcher gets after SIGTERM to stop its ranks, before SIGKILL. tls: how it proves to be of this node.
-    """
-
-    command: tuple[str, ...]
-    node: str
-    address: str
-    recovery: str
-    state_dir: Path
-    autoscaler: str = ""
-    stop_grace_s: float = 10.0
-    tls: TlsFiles | None = None
 
 
 @dataclass(slots=True)
@@ -79,12 +50,18 @@ class _Running:
 class Launchers:
     """Starts and stops launchers; of one event loop.
 
-    report: called with what the scheduler has to know, also while nobody is connected.
+    report: called with what the scheduler has to know, also while nobody is connected. standbys: of whom launchers are made.
     """
 
-    def __init__(self, settings: LauncherSettings, report: Callable[[pb.NodeAgentReport], None]) -> None:
+    def __init__(
+        self,
+        settings: LauncherSettings,
+        report: Callable[[pb.NodeAgentReport], None],
+        standbys: Standbys | None = None,
+    ) -> None:
         self._settings = settings
         self._report = report
+        self._standbys = standbys
         self._root = settings.state_dir / "launchers"
         self._root.mkdir(parents=True, exist_ok=True)
         self._trash = settings.state_dir / "launchers-ended"
@@ -137,6 +114,11 @@ class Launchers:
             return
         self._wanted[job] = command
         self._converge_soon(job)
+
+    def keep_warm(self, command: pb.KeepWarm) -> None:
+        """Takes the newest list of what should be warm."""
+        if self._standbys:
+            self._standbys.want([Kind.of(warm) for warm in command.kinds])
 
     def stop(self, job: str, placement_epoch: int) -> None:
         """Stops what runs, or is about to run, for the job in this placement epoch or an older one."""
@@ -193,27 +175,21 @@ class Launchers:
         spec = folder / "spec.json"
         spec.write_text(json_format.MessageToJson(command.spec))
         arguments = self._arguments(command, spec, folder)
-        self._write_state(folder, command.job, command.placement_epoch, arguments, None)
-        output = os.open(folder / "launcher.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        try:
-            pid = os.posix_spawn(
-                self._settings.command[0],
-                [*self._settings.command, *arguments],
-                self._environment(),
-                file_actions=[
-                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, output, 1),
-                    (os.POSIX_SPAWN_DUP2, output, 2),
-                ],
-                setsid=True,
-                setsigmask=[],
-                setsigdef=[signal.SIGTERM, signal.SIGINT, signal.SIGPIPE],
-            )
-        finally:
-            os.close(output)
-        self._write_state(folder, command.job, command.placement_epoch, arguments, pid)
+        log_path = folder / "launcher.log"
+        standby = self._standbys.take(Kind.of(command.spec)) if self._standbys else None
+        if standby:
+            # Before it hears of the job: whatever moment the agent dies at, either this finds it or it ends.
+            self._write_state(folder, command.job, command.placement_epoch, arguments, standby.pid)
+        if standby and standby.assign(arguments, log_path):
+            pid = standby.pid
+        else:
+            self._write_state(folder, command.job, command.placement_epoch, arguments, None)
+            pid = start_launcher(self._settings, arguments, log_path)
+            self._write_state(folder, command.job, command.placement_epoch, arguments, pid)
         log.info(
-            "started a launcher for %s", command.job, extra={"pid": pid, "placement_epoch": command.placement_epoch}
+            "started a launcher for %s",
+            command.job,
+            extra={"pid": pid, "placement_epoch": command.placement_epoch, "warm": pid == (standby and standby.pid)},
         )
         self._follow(command.job, command.placement_epoch, pid)
 
@@ -243,10 +219,6 @@ class Launchers:
             *("--state-dir", str(folder)),
             *("--trace-parent", trace.current() or command.trace_parent),
         ]
-
-    def _environment(self) -> dict[str, str]:
-        inherited = {name: value for name, value in os.environ.items() if name not in _SECRETS}
-        return inherited | (self._settings.tls.environment() if self._settings.tls else {})
 
     def _write_state(self, folder: Path, job: str, epoch: int, arguments: Sequence[str], pid: int | None) -> None:
         state = {

@@ -19,11 +19,13 @@ from switchgear.agent.exporter import page
 from switchgear.agent.hardware import open_hardware, running_thread
 from switchgear.agent.kernel_log_follower import SOURCE as KERNEL_LOG
 from switchgear.agent.kernel_log_follower import KernelLogFollower
-from switchgear.agent.launchers import Launchers, LauncherSettings
+from switchgear.agent.launcher_process import LauncherSettings
+from switchgear.agent.launchers import Launchers
 from switchgear.agent.metrics import AgentMetrics
 from switchgear.agent.sampler import Sampler
 from switchgear.agent.settings import AgentSettings
 from switchgear.agent.spool import Spool
+from switchgear.agent.standbys import Standbys
 from switchgear.agent.stream import Identity, Outbox, TelemetryStream
 from switchgear.agent.ticker import Ticker
 from switchgear.agent.worker import Worker
@@ -69,6 +71,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="address of /metrics (default: a free port); beyond loopback with TLS, for clients with a certificate of ours",
     )
+    parser.add_argument(
+        "--warm-kinds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="keep a launcher with its imports done for each of the N newest kinds of jobs, at most 2; each takes some hundred "
+        "megabytes, 0: none (default: %(default)s)",
+    )
     parser.add_argument("--kernel-log", type=Path, help="text file to follow instead of /dev/kmsg")
 
 
@@ -110,6 +120,7 @@ def settings_from(args: argparse.Namespace, files: NodeFiles) -> AgentSettings:
         interval_s=args.interval,
         metrics=args.metrics,
         kernel_log=args.kernel_log,
+        warm_kinds=args.warm_kinds,
     )
 
 
@@ -155,18 +166,17 @@ async def run_agent(settings: AgentSettings) -> None:
         )
 
         reports = Reports()
-        launchers = Launchers(
-            LauncherSettings(
-                settings.launcher_command,
-                node,
-                settings.address,
-                settings.recovery,
-                settings.state_dir.resolve(),
-                settings.autoscaler,
-                tls=settings.tls,
-            ),
-            reports.put,
+        launcher_settings = LauncherSettings(
+            settings.launcher_command,
+            node,
+            settings.address,
+            settings.recovery,
+            settings.state_dir.resolve(),
+            settings.autoscaler,
+            tls=settings.tls,
         )
+        standbys = Standbys(launcher_settings, settings.warm_kinds, clock)
+        launchers = Launchers(launcher_settings, reports.put, standbys)
         launchers.adopt()
         inventory = fleet_service_pb2.Node(
             name=node,
@@ -180,7 +190,7 @@ async def run_agent(settings: AgentSettings) -> None:
         log.info("agent of %s", node, extra={"gpus": len(inventory.gpus), "metrics": exporter.address})
         try:
             async with asyncio.TaskGroup() as tasks:
-                for part in (ticker.run(), stream.run(), control.run()):
+                for part in (ticker.run(), stream.run(), control.run(), standbys.run()):
                     tasks.create_task(part)
         finally:
             await launchers.close()

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from switchgear.agent.standbys import KINDS_MAX
 from switchgear.core import names
 from switchgear.core.errors import Invalid, Reason
 from switchgear.core.tls import TlsFiles
@@ -23,6 +24,7 @@ class AgentSettings:
     sim_gpus: simulated GPUs, 0 to 16; 0 means that the node has none.
     interval_s: time between samples, 0.05 to 60. metrics: HOST:PORT of `/metrics`; port 0 takes a free one.
     kernel_log: a text file to follow instead of `/dev/kmsg`; simulated GPUs bring their own.
+    warm_kinds: kinds of jobs for which a launcher is kept warm, 0 to 2; each takes some hundred megabytes.
     launcher_command: how a launcher is called. tls: how this node proves itself; None: the services are plain, on loopback.
     """
 
@@ -38,12 +40,14 @@ class AgentSettings:
     metrics: str = "127.0.0.1:0"
     kernel_log: Path | None = None
     tls: TlsFiles | None = None
+    warm_kinds: int = 1
     launcher_command: tuple[str, ...] = (sys.executable, "-m", "switchgear.launcher")
 
     def __post_init__(self) -> None:
         names.check_id(self.node, "node")
         _require(0 <= self.sim_gpus <= GPUS_MAX, "sim_gpus", f"must be 0 to {GPUS_MAX}")
         _require(0.05 <= self.interval_s <= 60, "interval_s", "must be 0.05 to 60 seconds")
+        _require(0 <= self.warm_kinds <= KINDS_MAX, "warm_kinds", f"must be 0 to {KINDS_MAX}")
         for field in ("collector", "scheduler", "recovery", "autoscaler"):
             address = getattr(self, field)
             host, _, port = address.rpartition(":")

@@ -27,6 +27,8 @@ from switchgear.launcher.lease import Lease
 from switchgear.launcher.settings import LauncherSettings
 from switchgear.launcher.spans import Spans
 from switchgear.launcher.supervisor import Supervisor
+from switchgear.launcher.warm_zygote import WarmZygote
+from switchgear.launcher.zygote import ZygoteKind
 from switchgear.v1.job_service_pb2 import JobSpec
 from switchgear.v1alpha import launcher_service_pb2 as pb
 from switchgear.v1alpha import launcher_service_pb2_grpc as pb_grpc
@@ -66,8 +68,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     log_setup.configure(component="launcher")
     trace.configure("launcher")
+    return asyncio.run(run_job(args, None, round(psutil.Process().create_time() * 1e9)))
+
+
+async def run_job(args: argparse.Namespace, zygote: WarmZygote | None, begun_ns: int) -> int:
+    """Runs what the command line says. zygote: a warm one of the kind that the job has; None: it has to be made.
+
+    begun_ns: when this launcher was started, or was given its job.
+    """
     try:
-        return asyncio.run(run(settings_from(args), args.recovery, args.trace_parent))
+        settings = settings_from(args)
+        if zygote is not None and zygote.kind != ZygoteKind.of(settings.spec, settings.python):
+            await zygote.close()
+            zygote = None
+        return await run(settings, args.recovery, args.trace_parent, zygote, begun_ns)
     except SwitchgearError as error:
         log.error(error.message, extra={"reason": error.reason.value})
         return 1
@@ -97,14 +111,16 @@ def settings_from(args: argparse.Namespace) -> LauncherSettings:
     )
 
 
-async def run(settings: LauncherSettings, recovery: str, trace_parent: str = "") -> int:
+async def run(
+    settings: LauncherSettings, recovery: str, trace_parent: str, zygote: WarmZygote | None, begun_ns: int
+) -> int:
     """Supervises until the job has ended or SIGTERM; ranks that run then are stopped first.
 
-    trace_parent: of what it is started for, see `core.trace`.
+    trace_parent: of what it is started for, see `core.trace`. zygote, begun_ns: as in `run_job`.
     Raises FailedPrecondition (JOB_ALREADY_RUNNING) when another launcher holds the state folder.
     """
-    supervisor = Supervisor(settings)
-    spans = Spans(settings, trace_parent, round(psutil.Process().create_time() * 1e9), SystemClock())
+    supervisor = Supervisor(settings, zygote=zygote)
+    spans = Spans(settings, trace_parent, begun_ns, SystemClock())
     terminated = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -73,8 +73,8 @@ def files_of(modules: Iterable[str]) -> dict[str, int]:
 
 def why_not_fork(*, has_children: bool) -> str:
     """What makes this process unfit to fork ranks, empty when nothing does."""
-    module = sys.modules.get("torch")
-    if module is not None and module.cuda.is_initialized():
+    cuda = sys.modules.get("torch.cuda")
+    if cuda is not None and cuda.is_initialized():
         return "the imports have initialised CUDA"
     for fd in Path("/proc/self/fd").iterdir():
         try:
