@@ -435,7 +435,7 @@ def test_random_histories_are_told_to_the_nanosecond() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0.0 s"), (99.9, "99.9 s"), (99.96, "1 min 40 s"), (250, "4 min 10 s"), (3600 * 3 + 300, "3 h 05 min")],
+    [(0, "0.00 s"), (9.99, "9.99 s"), (9.996, "10.0 s"), (99.9, "99.9 s"), (99.96, "1 min 40 s"), (250, "4 min 10 s"), (3600 * 3 + 300, "3 h 05 min")],
 )
 def test_durations_are_told_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text

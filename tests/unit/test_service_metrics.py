@@ -12,6 +12,7 @@ from switchgear.collector.metrics import AGENTS_MAX, CollectorMetrics
 from switchgear.collector.model import Event
 from switchgear.core.clock import ManualClock
 from switchgear.recovery import model as m
+from switchgear.recovery.ledger import Bucket, Ledger
 from switchgear.recovery.metrics import RecoveryMetrics
 from switchgear.scheduler.decide import Snapshot
 from switchgear.scheduler.metrics import SchedulerMetrics
@@ -94,6 +95,7 @@ def training(clock: ManualClock) -> m.JobState:
     rank = m.Rank("nodes/n1", step=40, step_time_ns=now_ns, first_step_ns=1, first_new_step_ns=now_ns - 50 * SECOND_NS)
     state.attempt = m.Attempt(2, m.AttemptState.RUNNING, ["nodes/n1"], now_ns, 30, "", 0, "", 20, {0: rank})
     state.generation, state.high_water_step = 2, 40
+    state.ledger = Ledger(gpus=1, gpu_ns={Bucket.PRODUCTIVE: 50 * SECOND_NS, Bucket.REDO: 10 * SECOND_NS})
     state.checkpoints = {
         path: m.Checkpoint(path, kind, 20)
         for path, kind in (("a", m.CheckpointState.VERIFIED), ("b", m.CheckpointState.CORRUPT))
@@ -110,6 +112,9 @@ def test_a_training_job_shows_its_steps_and_what_they_cost() -> None:
     assert page("switchgear_job_steps_total", job="train", kind="productive") == 40
     assert page("switchgear_job_steps_total", job="train", kind="redone") == 10
     assert page("switchgear_job_goodput_ratio", job="train") == 0.5
+    assert page("switchgear_job_gpu_seconds_total", job="train", bucket="productive") == 50
+    assert page("switchgear_job_gpu_seconds_total", job="train", bucket="redo") == 10
+    assert page("switchgear_job_gpu_seconds_total", job="train", bucket="hung") == 0
     assert page("switchgear_checkpoints", job="train", state="CORRUPT") == 1
     states.clear()
     assert page.labels_of("switchgear_job_step") == []
@@ -124,6 +129,7 @@ def test_an_unknown_step_has_no_number_and_a_replica_has_no_steps() -> None:
     RecoveryMetrics(page.registry, clock, lambda: [unknown, replica])
     assert page.labels_of("switchgear_job_step") == []
     assert page.labels_of("switchgear_job_goodput_ratio") == [{"job": "train"}]
+    assert {labels["job"] for labels in page.labels_of("switchgear_job_gpu_seconds_total")} == {"train"}
     assert page("switchgear_job_generation", job="chat-r1") == 2
 
 

@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   switchgear jobs llama
   switchgear logs llama --follow
   switchgear incidents
+  switchgear goodput llama
   switchgear services create chat --max 2 -- serve_gpt.py --checkpoint checkpoints
   switchgear top
   switchgear demo
@@ -49,6 +50,12 @@ _COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "nodes": ("switchgear.cli.show", "add_nodes", "nodes", "list nodes, or show one with its telemetry"),
     "jobs": ("switchgear.cli.show", "add_jobs", "jobs_command", "list jobs, or show one with its attempts"),
     "incidents": ("switchgear.cli.show", "add_incidents", "incidents", "list incidents, or show one with its timeline"),
+    "goodput": (
+        "switchgear.cli.goodput",
+        "add_arguments",
+        "main",
+        "show where the GPU time of a job went, or what faults cost all jobs",
+    ),
     "checkpoints": ("switchgear.cli.show", "add_checkpoints", "checkpoints", "list the checkpoints of a job"),
     "signals": ("switchgear.cli.show", "add_signals", "signals_command", "list what the detectors found"),
     "top": (
@@ -88,6 +95,7 @@ _COMMANDS: dict[str, tuple[str, str, str, str]] = {
 #: Modules of commands that ask a control plane and print what it answers.
 _SHOWS = (
     "switchgear.cli.show",
+    "switchgear.cli.goodput",
     "switchgear.cli.act",
     "switchgear.cli.policies",
     "switchgear.cli.services",

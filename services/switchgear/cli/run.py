@@ -14,6 +14,7 @@ from pathlib import Path
 
 from switchgear.cli import devices, exits, run_options
 from switchgear.cli.client import connect, whole_list
+from switchgear.cli.goodput import tell_at_end
 from switchgear.cli.logs import Shown
 from switchgear.cli.output import tell
 from switchgear.cli.state import DEFAULT_GRPC, default_state_dir, read_running
@@ -188,5 +189,6 @@ def _follow(server: str | None, job: jobs.Job, echo: EchoRule) -> int:
             told = news
             tell(news)
         if job.state in _FINAL:
+            tell_at_end(server, job.name)
             return exits.OK if job.state == jobs.Job.SUCCEEDED else exits.JOB_FAILED
         time.sleep(POLL_S)

@@ -13,18 +13,21 @@ from pathlib import Path
 from google.protobuf.json_format import MessageToJson
 
 from switchgear.cli import exits
+from switchgear.cli.goodput import tell_report
 from switchgear.cli.output import tell
 from switchgear.cli.run_options import Stopping
 from switchgear.cli.state import default_state_dir
 from switchgear.cli.stop_signals import StopSignal
 from switchgear.core import names
-from switchgear.core.clock import SystemClock
+from switchgear.core.clock import Clock, SystemClock
 from switchgear.launcher.logs import EchoRule
 from switchgear.launcher.state import is_held
 from switchgear.launcher.supervisor import LauncherSettings, Supervisor
 from switchgear.recovery import model as m
 from switchgear.recovery import translate
 from switchgear.recovery.actor import JobActor
+from switchgear.recovery.goodput_messages import goodput_to_proto
+from switchgear.recovery.machine import step
 from switchgear.v1.job_service_pb2 import JobSpec
 
 log = logging.getLogger(__name__)
@@ -77,7 +80,7 @@ class Standalone:
         self._commands: asyncio.Queue[m.Command] = asyncio.Queue()
 
     async def run(self) -> int:
-        grace_s = 0.0
+        grace_s, actor = 0.0, None
         try:
             # For `switchgear logs`: where they are.
             (self._folder / SPEC_FILE).write_text(MessageToJson(self._spec))
@@ -104,6 +107,8 @@ class Standalone:
             raise
         finally:
             await self._supervisor.close(grace_s, self._stop.for_ranks)
+            if actor:
+                tell_report(report_at_end(actor.state, self._clock))
 
     async def _obey(self) -> None:
         while True:
@@ -129,6 +134,13 @@ class Standalone:
     async def _tell(self, call: m.Call) -> None:
         if line := line_of(call):
             tell(f"switchgear: {line}")
+
+
+def report_at_end(state: m.JobState, clock: Clock) -> str:
+    """Where the time of a job went that ends now, if it has not ended already."""
+    now = m.Now(clock.monotonic_s(), clock.unix_ns())
+    ended, _ = step(state, m.EndedOutside("the run was stopped"), now)
+    return goodput_to_proto(ended, now).report
 
 
 def lines_of(records: Sequence[m.Effect]) -> list[str]:

@@ -108,7 +108,7 @@ def report(state: m.JobState, found: Goodput, steps_redone: int) -> str:
     lines += [
         f"  {bucket:<{width}}  {booked / found.gpu_ns:6.1%}  {duration(booked / ranks / 1e9):>11}"
         for bucket, booked in found.buckets.items()
-        if booked
+        if booked * 2000 >= found.gpu_ns > 0  # 0.0 % is not worth a line
     ]
     ettr = "" if found.ettr is None else f", ETTR {found.ettr:.1%}"
     steps = f"{_counted(state.high_water_step, 'step')}, {steps_redone} of them made again"
@@ -130,7 +130,9 @@ def _counted(number: int, noun: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time for people: `8.3 s`, `4 min 10 s`, `3 h 05 min`."""
+    """A time for people: `0.35 s`, `48.3 s`, `4 min 10 s`, `3 h 05 min`."""
+    if seconds < 9.995:
+        return f"{seconds:.2f} s"
     if seconds < 99.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from switchgear.core.clock import Clock
 from switchgear.recovery import model as m
 from switchgear.recovery.goodput import goodput
+from switchgear.recovery.ledger import Bucket
 from switchgear.recovery.machine import steps_redone
 
 _CLOSED = (m.IncidentState.RESOLVED, m.IncidentState.ESCALATED)
@@ -81,6 +82,11 @@ def _jobs(states: Sequence[m.JobState], now_ns: int) -> Iterator[Metric]:
     ratio = GaugeMetricFamily(
         "switchgear_job_goodput_ratio", "Share of the job's age in which new steps were made", labels=["job"]
     )
+    gpu_time = CounterMetricFamily(
+        "switchgear_job_gpu_seconds",
+        "GPU time of the job by what became of it, as far as that is decided; see docs/goodput.md",
+        labels=["job", "bucket"],
+    )
     checkpoints = GaugeMetricFamily(
         "switchgear_checkpoints", "Newest checkpoints that recovery keeps in mind, by state", labels=["job", "state"]
     )
@@ -95,10 +101,12 @@ def _jobs(states: Sequence[m.JobState], now_ns: int) -> Iterator[Metric]:
         steps.add_metric([job, "productive"], state.high_water_step)
         steps.add_metric([job, "redone"], steps_redone(state))
         ratio.add_metric([job], goodput(state, now_ns))
+        for bucket in Bucket:
+            gpu_time.add_metric([job, bucket.value], state.ledger.gpu_ns.get(bucket, 0) / 1e9)
         tally = Tally(checkpoint.state for checkpoint in state.checkpoints.values())
         for kind in m.CheckpointState:
             checkpoints.add_metric([job, kind.value], tally[kind])
-    yield from (generation, step, steps, ratio, checkpoints)
+    yield from (generation, step, steps, ratio, gpu_time, checkpoints)
 
 
 def _job(name: str) -> str:
