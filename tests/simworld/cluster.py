@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 
 from simworld.control import Control
 from simworld.kernel import Kernel
 from simworld.launcher import SimLauncher, SimNode
-from simworld.network import Stream
+from simworld.network import KEEPALIVE_S, Stream
 from simworld.promises import Promises
 from simworld.scheduler import SimScheduler
-from simworld.training import File, Gang, Program, SimRank
+from simworld.training import PEER_LOST, File, Gang, Program, SimRank
 
 from switchgear.recovery import model as m
 
@@ -40,6 +41,7 @@ class Cluster:
         self.scheduler = SimScheduler(self.kernel, self.nodes, JOB, nnodes, self._launch)
         self.control = Control(self.kernel, self.scheduler, m.Spec(nnodes, nproc, max_restarts, "checkpoints"))
         self.scheduler.changed = self.control.job_changed
+        self.control.is_connected = self.is_connected
         self.promises = Promises(self.kernel, self.program, self.scheduler, self.control)
         self.program.is_reachable = lambda node: node not in self.ranks_cut_off
         self.program.on_step = self._on_step
@@ -105,35 +107,51 @@ class Cluster:
             self.kernel.note(f"{name}    launcher killed")
             launcher.die()
 
-    def cut_off(self, name: str, *, ranks_too: bool = True) -> None:
-        """Nothing arrives at the node or from it; its ranks may have a network of their own."""
+    def cut_off(self, name: str, *, ranks_too: bool = True, loud: bool = False) -> None:
+        """Nothing arrives at the node or from it; its ranks may have a network of their own.
+
+        loud: the connections that there are end at once, at both ends.
+        """
         node = self.nodes[name]
-        if node.link.up:
-            self.kernel.note(f"{name}    cut off from {'the network' if ranks_too else 'the control plane'}")
-            if ranks_too:
-                self.ranks_cut_off.add(name)
-            node.link.up = False
-            if node.launcher and node.launcher.stream:
-                node.launcher.stream.break_silently()
+        if not node.link.up:
+            return
+        how = " with resets" if loud else ""
+        self.kernel.note(f"{name}    cut off from {'the network' if ranks_too else 'the control plane'}{how}")
+        node.link.up = False
+        node.agent_gone_s = self.kernel.now_s + (0.0 if loud else self.kernel.between(*KEEPALIVE_S))
+        if node.launcher and node.launcher.stream:
+            (node.launcher.stream.break_loudly if loud else node.launcher.stream.break_silently)()
+        if ranks_too:
+            self.ranks_cut_off.add(name)
+            if loud:
+                self._peers_notice(name)
+
+    def _peers_notice(self, name: str) -> None:
+        """Ranks elsewhere see their connections end, and sometimes those on the node as well."""
+        for rank in list(self.program.live):
+            if (rank.node != name or self.kernel.chance(0.5)) and not rank.stuck:
+                self.kernel.after(self.kernel.between(0.005, 0.5), partial(self.program.end, rank, 1, PEER_LOST))
 
     def heal(self, name: str) -> None:
         node = self.nodes[name]
         if node.alive and not node.link.up:
             self.kernel.note(f"{name}    network back")
             self.ranks_cut_off.discard(name)
+            node.agent_gone_s = None
             node.link.heal(self.kernel)
 
-    def lose(self, name: str) -> None:
-        """Power is gone: every process with it."""
+    def lose(self, name: str, *, loud: bool = False) -> None:
+        """Power is gone: every process with it. loud: only the processes are, and the kernel resets their connections."""
         node = self.nodes[name]
         if not node.alive:
             return
-        self.cut_off(name)
+        self.cut_off(name, loud=loud)
         self.kernel.note(f"{name}    lost")
         node.alive = False
         if node.launcher:
             node.launcher.vanish()
         for rank in list(node.ranks):
+            rank.stuck = ""
             self.program.end(rank, -9)
         node.ranks.clear()
         # What was not on the disk yet.
@@ -146,8 +164,26 @@ class Cluster:
             self.kernel.note(f"{name}    is back")
             node.alive = True
             self.ranks_cut_off.discard(name)
-            node.link.up = True
+            node.link.up, node.agent_gone_s = True, None
             node.link.held.clear()
+
+    def get_stuck(self, number: int, how: str) -> None:
+        """how: as `SimRank.stuck` has it."""
+        for rank in self.program.live:
+            if rank.rank == number and not rank.doomed:
+                self.kernel.note(f"{rank.node}    rank {number} of generation {rank.generation} is {how}")
+                self.program.get_stuck(rank, how)
+                return
+
+    def free(self) -> None:
+        """Whatever held ranks lets go of them."""
+        for rank in list(self.program.live):
+            self.program.free(rank)
+
+    def is_connected(self, name: str) -> bool:
+        """As the scheduler sees the node's agent."""
+        gone_s = self.nodes[name].agent_gone_s
+        return gone_s is None or self.kernel.now_s < gone_s
 
     def scheduler_away(self, seconds: float) -> None:
         self.kernel.note(f"scheduler  away for {seconds:.1f} s")

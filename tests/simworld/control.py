@@ -19,6 +19,7 @@ from simworld.scheduler import Refused, SimScheduler
 
 from switchgear.recovery import model as m
 from switchgear.recovery.machine import LEASE_S, resume, step
+from switchgear.recovery.watching import GONE_S
 
 TICK_S = 1.0
 WORK_S = (0.0005, 0.005)
@@ -50,6 +51,7 @@ class Control:
         self.crash_probability = 0.0
         self.down_s = (0.2, 4.0)
         self.taken: Callable[[m.JobState, m.Event, m.JobState, Sequence[m.Effect]], None] = lambda *_: None
+        self.is_connected: Callable[[str], bool] = lambda _: True
         #: What is to happen when the job next enters a phase with at least this generation; each once.
         self.on_phase: list[tuple[m.Phase, int, Callable[[], None]]] = []
         self.alive = False
@@ -69,7 +71,8 @@ class Control:
         self._life += 1
         if self.disk.state and not self._over(self.disk.state):
             self.state = resume(
-                _STATE.validate_python(_STATE.dump_python(self.disk.state, mode="json")), self.kernel.now
+                _STATE.validate_python(_STATE.dump_python(self.disk.state, mode="json", exclude={"watches"})),
+                self.kernel.now,
             )
         self._later(WATCH_S, self._take_job)
         self._later(WATCH_S, self._next_signal)
@@ -161,6 +164,7 @@ class Control:
         if self._sessions.get(stream.node) is stream:
             del self._sessions[stream.node]
             self._post(m.LauncherGone(stream.node, stream.launcher_id))
+            self._later((GONE_S + 0.01, GONE_S + 0.01), lambda: self._post(m.Tick()) if self.state else None)
 
     def _send(self, command: m.Command) -> None:
         if session := self._sessions.get(command.node):
@@ -193,7 +197,11 @@ class Control:
         if before is None:
             return
         after, effects = step(before, event, posted)
-        stores = bool(effects) or after.outbox != before.outbox or after.phase is not before.phase
+        stores = (
+            any(not isinstance(e, m.AskContact) for e in effects)
+            or after.outbox != before.outbox
+            or after.phase is not before.phase
+        )
         if stores and self._dies_here():  # before anything is stored: as if the event had not come
             return
         if stores:
@@ -205,6 +213,9 @@ class Control:
             self.on_phase = [w for w in self.on_phase if w not in due]
             for _, _, happens in due:
                 self.kernel.after(0.0, happens)
+        for effect in effects:
+            if isinstance(effect, m.AskContact):
+                self._later(CALL_S, partial(self._ask, effect.node))
         commands = [e for e in effects if isinstance(e, m.Start | m.Stop | m.Check | m.Finish)]
         for command in commands:
             if self._dies_here():
@@ -241,6 +252,10 @@ class Control:
         self._later((TICK_S, TICK_S), self._tick)
 
     # Calls to the scheduler.
+
+    def _ask(self, node: str) -> None:
+        if self.state and self.kernel.now_s >= self.scheduler.away_until_s:
+            self._post(m.ContactKnown(node, self.is_connected(node)))
 
     def _carry(self) -> None:
         if self.state is None or self._calling:

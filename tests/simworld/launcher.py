@@ -9,7 +9,7 @@ from functools import partial
 
 from simworld.kernel import Kernel
 from simworld.network import Link, Stream
-from simworld.training import SPAWN_S, File, Gang, Program, SimRank
+from simworld.training import SPAWN_S, STEP_S, File, Gang, Program, SimRank
 
 from switchgear.recovery import model as m
 
@@ -19,6 +19,15 @@ KILL_S = (0.01, 1.0)
 GONE_S = (0.001, 0.2)
 VERIFY_S = (0.02, 1.5)
 BACKOFF_S = (0.1, 2.0)
+WATCH_S = 0.5
+#: Without a step for so long a rank is watched.
+SUSPECT_S = 1.0
+_PROCESS = {
+    "": m.ProcessState.SLEEPING,
+    "hung": m.ProcessState.SLEEPING,
+    "stopped": m.ProcessState.STOPPED,
+    "blocked": m.ProcessState.DISK,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +64,8 @@ class SimNode:
     launcher: SimLauncher | None = None
     launchers_started: int = 0
     ports_used: int = 0
+    #: When the scheduler learns that the agent's connection has ended; None while it stands.
+    agent_gone_s: float | None = None
     #: Starts that fail here from now on: "one rank", "before" or "for ever".
     start_failures: list[str] = field(default_factory=list)
 
@@ -243,6 +254,7 @@ class SimLauncher:
             delay_s = self.kernel.between(*SPAWN_S)
             fails = trouble == "one rank" and number == numbers[0]
             self.kernel.after(delay_s, partial(self._spawn, attempt, start, rank, fails=fails))
+        self.kernel.after(WATCH_S, partial(self._watch, attempt, told=False))
 
     def _spawn(self, attempt: LocalAttempt, start: m.Start, rank: SimRank, *, fails: bool) -> None:
         if not self.alive:
@@ -345,10 +357,14 @@ class SimLauncher:
         if attempt is None or attempt.generation != generation or not any(r.step for r in attempt.ranks.values()):
             return
         steps = tuple(
-            m.RankStep(r.rank, r.step, r.step_time_ns, r.first_step_ns, r.first_new_step_ns)
+            m.RankStep(r.rank, r.step, r.step_time_ns, r.first_step_ns, r.first_new_step_ns, self._count(r))
             for r in attempt.ranks.values()
         )
         self._report(m.Progress(self.node.name, generation, steps))
+
+    def _count(self, rank: SimRank) -> int:
+        gang = self.program.gangs.get(rank.generation)
+        return gang.count if gang and rank.step else 0
 
     def report_load(self, rank: SimRank, path: str, step: int | None) -> None:
         self._report(m.Loaded(self.node.name, rank.generation, rank.rank, path, step, self.kernel.now_ns))
@@ -356,6 +372,40 @@ class SimLauncher:
     def report_checkpoint(self, generation: int, file: File, state: m.CheckpointState) -> None:
         checkpoint = m.Checkpoint(file.path, state, file.step, digest=file.digest, commit_ns=file.commit_ns)
         self._report(m.CheckpointSeen(generation, checkpoint))
+
+    def _watch(self, attempt: LocalAttempt, *, told: bool) -> None:
+        """Each half second; told: the last report named a rank."""
+        if not self.alive or attempt.gone or self.attempt is not attempt:
+            return
+        watches = tuple(self._watched(rank) for rank in attempt.ranks.values() if rank.alive and self._suspicious(rank))
+        if (watches or told) and self.stream:  # old ones are worth nothing
+            self._report(m.Watched(self.node.name, attempt.generation, watches))
+        self.kernel.after(WATCH_S, partial(self._watch, attempt, told=bool(watches)))
+
+    def _suspicious(self, rank: SimRank) -> bool:
+        return rank.stuck in {"stopped", "blocked"} or self._idle_s(rank) > SUSPECT_S
+
+    def _idle_s(self, rank: SimRank) -> float:
+        return (self.kernel.now_ns - (rank.step_time_ns or rank.started_ns)) / 1e9
+
+    def _watched(self, rank: SimRank) -> m.RankWatch:
+        gang = self.program.gangs.get(rank.generation)
+        count = gang.count if gang else 0
+        waits = m.Activity.COLLECTIVE if rank.step_time_ns else m.Activity.STARTUP
+        stuck = m.Activity.STEP if rank.step_time_ns else m.Activity.STARTUP
+        return m.RankWatch(
+            rank.rank,
+            self._idle_s(rank),
+            stuck if rank.stuck else waits,
+            _PROCESS[rank.stuck],
+            self.kernel.now_s - rank.since_s if rank.stuck else 0.0,
+            rank.step_time_ns,
+            count,
+            STEP_S if count >= 3 else None,
+            0.0,
+            where="train (train.py:9)" if rank.stuck else "train (train.py:12)",
+            stack=f"stack of rank {rank.rank}",
+        )
 
     def follows(self, gang: Gang) -> bool:
         return self.attempt is not None and self.attempt.generation == gang.generation and not self.attempt.gone

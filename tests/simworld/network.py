@@ -85,6 +85,11 @@ class Stream:
         for learns in (self._server_learns, self._client_learns):
             self._kernel.after(self._kernel.between(*KEEPALIVE_S), partial(self._if_still_down, learns))
 
+    def break_loudly(self) -> None:
+        """Something on the way resets the connection: both ends learn of it at once."""
+        self._server_learns()
+        self._client_learns()
+
     def _if_still_down(self, learns: Callable[[], None]) -> None:
         if not self._link.up:
             learns()

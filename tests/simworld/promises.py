@@ -8,7 +8,7 @@ from simworld.books import balance
 from simworld.control import Control
 from simworld.kernel import Kernel, Violation
 from simworld.scheduler import SimScheduler
-from simworld.training import File, Program, SimRank
+from simworld.training import File, Gang, Program, SimRank
 
 from switchgear.recovery import model as m
 from switchgear.recovery.faults import FAILURES_MAX
@@ -24,6 +24,8 @@ class Promises:
     def __init__(self, kernel: Kernel, program: Program, scheduler: SimScheduler, control: Control) -> None:
         self.kernel, self.program, self.scheduler, self.control = kernel, program, scheduler, control
         program.on_spawn = self.spawned
+        program.on_any_step = self.stepped
+        self.newest = 0
         control.taken = self.taken
         self.generation = 0
         #: node -> generation that had been reached when the machine took the evidence.
@@ -38,12 +40,28 @@ class Promises:
             raise Violation(promise)
 
     def spawned(self, rank: SimRank) -> None:
-        """The promise above all others."""
-        others = {other.generation for other in self.program.live} - {rank.generation}
+        """The promise above all others.
+
+        What is left on a node that the job no longer has may wait for its end, if it can do nothing but wait.
+        """
+        self.newest = max(self.newest, rank.generation)
+        seats = {slot.node for slot in self.scheduler.placement}
+        others = {
+            other.generation
+            for other in self.program.live
+            if other.generation != rank.generation
+            and not other.doomed
+            and (other.node in seats or not self.program.gangs[other.generation].over)
+        }
         self.require(not others, f"generations {others} still live when rank {rank.rank} of {rank.generation} starts")
         self.require(
             self.bad_since.get(rank.node, rank.generation) >= rank.generation,
             f"rank {rank.rank} of generation {rank.generation} starts on {rank.node} despite fatal evidence",
+        )
+
+    def stepped(self, gang: Gang) -> None:
+        self.require(
+            gang.generation >= self.newest, f"generation {gang.generation} makes a step after {self.newest} has begun"
         )
 
     def repaired(self, node: str) -> None:

@@ -43,7 +43,7 @@ class Storm:
         everything: list[Callable[[], None]] = [
             self.kill_rank, self.raise_exception, self.break_program, self.kill_launcher, self.lose, self.cut_off, self.xid,
             self.xid_then_loss, self.damage, self.damage_all, self.kill_recovery, self.hang_store, self.fail_starts,
-            self.scheduler_away,
+            self.scheduler_away, self.get_stuck, self.get_stuck, self.lose_loudly, self.cut_off_loudly,
         ]  # fmt: skip
         self.kinds = rng.sample(everything, rng.choice((1, 2, 3, len(everything))))
         if rng.random() < 0.03:
@@ -75,6 +75,7 @@ class Storm:
         self.cluster.scheduler.away_until_s = 0.0
         for node in self.cluster.nodes.values():
             node.start_failures.clear()
+            self.cluster.free()
             if node.name not in self.cluster.gone_for_good:
                 self.cluster.come_back(node.name)
             self.cluster.heal(node.name)
@@ -110,18 +111,31 @@ class Storm:
     def kill_launcher(self) -> None:
         self.cluster.kill_launcher(self._node())
 
-    def lose(self, name: str = "") -> None:
+    def get_stuck(self) -> None:
+        """It may get out of it by itself, before or after somebody has noticed."""
+        rank, how = self.rng.randrange(self.cluster.program.world_size), self.rng.choice(("hung", "stopped", "blocked"))
+        self.cluster.get_stuck(rank, how)
+        if self.rng.random() < 0.5:
+            self.kernel.after(self._length_s(), self.cluster.free)
+
+    def lose_loudly(self) -> None:
+        self.lose(loud=True)
+
+    def cut_off_loudly(self) -> None:
+        self.cut_off(loud=True)
+
+    def lose(self, name: str = "", *, loud: bool = False) -> None:
         node = name or self._node()
-        self.cluster.lose(node)
+        self.cluster.lose(node, loud=loud)
         spare = sum(n.alive for n in self.cluster.nodes.values()) > self.cluster.scheduler.nnodes
         if spare and self.rng.random() < 0.4:
             self.cluster.gone_for_good.add(node)
         else:
             self.kernel.after(self._length_s() * 2, partial(self.cluster.come_back, node))
 
-    def cut_off(self) -> None:
+    def cut_off(self, *, loud: bool = False) -> None:
         node = self._node()
-        self.cluster.cut_off(node, ranks_too=self.rng.random() < 0.6)
+        self.cluster.cut_off(node, ranks_too=self.rng.random() < 0.6, loud=loud)
         self.kernel.after(self._length_s(), partial(self.cluster.heal, node))
 
     def xid(self) -> None:

@@ -87,6 +87,11 @@ class SimRank:
     first_step_ns: int = 0
     first_new_step_ns: int = 0
     exit: m.Exit | None = None
+    #: "hung", "stopped" or "blocked" in a step; empty while it is well. since_s: since when.
+    stuck: str = ""
+    since_s: float = 0.0
+    #: Killed while blocked: it will not run another instruction of its own.
+    doomed: bool = False
 
 
 @dataclass(slots=True)
@@ -115,6 +120,8 @@ class Program:
         self.is_reachable: Callable[[str], bool] = lambda _: True
         self.on_spawn: Callable[[SimRank], None] = lambda _: None
         self.on_step: Callable[[Gang], None] = lambda _: None
+        #: Before the world takes notice of a step: for the promise that no older generation makes one.
+        self.on_any_step: Callable[[Gang], None] = lambda _: None
         self.on_commit: Callable[[SimRank, File, m.CheckpointState], None] = lambda *_: None
         self.on_load: Callable[[SimRank, str, int], None] = lambda *_: None
 
@@ -148,7 +155,7 @@ class Program:
     def _step(self, gang: Gang, high_water_step: int) -> None:
         if gang.over:
             return
-        if not all(self.is_reachable(rank.node) for rank in gang.ready.values()):
+        if any(rank.stuck or not self.is_reachable(rank.node) for rank in gang.ready.values()):
             self.kernel.after(STEP_S, partial(self._step, gang, high_water_step))  # the collective waits
             return
         step = gang.base + gang.count + 1
@@ -156,6 +163,7 @@ class Program:
             number, text = self.raises_at[step]
             self.end(gang.ready[number], 1, text)
             return
+        self.on_any_step(gang)
         gang.count += 1
         self.steps_made += 1
         self.reached[gang.generation] = step
@@ -185,8 +193,13 @@ class Program:
             self.on_commit(rank, old, m.CheckpointState.EXPIRED)
 
     def end(self, rank: SimRank, code: int, exception: str = "") -> None:
-        """The process ends; peers in a collective notice it or hang."""
+        """The process ends; peers in a collective notice it or hang. One that is blocked in the kernel ends for itself alone."""
         if not rank.alive:
+            return
+        if rank.stuck == "blocked":
+            rank.doomed = True
+            if gang := self.gangs.get(rank.generation):
+                gang.over = True
             return
         rank.alive = False
         self.live.remove(rank)
@@ -200,6 +213,15 @@ class Program:
                 if peer.alive and peer.node != rank.node and self.kernel.rng and self.kernel.rng.random() < 0.6:
                     self.kernel.after(self.kernel.between(0.005, 0.5), partial(self.end, peer, 1, PEER_LOST))
         rank.on_exit(rank, rank.exit)
+
+    def get_stuck(self, rank: SimRank, how: str) -> None:
+        rank.stuck, rank.since_s = how, self.kernel.now_s
+
+    def free(self, rank: SimRank) -> None:
+        """The kernel lets go of it: a kill that waited takes effect."""
+        rank.stuck = ""
+        if rank.doomed:
+            self.end(rank, -9)
 
     def damage(self, file: File) -> None:
         self.folder.files[file.path] = replace(file, damaged_s=self.kernel.now_s)

@@ -152,9 +152,12 @@ class Faults(Records):
         else:
             return
         for node in stuck:
-            state.bad_nodes.setdefault(node, f"{node}: {said}")
-            cause = Cause(m.Fault.NODE_FAULT, f"{node} is stuck", said, "node stuck", node)
-            self.fail_with_node(cause, state.bad_nodes[node], said)
+            if node in state.bad_nodes:
+                self.add_evidence(f"{node}: {said}")
+            else:
+                state.bad_nodes[node] = f"{node}: {said}"
+                cause = Cause(m.Fault.NODE_FAULT, f"{node} is stuck", said, "node stuck", node)
+                self.fail_with_node(cause, state.bad_nodes[node], said)
             # The kill waits for them at the kernel's door: they will not run another instruction of their own.
             state.launchers[node].stopped_generation = state.generation
 

@@ -15,7 +15,7 @@ from switchgear.recovery.diagnosis import Cause, cause_of_exit, evidence_of_exit
 from switchgear.recovery.faults import LAUNCHER_START_S, attempt_steps_redone
 from switchgear.recovery.ledger import book
 from switchgear.recovery.values import LEASE_MARGIN_S, LEASE_S
-from switchgear.recovery.watching import Watching
+from switchgear.recovery.watching import ENDED_LOUDLY_S, Watching
 
 __all__ = [
     "LAUNCHER_START_S",
@@ -234,7 +234,9 @@ class _Machine(Watching):
     def _gone(self, event: m.LauncherGone) -> None:
         launcher = self._launcher(event.node, event.launcher_id)
         if launcher and launcher.connected:
-            launcher.connected, launcher.gone_s = False, self.now.monotonic_s
+            launcher.connected = False
+            if self.now.monotonic_s - launcher.seen_s <= ENDED_LOUDLY_S:
+                launcher.gone_s = self.now.monotonic_s
 
     def _seen(self, event: m.LauncherSeen) -> None:
         launcher = self._launcher(event.node, event.launcher_id)

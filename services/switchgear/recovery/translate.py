@@ -20,6 +20,9 @@ CHECKPOINTS_IN_COMMAND_MAX = 100
 STDERR_LENGTH_MAX = 4096
 EXCEPTION_LENGTH_MAX = 1024
 PATH_LENGTH_MAX = 4096
+#: A stack, and a frame of it, as the wire promises.
+STACK_LENGTH_MAX = 8192
+WHERE_LENGTH_MAX = 300
 TEXT_LENGTH_MAX = 4000
 
 
@@ -35,6 +38,7 @@ def spec_from_proto(spec: job_pb.JobSpec) -> m.Spec:
         max_restarts=spec.max_restarts,
         checkpoint_directory=spec.checkpoint_directory,
         inference=spec.workload == job_pb.JobSpec.INFERENCE,
+        hang_seconds=spec.hang_seconds if spec.HasField("hang_seconds") else None,
     )
 
 
@@ -78,6 +82,28 @@ def _checkpoint(report: wire.CheckpointReport) -> m.Checkpoint:
     )
 
 
+def _watch(watch: wire.RankWatch, now_unix_ns: int) -> m.RankWatch:
+    """now_unix_ns: by the clock that the times in it are of, the node's own."""
+    # A newer launcher may know more of them than we do.
+    processes, activities = wire.RankWatch.ProcessState.values(), wire.RankWatch.Activity.values()
+    process = wire.RankWatch.ProcessState.Name(watch.process_state) if watch.process_state in processes else ""
+    activity = wire.RankWatch.Activity.Name(watch.activity) if watch.activity in activities else ""
+    return m.RankWatch(
+        rank=watch.rank,
+        idle_s=max(0, now_unix_ns - watch.progress_time_unix_ns) / 1e9,
+        activity=m.Activity.__members__.get(activity, m.Activity.UNKNOWN),
+        process=m.ProcessState.__members__.get(process, m.ProcessState.UNKNOWN),
+        process_age_s=max(0, now_unix_ns - watch.process_state_since_unix_ns) / 1e9,
+        progress_ns=watch.progress_time_unix_ns,
+        count=watch.count,
+        step_s=watch.step_seconds if watch.step_seconds > 0 else None,
+        cpu_share=watch.cpu_share if watch.HasField("cpu_share") else None,
+        collectives=watch.collectives if watch.HasField("collectives") else None,
+        where=text(watch.where, WHERE_LENGTH_MAX),
+        stack=text(watch.stack[-STACK_LENGTH_MAX:], STACK_LENGTH_MAX),
+    )
+
+
 def event_from_report(node: str, launcher_id: str, report: wire.LauncherReport) -> m.Event | None:
     """The event that a report of the launcher on `node` stands for; None for a kind that this version does not know.
 
@@ -118,6 +144,9 @@ def event_from_report(node: str, launcher_id: str, report: wire.LauncherReport) 
                 for rank in report.progress.ranks
             )
             return m.Progress(node, generation, ranks)
+        case "watch":
+            watches = tuple(_watch(rank, report.time_unix_ns) for rank in report.watch.ranks)
+            return m.Watched(node, generation, watches)
         case "loaded":
             loaded = report.loaded
             step = loaded.step if loaded.HasField("step") else None
@@ -211,6 +240,7 @@ def incident_to_proto(incident: m.Incident) -> pb.Incident:
         timeline=[pb.TimelineEntry(phase=phase, time=_time(unix_ns)) for phase, unix_ns in order],
         summary=incident.summary,
         trace_id=trace.trace_id(tracing.root(incident)),
+        stack=incident.stack,
     )
 
 

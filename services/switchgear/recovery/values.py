@@ -67,7 +67,7 @@ class Launcher:
     seen_s: float = 0.0
     #: It has spoken of ranks that another node has, and that was told.
     strayed: bool = False
-    #: Monotonic time at which its connection to this process ended; None while it stands, or when there was none.
+    #: Monotonic time at which its connection to this process was closed or reset; None while it stands, or when it fell silent first.
     gone_s: float | None = None
     #: Its node's agent was not connected to the scheduler either, after that.
     agent_gone: bool = False

@@ -14,6 +14,9 @@ from switchgear.recovery.hang import stall
 
 #: A launcher whose connection broke has so long to come back: it tries after 0.1 s, and again within a second.
 GONE_S = 1.0
+#: A connection that ends so soon after its last heartbeat was closed or reset. One that had fallen silent was given up by the keepalive,
+#: after 5 s at the earliest: that says nothing about the node, and its lease is waited for.
+ENDED_LOUDLY_S = 4.0
 #: Steps that all ranks must have made together before we trust that none goes on without the others.
 TOGETHER_STEPS_MIN = 3
 #: Reports of two nodes may be so much apart in time.
