@@ -37,6 +37,8 @@ _RETRY_S = 10.0
 _RETRY_S_MAX = 600.0
 #: Imports that take longer never end; they must not keep other kinds from being warmed.
 _IMPORTS_S_MAX = 300.0
+#: SIGKILL takes milliseconds; a process with very much memory to give back takes longer, and needs nobody to wait for it.
+_END_S = 2.0
 _KIND_FILE = "kind.json"
 _ANSWER_BYTES_MAX = 65536
 
@@ -186,15 +188,12 @@ class Standbys:
         self._wake.set()
 
     def take(self, kind: Kind) -> Standby | None:
-        """Gives away the one of that kind, ready or not; there will be another."""
-        self.hold_off()
-        standby = self._standbys.pop(kind, None)
-        return None if standby is None or standby.failure else standby
-
-    def hold_off(self) -> None:
-        """A launcher starts: for a while nothing is warmed beside it."""
+        """Gives away the one of that kind, ready or not. For a while nothing is warmed beside the launcher that starts now."""
         due_s = self._clock.monotonic_s() + self._delay_s
         self._due_s = {kind: max(due, due_s) for kind, due in self._due_s.items()}
+        self._wake.set()
+        standby = self._standbys.get(kind)
+        return None if standby is None or standby.failure else self._standbys.pop(kind)
 
     async def run(self) -> None:
         """Until cancelled; then all standbys end."""
@@ -208,8 +207,16 @@ class Standbys:
                 except TimeoutError:
                     pass
         finally:
-            for standby in self._standbys.values():
-                standby.end()
+            await self._end_all()
+
+    async def _end_all(self) -> None:
+        for standby in self._standbys.values():
+            standby.end()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_END_S):
+                while not all(standby.gone for standby in self._standbys.values()):
+                    self._wake.clear()
+                    await self._wake.wait()
 
     def _advance(self) -> float | None:
         """Brings what is there towards what is wanted; answers when to look again, None: when something changes."""
