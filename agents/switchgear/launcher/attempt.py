@@ -38,7 +38,7 @@ class Attempt:
     port: ReservedPort | None = None
     stopping: bool = False
     gone: bool = False
-    _reported: tuple[int, ...] = ()
+    _reported: tuple[tuple[int, int], ...] = ()
 
     def started(self, event: Started) -> pb.RankStarted:
         """Notes that a rank runs."""
@@ -80,9 +80,9 @@ class Attempt:
         return found
 
     def progress(self) -> pb.Progress | None:
-        """Where all ranks stand; None when no rank has made a step since the last call."""
-        counts = tuple(rank.progress.count for rank in self.ranks.values())
-        if counts == self._reported or not any(counts):
+        """Where all ranks stand; None when no rank has made a step or written a checkpoint since the last call."""
+        counts = tuple((rank.progress.count, rank.progress.log.checkpoint_ns) for rank in self.ranks.values())
+        if counts == self._reported or not any(count for count, _ in counts):
             return None
         self._reported = counts
         return pb.Progress(ranks=[rank.progress.to_proto(rank.rank) for rank in self.ranks.values()])

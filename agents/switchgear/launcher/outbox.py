@@ -1,4 +1,4 @@
-"""Reports on their way to the control plane: progress is replaced by newer progress, everything else waits its turn."""
+"""Reports on their way to the control plane: of progress and watches only the newest counts, everything else waits its turn."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from switchgear.v1alpha import launcher_service_pb2 as pb
 #: An attempt makes a handful of reports a rank and one or two a checkpoint, and no new attempt starts without a control plane:
 #: this is hours of an outage. Beyond it the oldest go, which the hello after a reconnect makes good.
 REPORTS_MAX = 8192
+_ONLY_NEWEST = ("progress", "watch")
 
 
 class Outbox:
@@ -17,20 +18,21 @@ class Outbox:
 
     def __init__(self) -> None:
         self._reports: deque[pb.LauncherReport] = deque(maxlen=REPORTS_MAX)
-        self._progress: pb.LauncherReport | None = None
+        self._newest: dict[str, pb.LauncherReport] = {}
         self._filled = asyncio.Event()
         self._closed = False
 
     def put(self, report: pb.LauncherReport) -> None:
-        if report.WhichOneof("kind") == "progress":
-            self._progress = report
+        kind = report.WhichOneof("kind")
+        if kind in _ONLY_NEWEST:
+            self._newest[kind] = report
         else:
             self._reports.append(report)
         self._filled.set()
 
     def put_back(self, report: pb.LauncherReport) -> None:
-        """Returns a report that could not be sent to the front; stale progress is dropped."""
-        if report.WhichOneof("kind") != "progress":
+        """Returns a report that could not be sent to the front; what a newer one makes stale is dropped."""
+        if report.WhichOneof("kind") not in _ONLY_NEWEST:
             self._reports.appendleft(report)
             self._filled.set()
 
@@ -40,13 +42,13 @@ class Outbox:
             self._reports.remove(report)
 
     async def get(self) -> pb.LauncherReport | None:
-        """The oldest report; progress only when nothing else waits; None when the outbox is closed and empty."""
+        """The oldest report; progress and watches only when nothing else waits; None when the outbox is closed and empty."""
         while True:
             if self._reports:
                 return self._reports.popleft()
-            if self._progress is not None:
-                report, self._progress = self._progress, None
-                return report
+            for kind in _ONLY_NEWEST:
+                if kind in self._newest:
+                    return self._newest.pop(kind)
             if self._closed:
                 return None
             self._filled.clear()

@@ -122,6 +122,7 @@ class RankProgress:
             time_unix_ns=0 if newest is None else self.log.unix_ns(newest.end_ns),
             first_step_time_unix_ns=self.first_step_unix_ns,
             first_new_step_time_unix_ns=self.first_new_step_unix_ns,
+            checkpoint_ns=self.log.checkpoint_ns,
         )
 
     def _first_step(self) -> None:

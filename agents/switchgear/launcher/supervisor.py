@@ -30,7 +30,9 @@ from switchgear.launcher.settings import LauncherSettings
 from switchgear.launcher.state import State, StateFolder, kill_all
 from switchgear.launcher.steplog_files import StepLogFiles
 from switchgear.launcher.warm_zygote import Launching, NotWarm, WarmZygote
+from switchgear.launcher.watcher import Watcher
 from switchgear.launcher.zygote import Ended, Event, Exited, Gone, NotStarted, RankSpec, Ready, Started, ZygoteKind
+from switchgear.v1.job_service_pb2 import JobSpec
 from switchgear.v1alpha import launcher_service_pb2 as pb
 
 __all__ = ["LauncherSettings", "Supervisor"]
@@ -43,6 +45,8 @@ _POLL_S = 0.05
 _POLLS_PER_PROGRESS = 2
 #: Every fourth look lists the checkpoint directory, which may be on a network.
 _POLLS_PER_LISTING = 4
+#: Every fifth looks at the processes themselves.
+_POLLS_PER_WATCH = 5
 #: For digests and copies of step logs under way; what is left then is only missed by readers.
 _CLOSE_TIMEOUT_S = 10.0
 #: SIGKILL takes milliseconds; a rank with very much memory to give back takes seconds.
@@ -75,6 +79,14 @@ class Supervisor:
         self._generation = 0
         self._zygote = zygote or WarmZygote(
             ZygoteKind.of(self._spec, settings.python), settings.state_dir / "zygote.log"
+        )
+        self._watcher = Watcher(
+            self._clock,
+            self._zygote.kind.python,
+            self._checkpoints.directory,
+            lambda generation, watch: self._report(generation, watch=watch),
+            self._spawn,
+            steps=self._spec.workload != JobSpec.INFERENCE,
         )
         self._attempt: Attempt | None = None
         self._wanted: tuple[int, pb.StartAttempt] | None = None
@@ -428,6 +440,8 @@ class Supervisor:
                     self._report_progress(attempt)
                 if turn % _POLLS_PER_LISTING == 0:
                     self._checkpoints.poll()
+                if turn % _POLLS_PER_WATCH == 0 and not attempt.stopping:
+                    self._watcher.look(attempt)
             except Exception as error:  # a look that fails must not end the supervision
                 if said != repr(error):  # twenty times a second would fill the disk
                     log.exception("cannot look after the attempt")

@@ -1,0 +1,159 @@
+"""What a launcher tells of ranks that make no step, with real ranks on gloo that all tests of this file start from one zygote."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from launcher_world import Launcher
+
+from switchgear.v1alpha import launcher_service_pb2 as pb
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+generations = itertools.count(1)
+
+#: After six quick steps rank 1 calls `trouble`; rank 0 goes on to its next collective operation.
+SCRIPT = """
+import os, sys, time
+import torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel as DDP
+dist.init_process_group("gloo")
+rank, folder = dist.get_rank(), os.environ["SWITCHGEAR_CHECKPOINT_DIR"]
+ddp = DDP(torch.nn.Linear(4, 4))
+optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
+
+{trouble}
+
+for step in range(10_000):
+    if step == 6 and rank == 1:
+        trouble()
+    optimizer.zero_grad()
+    ddp(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    time.sleep(0.02)
+"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def launcher(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Launcher]:
+    folder = tmp_path_factory.mktemp("job")
+    (folder / "checkpoints").mkdir()
+    spec = {"checkpoint_directory": str(folder / "checkpoints")}
+    async with Launcher(folder, spec=spec) as launcher:
+        await launcher.wait(0, "hello", where=lambda hello: hello.ready)
+        yield launcher
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def g(launcher: Launcher) -> AsyncIterator[int]:
+    """A generation that no other test has used; what runs in it is stopped."""
+    generation = next(generations)
+    yield generation
+    await launcher.stop(generation)
+    await launcher.wait(generation, "attempt_stopped")
+
+
+async def told(launcher: Launcher, generation: int, **expected: int) -> dict[int, pb.RankWatch]:
+    """The first watch in which these ranks ("r0", "r1") are at these activities."""
+    wanted = {int(name[1:]): activity for name, activity in expected.items()}
+
+    def fits(watch: pb.Watch) -> bool:
+        found = {rank.rank: rank.activity for rank in watch.ranks}
+        return all(found.get(rank) == activity for rank, activity in wanted.items())
+
+    found = await launcher.wait(generation, "watch", where=fits, timeout_s=10)
+    return {rank.rank: rank for rank in found[0].ranks}
+
+
+async def test_a_rank_that_sleeps_in_its_step_is_told_from_the_one_that_waits_for_it(
+    launcher: Launcher, g: int
+) -> None:
+    launcher.becomes(SCRIPT.format(trouble="def trouble():\n    time.sleep(600)"))
+    await launcher.start(g)
+    await launcher.wait_for_steps(g, 6)
+    ranks = await told(launcher, g, r0=pb.RankWatch.COLLECTIVE, r1=pb.RankWatch.STEP)
+    culprit, waiting = ranks[1], ranks[0]
+    script = launcher.folder / "script.py"
+    assert culprit.where == f"trouble ({script}:11)"
+    assert culprit.stack.splitlines()[-2:] == [
+        f'  File "{script}", line 15, in <module>',
+        f'  File "{script}", line 11, in trouble',
+    ]
+    assert waiting.where.startswith(f"<module> ({script}:")
+    assert (culprit.count, waiting.count) == (6, 6)
+    assert 0 < culprit.step_seconds < 0.5
+    assert culprit.process_state == pb.RankWatch.SLEEPING
+    assert culprit.cpu_share < 0.2
+    silent_s = (launcher.of(g, "watch")[-1].time_unix_ns - culprit.progress_time_unix_ns) / 1e9
+    assert 1 < silent_s < 5
+
+
+async def test_a_stopped_rank_is_told_of_within_two_seconds_and_its_going_on_ends_that(
+    launcher: Launcher, g: int
+) -> None:
+    launcher.becomes(SCRIPT.format(trouble="def trouble(): pass"))
+    await launcher.start(g)
+    pid = (await launcher.pids(g))[1]
+    await launcher.wait_for_steps(g, 3)
+    os.kill(pid, signal.SIGSTOP)
+    watches = await launcher.wait(g, "watch", where=lambda w: any(r.rank == 1 for r in w.ranks), timeout_s=2)
+    stopped = next(rank for rank in watches[0].ranks if rank.rank == 1)
+    assert stopped.process_state == pb.RankWatch.STOPPED
+    os.kill(pid, signal.SIGCONT)
+    await launcher.wait(g, "watch", where=lambda watch: not watch.ranks, timeout_s=5)
+    before = len(launcher.of(g, "watch"))
+    await asyncio.sleep(1.2)
+    assert len(launcher.of(g, "watch")) == before, "nothing is told while all is well"
+
+
+TROUBLES = {
+    "busy": ("STEP", "def trouble():\n    while True: sum(range(1000))"),
+    "evaluation by its name": ("EVALUATION", "def evaluate(): time.sleep(600)\ntrouble = evaluate"),
+    "evaluation by the model's mode": ("EVALUATION", "def trouble():\n    ddp.eval()\n    time.sleep(600)"),
+    "checkpoint in a save": (
+        "CHECKPOINT",
+        "class Slow:\n    def __reduce__(self): time.sleep(600)\ndef trouble(): torch.save(Slow(), folder + '/slow.pt')",
+    ),
+    "checkpoint in a file of the user's": (
+        "CHECKPOINT",
+        "def trouble():\n    with open(folder + '/own.tmp', 'wb') as file: time.sleep(600)",
+    ),
+    "data": (
+        "DATA",
+        "class Slow(torch.utils.data.Dataset):\n"
+        "    def __len__(self): return 1\n"
+        "    def __getitem__(self, n): time.sleep(600)\n"
+        "def trouble(): next(iter(torch.utils.data.DataLoader(Slow())))",
+    ),
+    "phase of the script's": (
+        "COMPILE",
+        "from switchgear.train import progress\ndef trouble():\n    with progress.phase('compile'): time.sleep(600)",
+    ),
+    "a log in the checkpoint folder": (
+        "STEP",
+        "def trouble():\n    with open(folder + '/train.log', 'a') as file: time.sleep(600)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TROUBLES)
+async def test_what_a_silent_rank_is_at(launcher: Launcher, g: int, name: str) -> None:
+    activity, trouble = TROUBLES[name]
+    launcher.becomes(SCRIPT.format(trouble=trouble))
+    await launcher.start(g)
+    ranks = await told(launcher, g, r0=pb.RankWatch.COLLECTIVE, r1=pb.RankWatch.Activity.Value(activity))
+    if name == "busy":
+        assert ranks[1].process_state == pb.RankWatch.RUNNING
+
+
+async def test_what_comes_after_the_last_step_is_no_step(launcher: Launcher, g: int) -> None:
+    launcher.becomes(SCRIPT.format(trouble="def trouble(): pass").replace("10_000", "8") + "\ntime.sleep(600)\n")
+    await launcher.start(g)
+    await told(launcher, g, r0=pb.RankWatch.EVALUATION, r1=pb.RankWatch.EVALUATION)
