@@ -66,6 +66,14 @@ def steps(world: World, to: int, at_s: float, *, checkpoint_s: float = 0.0, firs
         world.happen(m.Progress(node, world.state.generation, tuple(reports)))
 
 
+def watched(world: World, activity: m.Activity, process: m.ProcessState) -> None:
+    """All ranks have made no step since 24 s."""
+    for node, ranks in (("nodes/a", (0, 1)), ("nodes/b", (2, 3))):
+        idle_s = world.seconds - 24
+        said = (m.RankWatch(r, idle_s, activity, process, idle_s, at(24), 91, 0.1) for r in ranks)
+        world.happen(m.Watched(node, world.state.generation, tuple(said)))
+
+
 def begun(*, steps_to: int = 100) -> World:
     """Placed at 10 s, ranks at 12 s, first step at 15 s, then ten steps a second up to `steps_to`."""
     world = World()
@@ -189,6 +197,36 @@ def test_the_first_steps_are_never_called_slow() -> None:
     world.seconds = 60
     steps(world, 12, 60)
     assert "degraded" not in booked(world)
+
+
+@pytest.mark.parametrize(
+    ("process", "fault"), [(m.ProcessState.SLEEPING, m.Fault.RANK_HUNG), (m.ProcessState.STOPPED, m.Fault.RANK_STOPPED)]
+)
+def test_a_job_that_stands_still_is_hung_from_its_last_step_to_the_verdict(
+    process: m.ProcessState, fault: m.Fault
+) -> None:
+    world = begun(steps_to=91)
+    world.seconds = 40
+    watched(world, m.Activity.STEP, process)
+    assert world.state.incident is not None
+    assert world.state.incident.fault is fault
+    world.seconds = 40.5
+    world.happen(*(world.exit(rank, -9, by_us=True) for rank in range(4)))
+    world.stopped("nodes/a", "nodes/b")
+    assert booked(world) == {"queue": 10, "startup": 5, "productive": 9, "hung": 16, "stop": 0.5}
+
+
+def test_an_evaluation_between_two_steps_makes_no_step_slow() -> None:
+    world = begun(steps_to=91)
+    world.seconds = 30
+    watched(world, m.Activity.EVALUATION, m.ProcessState.RUNNING)
+    world.seconds = 34
+    steps(world, 101, 34)
+    assert booked(world) == {"queue": 10, "startup": 5, "productive": 19}
+    world.happen(*(m.Watched(node, world.state.generation, ()) for node in ("nodes/a", "nodes/b")))
+    world.seconds = 44
+    steps(world, 111, 44)
+    assert booked(world)["degraded"] == pytest.approx(9, rel=0.01)
 
 
 def test_while_a_node_is_replaced_its_job_is_idle() -> None:
@@ -435,7 +473,15 @@ def test_random_histories_are_told_to_the_nanosecond() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0.00 s"), (9.99, "9.99 s"), (9.996, "10.0 s"), (99.9, "99.9 s"), (99.96, "1 min 40 s"), (250, "4 min 10 s"), (3600 * 3 + 300, "3 h 05 min")],
+    [
+        (0, "0.00 s"),
+        (9.99, "9.99 s"),
+        (9.996, "10.0 s"),
+        (99.9, "99.9 s"),
+        (99.96, "1 min 40 s"),
+        (250, "4 min 10 s"),
+        (3600 * 3 + 300, "3 h 05 min"),
+    ],
 )
 def test_durations_are_told_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -32,7 +32,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from switchgear.recovery.effects import Effect, SaveAttempt, SaveIncident
-from switchgear.recovery.kinds import AttemptState, IncidentState, Phase
+from switchgear.recovery.kinds import Activity, AttemptState, Fault, IncidentState, Phase
 from switchgear.recovery.values import Attempt, Incident, Now
 
 if TYPE_CHECKING:  # it holds a ledger
@@ -50,7 +50,9 @@ STEPS_LEARNED_MIN = 20
 #: Width of a bin of step times; the median is right to half of it.
 _BIN = math.log(1.05)
 #: Faults that are seen by the lack of progress.
-_STALLS = frozenset({"RANK_HUNG", "RANK_STOPPED", "RANK_BLOCKED"})
+_STALLS = frozenset({Fault.RANK_HUNG, Fault.RANK_STOPPED, Fault.RANK_BLOCKED})
+#: Work of the job between two steps, which makes no step slow.
+_WORK = frozenset({Activity.EVALUATION, Activity.COMPILE})
 
 
 class Bucket(StrEnum):
@@ -118,6 +120,8 @@ class Ledger:
     count: int = 0
     checkpoint_ns: int = 0
     detected_ns: int = 0
+    #: Since the newest step that is booked, a rank was at an evaluation or compiled.
+    at_work: bool = False
     #: Steps by time a step, in bins of 5 %, over all attempts with as many ranks as the newest.
     step_times: dict[int, int] = field(default_factory=dict)
     ranks: int = 0
@@ -212,11 +216,13 @@ class _Booking:
             seen = after.phase is Phase.STOPPING or attempt.state is AttemptState.FAILED
             if seen and before.phase is not Phase.STOPPING:
                 ledger.detected_ns = ledger.at_ns
+            ledger.at_work = ledger.at_work or any(watch.activity in _WORK for watch in after.watches.values())
             first = before.attempts_started <= 1
             self._advance(attempt, incident, first=first, inference=before.spec.inference)
             if over:
                 self.settle(attempt, incident, first=first, over=True)
                 ledger.count = ledger.checkpoint_ns = ledger.detected_ns = 0
+                ledger.at_work = False
         if incident and after.incident is None:
             self.close(incident)
 
@@ -257,7 +263,7 @@ class _Booking:
         self._checkpoint(attempt, end_ns)
         span_ns = max(0, end_ns - ledger.settled_ns)
         usual_ns = steps * ledger.usual_step_ns()
-        excess_ns = span_ns - usual_ns if 0 < usual_ns * SLOW < span_ns else 0
+        excess_ns = span_ns - usual_ns if 0 < usual_ns * SLOW < span_ns and not ledger.at_work else 0
         base = attempt.resume_step
         again = 0 if base is None else min(steps, max(0, attempt.high_water_step - base - ledger.count))
         redo_ns = (span_ns - excess_ns) * again // steps
@@ -268,9 +274,10 @@ class _Booking:
         self._add(Bucket.DEGRADED, excess_ns * ledger.gpus + new_ns * missing)
         ledger.settled_ns += span_ns
         ledger.count = made
-        if span_ns >= steps:
+        if span_ns >= steps and not ledger.at_work:
             number = int(math.log(span_ns / steps) / _BIN)
             ledger.step_times = {**ledger.step_times, number: ledger.step_times.get(number, 0) + steps}
+        ledger.at_work = False
 
     def settle(self, attempt: Attempt, incident: Incident | None, *, first: bool, over: bool) -> None:
         """Books all that is open of an attempt that is over, or as if it went on as it does."""
@@ -286,7 +293,7 @@ class _Booking:
             self._checkpoint(attempt, ledger.at_ns)
             self._until(ledger.at_ns, Bucket.STOP)
             return
-        stalled = incident is not None and incident.fault.value in _STALLS
+        stalled = incident is not None and incident.fault in _STALLS
         fault_ns = self._fault_ns(attempt, incident)
         if ledger.count:
             self._checkpoint(attempt, fault_ns)
