@@ -216,7 +216,9 @@ class _Booking:
             seen = after.phase is Phase.STOPPING or attempt.state is AttemptState.FAILED
             if seen and before.phase is not Phase.STOPPING:
                 ledger.detected_ns = ledger.at_ns
-            ledger.at_work = ledger.at_work or any(watch.activity in _WORK for watch in after.watches.values())
+            ledger.at_work = ledger.at_work or any(
+                watch.activity in _WORK and watch.count >= ledger.count for watch in after.watches.values()
+            )
             first = before.attempts_started <= 1
             self._advance(attempt, incident, first=first, inference=before.spec.inference)
             if over:
