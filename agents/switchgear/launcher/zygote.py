@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -247,6 +249,9 @@ class Zygote:
 
     def close(self) -> None:
         """Lets it go: it kills every process that is left, then ends, which `run` awaits."""
+        if self.ready is None:  # imports may never end, and do not hear us; before `run` returns its number is nobody else's
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._writer.close()
 
     def _last_words(self) -> str:
