@@ -8,6 +8,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from google.protobuf.json_format import MessageToJson
@@ -88,7 +89,10 @@ class Standalone:
             hello = self._supervisor.hello()
             # Generations of a job of this name go on counting: they fence off what an earlier run may have left.
             state = m.JobState(
-                self.name, translate.spec_from_proto(self._spec), self._clock.unix_ns(), generation=hello.generation
+                self.name,
+                replace(translate.spec_from_proto(self._spec), replaceable=False),
+                self._clock.unix_ns(),
+                generation=hello.generation,
             )
             actor = JobActor(state, self._clock, keep=self._keep, send=self._commands.put_nowait, carry=self._tell)
             async with asyncio.TaskGroup() as tasks:

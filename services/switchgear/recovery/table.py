@@ -59,7 +59,7 @@ class When(StrEnum):
     TOO_OFTEN = "100 faults within 10 minutes"
     NO_OTHER_NODE = "the node cannot be used, and there is no other (`--standalone`)"
     UNFIT_NODE = (
-        "fatal signal of a node of the placement, its launcher silent for longer than its lease + 5 s or lost for certain, a rank "
+        "fatal signal of a node of the placement, its launcher silent for longer than its lease and margin, or lost for certain, a rank "
         "in state D for 30 s, or its processes alive 60 s after SIGKILL"
     )
     SAME_RANK_HUNG = "the same rank hung after the same step as last time"

@@ -84,16 +84,21 @@ def _checkpoint(report: wire.CheckpointReport) -> m.Checkpoint:
 
 def _watch(watch: wire.RankWatch, now_unix_ns: int) -> m.RankWatch:
     """now_unix_ns: by the clock that the times in it are of, the node's own."""
+
+    def age_s(since_unix_ns: int) -> float:
+        # What nobody has seen has not lasted.
+        return max(0, now_unix_ns - since_unix_ns) / 1e9 if since_unix_ns else 0.0
+
     # A newer launcher may know more of them than we do.
     processes, activities = wire.RankWatch.ProcessState.values(), wire.RankWatch.Activity.values()
     process = wire.RankWatch.ProcessState.Name(watch.process_state) if watch.process_state in processes else ""
     activity = wire.RankWatch.Activity.Name(watch.activity) if watch.activity in activities else ""
     return m.RankWatch(
         rank=watch.rank,
-        idle_s=max(0, now_unix_ns - watch.progress_time_unix_ns) / 1e9,
+        idle_s=age_s(watch.progress_time_unix_ns),
         activity=m.Activity.__members__.get(activity, m.Activity.UNKNOWN),
         process=m.ProcessState.__members__.get(process, m.ProcessState.UNKNOWN),
-        process_age_s=max(0, now_unix_ns - watch.process_state_since_unix_ns) / 1e9,
+        process_age_s=age_s(watch.process_state_since_unix_ns),
         progress_ns=watch.progress_time_unix_ns,
         count=watch.count,
         step_s=watch.step_seconds if watch.step_seconds > 0 else None,

@@ -1,0 +1,127 @@
+"""The decision table, row by row, and that the documentation shows the same one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from switchgear.recovery import model as m
+from switchgear.recovery.hang import HANG_S_MIN, HANG_STEPS, PATIENCE
+from switchgear.recovery.policy import FAILURES_MAX, REFILL_NS, Case, decide, restarts_refilled
+from switchgear.recovery.table import EVERY, INFRASTRUCTURE, LEMON_FAULTS, LEMON_S, OFTEN_MAX, OFTEN_S, OWN, TABLE, When
+
+DOCS = Path(__file__).parents[2] / "docs" / "recovery.md"
+SPEC = m.Spec(nnodes=2, nproc_per_node=2, max_restarts=3, checkpoint_directory="")
+KILLED = m.Failure(m.Fault.RANK_KILLED, "SIGKILL", 10, progressed=True, made_steps=True, node="nodes/a", rank=0)
+RAISED = replace(KILLED, fault=m.Fault.RANK_EXCEPTION, signature="ValueError: bad")
+
+
+def decision(*failures: m.Failure, spec: m.Spec = SPEC, **case: Any) -> m.Decision:
+    return decide(Case(spec, failures, **case))[0]
+
+
+def each_s(seconds: float, failure: m.Failure, count: int) -> list[m.Failure]:
+    return [replace(failure, time_ns=round(number * seconds * 1e9)) for number in range(count)]
+
+
+@pytest.mark.parametrize("fault", m.Fault)
+def test_every_fault_has_a_row_for_all_other_cases(fault: m.Fault) -> None:
+    assert decision(replace(KILLED, fault=fault, signature=fault)) is m.Decision.RESTART_IN_PLACE
+    assert [row.when for row in TABLE if fault in row.faults][-1] is When.ALWAYS
+
+
+def test_faults_of_machines_do_not_use_the_budget_of_the_job() -> None:
+    assert decision(KILLED, restarts_used=3) is m.Decision.RESTART_IN_PLACE
+    assert decision(RAISED, restarts_used=2) is m.Decision.RESTART_IN_PLACE
+    assert decision(RAISED, restarts_used=3) is m.Decision.STOP
+    assert INFRASTRUCTURE | OWN == EVERY
+
+
+def test_restarts_switched_off_hold_for_every_fault() -> None:
+    assert decision(KILLED, spec=replace(SPEC, max_restarts=0)) is m.Decision.STOP
+
+
+def test_the_same_error_twice_stops_and_another_error_or_a_new_step_in_between_does_not() -> None:
+    again = replace(RAISED, progressed=False)
+    assert decision(RAISED, again) is m.Decision.STOP
+    assert decision(RAISED, RAISED) is m.Decision.RESTART_IN_PLACE
+    assert decision(RAISED, replace(again, step=11)) is m.Decision.RESTART_IN_PLACE
+    assert decision(RAISED, replace(again, signature="KeyError: 'x'")) is m.Decision.RESTART_IN_PLACE
+
+
+@pytest.mark.parametrize("fault", m.Fault)
+def test_three_attempts_without_a_new_step_stop_whatever_the_cause(fault: m.Fault) -> None:
+    stuck = [replace(KILLED, fault=fault, signature=str(n), step=n, rank=n, progressed=False) for n in range(3)]
+    assert decision(*stuck[1:]) is m.Decision.RESTART_IN_PLACE
+    assert decision(*stuck) is m.Decision.STOP
+    assert decision(KILLED, *stuck[1:]) is m.Decision.RESTART_IN_PLACE
+
+
+def test_a_job_with_a_fault_each_six_seconds_is_given_up_and_one_with_eight_a_minute_is_not() -> None:
+    spec = replace(SPEC, nnodes=1)
+    at_random = each_s(OFTEN_S / OFTEN_MAX - 0.1, KILLED, OFTEN_MAX)
+    assert decision(*at_random[:-1], spec=spec) is m.Decision.RESTART_IN_PLACE
+    assert decision(*at_random, spec=spec) is m.Decision.STOP
+    assert decision(*each_s(60 / 8, KILLED, OFTEN_MAX), spec=spec) is m.Decision.RESTART_IN_PLACE
+    assert FAILURES_MAX >= OFTEN_MAX
+
+
+def test_a_node_with_fatal_evidence_is_replaced_or_ends_a_job_that_can_have_no_other() -> None:
+    assert decision(KILLED, bad_nodes=["nodes/b"]) is m.Decision.REPLACE_NODE
+    assert decision(KILLED, bad_nodes=["nodes/b"], spec=replace(SPEC, replaceable=False)) is m.Decision.STOP
+
+
+def test_a_hang_of_the_same_rank_at_the_same_step_leaves_the_node_and_any_other_stays() -> None:
+    hung = replace(KILLED, fault=m.Fault.RANK_HUNG, signature="hung: 0", rank=0)
+    again = replace(hung, progressed=False)
+    assert decision(hung, again) is m.Decision.REPLACE_NODE
+    assert decision(hung, again, spec=replace(SPEC, replaceable=False)) is m.Decision.RESTART_IN_PLACE
+    for other in (replace(again, rank=1), replace(again, step=11), replace(again, node="nodes/b")):
+        assert decision(hung, other) is m.Decision.RESTART_IN_PLACE
+    nobody = replace(hung, rank=None, node="")
+    assert decision(nobody, nobody) is m.Decision.RESTART_IN_PLACE
+
+
+def test_a_node_that_alone_has_the_same_fault_five_times_in_an_hour_is_replaced() -> None:
+    alike = each_s(LEMON_S / LEMON_FAULTS - 1, KILLED, LEMON_FAULTS)
+    assert decision(*alike[:-1]) is m.Decision.RESTART_IN_PLACE
+    assert decision(*alike) is m.Decision.REPLACE_NODE
+    assert decision(*each_s(LEMON_S / (LEMON_FAULTS - 1), KILLED, LEMON_FAULTS)) is m.Decision.RESTART_IN_PLACE
+    elsewhere = [replace(alike[0], node="nodes/b"), *alike[1:], alike[-1]]
+    assert decision(*elsewhere) is m.Decision.RESTART_IN_PLACE
+    for spec in (replace(SPEC, nnodes=1), replace(SPEC, replaceable=False)):
+        assert decision(*alike, spec=spec) is m.Decision.RESTART_IN_PLACE
+
+
+def test_restarts_come_back_with_each_hour_of_progress_and_are_not_saved_up() -> None:
+    assert restarts_refilled(2, 0, REFILL_NS - 1) == (2, 0)
+    assert restarts_refilled(2, 0, REFILL_NS + 5) == (1, REFILL_NS)
+    assert restarts_refilled(2, 0, 5 * REFILL_NS) == (0, 5 * REFILL_NS)
+    assert restarts_refilled(0, 0, 9 * REFILL_NS) == (0, 9 * REFILL_NS)
+    assert restarts_refilled(1, 9 * REFILL_NS, 9 * REFILL_NS) == (1, 9 * REFILL_NS)
+
+
+def _faults(faults: frozenset[m.Fault]) -> str:
+    named = {EVERY: "any", OWN: "the job's own", INFRASTRUCTURE: "of the machines"}
+    return named.get(faults) or ", ".join(f"`{fault}`" for fault in sorted(faults))
+
+
+def test_the_documentation_shows_this_table() -> None:
+    rows = [
+        f"| {_faults(row.faults)} | {row.scope} | {row.when} | {row.decision.replace('_', ' ').lower()} | {row.source} |"
+        for row in TABLE
+    ]
+    shown = [line for line in DOCS.read_text().splitlines() if line.startswith("|")]
+    assert [line for line in shown if line in rows] == rows, "docs/recovery.md should have:\n" + "\n".join(rows)
+
+
+def test_the_documentation_shows_how_long_phases_are_waited_for() -> None:
+    step = f"max({HANG_S_MIN:.0f} s, {HANG_STEPS:.0f} learned step times)"
+    rows = [f"| `{p.activity}` | {p.seconds / 60:.0f} min | {p.why} |" for p in PATIENCE]
+    text = DOCS.read_text()
+    assert step in text
+    missing = [row for row in rows if row not in text.splitlines()]
+    assert not missing, "docs/recovery.md should have:\n" + "\n".join(missing)
