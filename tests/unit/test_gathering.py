@@ -1,0 +1,97 @@
+"""Which nodes make up a job without a scheduler."""
+
+from __future__ import annotations
+
+import pytest
+
+from switchgear.cli.gathering import Gathering, Member
+from switchgear.core.errors import FailedPrecondition
+
+A, B, C = (Member(f"nodes/{name}", f"10.0.0.{i}") for i, name in enumerate("abc", 1))
+
+
+def gathered(fewest: int, most: int, *members: Member, last_call_s: float = 30) -> Gathering:
+    gathering = Gathering(fewest, most, last_call_s)
+    for member in members:
+        gathering.join(member, 0)
+    return gathering
+
+
+def test_a_job_is_placed_when_all_its_nodes_have_come_in_their_order() -> None:
+    gathering = gathered(2, 2, A)
+    assert (gathering.place(1000), gathering.joined, gathering.wanted) == (None, 1, 2)
+    gathering.join(B, 1000)
+    assert gathering.place(1000) == [A, B]
+    assert gathering.complete
+    assert gathering.place(1001) is None
+
+
+def test_enough_nodes_wait_for_more_until_the_last_call_is_over() -> None:
+    gathering = gathered(2, 3, A)
+    gathering.join(B, 10)
+    assert gathering.place(39.9) is None
+    assert gathering.place(40) == [A, B]
+    assert gathering.wanted == 2
+
+
+def test_a_node_that_leaves_during_the_last_call_stops_it() -> None:
+    gathering = gathered(2, 3, A, B)
+    gathering.leave(B.node)
+    assert gathering.place(100) is None
+    gathering.join(B, 100)
+    assert gathering.place(129) is None
+    assert gathering.place(130) == [A, B]
+
+
+def test_nodes_have_the_ranks_that_they_must_have() -> None:
+    first, second = Member("nodes/a", "10.0.0.1", 1), Member("nodes/b", "10.0.0.2", 0)
+    assert gathered(2, 2, first, second).place(0) == [second, first]
+    assert gathered(3, 3, A, Member("nodes/b", "10.0.0.2", 0), C).place(0) == [Member("nodes/b", "10.0.0.2", 0), A, C]
+
+
+def test_a_spare_takes_the_place_that_was_given_up_and_its_rank() -> None:
+    gathering = gathered(2, 2, A, B)
+    gathering.place(0)
+    gathering.join(C, 1)
+    assert (gathering.has_spare(), gathering.place(1)) == (True, None)
+    gathering.give_up([A.node])
+    assert gathering.place(2) == [C, B]
+    assert not gathering.has_spare()
+
+
+def test_a_place_that_was_given_up_stays_empty_until_somebody_comes() -> None:
+    gathering = gathered(2, 2, A, B)
+    gathering.place(0)
+    gathering.give_up([B.node])
+    assert (gathering.complete, gathering.place(100)) == (False, None)
+    gathering.join(B, 100)
+    assert gathering.place(100) == [A, B]
+
+
+def test_a_node_that_was_started_again_has_its_place_still() -> None:
+    gathering = gathered(2, 2, A, B)
+    gathering.place(0)
+    gathering.leave(B.node)
+    gathering.join(B, 5)
+    assert gathering.has_place(B.node)
+    assert gathering.place(5) is None
+
+
+@pytest.mark.parametrize(
+    ("member", "remedy"),
+    [
+        (Member("nodes/a", "10.0.0.9"), "give each node its --node-rank"),
+        (Member("nodes/z", "10.0.0.9", 1), "is the place of nodes/r"),
+        (Member("nodes/z", "10.0.0.9", 2), "count from 0"),
+    ],
+)
+def test_a_node_that_cannot_have_its_name_or_rank_is_told_why(member: Member, remedy: str) -> None:
+    gathering = gathered(2, 2, A, Member("nodes/r", "10.0.0.8", 1))
+    with pytest.raises(FailedPrecondition, match=remedy):
+        gathering.join(member, 0)
+
+
+def test_spares_are_bounded() -> None:
+    gathering = gathered(1, 1, *(Member(f"nodes/n{i}", f"10.0.1.{i}") for i in range(65)))
+    with pytest.raises(FailedPrecondition, match="are here already"):
+        gathering.join(A, 0)
