@@ -14,7 +14,7 @@ import grpc.aio
 
 from switchgear.collector import main as collector
 from switchgear.core import rpc
-from switchgear.core.clock import ManualClock
+from switchgear.core.clock import Clock, ManualClock
 from switchgear.core.errors import SwitchgearError
 from switchgear.core.service import Endpoints, Service
 from switchgear.recovery import main as recovery
@@ -163,17 +163,26 @@ class Launcher:
         """Tells it once a connection is there that takes it; what was lost on the way is in the next hello."""
         while not self.forget_reports:
             await asyncio.wait_for(self._connected.wait(), WITHIN_S)
-            try:
-                await self._stream.write(wire.LauncherReport(generation=self.generation, **kind))
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
-                await asyncio.sleep(0.01)
-            else:
+            if await self.tell(**kind):
                 return
+            await asyncio.sleep(0.01)
+
+    async def tell(self, **kind: Any) -> bool:
+        """Tells it on the connection that there is; whether that took it."""
+        if self.forget_reports or self._stream is None:
+            return False
+        try:
+            await self._stream.write(wire.LauncherReport(**{"generation": self.generation, **kind}))
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
+            return False
+        return True
 
     async def obey(self, command: wire.LauncherCommand) -> None:
+        """What the connection does not take any more is in the next hello, which could not be said while this waited."""
         match command.WhichOneof("kind"):
             case "verify":
-                await self.report(verify_result=wire.VerifyResult(checkpoints=self.checkpoints))
+                result = wire.VerifyResult(checkpoints=self.checkpoints)
+                await self.tell(generation=command.generation, verify_result=result)
             case "start" if command.generation > self.generation:
                 self.generation, self.first_rank = command.generation, command.start.first_rank
                 self.resume_step = command.start.resume_step
@@ -181,28 +190,39 @@ class Launcher:
                 ranks = range(self.first_rank, self.first_rank + self.nproc)
                 self.alive = {rank: 100 * command.generation + rank for rank in ranks}
                 for rank, pid in self.alive.items():
-                    await self.report(rank_started=wire.RankStarted(rank=rank, pid=pid, time_unix_ns=2))
+                    await self.tell(rank_started=wire.RankStarted(rank=rank, pid=pid, time_unix_ns=2))
             case "stop" if command.generation >= self.generation:
-                for rank in list(self.alive):
-                    await self.exit(rank, -9, by_us=True)
+                self.generation = command.generation
+                for exited in [self._ended(rank, -9, by_us=True) for rank in list(self.alive)]:
+                    await self.tell(rank_exited=exited)
+                await self.tell(attempt_stopped=self._stopped())
             case "finish":
                 self.alive.clear()
                 self.finished = command.finish.reason
 
     async def step(self, step: int) -> None:
         """All ranks here have completed the step, which no attempt before had."""
+        await self.report(progress=self.progress(step))
+
+    def progress(self, step: int) -> wire.Progress:
         times = {"time_unix_ns": 4 + step, "first_step_time_unix_ns": 3, "first_new_step_time_unix_ns": 4}
         ranks = [wire.RankStep(rank=rank, step=step, count=step - self.resume_step, **times) for rank in self.alive]
-        await self.report(progress=wire.Progress(ranks=ranks))
+        return wire.Progress(ranks=ranks)
 
     async def exit(self, rank: int, code: int, *, by_us: bool = False, **fields: Any) -> None:
+        await self.report(rank_exited=self._ended(rank, code, by_us=by_us, **fields))
+        if not self.alive:
+            await self.report(attempt_stopped=self._stopped())
+
+    def _ended(self, rank: int, code: int, *, by_us: bool, **fields: Any) -> wire.RankExited:
         exited = wire.RankExited(
             rank=rank, pid=self.alive.pop(rank), time_unix_ns=5, exit_code=code, stopped_by_us=by_us, **fields
         )
         self.exits.append(exited)
-        await self.report(rank_exited=exited)
-        if not self.alive:
-            await self.report(attempt_stopped=wire.AttemptStopped(time_unix_ns=6, reserved_port=4001 + self.generation))
+        return exited
+
+    def _stopped(self) -> wire.AttemptStopped:
+        return wire.AttemptStopped(time_unix_ns=6, reserved_port=4001 + self.generation)
 
     async def beat(self) -> None:
         self._beats += 1
@@ -252,6 +272,7 @@ class World:
         self._scheduler_clock.advance(start_s)
         self.recovery_address = "127.0.0.1:0"
         self.plane_address = ""
+        self.build: Callable[[Database, Clock], recovery.RecoveryService] = recovery.build
         self.service: recovery.RecoveryService
         self._tasks: list[asyncio.Task[None]] = []
         self._recovery: list[asyncio.Task[None]] = []
@@ -282,7 +303,7 @@ class World:
 
     async def start_recovery(self, *, scheduler: str = "", collector: str = "") -> None:
         """A new recovery on the old address; it comes with nothing but the database."""
-        self.service = recovery.build(self.database, self.clock)
+        self.service = self.build(self.database, self.clock)
         server = self._recovery_server = rpc.Server()
         self.service.register(server.grpc)
         self.recovery_address = await server.start(self.recovery_address, self.service.service_names)
