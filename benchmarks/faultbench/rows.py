@@ -128,7 +128,7 @@ def poison(contender: Contender, ranks: int) -> Measured:
             time.sleep(0.2)
         code = run.process.returncode
         seconds = math.inf if code is None else (time.time_ns() - fault_ns) / 1e9
-        sentence = _said(run, rf"stopped.*ValueError: poisoned batch in step {POISON_STEP}")
+        sentence = _said(run, rf"ValueError: poisoned batch in step {POISON_STEP} .*was stopped")
         facts = {"generations": run.generations(), "exit_code": "none" if code is None else code}
         return Measured(seconds, {**facts, "sentence": bool(sentence), "failed": bool(code)})
 
@@ -187,7 +187,7 @@ ROWS = (
     Row("exception", "Python exception, once", "to the first step", exception, judge_exception, None, (9, 20)),
     Row("hang", "hang in a step", "to the end of its ranks, beyond max(3 s, 3 steps)", hang, judge_hang, 1, (14, 32)),
     Row("stop", "SIGSTOP of a rank", "to the first step", stop, judge_stop, 1, (10, 32)),
-    Row("poison", "the same step raises each time", "to the end of the job", poison, judge_poison, 1, (9, 40)),
+    Row("poison", "the same step raises each time", "to the end of the job", poison, judge_poison, 1, (9, 50)),
     Row(
         "launcher", "SIGKILL of the launcher, started again", "to the first step", launcher, judge_launcher, 1, (16, 25)
     ),
