@@ -81,7 +81,7 @@ class Agent:
         async for command in stream:
             if command.HasField("start_launcher"):
                 self.started[command.start_launcher.job] = command.start_launcher
-            else:
+            elif command.HasField("stop_launcher"):
                 self.stopped.append(command.stop_launcher)
                 self.started.pop(command.stop_launcher.job, None)
             running = [
