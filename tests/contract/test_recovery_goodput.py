@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,9 @@ import pytest
 from recovery_plane import Launcher, World, refusal, running, until
 from sqlalchemy import update
 
+from switchgear.cli import exits
+from switchgear.cli.goodput import tell_at_end
+from switchgear.cli.main import main
 from switchgear.core.errors import Reason
 from switchgear.core.service import Endpoints
 from switchgear.gateway.main import build_app, serve
@@ -144,6 +149,38 @@ async def test_reliability_is_of_all_training_jobs_that_are_kept_and_can_be_read
         told = [(cost.cause, cost.node, cost.incidents, cost.lost_gpu_seconds) for cost in found.costs]
         assert told == [("GPU_LOST", "nodes/b", 1, 90), ("RANK_KILLED", "nodes/a", 4, 60)]
         assert [record.__dict__["job"] for record in caplog.records if "cost" in record.message] == ["jobs/strange"]
+
+
+async def test_people_read_both_and_the_report_at_the_end_of_a_run(
+    database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with database.write() as session:
+        await store.save(session, ended("jobs/one", LEDGER), [])
+    async with running(database, tmp_path) as world:
+
+        async def shown(*words: str) -> str:
+            code = await asyncio.to_thread(main, ["goodput", "--server", world.recovery_address, *words])
+            assert code == exits.OK
+            return capsys.readouterr().out
+
+        assert (await shown("one")).splitlines()[:3] == [
+            "jobs/one",
+            "where the 1 min 40 s of 2 ranks went:",
+            "  queue        10.0%       10.0 s",
+        ]
+        assert json.loads(await shown("one", "--json"))["goodput"] == 0.75
+        assert (await shown()).splitlines() == [
+            "1 job, 0.06 GPU h: goodput 75.0%, ETTR 83.3%",
+            "one incident each 38 s of productive time, 4.0 s until the next new step",
+            "",
+            "CAUSE        NODE  INCIDENTS  GPU HOURS LOST  SECONDS TO A NEW STEP",
+            "RANK_KILLED  a     2          0.008           4.0",
+        ]
+        assert json.loads(await shown("--json"))["jobs"] == "1"
+        await asyncio.to_thread(tell_at_end, world.recovery_address, "jobs/one")
+        assert capsys.readouterr().err.startswith("switchgear: where the 1 min 40 s of 2 ranks went:\n")
+        await asyncio.to_thread(tell_at_end, world.recovery_address, "jobs/none")
+        assert capsys.readouterr() == ("", "")
 
 
 async def test_both_are_served_by_rest_and_in_the_api_description(database: Database, tmp_path: Path) -> None:

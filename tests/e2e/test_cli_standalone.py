@@ -41,6 +41,9 @@ def test_a_killed_rank_costs_a_restart_and_nothing_else(terminal: Terminal, refe
         r"Rank 1 on nodes/\S+ was killed by SIGKILL after step \d+ .* restarted in place from the verified checkpoint",
         output,
     )
+    assert re.search(
+        r"where the \d+\.\d s of 2 ranks went:\n.*  RANK_KILLED on \S+: 1 x, \d+\.\d+ s lost\n", output, re.DOTALL
+    )
     run, spans = terminal.losses("killed"), proofs.read_spans([terminal.folder / "state" / "standalone" / "killed"])
     assert proofs.same_losses(run, reference, steps=STEPS, ranks=RANKS) == proofs.Proof(
         "the loss at every step equals the uninterrupted run's, bit for bit",
@@ -118,8 +121,9 @@ def test_ctrl_c_stops_the_ranks(terminal: Terminal) -> None:
     second = terminal.run("run", "--standalone", "--name", "sleep", "sleep.py")
     assert (second.returncode, "already runs here" in second.stderr) == (15, True)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=20)
     assert process.returncode == 130
+    assert "of 1 rank went:" in output
     assert not Path(f"/proc/{pid}").exists()
 
 

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from recovery_world import START_NS, World
 
 from switchgear.recovery import model as m
-from switchgear.recovery.goodput import Goodput, duration, of_job, of_ledgers
+from switchgear.recovery.goodput import Goodput, duration, of_job, of_ledgers, report
 from switchgear.recovery.ledger import COSTS_MAX, Bucket, Cost, Ledger, add_cost
 from switchgear.recovery.machine import LEASE_S, resume, step
 
@@ -441,6 +441,38 @@ def test_reliability_is_the_sum_of_the_jobs() -> None:
     assert both.goodput == one.goodput == pytest.approx(9 / 26)
     assert one.ettr == pytest.approx(9 / 16)
     assert [cost.incidents for cost in both.costs] == [2]
+
+
+def test_the_report_says_where_the_time_went_and_what_took_it() -> None:
+    world = begun(steps_to=91)
+    killed(world, fault_s=24.1, detected_s=24.5, stopped_s=25)
+    world.checked(step=81)
+    world.seconds = 26
+    started(world, 26)
+    steps(world, 82, 26)
+    world.seconds = 30
+    steps(world, 121, 30)
+    assert report(world.state, of_job(world.state, now(world)), 10).splitlines() == [
+        "where the 30.0 s of 4 ranks went:",
+        "  queue        33.3%       10.0 s",
+        "  startup      16.7%       5.00 s",
+        "  productive   40.3%       12.1 s",
+        "  detection     1.3%       0.40 s",
+        "  stop          1.7%       0.50 s",
+        "  restart       3.3%       1.00 s",
+        "  redo          3.4%       1.02 s",
+        "goodput 40.3%, ETTR 60.4%; 121 steps, 10 of them made again",
+        "1 incident, one each 12.1 s of productive time, 5.90 s from the fault to the next new step:",
+        "  RANK_KILLED on a: 1 x, 2.92 s lost",
+    ]
+
+
+def test_a_program_whose_steps_nobody_sees_has_no_known_goodput() -> None:
+    world = World()
+    world.place("nodes/a", "nodes/b")
+    world.seconds = 5
+    lines = report(world.state, of_job(world.state, now(world)), 0).splitlines()
+    assert lines[-1] == "no two steps were seen, so its goodput is not known"
 
 
 def test_of_no_job_nothing_is_known() -> None:

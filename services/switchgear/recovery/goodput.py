@@ -33,9 +33,8 @@ class Goodput:
 
     @property
     def ettr(self) -> float | None:
-        """Effective training time ratio after Meta's RSC (arXiv 2410.21680), the queue left out; None before a placement."""
-        placed_ns = self.gpu_ns - self.buckets.get(Bucket.QUEUE, 0)
-        return self._productive / placed_ns if placed_ns else None
+        """Effective training time ratio after Meta's RSC (arXiv 2410.21680), the queue left out; None before the first new step."""
+        return self._productive / (self.gpu_ns - self.buckets[Bucket.QUEUE]) if self._productive else None
 
     @property
     def mttf_s(self) -> float | None:
@@ -51,7 +50,7 @@ class Goodput:
 
     @property
     def _productive(self) -> int:
-        return self.buckets.get(Bucket.PRODUCTIVE, 0)
+        return self.buckets[Bucket.PRODUCTIVE]
 
 
 def mttr_s(cost: Cost) -> float | None:
@@ -110,13 +109,15 @@ def report(state: m.JobState, found: Goodput, steps_redone: int) -> str:
         for bucket, booked in found.buckets.items()
         if booked * 2000 >= found.gpu_ns > 0  # 0.0 % is not worth a line
     ]
-    ettr = "" if found.ettr is None else f", ETTR {found.ettr:.1%}"
-    steps = f"{_counted(state.high_water_step, 'step')}, {steps_redone} of them made again"
-    lines.append(f"goodput {found.goodput:.1%}{ettr}; {steps}")
-    incidents = sum(cost.incidents for cost in found.costs)
-    if incidents and found.mttf_s is not None:
-        back = "" if found.mttr_s is None else f", {duration(found.mttr_s)} from the fault to the next new step"
-        lines.append(f"{_counted(incidents, 'incident')}, one each {duration(found.mttf_s)} of productive time{back}:")
+    if found.ettr is None:  # a script whose steps cannot be seen need not have failed
+        lines.append("no two steps were seen, so its goodput is not known")
+    else:
+        steps = f"{_counted(state.high_water_step, 'step')}, {steps_redone} of them made again"
+        lines.append(f"goodput {found.goodput:.1%}, ETTR {found.ettr:.1%}; {steps}")
+    if found.mttf_s is not None:
+        each = f", one each {duration(found.mttf_s)} of productive time" if found.mttf_s else ""
+        back = f", {duration(found.mttr_s)} from the fault to the next new step" if found.mttr_s is not None else ""
+        lines.append(f"{_counted(sum(cost.incidents for cost in found.costs), 'incident')}{each}{back}:")
     for cost in found.costs[:_REPORT_COSTS]:
         on = f" on {cost.node.rpartition('/')[2]}" if cost.node else ""
         lines.append(f"  {cost.cause}{on}: {cost.incidents} x, {duration(cost.lost_gpu_ns / ranks / 1e9)} lost")
