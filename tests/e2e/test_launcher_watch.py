@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import shutil
 import signal
 from collections.abc import AsyncIterator
-from pathlib import Path
+from textwrap import indent
 
 import pytest
 import pytest_asyncio
@@ -113,47 +112,102 @@ async def test_a_stopped_rank_is_told_of_within_two_seconds_and_its_going_on_end
     assert len(launcher.of(g, "watch")) == before, "nothing is told while all is well"
 
 
-TROUBLES = {
-    "busy": ("STEP", "def trouble():\n    while True: sum(range(1000))"),
-    "evaluation by its name": ("EVALUATION", "def evaluate(): time.sleep(600)\ntrouble = evaluate"),
-    "evaluation by the model's mode": ("EVALUATION", "def trouble():\n    ddp.eval()\n    time.sleep(600)"),
-    "checkpoint in a save": (
-        "CHECKPOINT",
-        "class Slow:\n    def __reduce__(self): time.sleep(600)\ndef trouble(): torch.save(Slow(), folder + '/slow.pt')",
-    ),
-    "checkpoint in a file of the user's": (
-        "CHECKPOINT",
-        "def trouble():\n    with open(folder + '/own.tmp', 'wb') as file: time.sleep(600)",
-    ),
-    "data": (
-        "DATA",
-        "class Slow(torch.utils.data.Dataset):\n"
-        "    def __len__(self): return 1\n"
-        "    def __getitem__(self, n): time.sleep(600)\n"
-        "def trouble(): next(iter(torch.utils.data.DataLoader(Slow())))",
-    ),
-    "phase of the script's": (
-        "COMPILE",
-        "from switchgear.train import progress\ndef trouble():\n    with progress.phase('compile'): time.sleep(600)",
-    ),
-    "a log in the checkpoint folder": (
-        "STEP",
-        "def trouble():\n    with open(folder + '/train.log', 'a') as file: time.sleep(600)",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", TROUBLES)
-async def test_what_a_silent_rank_is_at(launcher: Launcher, g: int, name: str) -> None:
-    activity, trouble = TROUBLES[name]
-    launcher.becomes(SCRIPT.format(trouble=trouble))
+@pytest.mark.parametrize(
+    "troubles",
+    [
+        {
+            "STEP": "def trouble():\n    while True: sum(range(1000))",
+            "DATA": """
+class Slow(torch.utils.data.Dataset):
+    def __len__(self): return 1
+    def __getitem__(self, n): time.sleep(600)
+def trouble(): next(iter(torch.utils.data.DataLoader(Slow())))""",
+        },
+        {
+            "EVALUATION": "def trouble():\n    ddp.eval()\n    time.sleep(600)",
+            "COMPILE": """
+from switchgear.train import progress
+def trouble():
+    with progress.phase("compile"): time.sleep(600)""",
+        },
+        {
+            "CHECKPOINT": """
+class Slow:
+    def __reduce__(self): time.sleep(600)
+def trouble(): torch.save(Slow(), folder + "/slow.pt")""",
+            "EVALUATION": "def evaluate(): time.sleep(600)\ntrouble = evaluate",
+        },
+        {
+            "CHECKPOINT": "def trouble():\n    with open(folder + '/own.tmp', 'wb') as file: time.sleep(600)",
+            # A log in the folder of the checkpoints is none.
+            "STEP": "def trouble():\n    with open(folder + '/train.log', 'a') as file: time.sleep(600)",
+        },
+    ],
+    ids=lambda troubles: " ".join(troubles).lower(),
+)
+async def test_what_silent_ranks_are_at(launcher: Launcher, g: int, troubles: dict[str, str]) -> None:
+    """Each rank of a pair is in a trouble of its own."""
+    both = "".join(f"\nif rank == {rank}:\n{indent(code, '    ')}" for rank, code in enumerate(troubles.values()))
+    launcher.becomes(SCRIPT.format(trouble=f"time.sleep(0.1){both}").replace(" and rank == 1", ""))
     await launcher.start(g)
-    ranks = await told(launcher, g, r0=pb.RankWatch.COLLECTIVE, r1=pb.RankWatch.Activity.Value(activity))
-    if name == "busy":
-        assert ranks[1].process_state == pb.RankWatch.RUNNING
+    expected = {f"r{rank}": pb.RankWatch.Activity.Value(name) for rank, name in enumerate(troubles)}
+    await told(launcher, g, **expected)
 
 
 async def test_what_comes_after_the_last_step_is_no_step(launcher: Launcher, g: int) -> None:
     launcher.becomes(SCRIPT.format(trouble="def trouble(): pass").replace("10_000", "8") + "\ntime.sleep(600)\n")
     await launcher.start(g)
     await told(launcher, g, r0=pb.RankWatch.EVALUATION, r1=pb.RankWatch.EVALUATION)
+
+
+async def test_a_loop_without_an_optimizer_counts_and_names_its_steps(launcher: Launcher, g: int) -> None:
+    """What the script says itself wins over what an optimizer beside it says."""
+    exits = await launcher.run(
+        """
+import torch
+from switchgear.train import progress
+weight = torch.nn.Parameter(torch.zeros(1))
+weight.grad = torch.ones(1)
+optimizer = torch.optim.SGD([weight], lr=0.1)
+for step in range(41, 51):
+    optimizer.step()
+    with progress.phase("evaluation"): pass
+    progress.step(step)
+""",
+        generation=g,
+    )
+    assert [(e.exit_code, e.step, e.stderr_tail) for e in exits] == [(0, 50, "")] * 2
+    exits = await launcher.run(
+        "from switchgear.train import progress\nfor step in range(41, 51): progress.step(step)",
+        generation=next(generations),
+    )
+    assert [(e.exit_code, e.step) for e in exits] == [(0, 50)] * 2
+
+
+async def test_the_time_of_checkpoints_is_told_with_the_steps(launcher: Launcher, g: int) -> None:
+    launcher.becomes(
+        """
+import os, time, torch
+class Slow:
+    def __reduce__(self):
+        time.sleep(0.2)
+        return (int, ())
+path = os.environ["SWITCHGEAR_CHECKPOINT_DIR"] + "/" + os.environ["RANK"]
+weight = torch.nn.Parameter(torch.zeros(1))
+weight.grad = torch.ones(1)
+optimizer = torch.optim.SGD([weight], lr=0.1)
+optimizer.step()
+torch.save(Slow(), path + ".pt")
+with open(path + ".tmp", "wb") as file:
+    file.write(bytes(10))
+    time.sleep(0.1)
+os.replace(path + ".tmp", path + ".bin")
+with open(path + ".txt", "w"):
+    time.sleep(0.5)
+optimizer.step()
+time.sleep(600)
+"""
+    )
+    await launcher.start(g)
+    progress = await launcher.wait_for_steps(g, 2)
+    assert all(0.3e9 <= rank.checkpoint_ns < 0.45e9 for rank in progress.ranks), progress

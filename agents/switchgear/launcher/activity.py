@@ -31,6 +31,9 @@ _COMPILERS = (
 _COLLECTIVES = "/torch/distributed/distributed_c10d.py"
 _DDP = "/torch/nn/parallel/distributed.py"
 _BACKWARD = ("/torch/autograd/graph.py", "_engine_run_backward")
+#: Methods that wait until the device has the value, and functions of torch's that call them.
+_WAITS_FOR_DEVICE = re.compile(r"\.(item|tolist|cpu|numpy|synchronize)\(")
+_DEVICE_FILES = ("/torch/cuda/__init__.py", "/torch/cuda/streams.py", "/torch/_tensor.py", "/torch/_tensor_str.py")
 
 
 class Activity(Enum):
@@ -89,8 +92,9 @@ def from_stack(
 def waits_for_ranks(stack: Stack, *, sleeps: bool, line_of: Callable[[Frame], str]) -> bool:
     """Whether a training thread waits in a collective operation.
 
-    Inside torch's own functions for collectives it does, running or not, since a waiter of NCCL may spin. C++ code that Python
-    entered elsewhere (the reducer of DDP in a backward pass, a `wait` on the handle of an operation) waits when the thread sleeps.
+    Inside torch's own functions for collectives it does, running or not, since a waiter of NCCL may spin. So it does when it wants a
+    value from its device: that is where the missing rank is waited for then. C++ code that Python entered elsewhere (the reducer of
+    DDP in a backward pass, a `wait` on the handle of an operation) waits when the thread sleeps.
     """
     for frame in reversed(stack):
         if not (frame.of_torch or frame.of_python):
@@ -98,13 +102,15 @@ def waits_for_ranks(stack: Stack, *, sleeps: bool, line_of: Callable[[Frame], st
         if _COLLECTIVES in frame.file:
             return True
     innermost = stack[-1]
+    if innermost.file.endswith(_DEVICE_FILES):
+        return True
+    line = "" if innermost.of_torch or innermost.of_python else line_of(innermost)
+    if _WAITS_FOR_DEVICE.search(line):
+        return True
     if not sleeps:
         return False
-    if "/torch/distributed/" in innermost.file or _DDP in innermost.file:
-        return True
-    if innermost.file.endswith(_BACKWARD[0]) and innermost.function == _BACKWARD[1]:
-        return True
-    return innermost.of_user and ".wait(" in line_of(innermost)
+    backward = innermost.file.endswith(_BACKWARD[0]) and innermost.function == _BACKWARD[1]
+    return backward or "/torch/distributed/" in innermost.file or _DDP in innermost.file or ".wait(" in line
 
 
 def _saves(frame: Frame) -> bool:

@@ -14,6 +14,7 @@ from switchgear.launcher.stacks import Frame, Stack
 _SOURCE_BYTES_MAX = 1 << 20
 #: faulthandler leaves out what lies further out.
 _FRAMES_MAX = 100
+_LOOPS = (ast.For, ast.AsyncFor, ast.While, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
 def in_same_loop(stack: Stack, call: Stack) -> bool:
@@ -46,8 +47,7 @@ def loops(path: str) -> tuple[tuple[int, int], ...] | None:
 @lru_cache(maxsize=64)
 def _loops(path: str, _mtime_ns: int) -> tuple[tuple[int, int], ...]:
     nodes = ast.walk(ast.parse(Path(path).read_bytes()))
-    kinds = (ast.For, ast.AsyncFor, ast.While)
-    return tuple((node.lineno, node.end_lineno or node.lineno) for node in nodes if isinstance(node, kinds))
+    return tuple((node.lineno, node.end_lineno or node.lineno) for node in nodes if isinstance(node, _LOOPS))
 
 
 def line_of(frame: Frame) -> str:

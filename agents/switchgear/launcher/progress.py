@@ -91,6 +91,8 @@ class RankProgress:
                 self._take(event, self.directory)
         if count and not self.first_step_unix_ns:
             self._first_step()
+        if count and self.log.named_base is not None:
+            self.base = self.log.named_base
         if count and self.base is not None and not self.first_new_step_unix_ns:
             record = self.log.record(max(1, self.high_water_step - self.base + 1))
             if record is not None:

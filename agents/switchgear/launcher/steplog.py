@@ -13,7 +13,7 @@ MAGIC = int.from_bytes(b"SWGSTEPS", "little")
 VERSION = 2
 MAGIC_AT, VERSION_AT, GENERATION_AT, RANK_AT, PID_AT, WALL_OFFSET_AT, COUNT_AT, ADAM_STEP_AT = range(8)
 EXCEPTION_LENGTH_AT, PHASE_AT, PHASE_END_AT, CHECKPOINT_NS_AT, WRITING_AT, EVALUATING_AT, STACK_FD_AT = range(8, 15)
-CALL_LENGTH_AT = 15
+CALL_LENGTH_AT, NAMED_BASE_AT = 15, 16
 PHASE_NONE, PHASE_CHECKPOINT, PHASE_EVALUATION, PHASE_DATA, PHASE_COMPILE = range(5)
 EVALUATING_NO, EVALUATING_YES, EVALUATING_UNKNOWN = 0, 1, -1
 STACK_SIGNAL = 62
@@ -136,6 +136,12 @@ class StepLog:
     def adam_step(self) -> int | None:
         """The optimizer's own count after the first step of this attempt; None when it keeps none or has not stepped."""
         value = self._words[ADAM_STEP_AT]
+        return value if self.started and value >= 0 else None
+
+    @property
+    def named_base(self) -> int | None:
+        """The step at which `count` is zero, as the script says itself; None when it does not."""
+        value = self._words[NAMED_BASE_AT]
         return value if self.started and value >= 0 else None
 
     @property

@@ -37,21 +37,23 @@ _end_ns = 0
 def step(number: int | None = None) -> None:
     """A step is done. From the first call on these calls alone count, and not those of a torch optimizer.
 
-    number: the step that this is, counted from 1 over all restarts; the first call of a process names all that follow.
+    number: the step that this is, counted from 1 over all restarts.
     """
     global _note_call, _end_ns
     log = _log()
     if log is None or not log.attached:
         return
     end_ns = time.monotonic_ns()
+    # A first call after an optimizer's step is about that very step.
+    counted = not log.manual and log.count > 0
     if not log.manual:
         log.manual = True
         _note_call, _end_ns = hook.call_noter(log), end_ns
-        if log.count:
-            return  # an optimizer has just made this very step
-        if number is not None:
-            log.adam_step(number)
-    log.step(_end_ns, end_ns)
+    if number is not None:
+        # Before the count: whoever sees the step has its name then.
+        log.named_base(number - log.count - (not counted))
+    if not counted:
+        log.step(_end_ns, end_ns)
     _end_ns = end_ns
     if _note_call is not None:
         _note_call(end_ns)

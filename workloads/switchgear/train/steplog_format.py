@@ -50,6 +50,8 @@ EVALUATING_AT = 13
 #: Descriptor of the memory file that answers STACK_SIGNAL with the stack of the main thread; -1 = it does not answer.
 STACK_FD_AT = 14
 CALL_LENGTH_AT = 15
+#: The step at which COUNT_AT is zero, as the script says; -1 = it does not say.
+NAMED_BASE_AT = 16
 
 PHASE_NONE = 0
 PHASE_CHECKPOINT = 1
@@ -118,6 +120,7 @@ class StepLogWriter:
         words[WALL_OFFSET_AT] = time.time_ns() - time.monotonic_ns()
         words[ADAM_STEP_AT] = -1
         words[STACK_FD_AT] = -1
+        words[NAMED_BASE_AT] = -1
         words[MAGIC_AT] = MAGIC
 
     def step(self, start_ns: int, end_ns: int) -> None:
@@ -136,6 +139,10 @@ class StepLogWriter:
 
     def adam_step(self, value: int) -> None:
         self._words[ADAM_STEP_AT] = value
+
+    def named_base(self, step: int) -> None:
+        """The script says that its count was zero at that step."""
+        self._words[NAMED_BASE_AT] = max(-1, step)
 
     def loaded(self, path: str) -> None:
         """Notes that `path`, relative to the checkpoint directory, was opened for reading."""

@@ -1,0 +1,177 @@
+"""What a rank is at, told from stacks as torch 2.13 leaves them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from switchgear.launcher import loops, stacks
+from switchgear.launcher.activity import Activity, from_stack
+from switchgear.launcher.stacks import STACK_BYTES_MAX, Frame
+
+PACKAGES = "/opt/venv/lib/python3.11/site-packages"
+TORCH = f"{PACKAGES}/torch"
+MAIN = Frame("<module>", "/job/train.py", 40)
+FORWARD = Frame("forward", "/job/model.py", 12)
+BACKWARD = Frame("_engine_run_backward", f"{TORCH}/autograd/graph.py", 869)
+MODULE = Frame("_call_impl", f"{TORCH}/nn/modules/module.py", 1800)
+DDP = Frame("forward", f"{TORCH}/nn/parallel/distributed.py", 1700)
+C10D = Frame("all_reduce", f"{TORCH}/distributed/distributed_c10d.py", 3000)
+LOGGER = Frame("wrapper", f"{TORCH}/distributed/c10d_logger.py", 83)
+
+
+def at(*frames: Frame, sleeps: bool = True, writing: bool = False, in_loop: bool = True, line: str = "") -> Activity:
+    return from_stack(frames, writing=writing, sleeps=sleeps, in_loop=lambda stack: in_loop, line_of=lambda frame: line)
+
+
+@pytest.mark.parametrize(
+    ("stack", "activity"),
+    [
+        ((MAIN,), Activity.STEP),
+        ((MAIN, FORWARD), Activity.STEP),
+        ((MAIN, DDP, MODULE, FORWARD), Activity.STEP),
+        ((MAIN, LOGGER, C10D), Activity.COLLECTIVE),
+        ((MAIN, BACKWARD), Activity.COLLECTIVE),
+        ((MAIN, BACKWARD, FORWARD), Activity.STEP),  # a backward function of the user's
+        ((MAIN, DDP), Activity.COLLECTIVE),
+        ((MAIN, Frame("_clip", f"{TORCH}/distributed/tensor/_redistribute.py", 3)), Activity.COLLECTIVE),
+        ((MAIN, Frame("fetch", f"{TORCH}/utils/data/_utils/fetch.py", 52), Frame("__getitem__", "/job/data.py", 3)), Activity.DATA),
+        ((MAIN, Frame("get", "/usr/lib/python3.11/queue.py", 171)), Activity.STEP),
+        ((MAIN, Frame("_compile", f"{TORCH}/_dynamo/convert_frame.py", 5)), Activity.COMPILE),
+        ((MAIN, Frame("compile_wrapper", f"{TORCH}/_dynamo/eval_frame.py", 5), FORWARD), Activity.STEP),
+        ((MAIN, Frame("run", f"{TORCH}/_inductor/compile_fx.py", 5)), Activity.STEP),  # a CUDA graph is replayed
+        ((MAIN, Frame("compile_fx_inner", f"{TORCH}/_inductor/compile_fx.py", 5)), Activity.COMPILE),
+        ((MAIN, Frame("_save", f"{TORCH}/serialization.py", 900)), Activity.CHECKPOINT),
+        ((MAIN, Frame("load", f"{TORCH}/serialization.py", 900)), Activity.STEP),
+        ((MAIN, Frame("save", f"{TORCH}/distributed/checkpoint/state_dict_saver.py", 90), C10D), Activity.CHECKPOINT),
+        ((MAIN, Frame("save_file", f"{PACKAGES}/safetensors/torch.py", 90)), Activity.CHECKPOINT),
+        ((MAIN, Frame("evaluate", "/job/train.py", 7), C10D), Activity.EVALUATION),
+        ((MAIN, Frame("run_validation", "/job/train.py", 7)), Activity.EVALUATION),
+        ((MAIN, Frame("get_valid_mask", "/job/train.py", 7)), Activity.STEP),
+        ((MAIN, Frame("evaluation_loop", f"{PACKAGES}/transformers/trainer.py", 7)), Activity.EVALUATION),
+        ((), Activity.UNKNOWN),
+    ],
+)  # fmt: skip
+def test_what_a_sleeping_rank_is_at(stack: tuple[Frame, ...], activity: Activity) -> None:
+    assert at(*stack) is activity
+
+
+def test_a_rank_that_computes_waits_for_nobody_unless_it_is_in_a_collective() -> None:
+    assert [at(MAIN, inner, sleeps=False) for inner in (BACKWARD, DDP, C10D)] == [
+        Activity.STEP,
+        Activity.STEP,
+        Activity.COLLECTIVE,
+    ]
+
+
+def test_a_line_that_waits_tells_of_c_code_below_it() -> None:
+    assert at(MAIN, line="    work.wait()") is Activity.COLLECTIVE
+    assert at(MAIN, line="    work.wait()", sleeps=False) is Activity.STEP
+    assert at(MAIN, line="total += loss.item()", sleeps=False) is Activity.COLLECTIVE
+    assert at(MAIN, BACKWARD, FORWARD, line="time.sleep(5)") is Activity.STEP
+
+
+def test_whatever_is_outside_of_the_loop_of_the_steps_is_no_step() -> None:
+    assert [at(MAIN, in_loop=False), at(MAIN, C10D, in_loop=False)] == [Activity.EVALUATION] * 2
+
+
+def test_a_file_that_is_being_written_makes_a_checkpoint() -> None:
+    assert [at(MAIN, writing=True), at(writing=True)] == [Activity.CHECKPOINT] * 2
+
+
+PROGRAM = """\
+def epoch():
+    for batch in range(9):
+        loss = 1
+        step()
+    report()
+
+def main():
+    for n in range(3):
+        epoch()
+        validate()
+    upload()
+
+main()
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    path = tmp_path / "train.py"
+    path.write_text(PROGRAM)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("lines", "inside"),
+    [
+        ((13, 9, 3), True),  # in the loop over batches
+        ((13, 9, 2), True),  # waits for the next batch
+        ((13, 9, 5), False),  # after it
+        ((13, 10), True),  # the loop over epochs goes on
+        ((13, 11), False),
+        ((13,), True),  # no more is known of it
+    ],
+)
+def test_the_loop_of_the_steps_is_known_by_where_the_two_calls_part(
+    program: Path, lines: tuple[int, ...], inside: bool
+) -> None:
+    def stack(*lines: int) -> list[Frame]:
+        return [
+            Frame(name, str(program), line) for name, line in zip(("<module>", "main", "epoch"), lines, strict=False)
+        ]
+
+    assert loops.in_same_loop(stack(*lines), stack(13, 9, 4)) is inside
+
+
+def test_an_interpreter_that_winds_up_is_in_no_loop(program: Path) -> None:
+    call = [Frame("<module>", str(program), 13)]
+    shutdown = Frame("_shutdown", "/usr/lib/python3.11/threading.py", 1560)
+    assert loops.in_same_loop([shutdown], call) is False
+    assert loops.in_same_loop([shutdown] * 100, call), "the program's own frames may be among those that were cut off"
+
+
+def test_a_program_that_cannot_be_read_is_in_its_loop(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("for in")
+    for name in ("broken.py", "missing.py"):
+        path = str(tmp_path / name)
+        assert loops.in_same_loop([Frame("<module>", path, 3)], [Frame("<module>", path, 1)])
+
+
+def test_frames_are_read_from_faulthandler_without_ours() -> None:
+    text = """Current thread 0x00007f0 (most recent call first):
+  File "/job/my, line 2 in x/train.py", line 12 in forward
+  File "/job/train.py", line 40 in <module>
+  File "/sg/train/rank.py", line 99 in _run_script
+"""
+    assert stacks.from_faulthandler(text, "/sg/train/") == [
+        Frame("<module>", "/job/train.py", 40),
+        Frame("forward", "/job/my, line 2 in x/train.py", 12),
+    ]
+    assert stacks.from_faulthandler("  <no Python frame>\n", "/sg/train/") == []
+
+
+def test_the_main_thread_is_read_from_py_spy() -> None:
+    text = """[{"os_thread_id": 8, "frames": []}, {"os_thread_id": 7, "frames": [
+      {"name": "f", "filename": "/job/a.py", "line": 2}, {"name": "run", "filename": "/sg/rank.py", "line": 1}]}]"""
+    assert stacks.from_py_spy(text, 7, "/sg/") == [Frame("f", "/job/a.py", 2)]
+    for bad in ("[]", "{", '[{"os_thread_id": 7}]', "null"):
+        with pytest.raises(ValueError, match=r"no stack of thread|Expecting"):
+            stacks.from_py_spy(bad, 7, "/sg/")
+
+
+def test_the_user_s_frame_is_the_innermost_that_is_no_library_s() -> None:
+    library = Frame("train", f"{PACKAGES}/lightning/loop.py", 3)
+    queue = Frame("get", "/root/.pyenv/versions/3.11.7/lib/python3.11/queue.py", 171)
+    assert stacks.where([MAIN, library, MODULE, FORWARD, C10D, queue]) == "forward (/job/model.py:12)"
+    assert stacks.where([library, C10D, queue]) == f"train ({PACKAGES}/lightning/loop.py:3)"
+    assert stacks.where([C10D, queue]) == ""
+
+
+def test_a_deep_stack_keeps_its_innermost_frames() -> None:
+    text = stacks.text([Frame(f"f{n}", "/job/ü.py", n) for n in range(1000)])
+    assert len(text.encode()) <= STACK_BYTES_MAX
+    assert text.endswith('  File "/job/ü.py", line 999, in f999\n')
+    assert text.startswith('  File "')
