@@ -205,6 +205,12 @@ class Cluster:
             self.promises.repaired(name)
             self.scheduler.uncordon(name)
 
+    def poison(self) -> None:
+        """The newest checkpoint crashes whoever loads it."""
+        for file in self.program.folder.newest()[:1]:
+            self.kernel.note(f"storage    {file.path} crashes whoever loads it")
+            self.program.poison(file)
+
     def damage(self, newest: int = 0) -> None:
         """Flips bits in the checkpoint that is so many behind the newest."""
         files = [file for file in self.program.folder.newest() if file.damaged_s is None]

@@ -228,7 +228,7 @@ class SimLauncher:
     def _checked(self, check: m.Check) -> None:
         if not self.alive:
             return
-        checkpoints, quarantined = self.program.folder.verify(check.checkpoints)
+        checkpoints, quarantined = self.program.folder.verify(check.checkpoints, check.skip)
         self._checking = False
         self._report(m.Checked(self.node.name, check.generation, checkpoints, quarantined))
         self._advance()

@@ -26,6 +26,7 @@ class Promises:
         program.on_spawn = self.spawned
         program.on_any_step = self.stepped
         self.newest = 0
+        self.skipped = frozenset[str]()
         control.taken = self.taken
         self.generation = 0
         #: node -> generation that had been reached when the machine took the evidence.
@@ -77,6 +78,7 @@ class Promises:
             if after.phase is m.Phase.CHECKING and after.generation != self._checking_for:
                 # An answer may be from before a crash, while nothing ran.
                 self._checking_for, self.check_sent_s = after.generation, self.kernel.now_s
+        self.skipped = frozenset(after.skipped)
         for effect in effects:
             self.effect(effect, event)
         self.bounds(after)
@@ -101,9 +103,9 @@ class Promises:
         folder = self.program.folder
         if attempt.resume_path not in folder.files and f"quarantine/{attempt.resume_path}" in folder.quarantined:
             return  # asked twice around a crash: the first answer is used, the second found damage that came in between
-        newest = max(
-            (f for f in self.program.folder.files.values() if self._was_good(f)), key=lambda f: f.step, default=None
-        )
+        good = [f for f in self.program.folder.files.values() if self._was_good(f)]
+        newest = max((f for f in good if f.digest not in self.skipped), key=lambda f: f.step, default=None)
+        newest = newest or max(good, key=lambda f: f.step, default=None)
         expected = newest.path if newest else ""
         self.require(
             attempt.resume_path == expected,

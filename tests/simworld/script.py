@@ -42,6 +42,7 @@ _FAULTS: list[tuple[str, Fault]] = [
     (r"xid (\d+) on (\S+) gpu (\d+)", lambda c, xid, node, gpu: c.xid(node, int(gpu), int(xid))),
     (r"repair (\S+)", Cluster.repair),
     (r"damage newest checkpoint", Cluster.damage),
+    (r"poison newest checkpoint", Cluster.poison),
     (r"kill recovery for ([\d.]+)s", lambda c, seconds: c.control.crash(float(seconds))),
     (r"hang store for ([\d.]+)s", lambda c, seconds: c.control.stall(float(seconds))),
     (r"scheduler away for ([\d.]+)s", lambda c, seconds: c.scheduler_away(float(seconds))),

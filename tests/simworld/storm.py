@@ -44,6 +44,7 @@ class Storm:
             self.kill_rank, self.raise_exception, self.break_program, self.kill_launcher, self.lose, self.cut_off, self.xid,
             self.xid_then_loss, self.damage, self.damage_all, self.kill_recovery, self.hang_store, self.fail_starts,
             self.scheduler_away, self.get_stuck, self.get_stuck, self.lose_loudly, self.cut_off_loudly,
+            self.poison,
         ]  # fmt: skip
         self.kinds = rng.sample(everything, rng.choice((1, 2, 3, len(everything))))
         if rng.random() < 0.03:
@@ -156,6 +157,10 @@ class Storm:
             self.cluster.damage()
         if self.rng.random() < 0.7:
             self.kernel.after(self._delay_s(), self.kill_rank)
+
+    def poison(self) -> None:
+        self.cluster.poison()
+        self.kernel.after(self._delay_s(), self.kill_rank)
 
     def damage_all(self) -> None:
         for _ in range(len(self.cluster.program.folder.files)):

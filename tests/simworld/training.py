@@ -29,6 +29,8 @@ class File:
     commit_s: float
     commit_ns: int
     damaged_s: float | None = None
+    #: Nobody can tell, but whoever loads it crashes.
+    poisoned: bool = False
 
 
 class Folder:
@@ -46,7 +48,9 @@ class Folder:
             self.files.values(), key=lambda f: (steps[f.path] if by_step else 0, f.commit_ns, f.path), reverse=True
         )
 
-    def verify(self, known: tuple[m.Checkpoint, ...]) -> tuple[tuple[m.Checkpoint, ...], tuple[str, ...]]:
+    def verify(
+        self, known: tuple[m.Checkpoint, ...], skip: tuple[str, ...] = ()
+    ) -> tuple[tuple[m.Checkpoint, ...], tuple[str, ...]]:
         """Checkpoints from the newest to the first good one; what is damaged goes into quarantine."""
         catalog = {c.path: c for c in known if c.step is not None}
         checked: list[m.Checkpoint] = []
@@ -62,8 +66,10 @@ class Folder:
                     file.path, state, step, digest=file.digest, commit_ns=file.commit_ns, damage="" if good else "CRC"
                 )
             )
-            if good:
+            if good and file.digest not in skip:
                 break
+            if good:
+                continue
             del self.files[file.path]
             moved.append(f"quarantine/{file.path}")
         self.quarantined += moved
@@ -139,6 +145,9 @@ class Program:
             file = self.folder.files.get(path)
             if file is None or file.damaged_s is not None:
                 self.end(rank, 1, "RuntimeError: PytorchStreamReader failed reading zip archive")
+                return
+            if file.poisoned:
+                self.end(rank, -11)
                 return
             gang.base = file.step
             self.on_load(rank, path, file.step)
@@ -222,6 +231,9 @@ class Program:
         rank.stuck = ""
         if rank.doomed:
             self.end(rank, -9)
+
+    def poison(self, file: File) -> None:
+        self.folder.files[file.path] = replace(file, poisoned=True)
 
     def damage(self, file: File) -> None:
         self.folder.files[file.path] = replace(file, damaged_s=self.kernel.now_s)

@@ -43,6 +43,15 @@ def test_the_newest_good_one_wins_and_older_ones_are_not_read(tmp_path: Path) ->
     assert old.exists()
 
 
+def test_a_good_one_that_attempts_did_not_survive_is_walked_past_and_stays_where_it_is(tmp_path: Path) -> None:
+    older, newest = save(tmp_path, 10), save(tmp_path, 20)
+    outcome = verify_newest(tmp_path, {}, frozenset({digest_file(newest)}))
+    assert [(c.path, c.damage) for c in outcome.checked] == [(newest, ""), (older, "")]
+    assert outcome.newest_good is not None
+    assert outcome.newest_good.path == older
+    assert newest.exists()
+
+
 def test_damaged_ones_move_into_quarantine_until_a_good_one_is_found(tmp_path: Path) -> None:
     good, worse, worst = (save(tmp_path, step) for step in (10, 20, 30))
     truncate(worse)

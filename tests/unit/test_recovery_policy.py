@@ -60,6 +60,30 @@ def test_three_attempts_without_a_new_step_stop_whatever_the_cause(fault: m.Faul
     assert decision(KILLED, *stuck[1:]) is m.Decision.RESTART_IN_PLACE
 
 
+@pytest.mark.parametrize("fault", [m.Fault.RANK_CRASHED, m.Fault.RANK_HUNG])
+def test_a_checkpoint_that_two_attempts_did_not_survive_is_walked_past_when_an_older_one_is_known(
+    fault: m.Fault,
+) -> None:
+    crash = m.Failure(fault, "SIGSEGV", None, progressed=False, resume_path="/c/20.pt")
+    back = [crash, crash]
+    assert decision(*back, older_checkpoint=True) is m.Decision.ROLL_BACK
+    assert decision(*back) is not m.Decision.ROLL_BACK
+    assert decision(crash, older_checkpoint=True) is m.Decision.RESTART_IN_PLACE
+    for other in (
+        replace(crash, resume_path="/c/10.pt"),
+        replace(crash, made_steps=True),
+        replace(crash, resume_path=""),
+    ):
+        assert decision(other, crash, older_checkpoint=True) is not m.Decision.ROLL_BACK
+
+
+def test_a_roll_back_for_the_jobs_own_crash_is_a_restart_of_its_budget_and_an_exception_is_never_rolled_back() -> None:
+    crash = m.Failure(m.Fault.RANK_CRASHED, "SIGSEGV", None, progressed=False, resume_path="/c/20.pt")
+    assert decision(crash, crash, older_checkpoint=True, restarts_used=3) is m.Decision.STOP
+    raised = replace(crash, fault=m.Fault.RANK_EXCEPTION, signature="ValueError: NaN")
+    assert decision(raised, raised, older_checkpoint=True) is m.Decision.STOP
+
+
 def test_a_job_with_a_fault_each_six_seconds_is_given_up_and_one_with_eight_a_minute_is_not() -> None:
     spec = replace(SPEC, nnodes=1)
     at_random = each_s(OFTEN_S / OFTEN_MAX - 0.1, KILLED, OFTEN_MAX)

@@ -167,10 +167,10 @@ def checkpoint_paths(directory: Path, known: Mapping[str, Known] | None = None) 
     return [path for path, _ in found]
 
 
-def verify_newest(directory: Path, known: Mapping[str, Known]) -> VerifyOutcome:
+def verify_newest(directory: Path, known: Mapping[str, Known], skip: frozenset[str] = frozenset()) -> VerifyOutcome:
     """Checks the checkpoints of a folder from the newest on and stops at the first good one.
 
-    known: by path, as the catalog has them. What is damaged moves to `<directory>/.switchgear-quarantine/` under a name of its
+    known: by path, as the catalog has them. skip: digests of contents that are walked past although they are good. What is damaged moves to `<directory>/.switchgear-quarantine/` under a name of its
     own: nothing is overwritten or deleted. What cannot be read (EIO, EACCES, a stale mount) is reported and stays, for the
     storage may be at fault and not the file. Each move is one rename: call it again after a crash. Never raises for one bad file;
     raises OSError when the folder cannot be listed.
@@ -199,7 +199,7 @@ def verify_newest(directory: Path, known: Mapping[str, Known]) -> VerifyOutcome:
         step = None if replaced else entry.step
         result = Checked(path, step, size_bytes, verdict.digest, damage, verdict.proven, moved, written_ns)
         checked.append(result)
-        if not damage:
+        if not damage and verdict.digest not in skip:
             return VerifyOutcome(checked, result)
     return VerifyOutcome(checked, None)
 

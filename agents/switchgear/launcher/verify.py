@@ -23,7 +23,7 @@ async def verify(disk: DiskThread, directory: Path | None, request: pb.VerifyChe
         return pb.VerifyResult()
     known = {item.path: Known(item.step, item.digest) for item in request.known}
     try:
-        outcome = await disk.run(checkpoints.verify_newest, directory, known)
+        outcome = await disk.run(checkpoints.verify_newest, directory, known, frozenset(request.skip_digests))
         return pb.VerifyResult(checkpoints=[_to_proto(checked) for checked in outcome.checked])
     except OSError as error:
         return pb.VerifyResult(

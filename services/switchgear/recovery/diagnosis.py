@@ -141,6 +141,8 @@ def summarize(incident: Incident) -> str:
         parts.append(f"{count} damaged checkpoint{'s were' if count > 1 else ' was'} put into quarantine")
     if incident.decision is Decision.RESTART_IN_PLACE:
         where = "in place"
+    elif incident.decision is Decision.ROLL_BACK:
+        where = "in place, one checkpoint further back,"
     elif incident.node_again:
         where = f"on {incident.node} again, which is back,"
     else:
@@ -152,7 +154,7 @@ def summarize(incident: Incident) -> str:
             start = f"the verified checkpoint of step {incident.resume_step}" if incident.resume_step else "the start"
         parts.append(f"the job was restarted {where} from {start}")
     else:
-        parts.append(f"the job is being restarted {where}")
+        parts.append(f"the job is being restarted {where.rstrip(',')}")
     cost = _cost(incident)
     return "; ".join([*parts, cost] if cost else parts) + "."
 
@@ -162,7 +164,7 @@ def withheld(incident: Incident, mode: Mode) -> str:
     remedy = "allow it with `switchgear policies recovery.restart --set act` and submit the job again"
     if mode is Mode.OBSERVE:
         return f"the job was stopped, since policy recovery.restart may not restart it (mode OBSERVE); {remedy}"
-    how = "a restart in place" if incident.decision is Decision.RESTART_IN_PLACE else "a restart on other nodes"
+    how = "a restart on other nodes" if incident.decision is Decision.REPLACE_NODE else "a restart in place"
     return f"{how} is advised ({incident.decision_reason}) and was not done, since policy recovery.restart only advises; {remedy}"
 
 

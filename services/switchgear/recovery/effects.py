@@ -34,6 +34,8 @@ class Check:
     node: str
     generation: int
     checkpoints: tuple[Checkpoint, ...]
+    #: Digests of good ones to walk past.
+    skip: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

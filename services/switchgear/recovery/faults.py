@@ -25,7 +25,9 @@ PROGRESS_UNKNOWN_S = 60.0
 
 #: Told by a launcher outright; the exits of other ranks are consequences.
 _EXPLAINED = OF_A_NODE | {m.Fault.LAUNCHER_LOST, m.Fault.START_FAILED, m.Fault.RANK_STOPPED, m.Fault.RANK_HUNG}
-_RESTARTS = (m.Decision.RESTART_IN_PLACE, m.Decision.REPLACE_NODE)
+_RESTARTS = (m.Decision.RESTART_IN_PLACE, m.Decision.ROLL_BACK, m.Decision.REPLACE_NODE)
+#: An attempt is rolled back once for a fault; what is older than so many is gone by then.
+SKIPPED_MAX = 10
 _IN_ATTEMPT = (m.Phase.STARTING, m.Phase.RUNNING)
 
 
@@ -221,7 +223,9 @@ class Faults(Records):
             case m.Decision.REPLACE_NODE:
                 self._replace(bad_nodes or [incident.node], incident.cause)
                 self.save_incident()
-            case m.Decision.RESTART_IN_PLACE:
+            case m.Decision.RESTART_IN_PLACE | m.Decision.ROLL_BACK:
+                if incident.decision is m.Decision.ROLL_BACK:
+                    self._skip_checkpoint()
                 if incident.fault not in INFRASTRUCTURE:
                     state.restarts_used += 1
                 state.phase = m.Phase.WAITING
@@ -232,7 +236,27 @@ class Faults(Records):
         state.restarts_used, state.refilled_ns = restarts_refilled(
             state.restarts_used, state.refilled_ns, productive_ns(state)
         )
-        return Case(state.spec, state.failures, state.restarts_used, bad_nodes, permanent)
+        return Case(state.spec, state.failures, state.restarts_used, bad_nodes, permanent, self._has_older())
+
+    def _has_older(self) -> bool:
+        """Whether a checkpoint is known that may be good and is older than the one that the attempt was to start from."""
+        attempt = self.state.attempt
+        if attempt is None or not attempt.resume_step:
+            return False
+        usable = (m.CheckpointState.COMMITTED, m.CheckpointState.VERIFIED)
+        return any(
+            c.state in usable
+            and c.step is not None
+            and c.step < attempt.resume_step
+            and c.digest not in self.state.skipped
+            for c in self.state.checkpoints.values()
+        )
+
+    def _skip_checkpoint(self) -> None:
+        attempt = self.state.attempt
+        loaded = self.state.checkpoints.get(attempt.resume_path) if attempt else None
+        if loaded and loaded.digest:
+            self.state.skipped = [*self.state.skipped, loaded.digest][-SKIPPED_MAX:]
 
     def _count_failure(self, incident: m.Incident) -> bool:
         """Remembers what failed; False when it was only a node that failed between two attempts."""
@@ -259,9 +283,19 @@ class Faults(Records):
         return True
 
     def _remember(self, incident: m.Incident, step: int | None, *, progressed: bool, made_steps: bool) -> None:
-        at_fault = (incident.node, incident.rank, self.now.unix_ns)
+        attempt = self.state.attempt
         self.state.failures.append(
-            m.Failure(incident.fault, incident.signature, step, progressed, made_steps, *at_fault)
+            m.Failure(
+                incident.fault,
+                incident.signature,
+                step,
+                progressed,
+                made_steps,
+                incident.node,
+                incident.rank,
+                self.now.unix_ns,
+                attempt.resume_path if attempt else "",
+            )
         )
         del self.state.failures[:-FAILURES_MAX]
 

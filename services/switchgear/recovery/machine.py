@@ -42,7 +42,7 @@ def _copied(state: m.JobState) -> m.JobState:
     new = copy.copy(state)
     new.slots, new.failures, new.outbox = list(state.slots), list(state.failures), list(state.outbox)
     new.bad_nodes, new.checkpoints = dict(state.bad_nodes), dict(state.checkpoints)
-    new.uncordoned = list(state.uncordoned)
+    new.uncordoned, new.skipped = list(state.uncordoned), list(state.skipped)
     new.launchers = {node: copy.copy(launcher) for node, launcher in state.launchers.items()}
     new.incident = copy.deepcopy(state.incident)
     new.attempt = copy.copy(state.attempt)
@@ -265,7 +265,8 @@ class _Machine(Watching):
 
     def _send_check(self) -> None:
         known = tuple(c for c in self.state.checkpoints.values() if c.state is not m.CheckpointState.CORRUPT)
-        self.effects.append(m.Check(self.state.slots[0].node, self.state.generation, known))
+        skip = tuple(self.state.skipped)
+        self.effects.append(m.Check(self.state.slots[0].node, self.state.generation, known, skip))
 
     def _check_again(self) -> None:
         again_s = self.state.check_again_s
@@ -298,7 +299,9 @@ class _Machine(Watching):
             )  # one has gone meanwhile, or came back with ranks: checked again when all are there
             return
         good = [c for c in event.checkpoints if c.state is m.CheckpointState.VERIFIED]
-        self._start_attempt(good[0] if good else None)
+        # Better one that failed than to lose all steps.
+        wanted = [c for c in good if c.digest not in state.skipped] or good
+        self._start_attempt(wanted[0] if wanted else None)
 
     def _start_attempt(self, checkpoint: m.Checkpoint | None) -> None:
         state = self.state

@@ -163,6 +163,8 @@ class JobState:
     modes: Modes = field(default_factory=Modes)
     timing: Timing = field(default_factory=Timing)
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
+    #: Digests of checkpoints that are good by all that can be checked and that attempts did not survive, oldest first.
+    skipped: list[str] = field(default_factory=list)
     #: Highest step that any generation has completed on all ranks.
     high_water_step: int = 0
     restarts_used: int = 0

@@ -30,7 +30,7 @@ class Case:
 
     failures: oldest first, at least one unless `permanent` or of an inference job; the last one is what is decided about.
     restarts_used: by the job's own failures. bad_nodes: nodes of the placement with fatal evidence against them.
-    permanent: no restart can help.
+    permanent: no restart can help. older_checkpoint: one is known that is older than that of the last attempt.
     """
 
     spec: Spec
@@ -38,6 +38,7 @@ class Case:
     restarts_used: int = 0
     bad_nodes: Sequence[str] = field(default=())
     permanent: bool = False
+    older_checkpoint: bool = False
 
     @property
     def fault(self) -> Fault:
@@ -58,6 +59,16 @@ def restarts_refilled(used: int, refilled_ns: int, productive_ns: int) -> tuple[
     if earned >= used:
         return 0, productive_ns
     return used - earned, refilled_ns + earned * REFILL_NS
+
+
+def _same_checkpoint(case: Case) -> str:
+    if len(case.failures) < 2 or not case.older_checkpoint:
+        return ""
+    before, last = case.failures[-2:]
+    fits = (before.fault, before.resume_path) == (last.fault, last.resume_path) and last.resume_path
+    if not fits or before.made_steps or last.made_steps or (last.fault not in INFRASTRUCTURE and _budget_used(case)):
+        return ""
+    return f"two attempts did not survive {last.resume_path}, which is good by all that can be checked"
 
 
 def _same_error(case: Case) -> str:
@@ -136,6 +147,7 @@ _REASONS: Mapping[When, Callable[[Case], str]] = {
     When.SWITCHED_OFF: lambda case: (
         "restarts are switched off (--max-restarts 0)" if case.spec.max_restarts == 0 else ""
     ),
+    When.SAME_CHECKPOINT: _same_checkpoint,
     When.SAME_ERROR: _same_error,
     When.NO_PROGRESS: _no_progress,
     When.TOO_OFTEN: _too_often,

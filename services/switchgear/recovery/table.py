@@ -54,6 +54,7 @@ class When(StrEnum):
     REPLICA = "it is a replica of an inference service"
     PERMANENT = "it cannot start like this (script or interpreter missing)"
     SWITCHED_OFF = "`--max-restarts 0`"
+    SAME_CHECKPOINT = "the second time before the first step from the same checkpoint, and an older one is known"
     SAME_ERROR = "the same text after the same step as last time, without a new step in between"
     NO_PROGRESS = "three attempts in a row made no new step"
     TOO_OFTEN = "100 faults within 10 minutes"
@@ -80,6 +81,7 @@ TABLE = (
     Row(EVERY, Scope.JOB, When.REPLICA, Decision.REPLACE_REPLICA, "ours: the autoscaler starts another"),
     Row(EVERY, Scope.JOB, When.PERMANENT, Decision.STOP, "ours: no restart changes it"),
     Row(EVERY, Scope.JOB, When.SWITCHED_OFF, Decision.STOP, "torchrun's flag"),
+    Row(frozenset({Fault.RANK_CRASHED, Fault.RANK_HUNG}), Scope.JOB, When.SAME_CHECKPOINT, Decision.ROLL_BACK, "Megatron-LM#5281: a checkpoint that loads and is bad, tried 44 times"),
     Row(OWN, Scope.JOB, When.SAME_ERROR, Decision.STOP, "measured: torchrun, ft_launcher and dlrover burn 4 generations on it"),
     Row(EVERY, Scope.JOB, When.NO_PROGRESS, Decision.STOP, "nvidia-resiliency-ext, `max_no_progress_cycles`"),
     Row(EVERY, Scope.JOB, When.TOO_OFTEN, Decision.STOP, "ours: nothing may loop for ever"),

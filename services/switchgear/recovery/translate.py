@@ -210,7 +210,7 @@ def command_to_proto(command: m.Command) -> wire.LauncherCommand:
         case m.Stop():
             return wire.LauncherCommand(generation=command.generation, stop=wire.StopAttempt(reason=command.reason))
         case m.Check():
-            verify = wire.VerifyCheckpoints(known=_known_steps(command.checkpoints))
+            verify = wire.VerifyCheckpoints(known=_known_steps(command.checkpoints), skip_digests=command.skip)
             return wire.LauncherCommand(generation=command.generation, verify=verify)
         case m.Finish():
             return wire.LauncherCommand(generation=command.generation, finish=wire.Finish(reason=command.reason))

@@ -219,6 +219,8 @@ class Failure:
     node: str = ""
     rank: int | None = None
     time_ns: int = 0
+    #: Checkpoint that the attempt was to start from.
+    resume_path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
