@@ -18,6 +18,7 @@ def dashboard() -> Dashboard:
         [
             ("Overview", _overview()),
             ("Progress", _progress()),
+            ("Where the time went", _time()),
             ("Recovery", _recovery()),
             ("Queue", _queue()),
         ],
@@ -121,6 +122,32 @@ def _progress() -> list[AnyPanel]:
             ),
             unit="percentunit",
             max_value=1,
+        ),
+    ]
+
+
+def _time() -> list[AnyPanel]:
+    gpu_seconds = f"switchgear_job_gpu_seconds_total{{{_JOB}}}"
+    lost = f'switchgear_job_gpu_seconds_total{{bucket!~"productive|queue", {_JOB}}}'
+    return [
+        timeline(
+            "GPU time by bucket",
+            "Share of each hour that went to new steps, to checkpoints, and to each phase of a fault. docs/goodput.md says what is in which bucket.",
+            Query(
+                f"sum by (bucket) (increase({gpu_seconds}[1h])) / scalar(sum(increase({gpu_seconds}[1h])))",
+                "{{bucket}}",
+            ),
+            unit="percentunit",
+            width=12,
+            stacked=True,
+            max_value=1,
+        ),
+        timeline(
+            "GPU hours lost",
+            "GPU hours of each job that made no new step since its submission, without the queue.",
+            Query(f"sum by (job) ({lost}) / 3600", "{{job}}"),
+            unit="short",
+            width=12,
         ),
     ]
 
