@@ -25,12 +25,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from faultbench.cluster import start
+
 from switchgear.cli.client import Client, connect, whole_list
 from switchgear.cli.demo import proofs
 from switchgear.cli.demo.faults import damage
 from switchgear.cli.demo.patience import Patience
 from switchgear.cli.demo.stage import NODES, Stage, example_trainer
-from switchgear.core.errors import FailedPrecondition, Reason
+from switchgear.core.errors import FailedPrecondition, Reason, SwitchgearError
 from switchgear.launcher import proc
 from switchgear.launcher.state import is_held
 from switchgear.v1 import job_service_pb2 as jobs
@@ -79,7 +81,7 @@ class Campaign:
             python=sys.executable,
             nnodes=RANKS,
             nproc_per_node=1,
-            max_restarts=100_000,
+            max_restarts=1000,
             checkpoint_directory=str(self.folder / "checkpoints"),
         )
         self.client.jobs.CreateJob(jobs.CreateJobRequest(job=jobs.Job(spec=spec), job_id=JOB, request_id=JOB))
@@ -324,15 +326,14 @@ def main() -> int:
     stage = Stage(place / "stage")
     try:
         expected = reference(place / "reference", int(args.minutes * STEPS_A_MINUTE))
-        stage.start_control()
-        stage.start_agents()
+        start(stage)
         with connect(stage.addresses.grpc, Patience(stage.check)) as client:
             campaign = Campaign(stage, client, folder, args.minutes, args.rate, seed)
             began = time.monotonic()
             goodput = campaign.run()
             results = campaign.proofs(goodput, expected, time.monotonic() - began)
         report = goodput.report
-    except (FailedPrecondition, subprocess.SubprocessError) as error:
+    except (SwitchgearError, subprocess.SubprocessError) as error:
         results, report = [proofs.Proof("the campaign came to its end", False, str(error))], ""
     finally:
         stage.close()

@@ -19,7 +19,9 @@ import psutil
 from faultbench.contenders import Contender
 from faultbench.measured import Bar, Measured, Row, at_most, each
 from faultbench.runs import SCRIPT, STEPS_BEFORE, TIMEOUT_S, Book, NotInTimeError, end, family, send
-from switchgear.cli.demo.stage import NODES, Stage
+from switchgear.cli.client import connect
+from switchgear.cli.demo.stage import NODES, Stage, wait_for
+from switchgear.v1 import fleet_service_pb2 as fleet
 
 JOB = "bench"
 NODES_OF_JOB = 2
@@ -30,6 +32,19 @@ BACK_S_MAX = 3.0
 LIMIT_S = 60.0
 #: Its zygote imports torch at low priority.
 WARM_S_MAX = 40.0
+
+
+def start(stage: Stage) -> None:
+    """The control plane and its nodes, until a job can be placed. Raises FailedPrecondition."""
+    stage.start_control()
+    stage.start_agents()
+    with connect(stage.addresses.grpc) as client:
+
+        def healthy() -> bool | None:
+            nodes = client.fleet.ListNodes(fleet.ListNodesRequest()).nodes
+            return True if sum(node.state == fleet.Node.HEALTHY for node in nodes) == len(NODES) else None
+
+        wait_for("healthy nodes", healthy, TIMEOUT_S, stage.check)
 
 
 class Cluster(Book):
@@ -46,8 +61,7 @@ class Cluster(Book):
         os.environ["SWITCHGEAR_LEASE_SECONDS"] = f"{LEASE_S:g}"
         os.environ["SWITCHGEAR_LEASE_MARGIN_SECONDS"] = f"{LEASE_MARGIN_S:g}"
         try:
-            self.stage.start_control()
-            self.stage.start_agents()
+            start(self.stage)
             self._submit()
         except BaseException:
             self.__exit__()
