@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     with connect(args.server) as client:
         if args.job:
-            found = _of_job(client, qualified(args.job, "jobs"))
+            found = of_job(client, qualified(args.job, "jobs"))
             if args.json:
                 print_json(found)
             else:
@@ -41,7 +41,7 @@ def tell_at_end(server: str | None, job: str) -> None:
     """The report of `jobs/{job}` on stderr; silence when there is none: it is no reason for a job to fail."""
     try:
         with connect(server) as client:
-            tell_report(_of_job(client, job).report)
+            tell_report(of_job(client, job).report)
     except SwitchgearError:
         return
 
@@ -52,7 +52,8 @@ def tell_report(report: str) -> None:
         tell(f"switchgear: {line}")
 
 
-def _of_job(client: Client, name: str) -> recovery.JobGoodput:
+def of_job(client: Client, name: str) -> recovery.JobGoodput:
+    """Of `jobs/{job}`. Raises NotFound while recovery does not know it."""
     return client.recovery.GetJobGoodput(recovery.GetJobGoodputRequest(name=f"{name}/goodput"))
 
 

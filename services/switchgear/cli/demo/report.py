@@ -34,12 +34,15 @@ class FaultReport:
 
 @dataclass(frozen=True, slots=True)
 class TrainingReport:
+    """gpu_seconds: by bucket of the ledger. account: the same in words, line by line."""
+
     faults: list[FaultReport]
     steps: int
     ranks: int
     goodput: float
     wall_s: float
-    productive_s: float
+    gpu_seconds: dict[str, float]
+    account: list[str]
     proofs: list[Proof]
 
     @property
@@ -134,10 +137,7 @@ def as_text(report: Report) -> str:
     lines += [f"- {fault.summary}" for fault in training.faults]
     lines += [
         "",
-        (
-            f"{training.steps} steps on {training.ranks} ranks; goodput {training.goodput:.1%}: "
-            f"{training.productive_s:.1f} s of {training.wall_s:.1f} s since the submission made new steps"
-        ),
+        *training.account,
         "",
         "Then the model was served (the replicas are throttled, to be as slow as a loaded GPU)",
         (

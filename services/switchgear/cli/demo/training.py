@@ -14,6 +14,7 @@ from switchgear.cli.client import Client, progress_of, whole_list
 from switchgear.cli.demo import faults, proofs
 from switchgear.cli.demo.report import FaultReport, TrainingReport, fault_report
 from switchgear.cli.demo.stage import GPUS_PER_NODE, NODES, Stage, example_trainer, wait_for
+from switchgear.cli.goodput import of_job
 from switchgear.core.errors import FailedPrecondition, Reason
 from switchgear.v1 import fleet_service_pb2 as fleet
 from switchgear.v1 import job_service_pb2 as jobs
@@ -56,7 +57,7 @@ class Training:
         )
         told = self._break_three_times()
         job = self._until_end()
-        progress = self._progress()
+        progress, goodput = self._progress(), of_job(self.client, JOB)
         if job.state != jobs.Job.SUCCEEDED:
             raise FailedPrecondition(f"{JOB} ended {jobs.Job.State.Name(job.state)}: {job.message}", Reason.JOB_ENDED)
         self.say(f"{JOB} is done after step {progress.step}; now the same training without any fault, for comparison")
@@ -65,9 +66,10 @@ class Training:
             faults=told,
             steps=self.steps,
             ranks=RANKS,
-            goodput=progress.goodput,
-            wall_s=progress.wall_seconds,
-            productive_s=progress.productive_seconds,
+            goodput=goodput.goodput,
+            wall_s=goodput.wall_seconds,
+            gpu_seconds={bucket.bucket: bucket.gpu_seconds for bucket in goodput.buckets},
+            account=goodput.report.splitlines(),
             proofs=self._proofs(told),
         )
 
