@@ -42,6 +42,8 @@ class StackTaker:
         fd: where it answers STACK_SIGNAL; None: it does not.
         """
         async with self._turn:
+            if proc.start_ticks(process.pid) != process.start_ticks:
+                return []
             if self._py_spy:
                 try:
                     return await asyncio.to_thread(self._by_py_spy, self._py_spy, process.pid)
@@ -66,10 +68,8 @@ class StackTaker:
 
 
 def _find_py_spy(python: str) -> str:
-    beside = (str(Path(interpreter).parent) for interpreter in (python, sys.executable) if interpreter)
-    return shutil.which("py-spy") or next(
-        (path for folder in beside if (path := shutil.which("py-spy", path=folder))), ""
-    )
+    beside = [str(Path(interpreter).parent) for interpreter in (python, sys.executable) if interpreter]
+    return next((found for folder in (*beside, None) if (found := shutil.which("py-spy", path=folder))), "")
 
 
 def _ask(process: Process, answer: str) -> str:
