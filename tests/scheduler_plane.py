@@ -44,6 +44,8 @@ class Agent:
         self.instance_id = uuid.uuid4().hex
         self.launchers: dict[tuple[str, int], agent_pb.StartLauncher] = {}
         self.commands: list[agent_pb.NodeAgentCommand] = []
+        #: What it was told last to keep warm.
+        self.warm: list[agent_pb.Warm] | None = None
         self._stub: Any = agent_grpc.NodeAgentServiceStub(channel)
         self._stream: Any = None
 
@@ -74,8 +76,16 @@ class Agent:
 
     async def next_command(self) -> agent_pb.NodeAgentCommand:
         command: agent_pb.NodeAgentCommand = await asyncio.wait_for(self._stream.read(), 10)
+        if command.HasField("keep_warm"):
+            self.warm = list(command.keep_warm.kinds)
+            return await self.next_command()
         self.commands.append(command)
         return command
+
+    async def listen(self) -> None:
+        """Takes commands until cancelled, and does nothing about them."""
+        while True:
+            await self.next_command()
 
     async def told_to_start(self, epoch: int) -> agent_pb.StartLauncher:
         """That command. What comes before it is passed over: until a report has been taken, commands are repeated."""

@@ -207,7 +207,7 @@ async def test_a_hanging_gpu_becomes_a_signal_and_unknown_while_the_others_go_on
     world = World(tmp_path)
     hanging, healthy = Scripted("gpu-3", 3), Scripted("host", None)
     workers = [Worker(hanging), Worker(healthy)]
-    metrics = AgentMetrics(CollectorRegistry(), world.outbox, world.stream)
+    metrics = AgentMetrics(CollectorRegistry(), world.outbox, world.stream, int)
     ticker = Ticker(
         workers, world.outbox, world.stream, metrics=metrics, clock=ManualClock(), interval_s=1, simulated=False
     )

@@ -400,3 +400,19 @@ async def test_nodes_that_are_gone_make_room_for_new_ones() -> None:
 
 async def _connected(engine: LocalEngine, number: int) -> bool:
     return sum(status.connected for _, status in engine.observe().nodes) == number
+
+
+async def test_nodes_are_told_what_to_keep_warm_for_as_long_as_a_job_wants_it(plane: Plane) -> None:
+    busy, spare = await plane.agent("a"), await plane.agent("b")
+    await plane.create("llama")
+    assert (await busy.obey()).start_launcher.job == "jobs/llama"
+    reading = asyncio.gather(*(agent.listen() for agent in (busy, spare)))
+    kind = agent_pb.Warm(working_directory="/work", environment={"A": "1"})
+
+    async def told(kinds: list[agent_pb.Warm]) -> bool:
+        return busy.warm == spare.warm == kinds
+
+    await until(lambda: told([kind]))
+    await plane.jobs.CancelJob(job_pb.CancelJobRequest(name="jobs/llama"))
+    await until(lambda: told([]))
+    reading.cancel()

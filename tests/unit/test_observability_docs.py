@@ -46,7 +46,8 @@ def everything(folder: Path) -> CollectorRegistry:
     guard(database, clock, None, registry)
     spool = Spool(folder / "spool", "boot")
     outbox = Outbox(Sampler(), spool)
-    AgentMetrics(registry, outbox, TelemetryStream("127.0.0.1:9", Identity("nodes/a", "b", "c", "d"), outbox, clock))
+    stream = TelemetryStream("127.0.0.1:9", Identity("nodes/a", "b", "c", "d"), outbox, clock)
+    AgentMetrics(registry, outbox, stream, launchers_warm=int)
     spool.close()
     return registry
 

@@ -149,8 +149,18 @@ async def run_agent(settings: AgentSettings) -> None:
 
         identity = Identity(node=node, boot_id=spool.boot_id, epoch=uuid.uuid4().hex, agent_version=version)
         stream = TelemetryStream(settings.collector, identity, outbox, clock, tls=settings.tls)
+        launcher_settings = LauncherSettings(
+            settings.launcher_command,
+            node,
+            settings.address,
+            settings.recovery,
+            settings.state_dir.resolve(),
+            settings.autoscaler,
+            tls=settings.tls,
+        )
+        standbys = Standbys(launcher_settings, settings.warm_kinds, clock)
         registry = new_registry("agent")
-        metrics = AgentMetrics(registry, outbox, stream)
+        metrics = AgentMetrics(registry, outbox, stream, lambda: standbys.ready)
         beyond = not rpc.is_loopback(rpc.split_address(settings.metrics)[0])
         exporter = MetricsServer(
             lambda: page(outbox.sampler, registry), settings.metrics, settings.tls if beyond else None
@@ -166,16 +176,6 @@ async def run_agent(settings: AgentSettings) -> None:
         )
 
         reports = Reports()
-        launcher_settings = LauncherSettings(
-            settings.launcher_command,
-            node,
-            settings.address,
-            settings.recovery,
-            settings.state_dir.resolve(),
-            settings.autoscaler,
-            tls=settings.tls,
-        )
-        standbys = Standbys(launcher_settings, settings.warm_kinds, clock)
         launchers = Launchers(launcher_settings, reports.put, standbys)
         launchers.adopt()
         inventory = fleet_service_pb2.Node(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -14,9 +14,12 @@ from switchgear.agent.stream import Outbox, TelemetryStream
 class AgentMetrics(Collector):
     """Registers itself; `deadline_misses` is counted by the ticker, by source."""
 
-    def __init__(self, registry: CollectorRegistry, outbox: Outbox, stream: TelemetryStream) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, outbox: Outbox, stream: TelemetryStream, launchers_warm: Callable[[], int]
+    ) -> None:
         self._outbox = outbox
         self._stream = stream
+        self._launchers_warm = launchers_warm
         self.deadline_misses = Counter(
             "switchgear_agent_source_deadline_misses",
             "Samples that a source did not answer within its deadline",
@@ -39,6 +42,7 @@ class AgentMetrics(Collector):
             ("blocks_queued", len(outbox.blocks), "Blocks that are not acked yet"),
             ("spool_bytes", spool.pending_bytes, "Bytes of events that are not acked yet"),
             ("series", len(outbox.sampler.dictionary()), "Series in the dictionary"),
+            ("launchers_warm", self._launchers_warm(), "Launchers without a job whose imports are done"),
             ("series_refused", outbox.sampler.refused, "Series that did not fit into the dictionary"),
         ):
             yield GaugeMetricFamily(f"switchgear_agent_{name}", what, value=level)

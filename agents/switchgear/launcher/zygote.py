@@ -249,7 +249,8 @@ class Zygote:
 
     def close(self) -> None:
         """Lets it go: it kills every process that is left, then ends, which `run` awaits."""
-        if self.ready is None:  # imports may never end, and do not hear us; before `run` returns its number is nobody else's
+        if self.ready is None:
+            # Imports may never end, and do not hear us. Before `run` returns the number is nobody else's.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._writer.close()

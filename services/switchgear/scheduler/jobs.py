@@ -35,6 +35,7 @@ def request_of(job: JobRecord, nodes: Mapping[str, NodeRecord], excluded: frozen
             and node.state is NodeState.HEALTHY
         ),
         shut,
+        job.spec.nnodes_min,
     )
 
 
@@ -50,6 +51,8 @@ def placed(job: JobRecord, seats: Sequence[Seat], nodes: Mapping[str, NodeRecord
         ),
     )
     where = ", ".join(seat.node for seat in seats)
+    if len(seats) < job.spec.nnodes:
+        where += f" ({len(seats)} of {job.spec.nnodes} nodes: no more are free)"
     if job.state is JobState.PENDING:
         return replace(job, state=JobState.STARTING, message=f"starts on {where}", placement=placement)
     return replace(job, message=f"placed anew on {where}", placement=placement)

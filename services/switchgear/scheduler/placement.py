@@ -28,7 +28,10 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A gang of `nnodes` different nodes with `nproc_per_node` GPUs each. Both are at least 1."""
+    """A gang of `nnodes` different nodes with `nproc_per_node` GPUs each. Both are at least 1.
+
+    nnodes_min: so many do when no more are free, at most `nnodes`; 0: only `nnodes`.
+    """
 
     nnodes: int
     nproc_per_node: int
@@ -36,6 +39,11 @@ class Request:
     kept: tuple[tuple[int, Seat], ...] = ()
     #: Nodes that this gang must not get, whatever they offer.
     excluded: frozenset[str] = frozenset()
+    nnodes_min: int = 0
+
+    @property
+    def nnodes_least(self) -> int:
+        return self.nnodes_min or self.nnodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +56,7 @@ class NotPlaced:
 def place(request: Request, offers: Collection[Offer]) -> tuple[Seat, ...] | NotPlaced:
     """A seat for each node rank, or why there is none.
 
-    Kept seats keep their rank. The others go where the fewest GPUs are left over, so that large gangs still find whole
+    Kept seats keep their rank, or move up when there are fewer seats than `nnodes`. The others go where the fewest GPUs are left over, so that large gangs still find whole
     nodes; among equals the names decide. The answer does not depend on the order of `offers`. O(n log m) for n offers and m missing nodes.
     """
     kept = dict(request.kept)
@@ -61,19 +69,20 @@ def place(request: Request, offers: Collection[Offer]) -> tuple[Seat, ...] | Not
         if not offer.obstacle and offer.node not in shut and len(offer.free_gpu_indices) >= per_node
     ]
     missing = request.nnodes - len(kept)
-    if len(fitting) < missing:
+    if len(kept) + len(fitting) < request.nnodes_least:
         return NotPlaced(_why(request, missing, len(fitting), [o for o in offers if o.node not in taken]))
     tightest = heapq.nsmallest(missing, fitting, key=lambda offer: (len(offer.free_gpu_indices), offer.node))
     fresh = iter(
         Seat(offer.node, tuple(sorted(offer.free_gpu_indices)[:per_node]))
         for offer in sorted(tightest, key=lambda offer: offer.node)
     )
-    return tuple(kept[rank] if rank in kept else next(fresh) for rank in range(request.nnodes))
+    seats = (kept.get(rank) or next(fresh, None) for rank in range(request.nnodes))
+    return tuple(seat for seat in seats if seat)
 
 
 def could_ever_fit(request: Request, gpus_per_node: Sequence[int]) -> bool:
     """Whether an empty fleet with nodes of these sizes would hold the gang."""
-    return sum(gpus >= request.nproc_per_node for gpus in gpus_per_node) >= request.nnodes
+    return sum(gpus >= request.nproc_per_node for gpus in gpus_per_node) >= request.nnodes_least
 
 
 def counted(number: int, noun: str) -> str:

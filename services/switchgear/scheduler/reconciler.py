@@ -11,6 +11,7 @@ from switchgear.scheduler.decide import Decisions, Snapshot, decide, wanted
 from switchgear.scheduler.engines.base import Engine
 from switchgear.scheduler.model import Observation
 from switchgear.scheduler.repository import Repository
+from switchgear.scheduler.warm import warm_kinds
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +73,11 @@ class Reconciler:
         decisions = decide(snapshot, observed, self._repository.clock.unix_ns())
         changes = bool(decisions)
         if changes:
-            # Decided anew on what nobody else can change meanwhile: a person may have cordoned a node just now.
+            # Decided anew on what nobody else can change meanwhile: a person may have cordoned a node just now, and a launcher that
+            # has just been started must not be overlooked.
             async with self._repository.write() as transaction:
-                decisions = decide(await transaction.snapshot(), observed, transaction.now_unix_ns)
+                fresh = await transaction.snapshot()
+                decisions = decide(fresh, self._engine.observe(), transaction.now_unix_ns)
                 for name in sorted(decisions.forgotten):
                     await transaction.forget_node(name)
                 for node in decisions.nodes:
@@ -84,7 +87,7 @@ class Reconciler:
             revision, snapshot = await self._repository.snapshot()
             _tell(decisions)
         self._seen(snapshot)
-        self._engine.want(wanted(snapshot.jobs))
+        self._engine.want(wanted(snapshot.jobs), warm_kinds(snapshot))
         # What was written may allow more (a node is back for a job that had excluded it), and a job that has just ended
         # changes what is wanted by the passing of time alone.
         restless = changes or any(job.ended for job in snapshot.jobs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from urllib.parse import unquote
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -9,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from switchgear.core import names, rpc
 from switchgear.core.errors import Invalid, Reason
 from switchgear.scheduler import nodes as node_life
-from switchgear.scheduler.model import GpuRecord, Inventory, JobRecord, JobSpec, NodeRecord, WantedLauncher
+from switchgear.scheduler.model import GpuRecord, Inventory, JobRecord, JobSpec, NodeRecord, WantedLauncher, WarmKind
 from switchgear.v1 import fleet_service_pb2 as fleet_pb
 from switchgear.v1 import job_service_pb2 as job_pb
 from switchgear.v1alpha import node_agent_service_pb2 as agent_pb
@@ -162,6 +163,22 @@ def start_launcher(launcher: WantedLauncher, recovery_address: str) -> agent_pb.
             gpu_indices=launcher.gpu_indices,
             recovery_address=recovery_address,
             trace_parent=launcher.trace_parent,
+        )
+    )
+
+
+def keep_warm(kinds: Sequence[WarmKind]) -> agent_pb.NodeAgentCommand:
+    return agent_pb.NodeAgentCommand(
+        keep_warm=agent_pb.KeepWarm(
+            kinds=[
+                agent_pb.Warm(
+                    python=kind.python,
+                    working_directory=kind.working_directory,
+                    environment=dict(kind.environment),
+                    preload=kind.preload,
+                )
+                for kind in kinds
+            ]
         )
     )
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from switchgear.scheduler.model import Observation, Wanted
+from switchgear.scheduler.model import Observation, Wanted, WarmKind
 
 
 class Engine(Protocol):
@@ -20,5 +20,8 @@ class Engine(Protocol):
     def last_heard(self) -> Mapping[str, int]:
         """When each connected node was last heard, in Unix nanoseconds."""
 
-    def want(self, wanted: Mapping[str, Wanted]) -> None:
-        """What should run, by node: launchers that miss are started, others are stopped. Until the first call nothing is."""
+    def want(self, wanted: Mapping[str, Wanted], warm: Mapping[str, Sequence[WarmKind]]) -> None:
+        """What should run, by node: launchers that miss are started, others are stopped. Until the first call nothing is.
+
+        warm: kinds of launchers that each node should have ready, the most useful first.
+        """

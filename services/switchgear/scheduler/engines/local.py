@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import grpc.aio
@@ -17,7 +17,7 @@ from switchgear.core import identity, names
 from switchgear.core.clock import Clock
 from switchgear.core.errors import AlreadyExists, Invalid, Reason, ResourceExhausted
 from switchgear.scheduler import translate
-from switchgear.scheduler.model import Inventory, LauncherRef, NodeStatus, Observation, Wanted, WantedLauncher
+from switchgear.scheduler.model import Inventory, LauncherRef, NodeStatus, Observation, Wanted, WantedLauncher, WarmKind
 from switchgear.scheduler.nodes import NODES_MAX, SILENCE_LIMIT_S
 from switchgear.v1alpha import node_agent_service_pb2 as pb
 from switchgear.v1alpha import node_agent_service_pb2_grpc as pb_grpc
@@ -82,6 +82,7 @@ class LocalEngine(pb_grpc.NodeAgentServiceServicer):
         self._start_s = clock.monotonic_s()
         self._nodes: dict[str, _Node] = {}
         self._wanted: Mapping[str, Wanted] | None = None
+        self._warm: Mapping[str, Sequence[WarmKind]] = {}
         self._recovery_address = ""
 
     def serve(self, recovery_address: str) -> None:
@@ -99,10 +100,10 @@ class LocalEngine(pb_grpc.NodeAgentServiceServicer):
     def last_heard(self) -> Mapping[str, int]:
         return {name: node.heard_unix_ns for name, node in self._nodes.items() if node.stream is not None}
 
-    def want(self, wanted: Mapping[str, Wanted]) -> None:
-        if wanted == self._wanted:
+    def want(self, wanted: Mapping[str, Wanted], warm: Mapping[str, Sequence[WarmKind]]) -> None:
+        if wanted == self._wanted and warm == self._warm:
             return
-        self._wanted = wanted
+        self._wanted, self._warm = wanted, warm
         for name, node in self._nodes.items():
             run = {launcher.ref for launcher in wanted.get(name, Wanted()).run}
             node.trouble = {ref: trouble for ref, trouble in node.trouble.items() if ref in run}
@@ -129,11 +130,16 @@ class LocalEngine(pb_grpc.NodeAgentServiceServicer):
         log.info("agent connected", extra={"node": name, "launchers": len(node.launchers)})
         reader = asyncio.create_task(self._read(name, stream, reports))
         reader.add_done_callback(lambda _: node.wake.set())
+        told_warm: Sequence[WarmKind] | None = None
         try:
             while not reader.done() and node.stream is stream:
                 node.wake.clear()
                 for command in self._commands(name, node):
                     yield command
+                warm = self._warm.get(name, ())
+                if self._wanted is not None and warm != told_warm:
+                    told_warm = warm
+                    yield translate.keep_warm(warm)
                 await self._next_wake(node)
             if reader.done():
                 reader.result()
