@@ -73,8 +73,8 @@ EXCEPTION_OFFSET = 1024
 EXCEPTION_BYTES_MAX = 1024
 #: A line for each frame from the program down to the call that counted a step: line number, function and file with tabs between.
 CALL_OFFSET = 2048
-CALL_BYTES_MAX = 2048
-HEADER_BYTES = 4096
+CALL_BYTES_MAX = 6144
+HEADER_BYTES = 8192
 
 EVENT_SLOTS = 32
 EVENT_BYTES = 1024
