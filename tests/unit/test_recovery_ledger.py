@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from recovery_world import START_NS, World
 
 from switchgear.recovery import model as m
-from switchgear.recovery.goodput import Goodput, duration, of_job, of_ledgers, report
+from switchgear.recovery.goodput import FLEET_COSTS_MAX, Goodput, Sum, duration, of_job, report
 from switchgear.recovery.ledger import COSTS_MAX, Bucket, Cost, Ledger, add_cost
 from switchgear.recovery.machine import LEASE_S, resume, step
 
@@ -426,6 +426,17 @@ def test_causes_beyond_the_bound_are_told_as_one() -> None:
     assert sum(cost.lost_gpu_ns for cost in costs) == sum(range(COSTS_MAX + 50))
 
 
+def test_causes_and_nodes_of_a_large_fleet_beyond_the_bound_are_told_as_one() -> None:
+    total = Sum()
+    nodes = FLEET_COSTS_MAX + 50
+    for first in range(0, nodes, 50):
+        costs = tuple(Cost("RANK_KILLED", f"nodes/{n}", 1, lost_gpu_ns=n) for n in range(first, first + 50))
+        total.add(Ledger(gpus=1, costs=costs))
+    told = total.told().costs
+    assert (len(told), told[0].node, told[-1].cause) == (FLEET_COSTS_MAX, f"nodes/{nodes - 1}", "OTHER")
+    assert sum(cost.lost_gpu_ns for cost in told) == sum(range(nodes))
+
+
 def test_reliability_is_the_sum_of_the_jobs() -> None:
     world = begun(steps_to=91)
     killed(world, fault_s=24, detected_s=24.5, stopped_s=25)
@@ -434,7 +445,10 @@ def test_reliability_is_the_sum_of_the_jobs() -> None:
     started(world, 26)
     steps(world, 92, 26)
     one = of_job(world.state, now(world))
-    both = of_ledgers([world.state.ledger, world.state.ledger])
+    total = Sum()
+    total.add(world.state.ledger)
+    total.add(world.state.ledger)
+    both = total.told()
     assert (one.mttf_s, one.mttr_s) == (9, 2)
     assert (both.mttf_s, both.mttr_s, both.jobs) == (9, 2, 2)
     assert both.gpu_ns == 2 * one.gpu_ns
@@ -476,7 +490,7 @@ def test_a_program_whose_steps_nobody_sees_has_no_known_goodput() -> None:
 
 
 def test_of_no_job_nothing_is_known() -> None:
-    nothing = of_ledgers([])
+    nothing = Sum().told()
     assert nothing == Goodput(0, 0, dict.fromkeys(Bucket, 0), 0, ())
     assert (nothing.ettr, nothing.mttf_s, nothing.mttr_s) == (None, None, None)
 

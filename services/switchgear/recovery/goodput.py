@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 
 from switchgear.recovery import model as m
-from switchgear.recovery.ledger import Bucket, Cost, Ledger, add_cost, settled_at
+from switchgear.recovery.ledger import OTHER, Bucket, Cost, Ledger, settled_at
 
 #: Lines of `Reliability.costs`.
 FLEET_COSTS_MAX = 1000
@@ -58,30 +57,39 @@ def mttr_s(cost: Cost) -> float | None:
     return cost.recovery_ns / cost.recovered / 1e9 if cost.recovered else None
 
 
+@dataclass(slots=True)
+class Sum:
+    """Adds up ledgers."""
+
+    _jobs: int = 0
+    _productive_wall_ns: int = 0
+    _buckets: dict[Bucket, int] = field(default_factory=lambda: dict.fromkeys(Bucket, 0))
+    _costs: dict[tuple[str, str], Cost] = field(default_factory=dict)
+
+    def add(self, ledger: Ledger) -> None:
+        """One job's."""
+        self._jobs += 1
+        self._productive_wall_ns += _productive_wall_ns(ledger)
+        for bucket, booked in ledger.gpu_ns.items():
+            self._buckets[bucket] += booked
+        for cost in ledger.costs:
+            known = self._costs.get((cost.cause, cost.node))
+            self._costs[cost.cause, cost.node] = known.plus(cost) if known else cost
+
+    def told(self) -> Goodput:
+        """All so far. Causes and nodes beyond `FLEET_COSTS_MAX` are told as one."""
+        costs = sorted(self._costs.values(), key=lambda c: (-c.lost_gpu_ns, c.cause, c.node))
+        if len(costs) > FLEET_COSTS_MAX:
+            costs[FLEET_COSTS_MAX - 1 :] = [reduce(Cost.plus, costs[FLEET_COSTS_MAX - 1 :], Cost(OTHER, ""))]
+        gpu_ns = sum(self._buckets.values())
+        return Goodput(self._jobs, gpu_ns, dict(self._buckets), self._productive_wall_ns, tuple(costs))
+
+
 def of_job(state: m.JobState, now: m.Now) -> Goodput:
     """All of the job's time up to `now` or to its end; what is not decided yet under the best present knowledge."""
-    return of_ledgers([settled_at(state, now)])
-
-
-def of_ledgers(ledgers: Iterable[Ledger]) -> Goodput:
-    """The sum of several jobs. Causes and nodes beyond `FLEET_COSTS_MAX` are told as one."""
-    jobs = gpu_ns = productive_wall_ns = 0
-    buckets = dict.fromkeys(Bucket, 0)
-    costs: dict[tuple[str, str], Cost] = {}
-    for ledger in ledgers:
-        jobs += 1
-        gpu_ns += sum(ledger.gpu_ns.values())
-        productive_wall_ns += _productive_wall_ns(ledger)
-        for bucket, booked in ledger.gpu_ns.items():
-            buckets[bucket] += booked
-        for cost in ledger.costs:
-            known = costs.get((cost.cause, cost.node))
-            costs[cost.cause, cost.node] = known.plus(cost) if known else cost
-    costliest = sorted(costs.values(), key=lambda c: (-c.lost_gpu_ns, c.cause, c.node))
-    told = tuple(costliest[:FLEET_COSTS_MAX])
-    for cost in costliest[FLEET_COSTS_MAX:]:
-        told = add_cost(told, cost, FLEET_COSTS_MAX)
-    return Goodput(jobs, gpu_ns, buckets, productive_wall_ns, told)
+    total = Sum()
+    total.add(settled_at(state, now))
+    return total.told()
 
 
 def productive_ns(state: m.JobState) -> int:

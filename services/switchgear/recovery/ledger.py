@@ -165,10 +165,10 @@ def settled_at(state: JobState, now: Now) -> Ledger:
     return booking.ledger
 
 
-def add_cost(costs: Sequence[Cost], cost: Cost, costs_max: int = COSTS_MAX) -> tuple[Cost, ...]:
+def add_cost(costs: Sequence[Cost], cost: Cost) -> tuple[Cost, ...]:
     """The costs with one more, added to those of the same cause and node; to the line of all others when there is no room."""
     found = next((c for c in costs if (c.cause, c.node) == (cost.cause, cost.node)), None)
-    if found is None and len(costs) >= costs_max:
+    if found is None and len(costs) >= COSTS_MAX:
         found = next((c for c in costs if c.cause == OTHER), None)
         if found is None:  # the cheapest makes room
             least = min(costs, key=lambda c: c.lost_gpu_ns)
@@ -231,14 +231,14 @@ class _Booking:
     def _advance(self, attempt: Attempt, incident: Incident | None, *, first: bool, inference: bool) -> None:
         """Books what is decided while the attempt goes on: its way to the first step, and the steps since."""
         ledger, ranks = self.ledger, attempt.ranks.values()
-        firsts = [rank.started_ns if inference else rank.first_step_ns for rank in ranks]
-        if not ledger.count and ranks and all(firsts):
+        if not ledger.count:
+            firsts = [rank.started_ns if inference else rank.first_step_ns for rank in ranks]
+            if not firsts or not all(firsts):
+                return
             self._start(attempt, self._time(max(firsts)), first=first)
             ledger.count = 1
             if ledger.ranks != len(ranks):
                 ledger.ranks, ledger.step_times = len(ranks), {}
-        if not ledger.count:
-            return
         if inference:  # it makes no steps, and serves as long as it runs
             if not ledger.detected_ns:
                 self._until(ledger.at_ns, Bucket.PRODUCTIVE)

@@ -12,7 +12,7 @@ from switchgear.core.clock import Clock
 from switchgear.core.errors import NotFound
 from switchgear.recovery import model as m
 from switchgear.recovery import store, translate
-from switchgear.recovery.goodput import of_ledgers
+from switchgear.recovery.goodput import Sum
 from switchgear.recovery.goodput_messages import goodput_to_proto, reliability_to_proto
 from switchgear.recovery.ledger import settled_at
 from switchgear.recovery.machine import resume
@@ -145,12 +145,15 @@ class RecoveryApi(rpc.RecoveryServiceServicer):
         request: pb.GetReliabilityRequest,
         context: _Context,
     ) -> pb.Reliability:
+        total = Sum()
         async with self._database.read() as session:
-            ledgers = [ledger async for ledger in store.ended_ledgers(session)]
+            async for ledger in store.ended_ledgers(session):
+                total.add(ledger)
             going = [state for state in await store.running(session) if not state.spec.inference]
         now = self._now()
-        ledgers += [settled_at(self._live(state.job) or resume(state, now), now) for state in going]
-        return reliability_to_proto(of_ledgers(ledgers))
+        for state in going:
+            total.add(settled_at(self._live(state.job) or resume(state, now), now))
+        return reliability_to_proto(total.told())
 
     def _now(self) -> m.Now:
         return m.Now(self._clock.monotonic_s(), self._clock.unix_ns())
