@@ -4,22 +4,7 @@
 fault or the end of an attempt settles what came before. What is not settled yet is shown by `settled_at` under the best present
 knowledge, and stays open in the ledger itself. All amounts are integers, so that the buckets sum to the wall clock exactly.
 
-| bucket | from | to |
-|---|---|---|
-| queue | submission | first placement |
-| startup | first placement | first step of the first attempt |
-| productive | a step that is new when it is made | |
-| checkpoint | the training thread writes a checkpoint | |
-| detection | the fault | its first sign here |
-| stop | first sign, or the last step of all | every process of the attempt is gone |
-| restart | decision | all ranks of the next attempt run |
-| load | all ranks run | first step of that attempt |
-| redo | a step that an earlier attempt had completed, or one that the fault cut off | |
-| degraded | GPUs that the job asked for and does without; what slow steps take beyond the usual | |
-| hung | last progress | first sign of a hang or a stopped process |
-| idle | a node has to be replaced | the next placement |
-
-A step that is lost was productive when it was made; its second making is what the fault cost, as redo.
+docs/goodput.md says from when to when each bucket goes, and why.
 """
 
 from __future__ import annotations
