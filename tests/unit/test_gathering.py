@@ -19,10 +19,10 @@ def gathered(fewest: int, most: int, *members: Member, last_call_s: float = 30) 
 
 def test_a_job_is_placed_when_all_its_nodes_have_come_in_their_order() -> None:
     gathering = gathered(2, 2, A)
-    assert (gathering.place(1000), gathering.joined, gathering.wanted) == (None, 1, 2)
+    assert (gathering.place(1000), gathering.joined) == (None, 1)
     gathering.join(B, 1000)
     assert gathering.place(1000) == [A, B]
-    assert gathering.complete
+    assert gathering.settled
     assert gathering.place(1001) is None
 
 
@@ -31,7 +31,25 @@ def test_enough_nodes_wait_for_more_until_the_last_call_is_over() -> None:
     gathering.join(B, 10)
     assert gathering.place(39.9) is None
     assert gathering.place(40) == [A, B]
-    assert gathering.wanted == 2
+
+
+def test_a_job_shrinks_after_the_last_call_and_grows_when_recovery_asks_for_those_who_came() -> None:
+    gathering = gathered(1, 2, A, B)
+    gathering.place(0)
+    gathering.give_up([A.node], 100)
+    assert gathering.place(129) is None
+    assert gathering.place(130) == [B]
+    gathering.join(C, 140)
+    assert gathering.place(1000) is None
+    gathering.give_up([], 1000)
+    assert gathering.place(1000) == [B, C]
+
+
+def test_nobody_is_waited_for_when_recovery_only_asks_who_has_come() -> None:
+    gathering = gathered(1, 3, A, last_call_s=5)
+    assert gathering.place(5) == [A]
+    gathering.give_up([], 6)
+    assert gathering.place(6) == [A]
 
 
 def test_a_node_that_leaves_during_the_last_call_stops_it() -> None:
@@ -54,7 +72,7 @@ def test_a_spare_takes_the_place_that_was_given_up_and_its_rank() -> None:
     gathering.place(0)
     gathering.join(C, 1)
     assert (gathering.has_spare(), gathering.place(1)) == (True, None)
-    gathering.give_up([A.node])
+    gathering.give_up([A.node], 2)
     assert gathering.place(2) == [C, B]
     assert not gathering.has_spare()
 
@@ -62,8 +80,8 @@ def test_a_spare_takes_the_place_that_was_given_up_and_its_rank() -> None:
 def test_a_place_that_was_given_up_stays_empty_until_somebody_comes() -> None:
     gathering = gathered(2, 2, A, B)
     gathering.place(0)
-    gathering.give_up([B.node])
-    assert (gathering.complete, gathering.place(100)) == (False, None)
+    gathering.give_up([B.node], 1)
+    assert (gathering.settled, gathering.place(100)) == (False, None)
     gathering.join(B, 100)
     assert gathering.place(100) == [A, B]
 

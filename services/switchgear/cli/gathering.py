@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -21,17 +22,20 @@ class Member:
 
 
 class Gathering:
-    """Places the job once `most` nodes are there, or `fewest` for `last_call_s`; then again whenever places are empty.
+    """Places the job on `most` nodes as soon as they are there, or on fewer, at least `fewest`, when the last call is over.
 
-    From the first placement on the job has as many nodes as then. Those that come later wait as spares.
+    The last call lasts `last_call_s` from when there are enough, and again from when a node was given up. Those who come when all
+    places are taken wait as spares.
     """
 
     def __init__(self, fewest: int, most: int, last_call_s: float) -> None:
         self._fewest, self._most, self._last_call_s = fewest, most, last_call_s
         self._present: dict[str, Member] = {}
-        #: By node rank; None: empty.
+        #: By node rank; None: given up.
         self._places: list[Member | None] = []
-        self._enough_since_s: float | None = None
+        self._settled = False
+        #: When the last call began; None: not yet.
+        self._called_s: float | None = None
 
     @property
     def joined(self) -> int:
@@ -39,13 +43,9 @@ class Gathering:
         return len(self._present)
 
     @property
-    def wanted(self) -> int:
-        """Nodes that the job runs on, or would best run on."""
-        return len(self._places) or self._most
-
-    @property
-    def complete(self) -> bool:
-        return bool(self._places) and None not in self._places
+    def settled(self) -> bool:
+        """Whether the newest placement stands."""
+        return self._settled
 
     def has_place(self, node: str) -> bool:
         return any(member is not None and member.node == node for member in self._places)
@@ -60,55 +60,54 @@ class Gathering:
         Raises FailedPrecondition when its name or rank is another's, or too many wait.
         """
         placed = [place for place in self._places if place is not None]
+        rank = member.node_rank
         for other in (*placed, *self._present.values()):
             if other.node == member.node and other.address != member.address:
                 raise _refused(
-                    f"{other.address} has joined as {member.node} already; give each node its --node-rank", member
+                    f"{other.address} has joined as {other.node} already; give each node its --node-rank", member
                 )
-            if other.node != member.node and member.node_rank is not None and other.node_rank == member.node_rank:
-                raise _refused(f"--node-rank {member.node_rank} is the place of {other.node}; take another", member)
-        if member.node_rank is not None and member.node_rank >= self.wanted:
-            raise _refused(f"--node-rank {member.node_rank} is too high for {self.wanted} nodes; count from 0", member)
+            if other.node != member.node and rank is not None and other.node_rank == rank:
+                raise _refused(f"--node-rank {rank} is the place of {other.node}; take another", member)
+        if rank is not None and rank >= self._most:
+            raise _refused(f"--node-rank {rank} is too high for {self._most} nodes; count from 0", member)
         if member.node not in self._present and self.joined >= self._most + SPARES_MAX:
             raise _refused(f"{self.joined} nodes are here already and {self._most} are asked for", member)
         self._present[member.node] = member
-        if self._enough_since_s is None and self.joined >= self._fewest:
-            self._enough_since_s = now_s
+        if not self._places and self._called_s is None and self.joined >= self._fewest:
+            self._called_s = now_s
 
     def leave(self, node: str) -> None:
         """A node has gone. Its place stays its own until recovery gives it up: it may be back in a moment."""
         self._present.pop(node, None)
-        if self.joined < self._fewest:
-            self._enough_since_s = None
+        if not self._places and self.joined < self._fewest:
+            self._called_s = None
 
-    def give_up(self, nodes: Collection[str]) -> None:
-        """Empties the places of these nodes. Those that are still here must join again to be given one."""
+    def give_up(self, nodes: Collection[str], now_s: float) -> None:
+        """Empties the places of these nodes, which must join again to be given one.
+
+        Without any, recovery only asks whether missing nodes have come meanwhile: nobody is waited for.
+        """
+        self._settled, self._called_s = False, now_s if nodes else -math.inf
         self._places = [None if place and place.node in nodes else place for place in self._places]
         for node in nodes:
-            self.leave(node)
+            self._present.pop(node, None)
 
     def place(self, now_s: float) -> Sequence[Member] | None:
-        """The job's nodes by rank when they are complete as of now and were not before; None otherwise."""
-        if self.complete:
+        """The job's nodes by rank, once for each placement; None while there is nothing new."""
+        if self._settled:
             return None
         waiting = [member for member in self._present.values() if not self.has_place(member.node)]
-        if not self._places:
-            called = self._enough_since_s is not None and now_s - self._enough_since_s >= self._last_call_s
-            if len(waiting) < (self._fewest if called else self._most):
-                return None
-            count = min(len(waiting), self._most)
-            # Whoever must have a place beyond the last one waits with the spares.
-            fitting = [member for member in waiting if member.node_rank is None or member.node_rank < count]
-            places = _filled([None] * count, fitting)
-        else:
-            places = _filled(self._places, waiting)
-        if None in places:
+        missing = self._most - len(self._places)
+        nodes = [member for member in _filled([*self._places, *[None] * missing], waiting) if member is not None]
+        called = self._called_s is not None and now_s - self._called_s >= self._last_call_s
+        if len(nodes) < (self._fewest if called else self._most):
             return None
-        self._places = places
-        return [member for member in places if member is not None]
+        self._places, self._settled = list(nodes), True
+        return nodes
 
 
 def _filled(places: Sequence[Member | None], waiting: Sequence[Member]) -> list[Member | None]:
+    """The places with those who wait in the empty ones, first those who must have just that one."""
     filled = list(places)
     for member in waiting:
         rank = member.node_rank

@@ -186,7 +186,7 @@ class _Member:
                 if time.monotonic() - heard_s > self._meeting.join_timeout_s:
                     raise Unavailable(
                         f"nobody has answered at {self._endpoint} for {self._meeting.join_timeout_s:g} s; start `switchgear run` on that "
-                        "machine too, or name another with --rdzv-endpoint",
+                        "machine too, with the same SWITCHGEAR_TLS_CA if any, or name another with --rdzv-endpoint",
                         Reason.SERVER_UNREACHABLE,
                         address=self._endpoint,
                     )

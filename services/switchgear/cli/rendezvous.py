@@ -9,7 +9,8 @@ from typing import Any
 import grpc.aio
 
 from switchgear.cli.gathering import Gathering, Member
-from switchgear.cli.standalone import TICK_S, line_of, lines_of
+from switchgear.cli.goodput import tell_report
+from switchgear.cli.standalone import TICK_S, line_of, lines_of, report_at_end
 from switchgear.core import names
 from switchgear.core.clock import Clock
 from switchgear.core.errors import FailedPrecondition, Invalid, NotFound, Reason
@@ -141,10 +142,7 @@ class Rendezvous(rendezvous_service_pb2_grpc.RendezvousServiceServicer):
         return None
 
     async def _recover(self, nodes: Sequence[Member]) -> tuple[m.JobOutcome | None, str]:
-        spec = JobSpec()
-        spec.CopyFrom(self._spec)
-        spec.nnodes, spec.nnodes_min = len(nodes), 0
-        state = m.JobState(self.job, translate.spec_from_proto(spec), self._clock.unix_ns())
+        state = m.JobState(self.job, translate.spec_from_proto(self._spec), self._clock.unix_ns())
         actor = self._actor = JobActor(
             state,
             self._clock,
@@ -153,13 +151,16 @@ class Rendezvous(rendezvous_service_pb2_grpc.RendezvousServiceServicer):
             carry=self._carry,
             ask=self._ask,
         )
-        async with asyncio.TaskGroup() as tasks:
-            self._tasks = tasks
-            loops = [tasks.create_task(self._tick(actor)), tasks.create_task(self._replace(actor))]
-            await self._place(actor, nodes)
-            await actor.run()
-            for loop in loops:
-                loop.cancel()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                loops = [tasks.create_task(self._tick(actor)), tasks.create_task(self._replace(actor))]
+                await self._place(actor, nodes)
+                await actor.run()
+                for loop in loops:
+                    loop.cancel()
+        finally:
+            tell_report(report_at_end(actor.state, self._clock))
         return actor.state.outcome, ""
 
     async def _place(self, actor: JobActor, nodes: Sequence[Member]) -> None:
@@ -171,18 +172,16 @@ class Rendezvous(rendezvous_service_pb2_grpc.RendezvousServiceServicer):
                 _put(queue, pb.JoinResponse(job=self.job, placement_epoch=self._epoch))
 
     async def _replace(self, actor: JobActor) -> None:
-        """Fills places that recovery has emptied, or ends the job when nobody comes."""
-        empty_since_s: float | None = None
+        """Places the job anew whenever recovery has asked for it, or ends it when too few nodes come."""
+        settled_s = self._clock.monotonic_s()
         while True:
             await asyncio.sleep(LOOK_S)
-            if self._gathering.complete:
-                empty_since_s = None
-                continue
             now_s = self._clock.monotonic_s()
-            empty_since_s = now_s if empty_since_s is None else empty_since_s
             if nodes := self._gathering.place(now_s):
                 await self._place(actor, nodes)
-            elif now_s - empty_since_s > self._join_timeout_s:
+            if self._gathering.settled:
+                settled_s = now_s
+            elif now_s - settled_s > self._join_timeout_s:
                 self._say(self._too_few())
                 await actor.post(m.EndedOutside(self._too_few()))
                 return
@@ -201,12 +200,13 @@ class Rendezvous(rendezvous_service_pb2_grpc.RendezvousServiceServicer):
         if line := line_of(call):
             self._say(line)
         if call.kind == "replace":
-            lost = call.node.split(",")
-            self._gathering.give_up(lost)
+            lost = [node for node in call.node.split(",") if node]
+            self._gathering.give_up(lost, self._clock.monotonic_s())
             for node in lost:
                 if queue := self._streams.pop(node, None):
                     _put(queue, None)
-            self._say(f"{', '.join(lost)} given up; the job goes on when {self._gathering.wanted} nodes are here")
+            if lost:
+                self._say(f"{', '.join(lost)} given up; {self._gathering.joined} of {self._spec.nnodes} nodes are here")
 
     def _ask(self, asked: m.AskContact) -> None:
         """A node whose process is gone is not waited for when another one waits for its place."""
@@ -215,12 +215,12 @@ class Rendezvous(rendezvous_service_pb2_grpc.RendezvousServiceServicer):
 
     def _too_few(self) -> str:
         return (
-            f"{self._gathering.joined} of {self._gathering.wanted} nodes are here after {self._join_timeout_s:g} s "
+            f"{self._gathering.joined} of {self._spec.nnodes} nodes are here after {self._join_timeout_s:g} s "
             "(--rdzv-conf join_timeout=SECONDS)"
         )
 
     def _standing(self) -> pb.JoinResponse:
-        return pb.JoinResponse(job=self.job, joined=self._gathering.joined, nnodes=self._gathering.wanted)
+        return pb.JoinResponse(job=self.job, joined=self._gathering.joined, nnodes=self._spec.nnodes)
 
     def _say(self, line: str) -> None:
         self._tell_all(pb.JoinResponse(job=self.job, said=line))
