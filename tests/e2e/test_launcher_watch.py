@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 from launcher_world import Launcher
 
+from switchgear.launcher import proc
 from switchgear.v1alpha import launcher_service_pb2 as pb
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -211,3 +212,39 @@ time.sleep(600)
     await launcher.start(g)
     progress = await launcher.wait_for_steps(g, 2)
     assert all(0.3e9 <= rank.checkpoint_ns < 0.45e9 for rank in progress.ranks), progress
+
+
+async def test_each_way_to_end_is_told_as_what_it_is(
+    launcher: Launcher, g: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exits = await launcher.run(
+        """
+import os, sys, threading, time
+def work(): raise ValueError("in a thread")
+if os.environ["RANK"] == "0":
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    sys.exit("no GPU is free")
+time.sleep(600)
+""",
+        generation=g,
+    )
+    assert (exits[0].exit_code, exits[0].exception) == (1, "SystemExit: no GPU is free")
+    assert "ValueError: in a thread" in exits[0].stderr_tail
+    assert exits[0].stderr_tail.endswith("no GPU is free\n")
+    assert exits[1].stopped_by_us
+    exits = await launcher.run("import os; os._exit(3)", generation=next(generations))
+    assert {(e.exit_code, e.exception, e.stderr_tail) for e in exits if not e.stopped_by_us} == {(3, "", "")}
+    generation = next(generations)
+    launcher.becomes("import time; time.sleep(600)")
+    await launcher.start(generation)
+    pids = await launcher.pids(generation)
+    kills = proc.oom_kills()
+    monkeypatch.setattr(proc, "oom_kills", lambda: kills + 1)
+    os.kill(pids[0], signal.SIGKILL)
+    exits = await launcher.wait(generation, "rank_exited", 2)
+    killed = next(e for e in exits if e.rank == 0)
+    assert (killed.exit_code, killed.stopped_by_us) == (-signal.SIGKILL, False)
+    assert "killed a process of this machine for want of memory" in killed.stderr_tail
+    await launcher.wait(generation, "attempt_stopped")

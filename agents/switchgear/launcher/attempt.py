@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from switchgear.launcher import proc
 from switchgear.launcher.logs import Echo, LogFolder
@@ -39,6 +39,7 @@ class Attempt:
     stopping: bool = False
     gone: bool = False
     _reported: tuple[tuple[int, int], ...] = ()
+    _oom_kills: int = field(default_factory=proc.oom_kills)
 
     def started(self, event: Started) -> pb.RankStarted:
         """Notes that a rank runs."""
@@ -61,13 +62,18 @@ class Attempt:
             time_unix_ns=event.time_unix_ns,
             exit_code=event.code,
             stopped_by_us=event.signalled,
-            stderr_tail=f"{tail}{note}",
+            stderr_tail=f"{tail}{note}{self._out_of_memory(event)}",
             exception=rank.progress.log.exception or self.logs.recorded_error(self.generation, rank.rank),
             step=rank.progress.step(),
         )
         for echo in rank.echoes:
             echo.drain()
         return rank.exited
+
+    def _out_of_memory(self, event: Exited) -> str:
+        if event.code != -signal.SIGKILL or event.signalled or proc.oom_kills() == self._oom_kills:
+            return ""
+        return "switchgear: meanwhile the kernel has killed a process of this machine for want of memory\n"
 
     def poll(self) -> list[tuple[int, Load | Commit]]:
         """Reads what is new from every rank's step log and logs; returns what they did with checkpoints."""

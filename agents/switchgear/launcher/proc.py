@@ -18,6 +18,7 @@ __all__ = [
     "group_members",
     "held_threads",
     "kill_group",
+    "oom_kills",
     "sample",
     "start_ticks",
     "state",
@@ -61,6 +62,15 @@ def catches(pid: int, number: int) -> bool:
     """Whether it has a handler for that signal: without one most signals end a process."""
     mask = _status(f"/proc/{pid}/status").get("SigCgt", "0")
     return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+def oom_kills() -> int:
+    """Processes that the kernel of this machine has killed for want of memory since it booted, in whatever container."""
+    try:
+        lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
 def writes_below(pid: int, directory: Path) -> bool:

@@ -93,7 +93,9 @@ def run(argv: list[str], log: StepLogWriter | None) -> None:
             _run_module(argv[1:])
         else:
             _run_script(main, argv)
-    except SystemExit:
+    except SystemExit as error:
+        if log is not None and not isinstance(error.code, int | None):
+            log.exception(_one_line(error))  # `sys.exit("why")`: Python prints it and ends with 1
         raise
     except BaseException as error:
         if log is not None:
