@@ -6,100 +6,15 @@ import random
 from dataclasses import replace
 
 import pytest
+from ledger_world import at, begun, booked, killed, started, steps, told, watched
 from pydantic import TypeAdapter
-from recovery_world import START_NS, World
+from recovery_world import World
 
 from switchgear.recovery import model as m
-from switchgear.recovery.goodput import FLEET_COSTS_MAX, Goodput, Sum, duration, of_job, report
-from switchgear.recovery.ledger import COSTS_MAX, Bucket, Cost, Ledger, add_cost
+from switchgear.recovery.ledger import Bucket, Ledger
 from switchgear.recovery.machine import LEASE_S, resume, step
 
-GPUS = 4
 STATE = TypeAdapter(m.JobState)
-
-
-def at(seconds: float) -> int:
-    return START_NS + round(seconds * 1e9)
-
-
-def now(world: World) -> m.Now:
-    return m.Now(world.seconds, at(world.seconds))
-
-
-def told(world: World) -> dict[str, float]:
-    """Seconds of all GPUs in each bucket that is not empty, up to now. All of them together are the wall clock to the nanosecond."""
-    found = of_job(world.state, now(world))
-    assert sum(found.buckets.values()) == GPUS * ((world.state.end_ns or at(world.seconds)) - START_NS)
-    return {bucket.value: booked / GPUS / 1e9 for bucket, booked in found.buckets.items() if booked}
-
-
-def booked(world: World) -> dict[str, float]:
-    """Those that nothing can change any more."""
-    ledger = world.state.ledger
-    assert sum(ledger.gpu_ns.values()) == GPUS * (ledger.settled_ns - ledger.start_ns)
-    return {bucket.value: gpu_ns / GPUS / 1e9 for bucket, gpu_ns in ledger.gpu_ns.items()}
-
-
-def started(world: World, at_s: float) -> None:
-    per_node = {"nodes/a": (0, 1), "nodes/b": (2, 3)}
-    world.happen(
-        *(
-            m.RankStarted(node, world.state.generation, rank, 100 + rank, at(at_s))
-            for node in world.state.attempt.nodes  # type: ignore[union-attr]
-            for rank in per_node.get(node, (2, 3))
-        )
-    )
-
-
-def steps(world: World, to: int, at_s: float, *, checkpoint_s: float = 0.0, first_s: float | None = None) -> None:
-    """All ranks have completed step `to` at that time; heard of now. first_s: of the first step, when it is not heard of already."""
-    attempt = world.state.attempt
-    assert attempt is not None
-    first_ns = at(at_s if first_s is None else first_s)
-    new_ns = at(at_s) if to > attempt.high_water_step else 0
-    for node in attempt.nodes:
-        reports = (
-            m.RankStep(rank, to, at(at_s), first_ns, new_ns, checkpoint_ns=round(checkpoint_s * 1e9))
-            for rank, view in attempt.ranks.items()
-            if view.node == node
-        )
-        world.happen(m.Progress(node, world.state.generation, tuple(reports)))
-
-
-def watched(world: World, activity: m.Activity, process: m.ProcessState) -> None:
-    """All ranks have made no step since 24 s."""
-    for node, ranks in (("nodes/a", (0, 1)), ("nodes/b", (2, 3))):
-        idle_s = world.seconds - 24
-        said = (m.RankWatch(r, idle_s, activity, process, idle_s, at(24), 91, 0.1) for r in ranks)
-        world.happen(m.Watched(node, world.state.generation, tuple(said)))
-
-
-def begun(*, steps_to: int = 100) -> World:
-    """Placed at 10 s, ranks at 12 s, first step at 15 s, then ten steps a second up to `steps_to`."""
-    world = World()
-    world.seconds = 10
-    world.place("nodes/a", "nodes/b")
-    world.hello("nodes/a")
-    world.hello("nodes/b")
-    world.checked()
-    world.seconds = 12.5
-    started(world, 12)
-    world.seconds = 15.5
-    steps(world, 1, 15)
-    for number in range(11, steps_to + 1, 10):
-        world.seconds = 15 + number / 10
-        steps(world, number, world.seconds - 0.1)
-    return world
-
-
-def killed(world: World, fault_s: float, detected_s: float, stopped_s: float) -> None:
-    """A rank ends; all is gone, and the answer of the check is awaited."""
-    world.seconds = detected_s
-    world.happen(world.exit(1, -9, at_s=fault_s))
-    world.happen(*(world.exit(rank, -9, by_us=True) for rank in (0, 2, 3)))
-    world.stopped("nodes/a")
-    world.seconds = stopped_s
-    world.stopped("nodes/b")
 
 
 def test_a_job_without_a_fault_waits_starts_and_trains() -> None:
@@ -417,84 +332,6 @@ def test_a_replica_that_serves_is_productive_as_long_as_it_runs() -> None:
     assert told(world) == {"startup": 2, "productive": 8}
 
 
-def test_causes_beyond_the_bound_are_told_as_one() -> None:
-    costs: tuple[Cost, ...] = ()
-    for number in range(COSTS_MAX + 50):
-        costs = add_cost(costs, Cost("RANK_KILLED", f"nodes/{number}", 1, lost_gpu_ns=number))
-    assert len(costs) == COSTS_MAX
-    assert sum(cost.incidents for cost in costs) == COSTS_MAX + 50
-    assert sum(cost.lost_gpu_ns for cost in costs) == sum(range(COSTS_MAX + 50))
-
-
-def test_causes_and_nodes_of_a_large_fleet_beyond_the_bound_are_told_as_one() -> None:
-    total = Sum()
-    nodes = FLEET_COSTS_MAX + 50
-    for first in range(0, nodes, 50):
-        costs = tuple(Cost("RANK_KILLED", f"nodes/{n}", 1, lost_gpu_ns=n) for n in range(first, first + 50))
-        total.add(Ledger(gpus=1, costs=costs))
-    told = total.told().costs
-    assert (len(told), told[0].node, told[-1].cause) == (FLEET_COSTS_MAX, f"nodes/{nodes - 1}", "OTHER")
-    assert sum(cost.lost_gpu_ns for cost in told) == sum(range(nodes))
-
-
-def test_reliability_is_the_sum_of_the_jobs() -> None:
-    world = begun(steps_to=91)
-    killed(world, fault_s=24, detected_s=24.5, stopped_s=25)
-    world.checked(step=91)
-    world.seconds = 26
-    started(world, 26)
-    steps(world, 92, 26)
-    one = of_job(world.state, now(world))
-    total = Sum()
-    total.add(world.state.ledger)
-    total.add(world.state.ledger)
-    both = total.told()
-    assert (one.mttf_s, one.mttr_s) == (9, 2)
-    assert (both.mttf_s, both.mttr_s, both.jobs) == (9, 2, 2)
-    assert both.gpu_ns == 2 * one.gpu_ns
-    assert both.goodput == one.goodput == pytest.approx(9 / 26)
-    assert one.ettr == pytest.approx(9 / 16)
-    assert [cost.incidents for cost in both.costs] == [2]
-
-
-def test_the_report_says_where_the_time_went_and_what_took_it() -> None:
-    world = begun(steps_to=91)
-    killed(world, fault_s=24.1, detected_s=24.5, stopped_s=25)
-    world.checked(step=81)
-    world.seconds = 26
-    started(world, 26)
-    steps(world, 82, 26)
-    world.seconds = 30
-    steps(world, 121, 30)
-    assert report(world.state, of_job(world.state, now(world)), 10).splitlines() == [
-        "where the 30.0 s of 4 ranks went:",
-        "  queue        33.3%       10.0 s",
-        "  startup      16.7%       5.00 s",
-        "  productive   40.3%       12.1 s",
-        "  detection     1.3%       0.40 s",
-        "  stop          1.7%       0.50 s",
-        "  restart       3.3%       1.00 s",
-        "  redo          3.4%       1.02 s",
-        "goodput 40.3%, ETTR 60.4%; 121 steps, 10 of them made again",
-        "1 incident, one each 12.1 s of productive time, 5.90 s from the fault to the next new step:",
-        "  RANK_KILLED on a: 1 x, 2.92 s lost",
-    ]
-
-
-def test_a_program_whose_steps_nobody_sees_has_no_known_goodput() -> None:
-    world = World()
-    world.place("nodes/a", "nodes/b")
-    world.seconds = 5
-    lines = report(world.state, of_job(world.state, now(world)), 0).splitlines()
-    assert lines[-1] == "no two steps were seen, so its goodput is not known"
-
-
-def test_of_no_job_nothing_is_known() -> None:
-    nothing = Sum().told()
-    assert nothing == Goodput(0, 0, dict.fromkeys(Bucket, 0), 0, ())
-    assert (nothing.ettr, nothing.mttf_s, nothing.mttr_s) == (None, None, None)
-
-
 def test_random_histories_are_told_to_the_nanosecond() -> None:
     rng = random.Random(5)
     for _ in range(50):
@@ -515,19 +352,3 @@ def test_random_histories_are_told_to_the_nanosecond() -> None:
             steps(world, base + rng.randrange(1, 50), world.seconds - rng.uniform(0, 3), checkpoint_s=rng.uniform(0, 3))
             told(world)
             booked(world)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0.00 s"),
-        (9.99, "9.99 s"),
-        (9.996, "10.0 s"),
-        (99.9, "99.9 s"),
-        (99.96, "1 min 40 s"),
-        (250, "4 min 10 s"),
-        (3600 * 3 + 300, "3 h 05 min"),
-    ],
-)
-def test_durations_are_told_for_people(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
