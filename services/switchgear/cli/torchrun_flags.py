@@ -120,7 +120,7 @@ FLAGS = (
     TorchFlag(
         "--no-python",
         _SAME,
-        "any program; its steps cannot be counted, so it is restarted and never watched for hangs",
+        "any program; its steps cannot be counted, so that its end and a SIGSTOP are seen and a hang is not",
         "",
         "the script is a program of any kind and is not run with Python",
     ),
