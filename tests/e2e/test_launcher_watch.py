@@ -45,7 +45,8 @@ for step in range(10_000):
 async def launcher(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Launcher]:
     folder = tmp_path_factory.mktemp("job")
     (folder / "checkpoints").mkdir()
-    spec = {"checkpoint_directory": str(folder / "checkpoints")}
+    environment = {"TORCH_FR_DUMP_TEMP_FILE": str(folder / "flight-")}
+    spec = {"checkpoint_directory": str(folder / "checkpoints"), "environment": environment}
     async with Launcher(folder, spec=spec) as launcher:
         await launcher.wait(0, "hello", where=lambda hello: hello.ready)
         yield launcher
@@ -76,7 +77,10 @@ async def test_a_rank_that_sleeps_in_its_step_is_told_from_the_one_that_waits_fo
     launcher: Launcher, g: int
 ) -> None:
     launcher.becomes(SCRIPT.format(trouble="def trouble():\n    time.sleep(600)"))
+    (launcher.folder / "flight-1").touch()  # of an earlier attempt
     await launcher.start(g)
+    await launcher.pids(g)
+    (launcher.folder / "flight-0").touch()
     await launcher.wait_for_steps(g, 6)
     ranks = await told(launcher, g, r0=pb.RankWatch.COLLECTIVE, r1=pb.RankWatch.STEP)
     culprit, waiting = ranks[1], ranks[0]
@@ -86,6 +90,8 @@ async def test_a_rank_that_sleeps_in_its_step_is_told_from_the_one_that_waits_fo
         f'  File "{script}", line 15, in <module>',
         f'  File "{script}", line 11, in trouble',
     ]
+    assert waiting.stack.startswith(f"flight recorder: {launcher.folder / 'flight-0'}\n  File ")
+    assert culprit.stack.startswith("  File ")
     assert waiting.where.startswith(f"<module> ({script}:")
     assert (culprit.count, waiting.count) == (6, 6)
     assert 0 < culprit.step_seconds < 0.5

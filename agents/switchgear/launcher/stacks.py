@@ -70,14 +70,14 @@ def where(stack: Stack) -> str:
     return ""
 
 
-def text(stack: Stack) -> str:
-    """As in a traceback, innermost frame last; outer frames that do not fit into STACK_BYTES_MAX are left out."""
+def text(stack: Stack, note: str = "") -> str:
+    """As in a traceback, innermost frame last, under a note; outer frames that do not fit into STACK_BYTES_MAX are left out."""
     lines: list[str] = []
-    room = STACK_BYTES_MAX
+    room = STACK_BYTES_MAX - len(note.encode("utf-8", "replace"))
     for frame in reversed(stack):
         line = f'  File "{frame.file}", line {frame.line}, in {frame.function}\n'
         room -= len(line.encode("utf-8", "replace"))
         if room < 0:
             break
         lines.append(line)
-    return "".join(reversed(lines)).encode("utf-8", "replace").decode()
+    return "".join([note, *reversed(lines)]).encode("utf-8", "replace").decode()

@@ -32,7 +32,6 @@ from switchgear.launcher.steplog_files import StepLogFiles
 from switchgear.launcher.warm_zygote import Launching, NotWarm, WarmZygote
 from switchgear.launcher.watcher import Watcher
 from switchgear.launcher.zygote import Ended, Event, Exited, Gone, NotStarted, RankSpec, Ready, Started, ZygoteKind
-from switchgear.v1.job_service_pb2 import JobSpec
 from switchgear.v1alpha import launcher_service_pb2 as pb
 
 __all__ = ["LauncherSettings", "Supervisor"]
@@ -82,11 +81,11 @@ class Supervisor:
         )
         self._watcher = Watcher(
             self._clock,
+            self._spec,
             self._zygote.kind.python,
             self._checkpoints.directory,
-            lambda generation, watch: self._report(generation, watch=watch),
-            self._spawn,
-            steps=self._spec.workload != JobSpec.INFERENCE,
+            report=lambda generation, watch: self._report(generation, watch=watch),
+            spawn=self._spawn,
         )
         self._attempt: Attempt | None = None
         self._wanted: tuple[int, pb.StartAttempt] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +17,12 @@ from switchgear.launcher.stack_taker import StackTaker
 from switchgear.launcher.stacks import Frame, Stack
 from switchgear.launcher.state import Process
 from switchgear.launcher.watch import Look, RankWatch, StepTimes, Trouble
+from switchgear.v1.job_service_pb2 import JobSpec
 from switchgear.v1alpha import launcher_service_pb2 as pb
 
 #: Every second look is told, while there is something to tell.
 _LOOKS_PER_REPORT = 2
+_FLIGHT_RECORDS = ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")
 #: As in proc(5): a signal reaches it later or never.
 _CANNOT_ANSWER = "DTtZX"
 
@@ -49,10 +52,11 @@ _ACTIVITIES = {
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What a rank's stack has told of it. activity: as if it had made a step."""
+    """What a rank's stack has told of it. activity: as if it had made a step. note: a line for its reader, or none."""
 
     stack: Stack
     activity: Activity
+    note: str = ""
 
 
 @dataclass(slots=True)
@@ -77,25 +81,27 @@ class _Followed:
 class Watcher:
     """report: takes the generation and each `Watch` of the attempt that is given to `look`. spawn: runs work beside the loop.
 
-    python: the job's interpreter. directory: of its checkpoints. steps: whether ranks of this job are expected to make steps; those
-    of a replica are not.
+    python: the job's interpreter. directory: of its checkpoints.
     """
 
     def __init__(
         self,
         clock: Clock,
+        spec: JobSpec,
         python: str,
         directory: Path | None,
+        *,
         report: Callable[[int, pb.Watch], None],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
-        *,
-        steps: bool,
     ) -> None:
         self._clock = clock
         self._directory = directory
         self._report = report
         self._spawn = spawn
-        self._steps = steps
+        self._steps = spec.workload != JobSpec.INFERENCE
+        environment = {**os.environ, **spec.environment}
+        #: Where torch's flight recorder writes, without the rank's number; empty when the job does not say.
+        self._flight_records = next((environment[name] for name in _FLIGHT_RECORDS if name in environment), "")
         self._taker = StackTaker(python)
         self._times: dict[int, StepTimes] = {}
         self._attempt: Attempt | None = None
@@ -152,23 +158,30 @@ class Watcher:
         """Takes its stack, and what it tells, off the loop."""
         try:
             stack = await self._taker.take(followed.process, fd)
-            followed.seen = await asyncio.to_thread(
-                self._judge, followed.process, stack, call, sleeps=sleeps, writing=writing
-            )
+            followed.seen = await asyncio.to_thread(self._judge, followed, stack, call, sleeps=sleeps, writing=writing)
         finally:
             followed.asking = False
             followed.next_stack_s = self._clock.monotonic_s() + watch.next_stack_s(followed.watch.silent_s())
 
-    def _judge(self, process: Process, stack: Stack, call: Stack, *, sleeps: bool, writing: bool) -> _Seen:
+    def _judge(self, followed: _Followed, stack: Stack, call: Stack, *, sleeps: bool, writing: bool) -> _Seen:
         directory = self._directory
         said = from_stack(
             stack,
-            writing=writing and directory is not None and proc.writes_below(process.pid, directory.resolve()),
+            writing=writing and directory is not None and proc.writes_below(followed.process.pid, directory.resolve()),
             sleeps=sleeps,
             in_loop=lambda stack: loops.in_same_loop(stack, call),
             line_of=loops.line_of,
         )
-        return _Seen(stack, said)
+        return _Seen(stack, said, self._flight_record(followed.rank))
+
+    def _flight_record(self, rank: LocalRank) -> str:
+        """A line that names what torch's flight recorder has written of the rank in this attempt; empty when it has not."""
+        path = Path(f"{self._flight_records}{rank.rank}")
+        try:
+            written_ns = path.stat().st_mtime_ns if self._flight_records else 0
+        except OSError:
+            return ""
+        return f"flight recorder: {path}\n" if rank.started and written_ns > rank.started.time_unix_ns else ""
 
     def _learn(self, followed: _Followed) -> None:
         """Takes the durations of the steps since the last look; one with a checkpoint or an evaluation in it teaches nothing."""
@@ -197,7 +210,7 @@ class Watcher:
             step_seconds=step_s or 0.0,
             cpu_share=looks.cpu_share(),
             where=stacks.where(stack),
-            stack=stacks.text(stack),
+            stack="" if seen is None else stacks.text(stack, seen.note),
         )
 
 
