@@ -1,4 +1,7 @@
-"""The example trainer with the faults of `steps.py` to be asked for: breakable.py FOLDER TRAINER ARGUMENTS. FOLDER has the requests."""
+"""The example trainer with the faults of `steps.py` to be asked for: breakable.py FOLDER TRAINER ARGUMENTS. FOLDER has the requests.
+
+They are made from the second step of a process on: a hang before the first step looks like a slow start, which is waited out.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 if __name__ == "__main__":
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     told, request = Told(folder, rank), folder / f"fault-{rank}"
+    steps = 0
 
     def before_each_step(*_: Any) -> None:
-        break_when_asked(request, told)
+        global steps
+        steps += 1
+        if steps > 1:
+            break_when_asked(request, told)
 
     register_optimizer_step_pre_hook(before_each_step)
     sys.argv = sys.argv[2:]
