@@ -28,6 +28,7 @@ class Cluster:
         *,
         nodes: int = 3,
         nnodes: int = 2,
+        nnodes_min: int = 0,
         nproc: int = 2,
         steps: int = 80,
         max_restarts: int = 3,
@@ -38,7 +39,7 @@ class Cluster:
         self.ranks_cut_off: set[str] = set()
         self.nodes = {f"nodes/{letter}": SimNode(f"nodes/{letter}") for letter in "abcdefgh"[:nodes]}
         self.program = Program(self.kernel, nnodes * nproc, steps)
-        self.scheduler = SimScheduler(self.kernel, self.nodes, JOB, nnodes, self._launch)
+        self.scheduler = SimScheduler(self.kernel, self.nodes, JOB, nnodes, nnodes_min or nnodes, self._launch)
         self.control = Control(self.kernel, self.scheduler, m.Spec(nnodes, nproc, max_restarts, "checkpoints"))
         self.scheduler.changed = self.control.job_changed
         self.control.is_connected = self.is_connected

@@ -270,7 +270,7 @@ class SimLauncher:
             return
         attempt.ranks[rank.rank] = rank
         self.node.ranks.append(rank)
-        self.program.spawned(rank, start.attempt.resume_path, start.attempt.high_water_step)
+        self.program.spawned(rank, start.attempt.resume_path, start.attempt.high_water_step, len(start.attempt.ranks))
         self._report(m.RankStarted(self.node.name, attempt.generation, rank.rank, rank.pid, rank.started_ns))
         if attempt.stopping:
             self._kill(rank)

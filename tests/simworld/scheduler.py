@@ -28,6 +28,7 @@ class SimScheduler:
     nodes: dict[str, SimNode]
     job: str
     nnodes: int
+    nnodes_min: int
     launch: Callable[[SimNode, int], SimLauncher]
     changed: Callable[[], None] = lambda: None
     state: str = "PENDING"
@@ -75,7 +76,7 @@ class SimScheduler:
                     raise Refused(f"the job has ended as {self.state}")
                 if call.epoch != self.epoch:
                     raise Refused(f"the placement is epoch {self.epoch}")
-                self.excluded |= set(call.node.split(","))
+                self.excluded |= {node for node in call.node.split(",") if node}
                 self._place()
         if call.kind != "set_state":
             self.answered.add(call.call_id)
@@ -104,14 +105,15 @@ class SimScheduler:
             if name not in kept and self._healthy(name) and node.launcher is None and node.link.up and node.alive
         ]
         names = [slot.node if slot.node in kept else None for slot in self.placement] or [None] * self.nnodes
-        if names.count(None) > len(free):
+        names += [None] * (self.nnodes - len(names))
+        if len(kept) + len(free) < self.nnodes_min:
             if self.placement or self.state != "PENDING":
                 self.kernel.note("scheduler  no free node: the job waits")
                 self.placement = ()
                 self._move("PENDING", "no free node")
             return
         self.epoch += 1
-        seats = [name or free.pop(0) for name in names]
+        seats = [name for seat in names if (name := seat or (free.pop(0) if free else None))]
         self.placement = tuple(kept.get(name) or m.Slot(name, name.split("/")[-1], self.epoch) for name in seats)
         self.excluded.clear()
         self.kernel.note(f"scheduler  placement {self.epoch} on {', '.join(seats)}")
@@ -156,4 +158,4 @@ def describe(call: m.Call) -> str:
         case "cordon":
             return f"cordon {call.node}: {call.reason}"
         case _:
-            return f"replace {call.node} of placement {call.epoch}"
+            return f"replace {call.node or 'nothing'} of placement {call.epoch}"

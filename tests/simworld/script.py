@@ -1,6 +1,6 @@
 """A scenario as text: what befalls a calm cluster above the line, what comes of it below.
 
-fleet nodes=3 job=2x2 steps=80 max_restarts=3     the job on 2 nodes with 2 ranks each
+fleet nodes=3 job=2x2 steps=80 max_restarts=3     the job on 2 nodes with 2 ranks each; job=1:2x2 goes on with one
 at 20s kill rank 1                                other faults: see `_FAULTS`
 on CHECKING generation=1 kill recovery for 2s     as soon as recovery enters the phase, once
 run 90s
@@ -18,7 +18,7 @@ from simworld.cluster import Cluster
 from switchgear.recovery import model as m
 
 LINE = "----"
-_FLEET = re.compile(r"fleet nodes=(\d) job=(\d)x(\d)(?: steps=(\d+))?(?: max_restarts=(\d+))?")
+_FLEET = re.compile(r"fleet nodes=(\d) job=(?:(\d):)?(\d)x(\d)(?: steps=(\d+))?(?: max_restarts=(\d+))?")
 _AT = re.compile(r"at ([\d.]+)s (.+)")
 _ON = re.compile(r"on ([A-Z]+) generation=(\d+) (.+)")
 _RUN = re.compile(r"run ([\d.]+)s")
@@ -73,10 +73,11 @@ def _fleet(line: str) -> Cluster:
     found = _FLEET.fullmatch(line)
     if not found:
         raise ValueError(f"a scenario begins with its fleet, not with: {line}")
-    nodes, nnodes, nproc, steps, max_restarts = found.groups()
+    nodes, nnodes_min, nnodes, nproc, steps, max_restarts = found.groups()
     return Cluster(
         nodes=int(nodes),
         nnodes=int(nnodes),
+        nnodes_min=int(nnodes_min or 0),
         nproc=int(nproc),
         steps=int(steps or 80),
         max_restarts=int(max_restarts or 3),

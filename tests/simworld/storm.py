@@ -23,7 +23,11 @@ def run(seed: int) -> Cluster:
     """One job through one storm. Raises Violation with the seed and the transcript."""
     rng = random.Random(seed)
     cluster = Cluster(
-        rng, nodes=rng.choice((2, 3, 4)), nnodes=rng.choice((1, 2, 2)), max_restarts=rng.choice((0, 1, 3, 3))
+        rng,
+        nodes=rng.choice((2, 3, 4)),
+        nnodes=rng.choice((1, 2, 2)),
+        nnodes_min=rng.choice((0, 0, 1)),
+        max_restarts=rng.choice((0, 1, 3, 3)),
     )
     Storm(cluster, rng).gather()
     try:

@@ -109,6 +109,8 @@ class Gang:
     ready: dict[int, SimRank] = field(default_factory=dict)
     count: int = 0
     over: bool = False
+    #: Ranks that it needs.
+    world_size: int = 0
 
 
 class Program:
@@ -131,16 +133,17 @@ class Program:
         self.on_commit: Callable[[SimRank, File, m.CheckpointState], None] = lambda *_: None
         self.on_load: Callable[[SimRank, str, int], None] = lambda *_: None
 
-    def spawned(self, rank: SimRank, resume_path: str, high_water_step: int) -> None:
+    def spawned(self, rank: SimRank, resume_path: str, high_water_step: int, world_size: int) -> None:
         rank.alive, rank.started_ns = True, self.kernel.now_ns
         self.live.append(rank)
+        self.gangs.setdefault(rank.generation, Gang(rank.generation, world_size=world_size))
         self.on_spawn(rank)
         self.kernel.after(self.kernel.between(*LOAD_S), lambda: self._load(rank, resume_path, high_water_step))
 
     def _load(self, rank: SimRank, path: str, high_water_step: int) -> None:
         if not rank.alive:
             return
-        gang = self.gangs.setdefault(rank.generation, Gang(rank.generation))
+        gang = self.gangs[rank.generation]
         if path:
             file = self.folder.files.get(path)
             if file is None or file.damaged_s is not None:
@@ -152,13 +155,13 @@ class Program:
             gang.base = file.step
             self.on_load(rank, path, file.step)
         gang.ready[rank.rank] = rank
-        if len(gang.ready) == self.world_size:
+        if len(gang.ready) == gang.world_size:
             self.kernel.after(STEP_S, lambda: self._step(gang, high_water_step))
         else:
             self.kernel.after(RENDEZVOUS_TIMEOUT_S, lambda: self._rendezvous_over(gang, rank))
 
     def _rendezvous_over(self, gang: Gang, rank: SimRank) -> None:
-        if rank.alive and len(gang.ready) < self.world_size:
+        if rank.alive and len(gang.ready) < gang.world_size:
             self.end(rank, 1, "DistNetworkError: timed out waiting for all ranks")
 
     def _step(self, gang: Gang, high_water_step: int) -> None:
@@ -170,7 +173,7 @@ class Program:
         step = gang.base + gang.count + 1
         if step in self.raises_at:
             number, text = self.raises_at[step]
-            self.end(gang.ready[number], 1, text)
+            self.end(gang.ready[number % gang.world_size], 1, text)
             return
         self.on_any_step(gang)
         gang.count += 1
@@ -207,16 +210,15 @@ class Program:
             return
         if rank.stuck == "blocked":
             rank.doomed = True
-            if gang := self.gangs.get(rank.generation):
-                gang.over = True
+            self.gangs[rank.generation].over = True
             return
         rank.alive = False
         self.live.remove(rank)
         rank.exit = m.Exit(
             rank.rank, rank.node, rank.pid, self.kernel.now_ns, code, rank.by_us, exception, "", rank.step
         )
-        gang = self.gangs.get(rank.generation)
-        if gang and code != 0:
+        gang = self.gangs[rank.generation]
+        if gang.ready and code != 0:
             gang.over = True
             for peer in gang.ready.values():
                 if peer.alive and peer.node != rank.node and self.kernel.rng and self.kernel.rng.random() < 0.6:

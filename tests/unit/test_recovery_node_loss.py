@@ -8,6 +8,7 @@ from recovery_world import START_NS, World, kinds
 
 from switchgear.recovery import model as m
 from switchgear.recovery.machine import LEASE_MARGIN_S, LEASE_S, resume
+from switchgear.recovery.translate import command_to_proto
 from switchgear.recovery.watching import ENDED_LOUDLY_S, GONE_S
 
 PEER_LOST = "RuntimeError: [gloo/transport/tcp/pair.cc] Connection closed by peer"
@@ -177,6 +178,59 @@ def test_a_node_on_which_nothing_runs_is_left_at_once() -> None:
     assert asked(later(world)) == ["nodes/b"]
     world.happen(m.ContactKnown("nodes/b", connected=False))
     assert world.state.phase is m.Phase.REPLACING
+
+
+def shrunk() -> World:
+    """On one of two nodes, since the other was lost and none is free."""
+    world = running()
+    world.happen(GONE)
+    peers_end(world)
+    later(world)
+    world.happen(m.ContactKnown("nodes/b", connected=False))
+    world.place("nodes/a", epoch=2, joined={"nodes/a": 1})
+    world.checked(step=5)
+    return world
+
+
+def test_where_no_node_is_free_the_job_goes_on_with_those_that_are_left() -> None:
+    world = shrunk()
+    start = [effect for effect in world.effects if isinstance(effect, m.Start)][-1]
+    assert (start.node_rank, sorted(start.attempt.ranks), start.attempt.nodes) == (0, [0, 1], ["nodes/a"])
+    wire = command_to_proto(start).start
+    assert (wire.world_size, wire.nnodes) == (2, 1)
+    incident = world.last_incident()
+    assert incident.decision is m.Decision.SHRINK
+    assert incident.decision_reason.endswith("no other is free, and the job may go on with 1 of 2")
+    assert "without nodes/b and with fewer nodes, from the verified checkpoint of step 5" in incident.summary
+    world.progress(11)
+    world.happen(*(world.exit(rank, 0, step=80) for rank in (0, 1)))
+    world.stopped("nodes/a")
+    assert world.state.outcome is m.JobOutcome.SUCCEEDED
+    assert world.state.outbox[-1].reason == "all 2 ranks ended with exit code 0"
+
+
+def test_a_job_that_runs_on_fewer_nodes_asks_for_the_others_at_its_next_fault() -> None:
+    world = shrunk()
+    world.progress(11)
+    world.happen(world.exit(0, -9, step=11), world.exit(1, -9, by_us=True, step=11))
+    world.stopped("nodes/a")
+    assert world.state.phase is m.Phase.REPLACING
+    assert (world.state.outbox[-1].kind, world.state.outbox[-1].node) == ("replace", "")
+    assert world.last_incident().decision is m.Decision.RESTART_IN_PLACE
+    world.place("nodes/a", "nodes/c", epoch=3, joined={"nodes/a": 1})
+    world.hello("nodes/c", epoch=3)
+    world.checked(step=10)
+    assert world.state.attempt is not None
+    assert sorted(world.state.attempt.ranks) == [0, 1, 2, 3]
+
+
+def test_a_node_that_joins_while_the_others_run_disturbs_nobody() -> None:
+    world = shrunk()
+    world.progress(11)
+    world.place("nodes/a", "nodes/c", epoch=3, joined={"nodes/a": 1})
+    world.hello("nodes/c", epoch=3)
+    assert world.state.phase is m.Phase.RUNNING
+    assert world.state.incident is None
 
 
 def test_a_job_whose_node_comes_back_alone_is_not_said_to_go_on_without_it() -> None:

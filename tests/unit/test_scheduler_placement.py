@@ -31,6 +31,19 @@ def test_kept_seats_keep_their_rank_and_the_new_node_takes_the_free_one() -> Non
     )
 
 
+def test_a_gang_that_may_be_smaller_gets_what_is_free_and_grows_when_more_is() -> None:
+    a, b, c = (Offer(f"nodes/{name}", (0, 1)) for name in "abc")
+    request = Request(3, 2, nnodes_min=2)
+    assert isinstance(place(request, [a]), NotPlaced)
+    assert place(request, [a, b]) == (Seat("nodes/a", (0, 1)), Seat("nodes/b", (0, 1)))
+    kept = ((1, Seat("nodes/b", (0, 1))), (2, Seat("nodes/c", (0, 1))))
+    assert place(Request(3, 2, kept, nnodes_min=2), []) == (kept[0][1], kept[1][1])
+    grown = place(Request(3, 2, ((0, kept[0][1]),), nnodes_min=1), [a, c])
+    assert grown == (Seat("nodes/b", (0, 1)), Seat("nodes/a", (0, 1)), Seat("nodes/c", (0, 1)))
+    assert could_ever_fit(request, [2, 2])
+    assert not could_ever_fit(request, [2])
+
+
 def test_a_gang_that_does_not_fit_is_told_what_it_waits_for() -> None:
     offers = [
         Offer("nodes/a", (0, 1)),

@@ -145,6 +145,8 @@ def summarize(incident: Incident) -> str:
         where = "in place, one checkpoint further back,"
     elif incident.node_again:
         where = f"on {incident.node} again, which is back,"
+    elif incident.decision is Decision.SHRINK:
+        where = f"without {incident.node} and with fewer nodes,"
     else:
         where = f"without {incident.node}"
     if incident.new_generation:

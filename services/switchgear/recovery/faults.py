@@ -10,7 +10,7 @@ from switchgear.recovery.diagnosis import Cause, root_cause, shorten, withheld
 from switchgear.recovery.goodput import productive_ns
 from switchgear.recovery.policy import FAILURES_MAX, Case, decide, restarts_refilled
 from switchgear.recovery.records import Records
-from switchgear.recovery.table import INFRASTRUCTURE, OF_A_NODE
+from switchgear.recovery.table import INFRASTRUCTURE, NO_SPARE, OF_A_NODE
 
 #: A placed node whose launcher does not report within this time is given up; importing torch on a busy node takes most of it.
 LAUNCHER_START_S = 120.0
@@ -228,8 +228,19 @@ class Faults(Records):
                     self._skip_checkpoint()
                 if incident.fault not in INFRASTRUCTURE:
                     state.restarts_used += 1
-                state.phase = m.Phase.WAITING
+                if len(state.slots) < state.spec.nnodes:
+                    self._replace([], incident.cause)  # nodes that were missing may be free by now
+                else:
+                    state.phase = m.Phase.WAITING
                 self.save_incident()
+
+    def fewer_nodes(self) -> None:
+        """The scheduler had no other node for one that went."""
+        state, incident = self.state, self.state.incident
+        if incident and incident.decision is m.Decision.REPLACE_NODE and len(state.slots) < state.spec.nnodes:
+            incident.decision = NO_SPARE.decision
+            incident.decision_reason += f"; no other is free, and the job may go on with {len(state.slots)} of {state.spec.nnodes}"
+            self.save_incident()
 
     def _case(self, bad_nodes: list[str], *, permanent: bool) -> Case:
         state = self.state
@@ -331,7 +342,10 @@ class Faults(Records):
     def succeed(self) -> None:
         self.end_attempt(m.AttemptState.SUCCEEDED, "all ranks ended with exit code 0")
         self.close_incident(m.IncidentState.RESOLVED)
-        self.end(m.JobOutcome.SUCCEEDED, f"all {self.state.spec.world_size} ranks ended with exit code 0")
+        self.end(
+            m.JobOutcome.SUCCEEDED,
+            f"all {len(self.state.attempt.ranks) if self.state.attempt else 0} ranks ended with exit code 0",
+        )
 
     def end(self, outcome: m.JobOutcome, message: str) -> None:
         self.state.phase, self.state.end_ns, self.state.outcome = m.Phase.ENDED, self.now.unix_ns, outcome

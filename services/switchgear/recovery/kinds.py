@@ -40,6 +40,7 @@ class Decision(StrEnum):
     RESTART_IN_PLACE = "RESTART_IN_PLACE"
     REPLACE_NODE = "REPLACE_NODE"
     ROLL_BACK = "ROLL_BACK"  # in place, from one checkpoint further back
+    SHRINK = "SHRINK"  # without the node, and with fewer than were asked for
     REPLACE_REPLICA = "REPLACE_REPLICA"  # the job ends, and the autoscaler starts another
     STOP = "STOP"
 

@@ -151,6 +151,7 @@ class _Machine(Watching):
             state.launchers[slot.node] = launcher
         if state.phase in (m.Phase.REPLACING, m.Phase.WAITING, m.Phase.CHECKING):
             state.phase = m.Phase.WAITING
+            self.fewer_nodes()
 
     def _launcher(self, node: str, launcher_id: str = "") -> m.Launcher | None:
         launcher = self.state.launchers.get(node)
@@ -184,7 +185,13 @@ class _Machine(Watching):
         """What a launcher that comes (back) says about the attempt that should run there."""
         attempt = self.state.attempt
         if attempt is None or attempt.end_ns or hello.generation != attempt.generation:
-            if attempt and not attempt.end_ns and attempt.launcher_ids.get(hello.node) != hello.launcher_id:
+            joined = attempt is not None and hello.node not in attempt.nodes
+            if (
+                attempt
+                and not attempt.end_ns
+                and not joined
+                and attempt.launcher_ids.get(hello.node) != hello.launcher_id
+            ):
                 # It may have been handed the start that was meant for the one before it: stopped is what it says after a stop.
                 self._launcher_lost(hello)
             return
@@ -324,7 +331,7 @@ class _Machine(Watching):
             launcher_ids={node: launcher.launcher_id for node, launcher in state.launchers.items()},
         )
         per_node = state.spec.nproc_per_node
-        attempt.ranks = {r: m.Rank(node=state.slots[r // per_node].node) for r in range(state.spec.world_size)}
+        attempt.ranks = {r: m.Rank(node=state.slots[r // per_node].node) for r in range(per_node * len(state.slots))}
         state.attempt, state.watches = attempt, {}
         if state.incident:
             state.incident.state = m.IncidentState.VERIFYING

@@ -208,7 +208,7 @@ class RecoveryService:
                         placement_service_pb2.ReplaceNodesRequest(
                             job=job,
                             placement_epoch=call.epoch,
-                            exclude_nodes=call.node.split(","),
+                            exclude_nodes=[node for node in call.node.split(",") if node],
                             avoid_nodes=call.avoid,
                             reason=call.reason,
                             request_id=request_id,

@@ -65,6 +65,7 @@ class When(StrEnum):
     )
     SAME_RANK_HUNG = "the same rank hung after the same step as last time"
     LEMON = "the fifth of its kind on this node within an hour, and none on the job's other nodes"
+    NO_SPARE = "a node is to be replaced, no other is free, and `--nnodes MIN:MAX` allows what is left"
     BUDGET_USED = "`--max-restarts` are used; one is given back for each hour of progress"
 
 
@@ -93,3 +94,6 @@ TABLE = (
     Row(OWN, Scope.JOB, When.BUDGET_USED, Decision.STOP, "torchrun's flag; that it refills is ours"),
     Row(OWN, Scope.RANK, When.ALWAYS, Decision.RESTART_IN_PLACE, "torchrun"),
 )  # fmt: skip
+
+#: What becomes of a replacement when the scheduler has none.
+NO_SPARE = Row(EVERY, Scope.NODE, When.NO_SPARE, Decision.SHRINK, "torchrun, `--nnodes MIN:MAX`")

@@ -194,9 +194,9 @@ def command_to_proto(command: m.Command) -> wire.LauncherCommand:
         case m.Start():
             attempt, spec = command.attempt, command.spec
             start = wire.StartAttempt(
-                world_size=spec.world_size,
+                world_size=len(attempt.ranks),
                 node_rank=command.node_rank,
-                nnodes=spec.nnodes,
+                nnodes=len(attempt.nodes),
                 first_rank=command.node_rank * spec.nproc_per_node,
                 master_address=attempt.master_address,
                 master_port=attempt.master_port,

@@ -77,7 +77,9 @@ def require_room(spec: JobSpec, gpus_per_node: Sequence[int]) -> None:
     """Raises FailedPrecondition (JOB_TOO_LARGE) when an empty fleet of these nodes could not hold the job."""
     if could_ever_fit(Request(spec.nnodes, spec.nproc_per_node, nnodes_min=spec.nnodes_min), gpus_per_node):
         return
-    asked = f"asked for {counted(spec.nnodes_min or spec.nnodes, 'node')} with {counted(spec.nproc_per_node, 'GPU')} each"
+    asked = (
+        f"asked for {counted(spec.nnodes_min or spec.nnodes, 'node')} with {counted(spec.nproc_per_node, 'GPU')} each"
+    )
     if gpus_per_node:
         has = (
             f"the fleet has {counted(len(gpus_per_node), 'node')}, the largest with {counted(max(gpus_per_node), 'GPU')}; "
