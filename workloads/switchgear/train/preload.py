@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 _CAP_SYS_NICE = 23
-#: What scripts import for training; a name that this torch does not have is left out.
+#: What scripts import for training, and what torch imports by itself in a first step, load or save; a name that is not there is
+#: left out.
 _MODULES = (
+    "multiprocessing.popen_fork",
+    "multiprocessing.queues",
     "torch.distributed",
     "torch.nn.parallel",
     "torch.optim",
@@ -22,6 +25,10 @@ _MODULES = (
     "torch._dynamo",
     "torch.distributed.fsdp",
     "torch.distributed.checkpoint",
+    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.checkpoint._fsspec_filesystem",
+    "torch.profiler._cupti_monitor",
+    "torch.utils.serialization.config",
 )
 #: A look at them must stay a matter of milliseconds.
 _FILES_MAX = 4096
