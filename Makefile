@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo kill-each up test check bench hook load soak campaign dashboards lint type dist clean help
+.PHONY: setup demo kill-each up test test-slow check bench hook load soak campaign dashboards lint type dist clean help
 
 $(STAMP): pyproject.toml constraints.txt proto/build.py $(shell find proto/switchgear -name '*.proto')
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -27,6 +27,9 @@ up: $(STAMP)  ## run the control plane on this machine
 
 test: $(STAMP)  ## run all tests
 	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)  ## run the tests that take long
+	$(BIN)/python -m pytest -m slow
 
 check: lint type  ## formatting, lint, layers, types
 
