@@ -107,6 +107,26 @@ def test_slow_steps_are_degraded_by_what_they_take_beyond_the_usual() -> None:
     assert booked(world)["productive"] == pytest.approx(productive + 1.4)
 
 
+def test_gpus_that_the_job_goes_on_without_are_degraded_and_its_steps_are_learned_anew() -> None:
+    world = begun(steps_to=91)
+    world.seconds = 25
+    world.happen(m.NodeSignal("nodes/b", "", "NODE_FAULT", "machine check", at(24), simulated=True))
+    world.happen(*(world.exit(rank, -9, by_us=True) for rank in range(4)))
+    world.stopped("nodes/a", "nodes/b")
+    world.place("nodes/a", epoch=2, joined={"nodes/a": 1})
+    world.checked(step=91)
+    started(world, 25)
+    assert world.state.attempt is not None
+    assert len(world.state.attempt.ranks) == 2
+    world.seconds = 30
+    steps(world, 92, 26)
+    world.seconds = 46
+    steps(world, 142, 46)  # four times as slow as before: as fast as half of the ranks can
+    assert booked(world) == {
+        "queue": 10, "startup": 5, "productive": 19, "degraded": 10, "detection": 1, "load": 1,
+    }  # fmt: skip
+
+
 def test_the_first_steps_are_never_called_slow() -> None:
     world = begun(steps_to=11)
     world.seconds = 60
