@@ -183,7 +183,7 @@ def _follow(server: str | None, job: jobs.Job, echo: EchoRule) -> int:
                 job = client.jobs.GetJob(jobs.GetJobRequest(name=job.name))
             news = f"{job.name} {jobs.Job.State.Name(job.state)}" + (f": {job.message}" if job.message else "")
         except Unavailable:
-            news = "the control plane does not answer: ranks go on for 30 s without it, and start again when it is back"
+            news = "the control plane does not answer: ranks go on for their lease (30 s unless set otherwise), and start again when it is back"
         shown.poll(end=job.state in _FINAL)
         if news != told:
             told = news
