@@ -41,6 +41,8 @@ class StopSignal:
             task.cancel()
 
         for number in self._numbers:
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # by `nohup`: the terminal may go
             asyncio.get_running_loop().add_signal_handler(number, stop, number)
         try:
             return await task
