@@ -147,9 +147,9 @@ def _gpus_of_nodes(server: str | None, asked: str) -> int:
         nodes = whole_list(client.fleet.ListNodes, fleet.ListNodesRequest(), "nodes")
     sizes = {len(node.gpus) for node in nodes if node.gpus}
     if asked == "cpu" or len(sizes) != 1:
-        has = "nodes of this cluster have " + (", ".join(map(str, sorted(sizes))) if sizes else "no") + " GPUs"
+        has = "its nodes have " + (", ".join(map(str, sorted(sizes))) if sizes else "no") + " GPUs"
         raise Invalid(
-            f"--nproc-per-node {asked} says nothing on a cluster where {has}; write a number",
+            f"--nproc-per-node {asked} says nothing on this cluster: {has}; write a number",
             Reason.BAD_FIELD,
             field="nproc_per_node",
         )
