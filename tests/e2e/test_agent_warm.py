@@ -29,7 +29,8 @@ AGENT = """
 import asyncio, json, sys
 from pathlib import Path
 from switchgear.agent.launcher_process import LauncherSettings
-from switchgear.agent.standbys import Kind, Standbys
+from switchgear.agent.standby import Kind
+from switchgear.agent.standbys import Standbys
 from switchgear.core.clock import SystemClock
 from switchgear.v1.job_service_pb2 import JobSpec
 from google.protobuf import json_format
@@ -41,6 +42,15 @@ async def main():
     await standbys.run()
 
 asyncio.run(main())
+"""
+#: A worker, and a daemon that has left the session and its parent; both ranks tell of theirs.
+WITH_DESCENDANTS = """
+import multiprocessing, os, subprocess, time
+worker = multiprocessing.Process(target=time.sleep, args=(60,))
+worker.start()
+daemon = subprocess.run(["sh", "-c", "setsid sleep 60 >/dev/null 2>&1 & echo $!"], capture_output=True, text=True).stdout
+print(worker.pid, daemon.strip(), flush=True)
+time.sleep(60)
 """
 
 
@@ -79,9 +89,10 @@ class Node:
         self.settings = LauncherSettings(COMMAND, "nodes/here", "127.0.0.1", plane.address, folder / "state")
         self.lives()
 
-    def lives(self) -> None:
-        self.standbys = Standbys(self.settings, 1, SystemClock(), delay_s=0)
+    def lives(self, linger_s: float = 60) -> None:
+        self.standbys = Standbys(self.settings, 1, SystemClock(), delay_s=0, linger_s=linger_s)
         self.launchers = Launchers(self.settings, self.reports.append, self.standbys)
+        self.launchers.adopt()
         self.run = asyncio.create_task(self.standbys.run())
 
     async def dies(self) -> None:
@@ -155,13 +166,16 @@ async def test_a_standby_becomes_the_launcher_of_a_job_with_what_it_has_imported
     assert len(list((node.folder / "state/standbys").iterdir())) == 1
 
 
-async def test_a_launcher_that_is_killed_is_started_again_from_a_standby(node: Node) -> None:
+async def test_of_a_killed_launcher_no_descendant_survives_and_it_is_started_again_from_a_standby(node: Node) -> None:
     node.keep_warm(node.spec)
+    (node.folder / "script.py").write_text(WITH_DESCENDANTS)
     first = await node.warm()
     node.start()
     await node.plane.ready()
+    node.plane.start(1)
     second = await node.warm()
-    processes = [first, *descendants(first)]
+    processes = [first, *descendants(first), *map(int, (await node.output()).split())]
+    assert len(processes) >= 1 + 1 + 2 + 2 * 2
     os.kill(first, signal.SIGKILL)
     await until(lambda: any(report.HasField("launcher_exited") for report in node.reports))
     await until(lambda: alive(processes) == [])
@@ -179,7 +193,6 @@ async def test_a_launcher_that_was_a_standby_is_adopted_and_standbys_end_with_th
     await node.dies()
     await until(lambda: alive(processes) == [])
     node.lives()
-    node.launchers.adopt()
     assert [(one.job, one.pid) for one in node.launchers.running()] == [("jobs/test", launcher)]
     assert alive([launcher]) == [launcher]
 
@@ -197,7 +210,6 @@ async def test_an_agent_that_dies_before_its_standby_hears_of_the_job_leaves_no_
     os.kill(standby, signal.SIGKILL)
     await node.dies()
     node.lives()
-    node.launchers.adopt()
     await until(lambda: node.launchers.running() == [] and alive([standby, other]) == [])
 
 
@@ -223,6 +235,22 @@ async def test_what_is_no_longer_wanted_ends_and_what_fails_is_not_tried_again_a
     await until(lambda: "no launcher can be kept warm" in caplog.messages, timeout_s=15)
     await until(lambda: not [p for p in children(os.getpid()) if b"--standby" in cmdline(p)])
     assert node.standbys.ready == 0
+
+
+async def test_the_standby_of_a_kind_that_nobody_wants_any_more_stays_a_while_unless_its_place_is_needed(
+    node: Node,
+) -> None:
+    node.keep_warm(node.spec)
+    standby = await node.warm()
+    node.keep_warm()
+    node.start()
+    assert await node.pid() == standby
+    await node.dies()
+    node.lives(linger_s=0)
+    node.keep_warm(node.spec)
+    standby = await node.warm()
+    node.keep_warm()
+    await until(lambda: alive([standby]) == [])
 
 
 async def test_with_the_agent_killed_nothing_of_a_standby_is_left_not_even_while_it_imports(

@@ -22,7 +22,8 @@ from google.protobuf import json_format
 
 from switchgear.agent.launcher_process import LauncherSettings, start_launcher
 from switchgear.agent.processes import find_by_arguments
-from switchgear.agent.standbys import Kind, Standbys
+from switchgear.agent.standby import Kind
+from switchgear.agent.standbys import Standbys
 from switchgear.core import names, trace
 from switchgear.core.errors import Invalid
 from switchgear.core.process import boot_id, is_alive, start_ticks
