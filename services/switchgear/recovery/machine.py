@@ -47,7 +47,7 @@ def _copied(state: m.JobState) -> m.JobState:
     new.incident = copy.deepcopy(state.incident)
     new.attempt = copy.copy(state.attempt)
     if new.attempt:
-        new.attempt.ranks = {rank: copy.copy(view) for rank, view in new.attempt.ranks.items()}
+        new.attempt.ranks = dict(new.attempt.ranks)  # whoever changes a rank gets a copy of it: see `_rank`
     return new
 
 
@@ -234,7 +234,7 @@ class _Machine(Watching):
             case m.Phase.CHECKING if state.slots and state.slots[0].node == node:
                 self._send_check()
             case m.Phase.STARTING if attempt and not self._ranks_of(attempt, node)[0].started_ns:
-                self._send_start(node)
+                self._send_start(node, copy.deepcopy(attempt))
             case _:
                 pass
 
@@ -339,19 +339,16 @@ class _Machine(Watching):
             state.incident.new_generation = attempt.generation
             state.incident.resume_step = attempt.resume_step
             self.save_incident()
-        self.effects.append(m.SaveAttempt(copy.deepcopy(attempt)))
+        commanded = copy.deepcopy(attempt)
+        self.effects.append(m.SaveAttempt(commanded))
         for slot in state.slots:
-            self._send_start(slot.node)
+            self._send_start(slot.node, commanded)
 
-    def _send_start(self, node: str) -> None:
+    def _send_start(self, node: str, attempt: m.Attempt) -> None:
         state = self.state
-        if state.attempt is None:
-            return
         node_rank = [slot.node for slot in state.slots].index(node)
         checkpoints = tuple(state.checkpoints.values())
-        self.effects.append(
-            m.Start(node, node_rank, copy.deepcopy(state.attempt), state.spec, state.attempts_started - 1, checkpoints)
-        )
+        self.effects.append(m.Start(node, node_rank, attempt, state.spec, state.attempts_started - 1, checkpoints))
 
     # News of the attempt.
 
@@ -365,8 +362,11 @@ class _Machine(Watching):
     def _rank(self, node: str, attempt: m.Attempt | None, number: int) -> m.Rank | None:
         """The rank, when it is the reporting node's own: what a node says of the ranks of others is worth nothing."""
         rank, launcher = attempt.ranks.get(number) if attempt else None, self._launcher(node)
-        if rank is None or rank.node == node:
-            return rank
+        if rank is None:
+            return None
+        if attempt and rank.node == node:
+            own = attempt.ranks[number] = copy.copy(rank)
+            return own
         if launcher and not launcher.strayed:  # once: whoever goes on about it must not fill the log and the store
             launcher.strayed = True
             self.effects.append(m.Warn(node, f"reports about rank {number}, which {rank.node} has, are ignored"))
