@@ -51,13 +51,23 @@ def test_a_kind_counts_once_however_many_jobs_share_it_and_whatever_they_run() -
     assert len(warm_kinds(Snapshot((_node("a"),), apart))["nodes/a"]) == 2
 
 
-def test_nothing_is_kept_for_what_has_ended_serves_or_is_no_python() -> None:
-    jobs = (
-        _job(1, "/ended", state=JobState.SUCCEEDED),
-        _job(2, "/serves", workload=Workload.INFERENCE),
-        _job(3, "/sh", no_python=True),
-    )
+def test_nothing_is_kept_for_what_has_ended_or_is_no_python() -> None:
+    jobs = (_job(1, "/ended", state=JobState.SUCCEEDED), _job(2, "/sh", no_python=True))
     assert _folders(Snapshot((_node("a"),), jobs)) == {}
+
+
+def test_replicas_of_a_service_are_of_one_kind_and_come_after_training() -> None:
+    replicas = (
+        _job(
+            number,
+            "/serves",
+            workload=Workload.INFERENCE,
+            environment=(("A", "1"), ("SWITCHGEAR_REPLICA", f"{number}")),
+        )
+        for number in (2, 3, 4)
+    )
+    found = warm_kinds(Snapshot((_node("a"),), (_job(1, "/w"), *replicas)))["nodes/a"]
+    assert [(kind.working_directory, kind.environment) for kind in found] == [("/w", ()), ("/serves", (("A", "1"),))]
 
 
 def test_a_node_that_gets_no_job_or_not_this_one_keeps_nothing_for_it() -> None:

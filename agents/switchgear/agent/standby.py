@@ -23,6 +23,8 @@ from switchgear.agent.launcher_process import LauncherSettings, start_launcher
 from switchgear.v1.job_service_pb2 import JobSpec
 from switchgear.v1alpha import node_agent_service_pb2 as pb
 
+#: Ranks read these variables when they run; nothing does at its import.
+OWN_VARIABLES = "SWITCHGEAR_"
 _KIND_FILE = "kind.json"
 _ANSWER_BYTES_MAX = 65536
 
@@ -38,7 +40,7 @@ class Kind:
 
     @classmethod
     def of(cls, source: pb.Warm | JobSpec) -> Kind:
-        environment = tuple(sorted(source.environment.items()))
+        environment = tuple(sorted(i for i in source.environment.items() if not i[0].startswith(OWN_VARIABLES)))
         return cls(source.python, source.working_directory, environment, tuple(source.preload))
 
     def spec(self) -> JobSpec:

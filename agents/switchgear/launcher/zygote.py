@@ -24,6 +24,7 @@ from switchgear.v1.job_service_pb2 import JobSpec
 #: The zygote's own last act takes at most half of it.
 _END_TIMEOUT_S = 10.0
 _LAST_WORDS_BYTES_MAX = 2048
+_OWN_VARIABLES = "SWITCHGEAR_"
 #: Anything else (no memory, no process, no room) passes.
 _NO_INTERPRETER = (errno.ENOENT, errno.EACCES, errno.ENOEXEC)
 
@@ -49,7 +50,7 @@ class RankSpec:
 class ZygoteKind:
     """All that a zygote's imports depend on: one of the same kind is as good as another.
 
-    environment: on top of our own, sorted. preload: modules that are imported beside torch. torch: whether that is.
+    environment: on top of our own, sorted, without variables of ours, which are for ranks that run. preload: modules that are imported beside torch. torch: whether that is.
     """
 
     python: str
@@ -64,7 +65,7 @@ class ZygoteKind:
         return cls(
             spec.python or python or sys.executable,
             spec.working_directory,
-            tuple(sorted(spec.environment.items())),
+            tuple(sorted(item for item in spec.environment.items() if not item[0].startswith(_OWN_VARIABLES))),
             () if spec.no_python else tuple(spec.preload),
             torch=not spec.no_python,
         )

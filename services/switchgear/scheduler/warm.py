@@ -15,6 +15,10 @@ KINDS_PER_NODE_MAX = 2
 KINDS_MAX = 8
 
 
+#: Ranks read them when they run, nothing does at its import. Each replica of an inference service has another one.
+OWN_VARIABLES = "SWITCHGEAR_"
+
+
 @dataclass(frozen=True, slots=True)
 class _Candidate:
     kind: WarmKind
@@ -23,10 +27,10 @@ class _Candidate:
 
 
 def warm_kinds(snapshot: Snapshot) -> Mapping[str, tuple[WarmKind, ...]]:
-    """By node: kinds of the training jobs that have not ended and that it could run, those of the newest job first.
+    """By node: kinds of the jobs that have not ended and that it could run; training first, since a whole gang waits for its slowest
+    start, then those of the newest job.
 
-    Replicas of inference services have no kind in common: each has an environment of its own. A program that is no Python file has
-    nothing to import. O(nodes x KINDS_MAX).
+    A program that is no Python file has nothing to import. O(nodes x KINDS_MAX).
     """
     nodes = {node.name: node for node in snapshot.nodes}
     candidates = [
@@ -44,8 +48,8 @@ def warm_kinds(snapshot: Snapshot) -> Mapping[str, tuple[WarmKind, ...]]:
 
 def _newest_of_each_kind(jobs: Sequence[JobRecord]) -> list[JobRecord]:
     newest: dict[tuple[WarmKind, int], JobRecord] = {}
-    for job in sorted(jobs, key=lambda job: -job.create_revision):
-        if job.ended or job.spec.no_python or job.spec.workload is not Workload.TRAINING:
+    for job in sorted(jobs, key=lambda job: (job.spec.workload is not Workload.TRAINING, -job.create_revision)):
+        if job.ended or job.spec.no_python:
             continue
         newest.setdefault((_kind(job), job.spec.nproc_per_node), job)
         if len(newest) == KINDS_MAX:
@@ -55,4 +59,5 @@ def _newest_of_each_kind(jobs: Sequence[JobRecord]) -> list[JobRecord]:
 
 def _kind(job: JobRecord) -> WarmKind:
     spec = job.spec
-    return WarmKind(spec.python, spec.working_directory, spec.environment, spec.preload)
+    environment = tuple((name, value) for name, value in spec.environment if not name.startswith(OWN_VARIABLES))
+    return WarmKind(spec.python, spec.working_directory, environment, spec.preload)
