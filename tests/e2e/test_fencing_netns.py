@@ -76,7 +76,7 @@ with open(sys.argv[1], "a", buffering=1) as told:
         if rank == 0 and step % 20 == 0:
             with open(f"{folder}/{step}.tmp", "w") as file:
                 file.write(str(step))
-            os.replace(file.name, f"{folder}/{step}.txt")
+            os.replace(file.name, f"{folder}/{step}.bin")
         time.sleep(0.03)
 """
 
@@ -179,7 +179,7 @@ class Cluster(Terminal):
         wait_for(there)
 
     def begins_anew(self, job: str, generation: int) -> None:
-        wait_for(lambda: self.generation(job) > generation, 30)
+        wait_for(lambda: self.generation(job) > generation)
 
     def launcher_dirs(self, job: str) -> list[Path]:
         return [path for name in self.nodes if (path := self.folder / name / "launchers" / job).is_dir()]
