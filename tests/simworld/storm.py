@@ -51,6 +51,8 @@ class Storm:
             self.poison,
         ]  # fmt: skip
         self.kinds = rng.sample(everything, rng.choice((1, 2, 3, len(everything))))
+        if rng.random() < 0.2:  # what ends connections and leaves ranks waiting has to meet to be dangerous
+            self.kinds = [self.lose_loudly, self.cut_off_loudly, self.cut_off_loudly, rng.choice(everything)]
         if rng.random() < 0.03:
             self.kinds.append(cluster.scheduler.cancel)
 
@@ -124,10 +126,15 @@ class Storm:
             self.kernel.after(self._length_s(), self.cluster.free)
 
     def lose_loudly(self) -> None:
-        self.lose(loud=True)
+        self.lose(self._seat(), loud=True)
 
     def cut_off_loudly(self) -> None:
-        self.cut_off(loud=True)
+        self.cut_off(self._seat(), loud=True)
+
+    def _seat(self) -> str:
+        """A node of the job, while it has one."""
+        placement = self.cluster.scheduler.placement
+        return self.rng.choice(placement).node if placement else self._node()
 
     def lose(self, name: str = "", *, loud: bool = False) -> None:
         node = name or self._node()
@@ -138,8 +145,8 @@ class Storm:
         else:
             self.kernel.after(self._length_s() * 2, partial(self.cluster.come_back, node))
 
-    def cut_off(self, *, loud: bool = False) -> None:
-        node = self._node()
+    def cut_off(self, name: str = "", *, loud: bool = False) -> None:
+        node = name or self._node()
         self.cluster.cut_off(node, ranks_too=self.rng.random() < 0.6, loud=loud)
         self.kernel.after(self._length_s(), partial(self.cluster.heal, node))
 

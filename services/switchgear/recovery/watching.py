@@ -109,27 +109,18 @@ class Watching(Faults):
         state, attempt = self.state, self.state.attempt
         if state.phase in (m.Phase.REPLACING, m.Phase.ENDED):
             return
-        lost = {
-            node: launcher for node, launcher in self._absent() if launcher.agent_gone and node not in state.bad_nodes
-        }
-        for node, launcher in lost.items():
+        for node, launcher in self._absent():
+            if not launcher.agent_gone or node in state.bad_nodes:
+                continue
             gone_s = self.now.monotonic_s - (launcher.gone_s or 0.0)
             known_by = "the connections of its launcher and of its agent ended"
             if self._runs_nothing(launcher):
                 self.lose_node(node, f"{known_by}, and nothing of the job runs there", gone_s)
-                continue
-            if attempt is None or attempt.end_ns:
-                continue
-            launcher.missed = launcher.missed or self._missed(attempt, node)
-            if not launcher.missed:
-                continue
-            if state.phase in _IN_ATTEMPT:
-                self.fail(
-                    self.lost(node, f"{known_by}; {launcher.missed}", gone_s), f"{node}: {known_by}; {launcher.missed}"
-                )
-            others = [one for name, one in state.launchers.items() if name not in lost]
-            if others and all(one.stopped_generation >= attempt.generation for one in others):
-                self.lose_node(node, f"{known_by}; {launcher.missed}", gone_s)
+            elif attempt and not attempt.end_ns:
+                launcher.missed = launcher.missed or self._missed(attempt, node)
+                if launcher.missed:
+                    # Stops the other ranks, too; the next attempt waits until their launchers have said that nothing of them is left.
+                    self.lose_node(node, f"{known_by}; {launcher.missed}", gone_s)
 
     def _absent(self) -> list[tuple[str, m.Launcher]]:
         return [
