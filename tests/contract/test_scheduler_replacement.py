@@ -57,6 +57,34 @@ async def test_the_end_of_an_agents_connection_is_known_at_once_and_a_node_never
     assert error.reason == Reason.NOT_FOUND
 
 
+async def test_a_job_that_may_be_smaller_goes_on_with_what_is_left_and_is_whole_again_when_asked_for_later(
+    plane: Plane,
+) -> None:
+    a, b = await plane.agent("a"), await plane.agent("b")
+    spec = job_pb.JobSpec(argv=["train.py"], working_directory="/work", nnodes=2, nnodes_min=1, nproc_per_node=2)
+    await plane.jobs.CreateJob(job_pb.CreateJobRequest(job=job_pb.Job(spec=spec), job_id="llama"))
+    for agent in (a, b):
+        assert (await agent.obey()).start_launcher.placement_epoch == 1
+    lost = placement_pb.ReplaceNodesRequest(job="jobs/llama", placement_epoch=1, exclude_nodes=["nodes/a"])
+    job = await plane.placement.ReplaceNodes(lost)
+    assert [(seat.node, seat.launcher_epoch) for seat in job.placement.nodes] == [("nodes/b", 1)]
+    assert job.message == "placed anew on nodes/b (1 of 2 nodes: no more are free)"
+    assert (await a.obey()).HasField("stop_launcher")
+    later = placement_pb.ReplaceNodesRequest(job="jobs/llama", placement_epoch=2)
+
+    async def whole() -> bool:
+        later.placement_epoch = job_epoch = (
+            await plane.jobs.GetJob(job_pb.GetJobRequest(name="jobs/llama"))
+        ).placement.epoch
+        grown = await plane.placement.ReplaceNodes(later)
+        assert grown.placement.epoch == job_epoch + 1
+        return [(seat.node, seat.launcher_epoch) for seat in grown.placement.nodes[:1]] == [("nodes/b", 1)] and len(
+            grown.placement.nodes
+        ) == 2
+
+    await until(whole)  # as soon as the agent has told that the launcher is gone
+
+
 async def test_without_a_replacement_the_job_waits_until_the_node_is_mended(plane: Plane) -> None:
     agent = await plane.agent("a")
     await plane.create("llama")
