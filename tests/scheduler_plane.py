@@ -65,9 +65,9 @@ class Agent:
             agent_pb.NodeAgentReport(heartbeat=agent_pb.NodeAgentHeartbeat(launchers=self._running()))
         )
 
-    async def exited(self, job: str, epoch: int) -> None:
+    async def exited(self, job: str, epoch: int, exit_code: int = 1) -> None:
         del self.launchers[job, epoch]
-        report = agent_pb.LauncherExited(job=job, placement_epoch=epoch, exit_code=1)
+        report = agent_pb.LauncherExited(job=job, placement_epoch=epoch, exit_code=exit_code)
         await self._stream.write(agent_pb.NodeAgentReport(launcher_exited=report))
 
     async def failed(self, job: str, epoch: int, message: str) -> None:

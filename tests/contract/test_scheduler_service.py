@@ -159,6 +159,17 @@ async def test_a_launcher_that_ended_is_started_again_after_a_moment(
     assert (await agent.obey()).start_launcher.job == "jobs/llama"
 
 
+async def test_a_launcher_that_was_killed_is_started_again_at_once_but_not_each_time(plane: Plane) -> None:
+    agent = await plane.agent("a")
+    await plane.create("llama")
+    await agent.obey()
+    await agent.exited("jobs/llama", 1, exit_code=-9)
+    assert (await agent.obey()).start_launcher.job == "jobs/llama"
+    await agent.exited("jobs/llama", 1, exit_code=-9)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(agent.next_command(), 0.2)
+
+
 async def test_a_silent_node_is_unreachable_until_it_is_heard_again(plane: Plane) -> None:
     agent = await plane.agent("a")
     plane.clock.advance(9)

@@ -25,7 +25,7 @@ from switchgear.v1alpha import node_agent_service_pb2_grpc as pb_grpc
 log = logging.getLogger(__name__)
 
 #: A launcher that ends by itself is started again after this, doubled with each end up to the maximum. The first delay lets the
-#: end of a job arrive before its launcher would be started once more.
+#: end of a job arrive before its launcher would be started once more; no end of a job kills it by a signal, so there is none then.
 RESTART_DELAY_S = 0.5
 RESTART_DELAY_S_MAX = 30.0
 #: A launcher that has run for so long starts its count of ends anew.
@@ -43,9 +43,10 @@ class _Trouble:
     retry_at_s: float = 0.0
     message: str = ""
 
-    def wait(self, now_s: float) -> None:
-        exponent = min(self.ends + self.start_failures - 1, 10)
-        self.retry_at_s = now_s + min(RESTART_DELAY_S * 2**exponent, RESTART_DELAY_S_MAX)
+    def wait(self, now_s: float, *, killed: bool = False) -> None:
+        count = self.ends + self.start_failures
+        delay_s = min(RESTART_DELAY_S * 2 ** min(count - 1, 10), RESTART_DELAY_S_MAX)
+        self.retry_at_s = now_s if killed and count == 1 else now_s + delay_s
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -221,7 +222,8 @@ class LocalEngine(pb_grpc.NodeAgentServiceServicer):
                 self._running(node, report.heartbeat.launchers, now_s)
             case "launcher_exited":
                 exited = report.launcher_exited
-                self._ended(name, node, LauncherRef(exited.job, exited.placement_epoch), now_s)
+                ref = LauncherRef(exited.job, exited.placement_epoch)
+                self._ended(name, node, ref, now_s, killed=exited.exit_code < 0)
             case "launcher_failed":
                 failed = report.launcher_failed
                 self._failed(name, node, LauncherRef(failed.job, failed.placement_epoch), failed.message, now_s)
@@ -236,12 +238,12 @@ class LocalEngine(pb_grpc.NodeAgentServiceServicer):
             if now_s - node.trouble[ref].retry_at_s > STABLE_S:
                 del node.trouble[ref]
 
-    def _ended(self, name: str, node: _Node, ref: LauncherRef, now_s: float) -> None:
+    def _ended(self, name: str, node: _Node, ref: LauncherRef, now_s: float, *, killed: bool) -> None:
         node.launchers -= {ref}
         if any(launcher.ref == ref for launcher in self._run_on(name)):
             trouble = node.trouble.setdefault(ref, _Trouble())
             trouble.ends += 1
-            trouble.wait(now_s)
+            trouble.wait(now_s, killed=killed)
             log.warning("launcher ended", extra={"node": name, "job": ref.job, "ends": trouble.ends})
 
     def _failed(self, name: str, node: _Node, ref: LauncherRef, message: str, now_s: float) -> None:
