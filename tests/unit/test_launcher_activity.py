@@ -22,7 +22,14 @@ LOGGER = Frame("wrapper", f"{TORCH}/distributed/c10d_logger.py", 83)
 
 
 def at(*frames: Frame, sleeps: bool = True, writing: bool = False, in_loop: bool = True, line: str = "") -> Activity:
-    return from_stack(frames, writing=writing, sleeps=sleeps, in_loop=lambda stack: in_loop, line_of=lambda frame: line)
+    return from_stack(
+        frames,
+        writing=writing,
+        importing=loops.imports(frames, [MAIN]),
+        sleeps=sleeps,
+        in_loop=lambda stack: in_loop,
+        line_of=lambda frame: line,
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,6 +70,12 @@ def test_a_rank_that_computes_waits_for_nobody_unless_it_is_in_a_collective() ->
         Activity.STEP,
         Activity.COLLECTIVE,
     ]
+
+
+def test_a_rank_that_imports_compiles_unless_its_whole_program_runs_in_an_import() -> None:
+    load = Frame("_find_and_load", "<frozen importlib._bootstrap>", 1176)
+    assert at(MAIN, load, FORWARD) is Activity.COMPILE
+    assert loops.imports([MAIN, load, FORWARD], [MAIN, load, FORWARD]) is False
 
 
 def test_a_line_that_waits_tells_of_c_code_below_it() -> None:

@@ -66,6 +66,7 @@ def from_stack(
     stack: Stack,
     *,
     writing: bool,
+    importing: bool,
     sleeps: bool,
     in_loop: Callable[[Stack], bool],
     line_of: Callable[[Frame], str],
@@ -73,7 +74,7 @@ def from_stack(
     """What a rank is at that has made a step and has left no mark.
 
     stack: of its training thread; empty when it could not be had. writing: it has a file of its checkpoint directory open that it
-    has begun to write after its last step. sleeps: its training thread does not run. in_loop: whether a stack lies in the loop that
+    has begun to write after its last step. importing: it imports a module, as the first `torch.compile` does for seconds. sleeps: its training thread does not run. in_loop: whether a stack lies in the loop that
     makes steps. line_of: the source of a frame's line, empty when that cannot be read.
     """
     if writing or any(map(_saves, stack)):
@@ -82,7 +83,7 @@ def from_stack(
         return Activity.UNKNOWN
     if any("/torch/utils/data/" in frame.file for frame in stack):
         return Activity.DATA
-    if any(map(_compiles, stack)):
+    if importing or any(map(_compiles, stack)):
         return Activity.COMPILE
     if any(map(_evaluates, stack)) or not in_loop(stack):
         return Activity.EVALUATION

@@ -35,6 +35,15 @@ def in_same_loop(stack: Stack, call: Stack) -> bool:
     return True
 
 
+def imports(stack: Stack, call: Stack) -> bool:
+    """Whether a stack is in an import that the call of the step is not in: a program may run whole inside one."""
+    return sum(map(_of_import, stack)) > sum(map(_of_import, call))
+
+
+def _of_import(frame: Frame) -> bool:
+    return frame.file.startswith("<frozen importlib")
+
+
 def loops(path: str) -> tuple[tuple[int, int], ...] | None:
     """First and last lines of each loop in a file; None when it cannot be read as the Python that we know."""
     try:

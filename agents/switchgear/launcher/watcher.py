@@ -22,6 +22,7 @@ from switchgear.v1alpha import launcher_service_pb2 as pb
 
 #: Every second look is told, while there is something to tell.
 _LOOKS_PER_REPORT = 2
+_NO_STEP = (Activity.CHECKPOINT, Activity.EVALUATION, Activity.COMPILE)
 _FLIGHT_RECORDS = ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")
 #: As in proc(5): a signal reaches it later or never.
 _CANNOT_ANSWER = "DTtZX"
@@ -168,6 +169,7 @@ class Watcher:
         said = from_stack(
             stack,
             writing=writing and directory is not None and proc.writes_below(followed.process.pid, directory.resolve()),
+            importing=loops.imports(stack, call),
             sleeps=sleeps,
             in_loop=lambda stack: loops.in_same_loop(stack, call),
             line_of=loops.line_of,
@@ -184,8 +186,10 @@ class Watcher:
         return f"flight recorder: {path}\n" if rank.started and written_ns > rank.started.time_unix_ns else ""
 
     def _learn(self, followed: _Followed) -> None:
-        """Takes the durations of the steps since the last look; one with a checkpoint or an evaluation in it teaches nothing."""
+        """Takes the durations of the steps since the last look; one with more in it than a step teaches nothing."""
         log, count = followed.rank.progress.log, followed.rank.progress.count
+        if followed.seen is not None and followed.seen.activity in _NO_STEP and count > followed.counted:
+            followed.counted += 1
         for number in range(max(followed.counted, count - watch.STEPS, 1) + 1, count + 1):
             before, record = log.record(number - 1), log.record(number)
             if before is not None and record is not None and not before.end_ns < log.phase_end_ns <= record.end_ns:
