@@ -20,6 +20,7 @@ FOUND = {
     5355: "an attempt that had made steps counted as one without, as the ranks of a lost node had not told theirs",
     5479: "the ranks that a launcher was just starting when it came back were never stopped, and its check waited for them",
     6515: "such ranks met those of the next generation",
+    20411: "nodes that were lost between two attempts counted as attempts without a new step",
 }
 
 

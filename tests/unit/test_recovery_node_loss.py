@@ -256,3 +256,20 @@ def test_the_word_of_the_ranks_that_ended_counts_for_steps_made_again() -> None:
     later(world)
     world.happen(m.ContactKnown("nodes/b", connected=False))
     assert world.last_incident().failed_step == 13
+
+
+def test_nodes_that_are_lost_between_two_attempts_are_no_attempts_without_progress() -> None:
+    """Simulation, seed 20411: a job was given up after one attempt, while three nodes in a row were cut off before the next."""
+    world = running()
+    world.happen(world.exit(2, -9, step=10), *(world.exit(n, -9, by_us=True, step=10) for n in (0, 1, 3)))
+    world.stopped("nodes/a", "nodes/b")
+    node = "nodes/b"
+    for epoch in range(2, 6):
+        world.happen(m.LauncherGone(node, f"launcher-{node}"))
+        later(world)
+        world.happen(m.ContactKnown(node, connected=False))
+        assert world.state.phase is m.Phase.REPLACING
+        node = f"nodes/s{epoch}"
+        world.place("nodes/a", node, epoch=epoch, joined={"nodes/a": 1})
+        world.hello(node, epoch=epoch)
+    assert len(world.state.failures) == 1

@@ -239,7 +239,9 @@ class Faults(Records):
         state, incident = self.state, self.state.incident
         if incident and incident.decision is m.Decision.REPLACE_NODE and len(state.slots) < state.spec.nnodes:
             incident.decision = NO_SPARE.decision
-            incident.decision_reason += f"; no other is free, and the job may go on with {len(state.slots)} of {state.spec.nnodes}"
+            incident.decision_reason += (
+                f"; no other is free, and the job may go on with {len(state.slots)} of {state.spec.nnodes}"
+            )
             self.save_incident()
 
     def _case(self, bad_nodes: list[str], *, permanent: bool) -> Case:
@@ -286,8 +288,8 @@ class Faults(Records):
                 progressed = saved or lasted_s > PROGRESS_UNKNOWN_S
             made_steps = any(rank.first_step_ns for rank in attempt.ranks.values())
             self._remember(incident, step, progressed=progressed, made_steps=made_steps)
-        elif incident.fault is m.Fault.NODE_LOST:
-            # Launchers that never report anywhere (a firewall, a broken image) must not take one node after another for ever.
+        elif incident.fault is m.Fault.NODE_LOST and any(not state.launchers[n].agent_gone for n in state.bad_nodes):
+            # Launchers that fall silent everywhere (a firewall, a broken image) must not take one node after another for ever.
             self._remember(incident, None, progressed=False, made_steps=False)
         else:
             return False
