@@ -21,6 +21,7 @@ FOUND = {
     5479: "the ranks that a launcher was just starting when it came back were never stopped, and its check waited for them",
     6515: "such ranks met those of the next generation",
     20411: "nodes that were lost between two attempts counted as attempts without a new step",
+    20851: "so did nodes with fatal evidence that came after one that had fallen silent",
 }
 
 

@@ -124,6 +124,7 @@ class Faults(Records):
             given_up = node in state.bad_nodes and launcher.stopped_generation >= state.generation
             if silent_s <= patience_s or given_up:
                 continue
+            launcher.fell_silent = True
             self.lose_node(node, f"no word from its launcher for {silent_s:.0f} s", silent_s)
 
     def lose_node(self, node: str, known_by: str, since_s: float) -> None:
@@ -288,7 +289,7 @@ class Faults(Records):
                 progressed = saved or lasted_s > PROGRESS_UNKNOWN_S
             made_steps = any(rank.first_step_ns for rank in attempt.ranks.values())
             self._remember(incident, step, progressed=progressed, made_steps=made_steps)
-        elif incident.fault is m.Fault.NODE_LOST and any(not state.launchers[n].agent_gone for n in state.bad_nodes):
+        elif incident.fault is m.Fault.NODE_LOST and any(state.launchers[n].fell_silent for n in state.bad_nodes):
             # Launchers that fall silent everywhere (a firewall, a broken image) must not take one node after another for ever.
             self._remember(incident, None, progressed=False, made_steps=False)
         else:

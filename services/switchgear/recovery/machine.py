@@ -167,6 +167,7 @@ class _Machine(Watching):
             return
         launcher = state.launchers[hello.node]
         launcher.connected, launcher.gone_s, launcher.agent_gone, launcher.missed = True, None, False, ""
+        launcher.fell_silent = False
         launcher.launcher_id, launcher.reserved_port = hello.launcher_id, hello.reserved_port
         launcher.seen_s = self.now.monotonic_s
         launcher.seen_generation = max(launcher.seen_generation, hello.generation)

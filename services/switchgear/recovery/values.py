@@ -69,6 +69,8 @@ class Launcher:
     strayed: bool = False
     #: Monotonic time at which its connection to this process was closed or reset; None while it stands, or when it fell silent first.
     gone_s: float | None = None
+    #: Given up since nothing was heard of it for too long.
+    fell_silent: bool = False
     #: Its node's agent was not connected to the scheduler either, after that.
     agent_gone: bool = False
     #: How we know that the ranks of other nodes need its own for each step, and miss them; empty: we do not.
