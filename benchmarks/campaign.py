@@ -267,8 +267,8 @@ def _damaged(run: Sequence[proofs.Loss], incidents: Sequence[recovery.Incident])
     """Damaged checkpoints that count for each generation: those found since a generation got a whole interval beyond the steps made
     before, and so left a checkpoint that they do not touch."""
     found: Counter[int] = Counter()
-    for incident in incidents:
-        found[incident.new_generation] += len(incident.quarantined_checkpoints)
+    for incident in incidents:  # one may span generations that fell before their first new step
+        found[incident.failed_generation + 1] += len(incident.quarantined_checkpoints)
     newest = {loss.generation: loss.step for loss in sorted(run, key=lambda loss: loss.step)}
     carried, high_water, allowed = 0, 0, {}
     for generation in range(1, max([*newest, *found], default=0) + 1):
