@@ -16,6 +16,7 @@ import json
 import math
 import os
 import platform
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,6 +87,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what it has started, as on Ctrl-C
     rows = [row for row in ALL if not args.only or row.name in args.only]
     who, missing = contenders()
     print(machine())
