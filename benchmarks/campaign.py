@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -264,21 +265,16 @@ def exact(goodput: recovery.JobGoodput, took_s: float) -> proofs.Proof:
 
 
 def _damaged(run: Sequence[proofs.Loss], incidents: Sequence[recovery.Incident]) -> dict[int, int]:
-    """Damaged checkpoints that count for each generation: those found since a generation got a whole interval beyond the steps made
-    before, and so left a checkpoint that they do not touch."""
-    found: Counter[int] = Counter()
-    for incident in incidents:  # one may span generations that fell before their first new step
-        found[incident.failed_generation + 1] += len(incident.quarantined_checkpoints)
+    """Checkpoints that each generation had to pass by: damaged ones between where it began and the newest step before it."""
+    paths = [path for incident in incidents for path in incident.quarantined_checkpoints]
+    found = {int(step) for path in paths for step in re.findall(r"step-(\d+)\.pt", path)}
+    first = {loss.generation: loss.step for loss in sorted(run, key=lambda loss: -loss.step)}
     newest = {loss.generation: loss.step for loss in sorted(run, key=lambda loss: loss.step)}
-    carried, high_water, allowed = 0, 0, {}
-    for generation in range(1, max([*newest, *found], default=0) + 1):
-        carried += found[generation]
-        allowed[generation] = carried
-        step = newest.get(generation, 0)
-        if step >= high_water + CHECKPOINT_EVERY:
-            carried = 0
-        high_water = max(high_water, step)
-    return allowed
+    high_water, passed = 0, {}
+    for generation in sorted(first):
+        passed[generation] = sum(first[generation] <= step <= high_water for step in found)
+        high_water = max(high_water, newest[generation])
+    return passed
 
 
 def trainer(folder: Path, steps: int, sleep_s: float) -> list[str]:
