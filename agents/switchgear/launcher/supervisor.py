@@ -123,6 +123,11 @@ class Supervisor:
         self._zygote.attach(self._on_event)
         self._poll_task = asyncio.create_task(self._poll())
 
+    @property
+    def generation(self) -> int:
+        """Newest that was accepted, also by an earlier launcher of this folder; 0 before `start`."""
+        return self._generation
+
     def hello(self) -> pb.LauncherReport:
         """What a control plane must know first. A start that was waiting is forgotten: it decides anew on what it reads here."""
         self._wanted = None
@@ -213,6 +218,7 @@ class Supervisor:
         self._step_logs.close()
         self._disk.close()
         self._checkpoints.close()
+        self._watcher.close()
         self._port.close()
         self._folder.close()
 
