@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from switchgear.cli.gathering import Gathering, Member
@@ -107,6 +109,50 @@ def test_a_node_that_cannot_have_its_name_or_rank_is_told_why(member: Member, re
     gathering = gathered(2, 2, A, Member("nodes/r", "10.0.0.8", 1))
     with pytest.raises(FailedPrecondition, match=remedy):
         gathering.join(member, 0)
+
+
+def again(*members: Member, fewest: int = 2, generation: int = 0) -> Gathering:
+    """The run that keeps a job together was started again, at 0 s; leases are over at 35 s."""
+    gathering = Gathering(fewest, 2, 1.0, generation=generation, quiet_s=35.0)
+    for member in members:
+        gathering.join(member, 0)
+    return gathering
+
+
+def test_a_spare_does_not_take_the_place_of_a_node_whose_ranks_may_still_run() -> None:
+    gathering = again(replace(A, generation=3), C)
+    assert (gathering.place(34.9), gathering.holds_back(34.9), gathering.newest) == (None, True, 3)
+    gathering.join(replace(B, generation=3), 34.9)
+    assert [member.node for member in gathering.place(34.9) or ()] == [A.node, B.node]
+
+
+def test_when_leases_are_over_anybody_is_placed_but_nodes_of_the_newest_generation_first() -> None:
+    assert again(replace(A, generation=3), C).place(35) == [replace(A, generation=3), C]
+    assert again(C, replace(B, generation=2), replace(A, generation=3)).place(35) == [
+        replace(A, generation=3),
+        replace(B, generation=2),
+    ]
+
+
+def test_a_job_does_not_shrink_while_ranks_of_it_may_run_on_the_node_that_is_missing() -> None:
+    gathering = again(replace(A, generation=3), fewest=1)
+    assert (gathering.place(34.9), gathering.place(35)) == (None, [replace(A, generation=3)])
+
+
+def test_the_generation_of_the_machine_that_keeps_the_job_together_counts_before_its_node_has_come() -> None:
+    gathering = again(B, C, generation=3)
+    assert (gathering.place(34.9), gathering.place(35)) == (None, [B, C])
+
+
+def test_a_member_that_has_left_again_may_run_the_newest_generation() -> None:
+    gathering = again(replace(A, generation=2), replace(B, generation=2), replace(C, generation=3))
+    gathering.leave(C.node)
+    assert (gathering.place(1), gathering.newest) == (None, 3)
+
+
+def test_a_job_that_never_ran_waits_for_no_lease() -> None:
+    gathering = again(A, B)
+    assert (gathering.holds_back(0), gathering.place(0)) == (False, [A, B])
 
 
 def test_spares_are_bounded() -> None:

@@ -14,11 +14,12 @@ SPARES_MAX = 64
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A node that has come. node_rank: the place that it must have; None: any."""
+    """A node that has come. node_rank: the place that it must have; None: any. generation: newest that it has accepted."""
 
     node: str
     address: str
     node_rank: int | None = None
+    generation: int = 0
 
 
 class Gathering:
@@ -26,10 +27,16 @@ class Gathering:
 
     The last call lasts `last_call_s` from when there are enough, and again from when a node was given up. Those who come when all
     places are taken wait as spares.
+
+    generation: newest that this machine has accepted. quiet_s: when ranks that others started have ended, wherever they are: until
+    then those of the newest generation are not replaced by anybody.
     """
 
-    def __init__(self, fewest: int, most: int, last_call_s: float) -> None:
+    def __init__(
+        self, fewest: int, most: int, last_call_s: float, *, generation: int = 0, quiet_s: float = -math.inf
+    ) -> None:
         self._fewest, self._most, self._last_call_s = fewest, most, last_call_s
+        self._newest, self._quiet_s = generation, quiet_s
         self._present: dict[str, Member] = {}
         #: By node rank; None: given up.
         self._places: list[Member | None] = []
@@ -46,6 +53,15 @@ class Gathering:
     def settled(self) -> bool:
         """Whether the newest placement stands."""
         return self._settled
+
+    @property
+    def newest(self) -> int:
+        """The largest generation that anybody has told of; 0: none has run."""
+        return self._newest
+
+    def holds_back(self, now_s: float) -> bool:
+        """Whether enough nodes are here, but ranks of the newest generation may run on one that is not."""
+        return self.joined >= self._fewest and self._is_early(now_s)
 
     def has_place(self, node: str) -> bool:
         return any(member is not None and member.node == node for member in self._places)
@@ -73,6 +89,7 @@ class Gathering:
         if member.node not in self._present and self.joined >= self._most + SPARES_MAX:
             raise _refused(f"{self.joined} nodes are here already and {self._most} are asked for", member)
         self._present[member.node] = member
+        self._newest = max(self._newest, member.generation)
         if not self._places and self._called_s is None and self.joined >= self._fewest:
             self._called_s = now_s
 
@@ -97,13 +114,19 @@ class Gathering:
         if self._settled:
             return None
         waiting = [member for member in self._present.values() if not self.has_place(member.node)]
+        waiting.sort(key=lambda member: -member.generation)
         missing = self._most - len(self._places)
         nodes = [member for member in _filled([*self._places, *[None] * missing], waiting) if member is not None]
         called = self._called_s is not None and now_s - self._called_s >= self._last_call_s
         if len(nodes) < (self._fewest if called else self._most):
             return None
+        if self._is_early(now_s) and (len(nodes) < self._most or any(node.generation < self._newest for node in nodes)):
+            return None
         self._places, self._settled = list(nodes), True
         return nodes
+
+    def _is_early(self, now_s: float) -> bool:
+        return not self._places and self._newest > 0 and now_s < self._quiet_s
 
 
 def _filled(places: Sequence[Member | None], waiting: Sequence[Member]) -> list[Member | None]:

@@ -63,23 +63,30 @@ async def _take_part(name: str, spec: JobSpec, meeting: Meeting, echo: EchoRule,
     job, endpoint = names.job_name(name), f"{meeting.host}:{meeting.port}"
     async with AsyncExitStack() as stack:
         kept: asyncio.Task[None] | None = None
-        if meeting.hosts or (meeting.hosts is None and _is_here(meeting.host)):
-            place = Rendezvous(
-                job, name, spec, SystemClock(), last_call_s=meeting.last_call_s, join_timeout_s=meeting.join_timeout_s
-            )
-            try:
-                server = await place.serve(endpoint, None if tls is None else _server_credentials(tls))
-            except FailedPrecondition as error:
-                # Another run on this machine keeps the job together.
-                if error.reason is not Reason.ADDRESS_IN_USE or meeting.hosts:
-                    raise
-            else:
-                stack.push_async_callback(server.stop)
-                kept = asyncio.create_task(place.run())
-                stack.push_async_callback(_cancelled, kept)
         member = _Member(job, name, spec, meeting, tls=tls, echo=echo)
         grace_s = 0.0
         try:
+            await member.start()  # its imports run while the others come
+            if meeting.hosts or (meeting.hosts is None and _is_here(meeting.host)):
+                place = Rendezvous(
+                    job,
+                    name,
+                    spec,
+                    SystemClock(),
+                    generation=member.generation,
+                    last_call_s=meeting.last_call_s,
+                    join_timeout_s=meeting.join_timeout_s,
+                )
+                try:
+                    server = await place.serve(endpoint, None if tls is None else _server_credentials(tls))
+                except FailedPrecondition as error:
+                    # Another run on this machine keeps the job together.
+                    if error.reason is not Reason.ADDRESS_IN_USE or meeting.hosts:
+                        raise
+                else:
+                    stack.push_async_callback(server.stop)
+                    kept = asyncio.create_task(place.run())
+                    stack.push_async_callback(_cancelled, kept)
             code = await member.run()
             grace_s = stop.grace_s if member.cancelled else 0.0
         except asyncio.CancelledError:
@@ -138,9 +145,17 @@ class _Member:
         #: The job was ended by a signal to the node that keeps it together.
         self.cancelled = False
 
+    async def start(self) -> None:
+        """Ends what an earlier run left here and begins the imports. Raises FailedPrecondition as `Supervisor.start` does."""
+        await self._supervisor.start()
+
+    @property
+    def generation(self) -> int:
+        """Newest that this node has accepted, once it is started."""
+        return self._supervisor.generation
+
     async def run(self) -> int:
         """The exit code, once the job has ended or has no place for this node any more; `close` follows."""
-        await self._supervisor.start()  # its imports run while the others come
         following = asyncio.create_task(self._follow())
         finished = asyncio.create_task(self._supervisor.finished.wait())
         try:
@@ -170,6 +185,7 @@ class _Member:
         async with rpc.channel(self._endpoint, self._tls) as channel:
             stub = pb_grpc.RendezvousServiceStub(channel)
             while True:
+                self._request.generation = self.generation
                 try:
                     async for response in stub.Join(self._request):  # type: ignore[attr-defined]  # the asynchronous stub
                         heard_s = time.monotonic()
@@ -204,7 +220,7 @@ class _Member:
         if response.ended:
             self.cancelled = response.ended == Job.CANCELLED
             return exits.OK if response.ended == Job.SUCCEEDED else exits.JOB_FAILED
-        if response.placement_epoch and self._connection is None:
+        if response.placement_epoch and (self._connection is None or self._connection.done()):
             spans = Spans(self._settings, "", time.time_ns(), SystemClock())
             self._connection = asyncio.create_task(
                 stay_connected(self._supervisor, spans, self._endpoint, self._meeting.join_timeout_s)

@@ -36,15 +36,28 @@ FAREWELL_S = 3.0
 class Rendezvous(rendezvous_service_pb2_grpc.RendezvousServiceServicer):
     """Serves `RendezvousService` and, for the same nodes, `LauncherService`.
 
-    run_id: what all nodes must name alike. join_timeout_s: how long places may stay empty before the job ends.
+    run_id: what all nodes must name alike. generation: newest that this machine has accepted. join_timeout_s: how long places may stay
+    empty before the job ends.
     """
 
     def __init__(
-        self, job: str, run_id: str, spec: JobSpec, clock: Clock, *, last_call_s: float, join_timeout_s: float
+        self,
+        job: str,
+        run_id: str,
+        spec: JobSpec,
+        clock: Clock,
+        *,
+        generation: int,
+        last_call_s: float,
+        join_timeout_s: float,
     ) -> None:
         self.job = job
         self._run_id, self._spec, self._clock, self._join_timeout_s = run_id, spec, clock, join_timeout_s
-        self._gathering = Gathering(spec.nnodes_min or spec.nnodes, spec.nnodes, last_call_s)
+        # Whoever kept the job together before us has granted its last lease by now.
+        self._quiet_s = clock.monotonic_s() + m.Timing().silence_s_max
+        self._gathering = Gathering(
+            spec.nnodes_min or spec.nnodes, spec.nnodes, last_call_s, generation=generation, quiet_s=self._quiet_s
+        )
         self._streams: dict[str, asyncio.Queue[pb.JoinResponse | None]] = {}
         self._sessions = LauncherSessions(self._find)
         self._actor: JobActor | None = None
@@ -126,7 +139,8 @@ class Rendezvous(rendezvous_service_pb2_grpc.RendezvousServiceServicer):
                 )
         if not request.address:
             raise Invalid("a node must say at which address the others reach it", Reason.BAD_FIELD, field="address")
-        return Member(request.node, request.address, request.node_rank if request.HasField("node_rank") else None)
+        node_rank = request.node_rank if request.HasField("node_rank") else None
+        return Member(request.node, request.address, node_rank, request.generation)
 
     async def _find(self, job: str) -> JobActor | None:
         if job != self.job:
@@ -134,15 +148,27 @@ class Rendezvous(rendezvous_service_pb2_grpc.RendezvousServiceServicer):
         return self._actor or await not_known_yet(job)
 
     async def _first_nodes(self) -> Sequence[Member] | None:
-        deadline_s = self._clock.monotonic_s() + self._join_timeout_s
-        while self._clock.monotonic_s() < deadline_s:
-            if nodes := self._gathering.place(self._clock.monotonic_s()):
-                return nodes
+        deadline_s, said = self._clock.monotonic_s() + self._join_timeout_s, False
+        while not (nodes := self._gathering.place(now_s := self._clock.monotonic_s())):
+            held_back = self._gathering.holds_back(now_s)
+            if held_back and not said:
+                said = True
+                self._say(
+                    f"ranks of generation {self._gathering.newest} may still run on a node that is not here; without it the job goes on in "
+                    f"{self._quiet_s - now_s:.0f} s"
+                )
+            elif not held_back and now_s >= deadline_s:
+                return None
             await asyncio.sleep(LOOK_S)
-        return None
+        return nodes
 
     async def _recover(self, nodes: Sequence[Member]) -> tuple[m.JobOutcome | None, str]:
-        state = m.JobState(self.job, translate.spec_from_proto(self._spec), self._clock.unix_ns())
+        state = m.JobState(
+            self.job,
+            translate.spec_from_proto(self._spec),
+            self._clock.unix_ns(),
+            generation=self._gathering.newest,
+        )
         actor = self._actor = JobActor(
             state,
             self._clock,
