@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from launcher_world import alive
 
+from switchgear.core.clock import ManualClock, SystemClock
 from switchgear.launcher import proc, stacks, steplog
 from switchgear.launcher.stack_taker import StackTaker
 from switchgear.launcher.state import Process
@@ -29,6 +30,8 @@ inner()
 """
 #: One C call that keeps the interpreter's lock for many seconds.
 HOLDS_THE_LOCK = "sum(range(3_000_000_000))"
+
+CLOCK = SystemClock()
 
 
 class Rank:
@@ -70,7 +73,7 @@ async def test_a_rank_answers_again_and_again_while_c_code_holds_the_interpreter
     tmp_path: Path, ranks: list[Rank]
 ) -> None:
     ranks.append(rank := Rank(tmp_path, HOLDS_THE_LOCK))
-    taker = StackTaker(py_spy(tmp_path, "exit 1"))
+    taker = StackTaker(py_spy(tmp_path, "exit 1"), CLOCK)
     for _ in range(3):
         stack = await taker.take(rank.identity, rank.fd)
         assert stacks.where(stack) == f"inner ({rank.script}:7)"
@@ -83,7 +86,7 @@ async def test_a_process_that_cannot_answer_any_more_is_left_alone(
     tmp_path: Path, ranks: list[Rank], body: str
 ) -> None:
     ranks.append(rank := Rank(tmp_path, body))
-    taker = StackTaker(py_spy(tmp_path, "exit 1"))
+    taker = StackTaker(py_spy(tmp_path, "exit 1"), CLOCK)
     while rank.fd is not None and Path(f"/proc/{rank.process.pid}/fd/{rank.fd}").exists():  # noqa: ASYNC110  # the kernel sets no event
         await asyncio.sleep(0.01)
     assert await taker.take(rank.identity, rank.fd) == []
@@ -94,19 +97,36 @@ async def test_a_process_that_cannot_answer_any_more_is_left_alone(
 async def test_another_process_under_the_same_number_is_not_asked(tmp_path: Path, ranks: list[Rank]) -> None:
     ranks.append(rank := Rank(tmp_path, "time.sleep(60)"))
     stranger = Process(rank.identity.pid, rank.identity.start_ticks + 1)
-    assert await StackTaker(py_spy(tmp_path, "exit 1")).take(stranger, rank.fd) == []
+    assert await StackTaker(py_spy(tmp_path, "exit 1"), CLOCK).take(stranger, rank.fd) == []
 
 
 async def test_py_spy_beside_the_interpreter_of_the_job_is_asked_first(tmp_path: Path, ranks: list[Rank]) -> None:
     ranks.append(rank := Rank(tmp_path, "time.sleep(60)"))
     frame = '{"name": "spied", "filename": "/job/a.py", "line": 3}'
-    taker = StackTaker(py_spy(tmp_path, f'echo \'[{{"os_thread_id": {rank.process.pid}, "frames": [{frame}]}}]\''))
+    taker = StackTaker(
+        py_spy(tmp_path, f'echo \'[{{"os_thread_id": {rank.process.pid}, "frames": [{frame}]}}]\''), CLOCK
+    )
     assert [str(frame) for frame in await taker.take(rank.identity, rank.fd)] == ["spied (/job/a.py:3)"]
+
+
+async def test_a_py_spy_that_has_failed_is_asked_again_after_a_minute(tmp_path: Path, ranks: list[Rank]) -> None:
+    ranks.append(rank := Rank(tmp_path, "time.sleep(60)"))
+    told = (
+        f'[{{"os_thread_id": {rank.process.pid}, "frames": [{{"name": "spied", "filename": "/job/a.py", "line": 3}}]}}]'
+    )
+    clock = ManualClock()
+    taker = StackTaker(py_spy(tmp_path, f"cat {tmp_path}/answer"), clock)
+    seen = []
+    for wait_s in (0, 59, 1):
+        clock.advance(wait_s)
+        seen.append(stacks.where(await taker.take(rank.identity, rank.fd)))
+        (tmp_path / "answer").write_text(told)
+    assert seen == [f"inner ({rank.script}:7)", f"inner ({rank.script}:7)", "spied (/job/a.py:3)"]
 
 
 @pytest.mark.skipif(shutil.which("py-spy") is None, reason="py-spy is not on PATH")
 async def test_the_true_py_spy_tells_what_the_signal_tells(tmp_path: Path, ranks: list[Rank]) -> None:
     ranks.append(rank := Rank(tmp_path, "time.sleep(60)"))
-    by_signal = await StackTaker(py_spy(tmp_path, "exit 1")).take(rank.identity, rank.fd)
+    by_signal = await StackTaker(py_spy(tmp_path, "exit 1"), CLOCK).take(rank.identity, rank.fd)
     (tmp_path / "py-spy").unlink()
-    assert await StackTaker("").take(rank.identity, None) == by_signal
+    assert await StackTaker("", CLOCK).take(rank.identity, None) == by_signal

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 
+from switchgear.launcher.activity import Activity
 from switchgear.launcher.watch import Look, RankWatch, StepTimes, Trouble, next_stack_s
 
 S = 1_000_000_000
@@ -113,6 +114,26 @@ def test_cpu_time_is_that_of_one_second() -> None:
 
 def test_a_rank_sleeps_when_no_look_of_a_second_saw_it_run() -> None:
     assert [watched(*states).sleeps() for states in ("SSSS", "SSSSS", "SSSSR", "RSSSSS")] == [False, True, False, True]
+
+
+@pytest.mark.parametrize("pause", [Activity.DATA, Activity.COMPILE, Activity.EVALUATION, Activity.CHECKPOINT])
+def test_who_comes_back_from_what_may_take_long_has_got_on(pause: Activity) -> None:
+    watch = RankWatch()
+    for second, activity in enumerate([Activity.STEP, pause, pause, Activity.UNKNOWN], 1):
+        watch.saw(activity, second)
+    assert watch.pause_end_ns == 0, "that a stack cannot be had means nothing"
+    watch.saw(Activity.STEP, 5)
+    watch.saw(Activity.COLLECTIVE, 6)
+    assert watch.pause_end_ns == 5
+    assert watch.paused is (pause is not Activity.DATA), "waiting for data is a part of a step, which teaches its time"
+
+
+def test_a_pause_that_was_over_before_does_not_end_again() -> None:
+    watch = RankWatch()
+    watch.saw(Activity.DATA, 1)
+    watch.goes_on()
+    watch.saw(Activity.STEP, 2)
+    assert watch.pause_end_ns == 0
 
 
 def test_stacks_are_taken_each_second_at_first_and_once_a_minute_at_last() -> None:

@@ -6,6 +6,8 @@ import errno
 import gc
 import os
 import time
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -122,6 +124,64 @@ def test_only_the_first_optimizer_counts_until_it_is_gone(path: Path) -> None:
     before(second, (), {})
     after(second, (), {})
     assert log.count == 3
+
+
+def step(hooks: tuple[Callable[..., None], Callable[..., None]], *optimizers: SimpleOptimizer) -> None:
+    for optimizer in optimizers:
+        for one in hooks:
+            one(optimizer, (), {})
+
+
+def test_an_optimizer_that_goes_on_alone_takes_over_the_count_with_all_its_steps(path: Path) -> None:
+    rank, log = writer(path), StepLog(path)
+    hooks = hook.step_hooks(rank)
+    head, full = SimpleOptimizer(), SimpleOptimizer()
+    step(hooks, *[head] * 40, *[full] * 9)
+    assert log.count == 40
+    step(hooks, *[full] * 31)
+    assert log.count == 80
+    records = [log.record(count) for count in range(39, 60)]
+    assert all(a and b and a.end_ns < b.start_ns <= b.end_ns for a, b in pairwise(records))
+    step(hooks, *[head] * 9, full)
+    assert log.count == 81, "the first one is a mere companion now"
+
+
+@pytest.mark.parametrize("companions", [1, 5, 9])
+def test_optimizers_that_take_turns_count_once(path: Path, companions: int) -> None:
+    """Whichever comes first, as in the training of a critic and its generator; or two groups after a third one."""
+    rank, log = writer(path), StepLog(path)
+    generator, critic = SimpleOptimizer(), SimpleOptimizer()
+    step(hook.step_hooks(rank), *[generator, *[critic] * companions] * 20)
+    assert log.count == 20
+
+
+def test_one_of_two_optimizers_takes_over_from_a_third(path: Path) -> None:
+    rank, log = writer(path), StepLog(path)
+    warm_up, a, b = SimpleOptimizer(), SimpleOptimizer(), SimpleOptimizer()
+    step(hook.step_hooks(rank), *[warm_up] * 5, *[a, b] * 30)
+    assert log.count == 35
+
+
+def test_each_step_of_any_optimizer_is_a_sign_of_life(path: Path) -> None:
+    rank, log = writer(path), StepLog(path)
+    hooks, other = hook.step_hooks(rank), SimpleOptimizer()
+    step(hooks, first := SimpleOptimizer())
+    assert log.other_step_ns == 0
+    before_ns = time.monotonic_ns()
+    step(hooks, other)
+    assert (log.count, before_ns <= log.other_step_ns <= time.monotonic_ns()) == (1, True)
+    rank.manual = True
+    before_ns = time.monotonic_ns()
+    step(hooks, first)
+    assert (log.count, log.other_step_ns >= before_ns) == (1, True), "also where the script counts by itself"
+
+
+def test_optimizers_that_are_made_anew_for_each_step_are_forgotten(path: Path) -> None:
+    hooks = hook.step_hooks(writer(path))
+    made = [SimpleOptimizer() for _ in range(3000)]
+    step(hooks, *made)
+    others = next(c.cell_contents for c in hooks[1].__closure__ or () if isinstance(c.cell_contents, dict))
+    assert len(others) <= 1024
 
 
 def test_an_optimizer_with_a_strange_state_is_counted_without_a_name(path: Path) -> None:

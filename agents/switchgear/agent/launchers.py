@@ -177,10 +177,16 @@ class Launchers:
         spec.write_text(json_format.MessageToJson(command.spec))
         arguments = self._arguments(command, spec, folder)
         log_path = folder / "launcher.log"
-        standby = self._standbys.take(Kind.of(command.spec)) if self._standbys else None
+        # Programs of other kinds have no use for what a standby has imported.
+        standbys = None if command.spec.no_python else self._standbys
+        standby = standbys.take(Kind.of(command.spec)) if standbys else None
         if standby:
             # Before it hears of the job: whatever moment the agent dies at, either this finds it or it ends.
-            self._write_state(folder, command.job, command.placement_epoch, arguments, standby.pid)
+            try:
+                self._write_state(folder, command.job, command.placement_epoch, arguments, standby.pid)
+            except OSError:
+                standby.end()
+                raise
         if standby and standby.assign(arguments, log_path):
             pid = standby.pid
         else:

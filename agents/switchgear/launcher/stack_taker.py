@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from switchgear.core.clock import Clock
 from switchgear.launcher import proc, stacks, steplog
 from switchgear.launcher.stacks import Frame
 from switchgear.launcher.state import Process
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 #: Reading the symbols of a process with all of CUDA takes py-spy seconds the first time.
 _PY_SPY_TIMEOUT_S = 10.0
+#: Until it is tried again after a failure: mostly it lacks a right, but a machine may only have been too busy.
+_PY_SPY_RETRY_S = 60.0
 #: A rank answers within a millisecond, a starved machine later.
 _ANSWER_TIMEOUT_S = 1.0
 _ANSWER_POLL_S = 0.01
@@ -31,8 +34,11 @@ _AT_ONCE = 2
 class StackTaker:
     """For the ranks of one launcher. python: the job's interpreter, beside which py-spy may lie."""
 
-    def __init__(self, python: str) -> None:
+    def __init__(self, python: str, clock: Clock) -> None:
         self._py_spy = _find_py_spy(python)
+        self._py_spy_due_s = 0.0
+        self._py_spy_trouble = ""
+        self._clock = clock
         self._ours = f"{zygote_path().parent}{os.sep}"
         self._turn = asyncio.Semaphore(_AT_ONCE)
 
@@ -44,12 +50,15 @@ class StackTaker:
         async with self._turn:
             if proc.start_ticks(process.pid) != process.start_ticks:
                 return []
-            if self._py_spy:
+            if self._py_spy and self._clock.monotonic_s() >= self._py_spy_due_s:
                 try:
                     return await asyncio.to_thread(self._by_py_spy, self._py_spy, process.pid)
                 except (OSError, ValueError, subprocess.SubprocessError) as error:
-                    log.warning("py-spy cannot read ranks, the signal is used from now on: %s", _reason(error))
-                    self._py_spy = ""
+                    self._py_spy_due_s = self._clock.monotonic_s() + _PY_SPY_RETRY_S
+                    reason = _reason(error)
+                    if reason != self._py_spy_trouble:
+                        log.warning("py-spy cannot read ranks, the signal is used for a while: %s", reason)
+                    self._py_spy_trouble = reason
             return [] if fd is None else await asyncio.to_thread(self._by_signal, process, fd)
 
     def _by_py_spy(self, py_spy: str, pid: int) -> list[Frame]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -119,8 +118,7 @@ async def _fit(zygote: WarmZygote, state_dir: Path) -> WarmZygote | None:
             await zygote.close()
             return None
     zygote.hurry()
-    with contextlib.suppress(OSError):  # its last words are then where it left them
-        zygote.move_log(state_dir / "zygote.log")
+    zygote.move_log(state_dir / "zygote.log")
     return zygote
 
 

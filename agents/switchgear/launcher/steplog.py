@@ -13,7 +13,7 @@ MAGIC = int.from_bytes(b"SWGSTEPS", "little")
 VERSION = 2
 MAGIC_AT, VERSION_AT, GENERATION_AT, RANK_AT, PID_AT, WALL_OFFSET_AT, COUNT_AT, ADAM_STEP_AT = range(8)
 EXCEPTION_LENGTH_AT, PHASE_AT, PHASE_END_AT, CHECKPOINT_NS_AT, WRITING_AT, EVALUATING_AT, STACK_FD_AT = range(8, 15)
-CALL_LENGTH_AT, NAMED_BASE_AT = 15, 16
+CALL_LENGTH_AT, NAMED_BASE_AT, OTHER_STEP_AT = 15, 16, 17
 PHASE_NONE, PHASE_CHECKPOINT, PHASE_EVALUATION, PHASE_DATA, PHASE_COMPILE = range(5)
 EVALUATING_NO, EVALUATING_YES, EVALUATING_UNKNOWN = 0, 1, -1
 STACK_SIGNAL = 62
@@ -162,6 +162,11 @@ class StepLog:
     def phase_end_ns(self) -> int:
         """When it was last done with such a thing, monotonic; 0 = never."""
         return self._words[PHASE_END_AT]
+
+    @property
+    def other_step_ns(self) -> int:
+        """When an optimizer that is not counted has stepped last, monotonic; 0 = never."""
+        return self._words[OTHER_STEP_AT]
 
     @property
     def checkpoint_ns(self) -> int:

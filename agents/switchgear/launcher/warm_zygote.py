@@ -71,11 +71,12 @@ class WarmZygote:
                 self._deliver(self._zygote.ready)
 
     def move_log(self, log_path: Path) -> None:
-        """Takes the file of its output along. Raises OSError."""
-        self._log_path.replace(log_path)
-        self._log_path = log_path
-        if self._zygote is not None:
-            self._zygote.log_path = log_path
+        """Takes the file of its output along, as far as that goes; what is started later writes there in any case."""
+        before, self._log_path = self._log_path, log_path
+        with contextlib.suppress(OSError):
+            before.replace(log_path)
+            if self._zygote is not None:
+                self._zygote.log_path = log_path
 
     def hurry(self) -> None:
         """Its imports are waited for."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from statistics import median
 
+from switchgear.launcher.activity import Activity
+
 #: Steps that the median is taken over.
 STEPS = 100
 #: A learned time rests on at least so many steps of the attempt; the first ones compile and warm up.
@@ -25,6 +27,9 @@ SILENT_S_MIN = 1.0
 _SILENT_UNKNOWN_S = 30.0
 #: Looks that CPU time is measured over: one second of them.
 _LOOKS = 5
+_NO_STEP = frozenset({Activity.CHECKPOINT, Activity.EVALUATION, Activity.COMPILE})
+#: May take much longer than a step; who comes back from it has got on.
+_PAUSES = _NO_STEP | {Activity.DATA}
 
 
 class StepTimes:
@@ -91,6 +96,24 @@ class RankWatch:
     _state: str = ""
     _state_since_ns: int = 0
     _held: dict[int, tuple[int, int]] = field(default_factory=dict)
+    #: When it was last seen to have come back from what may take long, monotonic; 0: never.
+    pause_end_ns: int = 0
+    #: Since its last step it was seen at something that is no part of one.
+    paused: bool = False
+    _pause: Activity | None = None
+
+    def saw(self, activity: Activity, now_ns: int) -> None:
+        """What its stack tells now; UNKNOWN tells nothing."""
+        if activity is Activity.UNKNOWN:
+            return
+        if self._pause not in (None, activity):
+            self.pause_end_ns = now_ns
+        self._pause = activity if activity in _PAUSES else None
+        self.paused |= activity in _NO_STEP
+
+    def goes_on(self) -> None:
+        """Whatever it was at is over, and its progress was seen by other means."""
+        self._pause = None
 
     def take(self, look: Look) -> None:
         """The newest look."""

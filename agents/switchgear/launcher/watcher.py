@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from switchgear.core.clock import Clock
 from switchgear.launcher import loops, proc, stacks, watch
 from switchgear.launcher.activity import Activity, from_mark, from_stack
 from switchgear.launcher.attempt import Attempt, LocalRank
+from switchgear.launcher.disk import DiskThread
 from switchgear.launcher.stack_taker import StackTaker
 from switchgear.launcher.stacks import Frame, Stack
 from switchgear.launcher.state import Process
@@ -20,9 +23,12 @@ from switchgear.launcher.watch import Look, RankWatch, StepTimes, Trouble
 from switchgear.v1.job_service_pb2 import JobSpec
 from switchgear.v1alpha import launcher_service_pb2 as pb
 
+log = logging.getLogger(__name__)
+
 #: Every second look is told, while there is something to tell.
 _LOOKS_PER_REPORT = 2
-_NO_STEP = (Activity.CHECKPOINT, Activity.EVALUATION, Activity.COMPILE)
+#: A file system that answers later may be dead.
+_READ_TIMEOUT_S = 2.0
 _FLIGHT_RECORDS = ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")
 #: As in proc(5): a signal reaches it later or never.
 _CANNOT_ANSWER = "DTtZX"
@@ -77,6 +83,7 @@ class _Followed:
     def forget(self) -> None:
         """It goes on: what was seen says nothing about the next time."""
         self.seen, self.next_stack_s = None, 0.0
+        self.watch.goes_on()
 
 
 class Watcher:
@@ -103,12 +110,19 @@ class Watcher:
         environment = {**os.environ, **spec.environment}
         #: Where torch's flight recorder writes, without the rank's number; empty when the job does not say.
         self._flight_records = next((environment[name] for name in _FLIGHT_RECORDS if name in environment), "")
-        self._taker = StackTaker(python)
+        self._taker = StackTaker(python, clock)
+        #: Of the program's source and the checkpoint directory, which may lie on a dead mount.
+        self._disk = DiskThread("sources")
+        self._disk_hangs = False
         self._times: dict[int, StepTimes] = {}
         self._attempt: Attempt | None = None
         self._followed: dict[int, _Followed] = {}
         self._looks = 0
         self._telling = False
+
+    def close(self) -> None:
+        """Lets its thread end."""
+        self._disk.close()
 
     def look(self, attempt: Attempt) -> None:
         """To be called each quarter of a second while the attempt runs."""
@@ -159,22 +173,42 @@ class Watcher:
         """Takes its stack, and what it tells, off the loop."""
         try:
             stack = await self._taker.take(followed.process, fd)
-            followed.seen = await asyncio.to_thread(self._judge, followed, stack, call, sleeps=sleeps, writing=writing)
+            followed.seen = await self._judged(followed, stack, call, sleeps=sleeps, writing=writing)
+            followed.watch.saw(followed.seen.activity, round(self._clock.monotonic_s() * 1e9))
         finally:
             followed.asking = False
             followed.next_stack_s = self._clock.monotonic_s() + watch.next_stack_s(followed.watch.silent_s())
 
+    async def _judged(self, followed: _Followed, stack: Stack, call: Stack, *, sleeps: bool, writing: bool) -> _Seen:
+        """What a stack tells; that its rank is at something unknown while the files that it takes cannot be read."""
+        if self._disk_hangs and self._disk.pending:
+            return _Seen(stack, Activity.UNKNOWN)
+        work = self._disk.run(self._judge, followed, stack, call, sleeps=sleeps, writing=writing)
+        try:
+            seen = await asyncio.wait_for(work, _READ_TIMEOUT_S)
+        except TimeoutError:
+            if not self._disk_hangs:
+                log.warning("files that tell what ranks do cannot be read: a file system does not answer")
+            self._disk_hangs = True
+            return _Seen(stack, Activity.UNKNOWN)
+        self._disk_hangs = False
+        return seen
+
     def _judge(self, followed: _Followed, stack: Stack, call: Stack, *, sleeps: bool, writing: bool) -> _Seen:
-        directory = self._directory
+        directory = self._real_directory
         said = from_stack(
             stack,
-            writing=writing and directory is not None and proc.writes_below(followed.process.pid, directory.resolve()),
+            writing=writing and directory is not None and proc.writes_below(followed.process.pid, directory),
             importing=loops.imports(stack, call),
             sleeps=sleeps,
             in_loop=lambda stack: loops.in_same_loop(stack, call),
             line_of=loops.line_of,
         )
         return _Seen(stack, said, self._flight_record(followed.rank))
+
+    @cached_property
+    def _real_directory(self) -> Path | None:
+        return None if self._directory is None else self._directory.resolve()
 
     def _flight_record(self, rank: LocalRank) -> str:
         """A line that names what torch's flight recorder has written of the rank in this attempt; empty when it has not."""
@@ -188,8 +222,11 @@ class Watcher:
     def _learn(self, followed: _Followed) -> None:
         """Takes the durations of the steps since the last look; one with more in it than a step teaches nothing."""
         log, count = followed.rank.progress.log, followed.rank.progress.count
-        if followed.seen is not None and followed.seen.activity in _NO_STEP and count > followed.counted:
+        if count == followed.counted:
+            return
+        if followed.watch.paused:
             followed.counted += 1
+        followed.watch.paused = False
         for number in range(max(followed.counted, count - watch.STEPS, 1) + 1, count + 1):
             before, record = log.record(number - 1), log.record(number)
             if before is not None and record is not None and not before.end_ns < log.phase_end_ns <= record.end_ns:
@@ -235,4 +272,5 @@ def _progress_ns(followed: _Followed) -> int:
     if not log.started:
         return followed.began_ns
     newest = log.record(log.count)
-    return max(followed.began_ns, log.phase_end_ns, 0 if newest is None else newest.end_ns)
+    signs_ns = (log.phase_end_ns, log.other_step_ns, followed.watch.pause_end_ns)
+    return max(followed.began_ns, *signs_ns, 0 if newest is None else newest.end_ns)

@@ -25,6 +25,11 @@ recorder: StepLogWriter | None = None
 
 #: The call of the step is noted at the first and then this often: it changes when one loop follows another.
 _CALL_NS = 10_000_000_000
+#: Steps of another optimizer, while the counted one makes none, after which the other is counted: more than a critic makes for one of
+#: its generator, and few enough that no checkpoint comes in between.
+_TAKES_OVER = 10
+#: Optimizers that are followed beside the counted one.
+_OTHERS_MAX = 1024
 _OUR_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _TORCH = f"{os.sep}torch{os.sep}"
 
@@ -42,9 +47,10 @@ def answer_stack_requests(log: StepLogWriter, number: int, name: str) -> None:
 
 
 def watch_steps(log: StepLogWriter) -> None:
-    """Counts the steps of the first optimizer that steps; the next one takes its place when it is garbage-collected.
+    """Counts the steps of the first optimizer that steps.
 
-    Later optimizers of the same script (a discriminator's, an embedding's) step beside the first and are not counted.
+    Others of the same script that step beside it (a discriminator's, an embedding's) are not counted. The next one takes its place when
+    it is garbage-collected, or when it steps no more while the other goes on: what that has done by then counts too.
     """
     from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -59,6 +65,8 @@ def step_hooks(log: StepLogWriter) -> tuple[Callable[..., None], Callable[..., N
     write = log.step
     counted: weakref.ref[Any] | None = None
     start_ns = 0
+    #: Times of the steps that others have made since the counted one's last, by identity.
+    others: dict[int, list[tuple[int, int]]] = {}
     note = call_noter(log)
 
     def before(optimizer: Any, _args: Any, _kwargs: Any) -> None:
@@ -68,13 +76,31 @@ def step_hooks(log: StepLogWriter) -> tuple[Callable[..., None], Callable[..., N
         start_ns = now()
 
     def after(optimizer: Any, _args: Any, _kwargs: Any) -> None:
-        if counted is None or counted() is not optimizer or not log.attached or log.manual:
+        nonlocal counted
+        if not log.attached:
             return
+        end_ns = now()
+        if log.manual or counted is None or counted() is not optimizer:
+            log.other_step(end_ns)
+            if log.manual or not takes_over(optimizer, end_ns):
+                return
+            counted = weakref.ref(optimizer)
+            steps = others[id(optimizer)]
+        else:
+            steps = [(start_ns, end_ns)]
         if not log.count:
             log.adam_step(_own_count(optimizer))
-        end_ns = now()
-        write(start_ns, end_ns)
+        for times in steps:
+            write(*times)
+        others.clear()
         note(end_ns)
+
+    def takes_over(optimizer: Any, end_ns: int) -> bool:
+        if len(others) >= _OTHERS_MAX:  # made anew for each step
+            others.clear()
+        steps = others.setdefault(id(optimizer), [])
+        steps.append((start_ns, end_ns))
+        return len(steps) >= _TAKES_OVER
 
     return before, after
 

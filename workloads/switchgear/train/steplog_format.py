@@ -52,6 +52,8 @@ STACK_FD_AT = 14
 CALL_LENGTH_AT = 15
 #: The step at which COUNT_AT is zero, as the script says; -1 = it does not say.
 NAMED_BASE_AT = 16
+#: When an optimizer that is not counted has stepped last, monotonic ns: a sign of life; 0 = never.
+OTHER_STEP_AT = 17
 
 PHASE_NONE = 0
 PHASE_CHECKPOINT = 1
@@ -136,6 +138,10 @@ class StepLogWriter:
         if words[EVALUATING_AT] == EVALUATING_YES:
             # Before the first step it may be a teacher's or a frozen part's.
             words[EVALUATING_AT] = EVALUATING_NO if count == 1 else EVALUATING_UNKNOWN
+
+    def other_step(self, end_ns: int) -> None:
+        """An optimizer has stepped that is not counted."""
+        self._words[OTHER_STEP_AT] = end_ns
 
     def adam_step(self, value: int) -> None:
         self._words[ADAM_STEP_AT] = value
