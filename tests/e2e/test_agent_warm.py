@@ -225,6 +225,39 @@ async def test_a_file_that_has_changed_since_is_imported_again(node: Node) -> No
     assert alive([zygote]) == []
 
 
+async def test_a_log_that_cannot_be_moved_leaves_the_launcher_able_to_import_again(node: Node) -> None:
+    node.keep_warm(node.spec)
+    (zygote,) = children(await node.warm())
+    (log,) = (node.folder / "state/standbys").glob("*/zygote.log")
+    log.unlink()
+    node.start()
+    await node.plane.ready()
+    os.kill(zygote, signal.SIGKILL)
+    await until((node.launcher_folder / "zygote.log").exists)
+
+
+async def test_a_standby_is_no_use_to_other_programs_and_ends_when_its_start_cannot_be_written_down(
+    node: Node,
+) -> None:
+    node.keep_warm(node.spec)
+    standby = await node.warm()
+    processes = [standby, *descendants(standby)]
+    python = JobSpec()
+    python.CopyFrom(node.spec)
+    node.spec.no_python = True
+    node.spec.argv[:] = ["sleep", "60"]
+    node.start()
+    assert await node.pid() != standby
+    assert (alive(processes), node.standbys.ready) == (processes, 1)
+    node.launchers.stop("jobs/test", 1)
+    await until(lambda: not node.launchers.running())
+    node.spec = python
+    (node.launcher_folder / "agent.json.tmp").mkdir()
+    node.start(epoch=2)
+    await until(lambda: any(report.HasField("launcher_failed") for report in node.reports))
+    await until(lambda: alive(processes) == [])
+
+
 async def test_what_is_no_longer_wanted_ends_and_what_fails_is_not_tried_again_at_once(
     node: Node, caplog: pytest.LogCaptureFixture
 ) -> None:

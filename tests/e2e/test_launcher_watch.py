@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 from launcher_world import Launcher
 
-from switchgear.launcher import proc
+from switchgear.launcher import proc, watcher
 from switchgear.v1alpha import launcher_service_pb2 as pb
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -159,6 +159,55 @@ async def test_what_silent_ranks_are_at(launcher: Launcher, g: int, troubles: di
     await launcher.start(g)
     expected = {f"r{rank}": pb.RankWatch.Activity.Value(name) for rank, name in enumerate(troubles)}
     await told(launcher, g, **expected)
+
+
+async def test_coming_back_from_the_data_and_steps_of_a_second_optimizer_are_progress(
+    launcher: Launcher, g: int
+) -> None:
+    """Rank 0 gets its data late, and then sleeps in its step; rank 1 goes on with another optimizer for as long."""
+    trouble = """
+class Slow(torch.utils.data.Dataset):
+    def __len__(self): return 1
+    def __getitem__(self, n):
+        time.sleep(2.5)
+        return 0
+other = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+def trouble():
+    if rank == 0:
+        next(iter(torch.utils.data.DataLoader(Slow())))
+        time.sleep(600)
+    for _ in range(8):
+        other.step()
+        time.sleep(0.5)
+    time.sleep(600)
+"""
+    launcher.becomes(SCRIPT.format(trouble=trouble).replace(" and rank == 1", ""))
+    await launcher.start(g)
+    waits = (await told(launcher, g, r0=pb.RankWatch.DATA))[0]
+    sleeps = (await told(launcher, g, r0=pb.RankWatch.STEP))[0]
+    assert sleeps.progress_time_unix_ns - waits.progress_time_unix_ns > 2e9
+    goes_on = (await told(launcher, g, r1=pb.RankWatch.STEP))[1]
+    assert (goes_on.count, goes_on.progress_time_unix_ns - waits.progress_time_unix_ns > 3e9) == (6, True)
+
+
+async def test_a_source_that_cannot_be_read_blinds_nobody(
+    launcher: Launcher, g: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe that nobody writes to, as a file of a dead mount."""
+    monkeypatch.setattr(watcher, "READ_TIMEOUT_S", 0.2)
+    source = launcher.folder / "dead.py"
+    os.mkfifo(source)
+    pipe = os.open(source, os.O_RDWR)
+    trouble = f'exec(compile("def trouble(): time.sleep(600)", {str(source)!r}, "exec"))'
+    launcher.becomes(SCRIPT.format(trouble=trouble).replace(" and rank == 1", ""))
+    try:
+        await launcher.start(g)
+        ranks = await told(launcher, g, r0=pb.RankWatch.ACTIVITY_UNSPECIFIED, r1=pb.RankWatch.ACTIVITY_UNSPECIFIED)
+    finally:
+        source.unlink()
+        os.close(pipe)
+    assert {rank.where for rank in ranks.values()} == {f"trouble ({source}:1)"}
+    await told(launcher, g, r0=pb.RankWatch.STEP, r1=pb.RankWatch.STEP)
 
 
 async def test_what_comes_after_the_last_step_is_no_step(launcher: Launcher, g: int) -> None:

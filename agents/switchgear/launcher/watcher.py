@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 #: Every second look is told, while there is something to tell.
 _LOOKS_PER_REPORT = 2
 #: A file system that answers later may be dead.
-_READ_TIMEOUT_S = 2.0
+READ_TIMEOUT_S = 2.0
 _FLIGHT_RECORDS = ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")
 #: As in proc(5): a signal reaches it later or never.
 _CANNOT_ANSWER = "DTtZX"
@@ -185,7 +185,7 @@ class Watcher:
             return _Seen(stack, Activity.UNKNOWN)
         work = self._disk.run(self._judge, followed, stack, call, sleeps=sleeps, writing=writing)
         try:
-            seen = await asyncio.wait_for(work, _READ_TIMEOUT_S)
+            seen = await asyncio.wait_for(work, READ_TIMEOUT_S)
         except TimeoutError:
             if not self._disk_hangs:
                 log.warning("files that tell what ranks do cannot be read: a file system does not answer")
