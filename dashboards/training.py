@@ -128,7 +128,7 @@ def _progress() -> list[AnyPanel]:
 
 def _time() -> list[AnyPanel]:
     gpu_seconds = f"switchgear_job_gpu_seconds_total{{{_JOB}}}"
-    lost = f'switchgear_job_gpu_seconds_total{{bucket!~"productive|queue", {_JOB}}}'
+    lost = f'switchgear_job_gpu_seconds_total{{bucket!~"productive|unknown|queue", {_JOB}}}'
     return [
         timeline(
             "GPU time by bucket",

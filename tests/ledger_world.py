@@ -62,7 +62,7 @@ def watched(world: World, activity: m.Activity, process: m.ProcessState) -> None
     """All ranks have made no step since 24 s."""
     for node, ranks in (("nodes/a", (0, 1)), ("nodes/b", (2, 3))):
         idle_s = world.seconds - 24
-        said = (m.RankWatch(r, idle_s, activity, process, idle_s, at(24), 91, 0.1) for r in ranks)
+        said = (m.RankWatch(r, idle_s, activity, process, idle_s, 91, 0.1, 0.0) for r in ranks)
         world.happen(m.Watched(node, world.state.generation, tuple(said)))
 
 

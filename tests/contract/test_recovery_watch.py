@@ -47,7 +47,9 @@ async def test_a_hung_rank_is_named_with_its_stack_and_the_job_starts_again(worl
     told = wire.Watch(
         ranks=[
             watch(0, wire.RankWatch.COLLECTIVE, 3.5, cpu_share=0.0),
-            watch(1, wire.RankWatch.STEP, 3.5, where="train_step (train.py:9)", stack="main\ntrain_step"),
+            watch(
+                1, wire.RankWatch.STEP, 3.5, cpu_share=0.0, where="train_step (train.py:9)", stack="main\ntrain_step"
+            ),
         ]
     )
     await launcher.report(watch=told, time_unix_ns=SENT_NS)

@@ -399,7 +399,6 @@ class SimLauncher:
             stuck if rank.stuck else waits,
             _PROCESS[rank.stuck],
             self.kernel.now_s - rank.since_s if rank.stuck else 0.0,
-            rank.step_time_ns,
             count,
             STEP_S if count >= 3 else None,
             0.0,

@@ -11,9 +11,10 @@ from recovery_world import START_NS, World
 from switchgear.core.modes import Mode
 from switchgear.recovery import model as m
 from switchgear.recovery.faults import BLOCKED_STOP_S
-from switchgear.recovery.hang import BLOCKED_S, HANG_S_MIN, PATIENCE, stall
+from switchgear.recovery.hang import BLOCKED_S, BUSY_S_MIN, ENDING_S, HANG_S_MIN, PATIENCE, stall
 
-WAITS = m.RankWatch(0, 10.0, m.Activity.COLLECTIVE, m.ProcessState.SLEEPING, count=38, step_s=0.1)
+WAITS = m.RankWatch(0, 10.0, m.Activity.COLLECTIVE, m.ProcessState.SLEEPING, count=38, step_s=0.1, cpu_share=0.0)
+ALL_WAIT = dict.fromkeys(range(4), WAITS)
 STEPS = replace(WAITS, activity=m.Activity.STEP, where="train_step (train.py:33)", stack="main\ntrain_step")
 NOW = m.Now(100.0, START_NS)
 
@@ -43,22 +44,18 @@ def test_the_rank_that_does_not_wait_in_a_collective_is_at_fault() -> None:
     assert verdict.cause.time_ns == START_NS - 10_500_000_000
     assert verdict.stack == "main\ntrain_step"
     assert verdict.evidence[0] == (
-        "launcher on nodes/b: rank 2 (pid 102) is in a step, process SLEEPING, no progress for 10.5 s after 38 steps of this "
+        "launcher on nodes/b: rank 2 (pid 102) is in a step, process SLEEPING, CPU 0%, no progress for 10.5 s after 38 steps of this "
         "attempt, at train_step (train.py:33)"
     )
     assert len(verdict.evidence) == 4
-
-
-def test_counts_of_collectives_tell_more_than_frames() -> None:
-    begun = {0: replace(WAITS, collectives=7), 1: replace(STEPS, collectives=7), 2: replace(WAITS, collectives=6)}
-    assert judged({**begun, 3: replace(WAITS, collectives=7)}) == (m.Fault.RANK_HUNG, 2, "nodes/b")
 
 
 def test_where_all_wait_the_one_behind_is_at_fault_and_else_nobody() -> None:
     behind = replace(WAITS, count=37)
     assert judged({0: WAITS, 1: WAITS, 2: WAITS, 3: behind}) == (m.Fault.RANK_HUNG, 3, "nodes/b")
     assert judged(dict.fromkeys(range(4), WAITS)) == (m.Fault.RANK_HUNG, None, "")
-    assert judged(dict.fromkeys(range(4), STEPS)) == (m.Fault.RANK_HUNG, None, "")
+    stand = replace(STEPS, idle_s=BUSY_S_MIN)
+    assert judged(dict.fromkeys(range(4), stand)) == (m.Fault.RANK_HUNG, None, "")
 
 
 def test_of_several_at_fault_all_are_named_and_the_first_is_the_rank() -> None:
@@ -70,12 +67,14 @@ def test_of_several_at_fault_all_are_named_and_the_first_is_the_rank() -> None:
 
 
 def test_the_only_rank_of_a_job_is_at_fault_itself() -> None:
-    assert judged({0: STEPS}, ranks(1)) == (m.Fault.RANK_HUNG, 0, "nodes/a")
+    stands = replace(STEPS, idle_s=BUSY_S_MIN)
+    assert judged({0: stands}, ranks(1)) == (m.Fault.RANK_HUNG, 0, "nodes/a")
+    assert judged({0: replace(stands, activity=m.Activity.COLLECTIVE)}, ranks(1)) is not None
 
 
 def test_a_rank_that_computes_while_the_others_wait_hangs_all_the_same_and_is_said_to_compute() -> None:
-    heard = {0: replace(WAITS, heard_s=100.0), 1: replace(STEPS, rank=1, cpu_share=1.0, heard_s=100.0)}
-    verdict = stall(ranks(2), heard, NOW)
+    computes = replace(STEPS, rank=1, cpu_share=1.0, heard_s=100.0, idle_s=BUSY_S_MIN)
+    verdict = stall(ranks(2), {0: replace(WAITS, heard_s=100.0, idle_s=BUSY_S_MIN), 1: computes}, NOW)
     assert verdict is not None
     assert verdict.cause.known_by.endswith("the others wait for it in a collective operation, it is computing")
     assert "CPU 100%" in verdict.evidence[0]
@@ -83,9 +82,50 @@ def test_a_rank_that_computes_while_the_others_wait_hangs_all_the_same_and_is_sa
 
 @pytest.mark.parametrize(("step_s", "limit_s"), [(0.1, HANG_S_MIN), (2.0, 6.0)])
 def test_a_hang_lasts_three_learned_steps_and_three_seconds(step_s: float, limit_s: float) -> None:
-    almost = {n: replace(STEPS, idle_s=limit_s - 0.1, step_s=step_s) for n in range(4)}
+    almost = {n: replace(watch, idle_s=limit_s - 0.1, step_s=step_s) for n, watch in {**ALL_WAIT, 3: STEPS}.items()}
     assert judged(almost) is None
     assert judged({n: replace(watch, idle_s=limit_s) for n, watch in almost.items()}) is not None
+
+
+@pytest.mark.parametrize(("step_s", "limit_s"), [(0.1, BUSY_S_MIN), (20.0, 200.0)])
+@pytest.mark.parametrize(
+    "watches",
+    [
+        dict.fromkeys(range(4), STEPS),
+        {**ALL_WAIT, 3: replace(STEPS, cpu_share=0.9)},
+        {**ALL_WAIT, 3: replace(STEPS, cpu_share=None)},
+    ],
+    ids=["nobody waits", "it computes", "it may compute"],
+)
+def test_where_nobody_idle_keeps_others_waiting_it_lasts_ten_learned_steps_and_a_minute(
+    watches: dict[int, m.RankWatch], step_s: float, limit_s: float
+) -> None:
+    almost = {n: replace(watch, idle_s=limit_s - 0.1, step_s=step_s) for n, watch in watches.items()}
+    assert judged(almost) is None
+    assert judged({n: replace(watch, idle_s=limit_s) for n, watch in almost.items()}) is not None
+
+
+def test_each_verdict_that_no_new_step_has_followed_makes_the_next_one_ten_times_as_late() -> None:
+    def limit_s(watch: m.RankWatch, **options: Any) -> tuple[float, float | None]:
+        """The least that is judged, and whether that is doubted."""
+        for idle_s in (2.9, 3, 29.9, 30, 59.9, 60, 299.9, 300, 599.9, 600, 2999.9, 3000, 3599.9, 3600, 4999.9, 5000):
+            heard = {n: replace(w, rank=n, idle_s=idle_s, heard_s=100.0) for n, w in {**ALL_WAIT, 3: watch}.items()}
+            if verdict := stall(ranks(), heard, NOW, **options):
+                return idle_s, verdict.doubted_s
+        raise AssertionError
+
+    assert [limit_s(STEPS, hung_before=n) for n in range(5)] == [
+        (3, 3),
+        (30, 30),
+        (300, 300),
+        (3000, 3000),
+        (3600, None),
+    ]
+    computes = replace(STEPS, cpu_share=1.0)
+    assert [limit_s(computes, hung_before=n) for n in range(3)] == [(60, 60), (600, 600), (3600, None)]
+    assert limit_s(replace(computes, step_s=500.0), hung_before=3) == (5000, None)
+    assert limit_s(computes, hung_before=3, hang_seconds=30) == (30, None)
+    assert limit_s(replace(STEPS, activity=m.Activity.DATA)) == (600, None)
 
 
 def test_as_long_as_one_rank_makes_steps_nobody_hangs() -> None:
@@ -132,7 +172,7 @@ def test_while_others_have_ended_well_the_last_rank_may_take_its_time() -> None:
     for number in range(3):
         found[number].exit = m.Exit(number, found[number].node, 1, 1, 0, by_us=False)
     assert judged({3: STEPS}, found) is None
-    assert judged({3: replace(STEPS, idle_s=1800.0)}, found) is not None
+    assert judged({3: replace(STEPS, idle_s=ENDING_S)}, found) is not None
 
 
 def test_a_stopped_rank_is_seen_after_a_second_whatever_the_others_do() -> None:
@@ -153,6 +193,15 @@ def test_a_rank_in_the_kernel_is_given_time_and_then_its_node_is_at_fault() -> N
     long = replace(blocked, process_age_s=BLOCKED_S)
     assert judged({0: WAITS, 1: WAITS, 2: WAITS, 3: long}) == (m.Fault.RANK_BLOCKED, 3, "nodes/b")
     assert judged({0: long, 1: WAITS, 2: WAITS, 3: long}) is None  # the storage that they share
+    hours = replace(long, process_age_s=1800.0)
+    assert judged({0: hours, 1: WAITS, 2: WAITS, 3: hours}) == (m.Fault.RANK_HUNG, 0, "nodes/a")
+
+
+def test_ranks_in_the_kernel_accuse_their_node_only_where_ranks_elsewhere_are_not() -> None:
+    blocked = replace(STEPS, process=m.ProcessState.DISK, process_age_s=BLOCKED_S, idle_s=BUSY_S_MIN)
+    assert judged(dict.fromkeys(range(2), blocked), ranks(1) | {1: ranks(1)[0]}) is None
+    assert judged({0: blocked, 1: WAITS}, {0: ranks()[0], 1: ranks()[1]}) is None
+    assert judged({0: blocked, 1: blocked, 2: WAITS, 3: WAITS}) == (m.Fault.RANK_BLOCKED, 0, "nodes/a")
 
 
 # In the machine.
@@ -227,12 +276,14 @@ def test_a_replica_that_waits_for_requests_does_not_hang_but_may_be_stopped() ->
 def test_the_same_rank_that_hangs_again_at_the_same_step_leaves_its_node() -> None:
     world = World()
     world.run_to(38)
-    for number in range(2):
-        watch_all(world, 4.0)
+    for idle_s in (4.0, 40.0):
+        watch_all(world, idle_s)
         stop_all(world, 38)
-        if number == 0:
+        if idle_s == 4.0:
             world.checked(step=30)
             world.progress(38, new=False)
+            watch_all(world, 29.0)
+            assert world.state.phase is m.Phase.RUNNING
     incident = world.last_incident()
     assert incident.decision is m.Decision.REPLACE_NODE
     assert incident.decision_reason == "rank 2 hung there twice after the same step"

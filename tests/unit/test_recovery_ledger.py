@@ -142,7 +142,7 @@ def test_a_job_that_stands_still_is_hung_from_its_last_step_to_the_verdict(
 ) -> None:
     world = begun(steps_to=91)
     world.seconds = 40
-    watched(world, m.Activity.STEP, process)
+    watched(world, m.Activity.COLLECTIVE, process)
     assert world.state.incident is not None
     assert world.state.incident.fault is fault
     world.seconds = 40.5

@@ -9,9 +9,20 @@ from typing import Any
 import pytest
 
 from switchgear.recovery import model as m
-from switchgear.recovery.hang import HANG_S_MIN, HANG_STEPS, PATIENCE
+from switchgear.recovery.hang import BUSY_S_MIN, BUSY_STEPS, HANG_S_MIN, HANG_STEPS, PATIENCE
 from switchgear.recovery.policy import FAILURES_MAX, REFILL_NS, Case, decide, restarts_refilled
-from switchgear.recovery.table import EVERY, INFRASTRUCTURE, LEMON_FAULTS, LEMON_S, NO_SPARE, OFTEN_MAX, OFTEN_S, OWN, TABLE, When
+from switchgear.recovery.table import (
+    EVERY,
+    INFRASTRUCTURE,
+    LEMON_FAULTS,
+    LEMON_S,
+    NO_SPARE,
+    OFTEN_MAX,
+    OFTEN_S,
+    OWN,
+    TABLE,
+    When,
+)
 
 DOCS = Path(__file__).parents[2] / "docs" / "recovery.md"
 SPEC = m.Spec(nnodes=2, nproc_per_node=2, max_restarts=3, checkpoint_directory="")
@@ -105,8 +116,19 @@ def test_a_hang_of_the_same_rank_at_the_same_step_leaves_the_node_and_any_other_
     assert decision(hung, again, spec=replace(SPEC, replaceable=False)) is m.Decision.RESTART_IN_PLACE
     for other in (replace(again, rank=1), replace(again, step=11), replace(again, node="nodes/b")):
         assert decision(hung, other) is m.Decision.RESTART_IN_PLACE
+    doubted = replace(again, doubted_s=60)  # no longer than the last time
+    assert decision(replace(hung, doubted_s=60), doubted) is m.Decision.RESTART_IN_PLACE
+    assert decision(replace(hung, doubted_s=6), doubted) is m.Decision.REPLACE_NODE
     nobody = replace(hung, rank=None, node="")
     assert decision(nobody, nobody) is m.Decision.RESTART_IN_PLACE
+
+
+def test_hangs_alone_end_a_job_only_once_no_longer_limit_is_left() -> None:
+    hung = m.Failure(m.Fault.RANK_HUNG, "hung: all", 10, progressed=False, made_steps=True)
+    doubted = [replace(hung, doubted_s=limit_s) for limit_s in (3, 30, 300, 3000)]
+    assert decision(*doubted) is m.Decision.RESTART_IN_PLACE
+    assert decision(*doubted, hung) is m.Decision.STOP
+    assert decision(replace(KILLED, progressed=False), *doubted[:2]) is m.Decision.STOP
 
 
 def test_a_node_that_alone_has_the_same_fault_five_times_in_an_hour_is_replaced() -> None:
@@ -142,10 +164,14 @@ def test_the_documentation_shows_this_table() -> None:
     assert [line for line in shown if line in rows] == rows, "docs/recovery.md should have:\n" + "\n".join(rows)
 
 
+def _told(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
 def test_the_documentation_shows_how_long_phases_are_waited_for() -> None:
-    step = f"max({HANG_S_MIN:.0f} s, {HANG_STEPS:.0f} learned step times)"
-    rows = [f"| `{p.activity}` | {p.seconds / 60:.0f} min | {p.why} |" for p in PATIENCE]
+    steps = ((HANG_S_MIN, HANG_STEPS), (BUSY_S_MIN, BUSY_STEPS))
+    rows = [f"| `{p.activity}` | {_told(p.seconds)} | {p.why} |" for p in PATIENCE]
     text = DOCS.read_text()
-    assert step in text
+    assert all(f"max({least_s:.0f} s, {count:.0f} learned step times)" in text for least_s, count in steps)
     missing = [row for row in rows if row not in text.splitlines()]
     assert not missing, "docs/recovery.md should have:\n" + "\n".join(missing)

@@ -7,20 +7,22 @@ import copy
 from switchgear.core.modes import Mode
 from switchgear.recovery import model as m
 from switchgear.recovery.diagnosis import Cause, root_cause, shorten, withheld
-from switchgear.recovery.goodput import productive_ns
+from switchgear.recovery.goodput import stepping_ns
 from switchgear.recovery.policy import FAILURES_MAX, Case, decide, restarts_refilled
 from switchgear.recovery.records import Records
 from switchgear.recovery.table import INFRASTRUCTURE, NO_SPARE, OF_A_NODE
 
 #: A placed node whose launcher does not report within this time is given up; importing torch on a busy node takes most of it.
 LAUNCHER_START_S = 120.0
+#: A job on fewer nodes than it asked for does without more for so long after one that it was given did not report.
+GROW_RETRY_S = 3600.0
 #: What an attempt may take to end after its SIGKILL, or as long as the lease and its margin: nothing of ours computes any more then.
 STOP_S_MAX = 60.0
 #: A kill that the kernel holds back takes effect before another instruction of the program; so long is given to the node's other ranks.
 BLOCKED_STOP_S = 5.0
 #: What one look for the newest good checkpoint may take: some hundred gigabytes, read at 0.5 GB/s.
 CHECK_S_MAX = 1800.0
-#: An attempt whose steps cannot be known has made progress when it lasted this long.
+#: An attempt whose steps have no number has made progress when it made steps for so long; where none are seen, when it lasted so long.
 PROGRESS_UNKNOWN_S = 60.0
 
 #: Told by a launcher outright; the exits of other ranks are consequences.
@@ -133,6 +135,8 @@ class Faults(Records):
         state.bad_nodes.setdefault(node, f"{node}: {known_by}")
         self.fail(self.lost(node, known_by, since_s), state.bad_nodes[node])
         launcher.connected, launcher.stopped_generation = False, state.generation
+        if not launcher.launcher_id:
+            state.grow_after_ns = self.now.unix_ns + round(GROW_RETRY_S * 1e9)
 
     def lost(self, node: str, known_by: str, since_s: float) -> Cause:
         time_ns = self.now.unix_ns - round(since_s * 1e9)
@@ -229,7 +233,7 @@ class Faults(Records):
                     self._skip_checkpoint()
                 if incident.fault not in INFRASTRUCTURE:
                     state.restarts_used += 1
-                if len(state.slots) < state.spec.nnodes:
+                if len(state.slots) < state.spec.nnodes and self.now.unix_ns >= state.grow_after_ns:
                     self._replace([], incident.cause)  # nodes that were missing may be free by now
                 else:
                     state.phase = m.Phase.WAITING
@@ -248,7 +252,7 @@ class Faults(Records):
     def _case(self, bad_nodes: list[str], *, permanent: bool) -> Case:
         state = self.state
         state.restarts_used, state.refilled_ns = restarts_refilled(
-            state.restarts_used, state.refilled_ns, productive_ns(state)
+            state.restarts_used, state.refilled_ns, stepping_ns(state)
         )
         return Case(state.spec, state.failures, state.restarts_used, bad_nodes, permanent, self._has_older())
 
@@ -285,8 +289,9 @@ class Faults(Records):
                 progressed = any(step > attempt.high_water_step for step in steps)
             else:  # a script whose steps cannot be known
                 lasted_s = (self.now.unix_ns - attempt.start_ns) / 1e9
+                lasted = not self.makes_steps(attempt) and lasted_s > PROGRESS_UNKNOWN_S
                 saved = any(c.generation == attempt.generation for c in state.checkpoints.values())
-                progressed = saved or lasted_s > PROGRESS_UNKNOWN_S
+                progressed = saved or lasted or self.stepped_long(attempt)
             made_steps = any(rank.first_step_ns for rank in attempt.ranks.values())
             self._remember(incident, step, progressed=progressed, made_steps=made_steps)
         elif incident.fault is m.Fault.NODE_LOST and any(state.launchers[n].fell_silent for n in state.bad_nodes):
@@ -295,6 +300,21 @@ class Faults(Records):
         else:
             return False
         return True
+
+    def makes_steps(self, attempt: m.Attempt) -> bool:
+        """A step of this job was ever seen."""
+        return (
+            any(rank.first_step_ns for rank in attempt.ranks.values())
+            or self.state.high_water_step > 0
+            or any(failure.made_steps for failure in self.state.failures)
+        )
+
+    def stepped_long(self, attempt: m.Attempt) -> bool:
+        """It went on making steps for so long that some of them are taken for new, though they have no number."""
+        return all(
+            rank.first_step_ns and rank.step_time_ns - rank.first_step_ns > PROGRESS_UNKNOWN_S * 1e9
+            for rank in attempt.ranks.values()
+        )
 
     def _remember(self, incident: m.Incident, step: int | None, *, progressed: bool, made_steps: bool) -> None:
         attempt = self.state.attempt
@@ -309,6 +329,7 @@ class Faults(Records):
                 incident.rank,
                 self.now.unix_ns,
                 attempt.resume_path if attempt else "",
+                attempt.doubted_s if attempt and incident.fault is m.Fault.RANK_HUNG else None,
             )
         )
         del self.state.failures[:-FAILURES_MAX]

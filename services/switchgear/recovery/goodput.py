@@ -27,7 +27,7 @@ class Goodput:
 
     @property
     def goodput(self) -> float:
-        """Share of the time in which new steps were made, 0 to 1."""
+        """Share of the time in which new steps were made, 0 to 1; at least so much where `UNKNOWN` is not empty. `ettr` likewise."""
         return self._productive / self.gpu_ns if self.gpu_ns else 0.0
 
     @property
@@ -97,8 +97,14 @@ def productive_ns(state: m.JobState) -> int:
     return _productive_wall_ns(state.ledger)
 
 
+def stepping_ns(state: m.JobState) -> int:
+    """The same with the steps of which nobody knows whether they were new."""
+    unknown_ns = state.ledger.gpu_ns.get(Bucket.UNKNOWN, 0)
+    return productive_ns(state) + (unknown_ns // state.ledger.gpus if unknown_ns else 0)
+
+
 def goodput(state: m.JobState, now_unix_ns: int) -> float:
-    """Share of the job's age in which new steps were made, 0 to 1; as far as it is booked."""
+    """Share of the job's age in which new steps were made, 0 to 1; as far as it is booked and known."""
     wall_ns = (state.end_ns or now_unix_ns) - state.create_ns
     return min(1.0, productive_ns(state) / wall_ns) if wall_ns > 0 else 0.0
 
@@ -120,8 +126,13 @@ def report(state: m.JobState, found: Goodput, steps_redone: int) -> str:
     if found.ettr is None:  # a script whose steps cannot be seen need not have failed
         lines.append("no two steps were seen, so its goodput is not known")
     else:
-        steps = f"{_counted(state.high_water_step, 'step')}, {steps_redone} of them made again"
-        lines.append(f"goodput {found.goodput:.1%}, ETTR {found.ettr:.1%}; {steps}")
+        least, steps = "", f"{_counted(state.high_water_step, 'step')}, {steps_redone} of them made again"
+        if found.buckets[Bucket.UNKNOWN]:
+            least, steps = (
+                "at least ",
+                "steps after a restart have no number, so how many of them were made again is not known",
+            )
+        lines.append(f"goodput {least}{found.goodput:.1%}, ETTR {least}{found.ettr:.1%}; {steps}")
     if found.mttf_s is not None:
         each = f", one each {duration(found.mttf_s)} of productive time" if found.mttf_s else ""
         back = f", {duration(found.mttr_s)} from the fault to the next new step" if found.mttr_s is not None else ""

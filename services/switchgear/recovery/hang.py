@@ -15,6 +15,13 @@ from switchgear.recovery.model import Activity, Fault, Now, ProcessState, Rank, 
 #: machine (a garbage collection, a page cache that is written back) take a second or two.
 HANG_STEPS = 3.0
 HANG_S_MIN = 3.0
+#: The same where it may as well be at work of its own between two steps (rollouts, samples, a table on rank 0): nobody waits in a
+#: collective for those that could be stuck, or they compute.
+BUSY_STEPS = 10.0
+BUSY_S_MIN = 60.0
+#: Each verdict that no new step has followed may have been wrong: the next one takes so many times as long, up to so long.
+DOUBT_FACTOR = 10.0
+DOUBT_S_MAX = 3600.0
 #: Stopped by a signal for so long. Twice the interval of the reports: a rank that a debugger or a profiler holds is seen as TRACED.
 STOPPED_S = 1.0
 #: A process that waits in the kernel for so long makes its node unfit. Disks and network file systems answer within seconds, or fail
@@ -39,13 +46,13 @@ PATIENCE = (
     Patience(Activity.STARTUP, 1800, "setting up NCCL and compiling a large model take minutes, and no step says how long one takes"),
     Patience(Activity.COMPILE, 1800, "a graph that changed is compiled anew, which takes minutes for a large model"),
     Patience(Activity.CHECKPOINT, 1800, "some hundred gigabytes to a busy shared store"),
-    Patience(Activity.EVALUATION, 3600, "a whole validation set, often with generation"),
+    Patience(Activity.EVALUATION, 86400, "a whole validation set, often with generation; all that a script does after its last step"),
     Patience(Activity.DATA, 600, "a cold or throttled store; as long as NCCL's own watchdog waits by default"),
     Patience(Activity.UNKNOWN, 600, "nothing says what it does; as long as NCCL's own watchdog waits by default"),
 )  # fmt: skip
 _PATIENCE_S = {patience.activity: patience.seconds for patience in PATIENCE}
 #: While other ranks have ended well: the last ones write results.
-ENDING_S = 1800.0
+ENDING_S = _PATIENCE_S[Activity.EVALUATION]
 
 _DOES = {
     Activity.UNKNOWN: "at something unknown",
@@ -69,6 +76,8 @@ class Stall:
     evidence: tuple[str, ...]
     #: Of the rank at fault, or of one of those that wait; empty when none was taken.
     stack: str = ""
+    #: How long was waited, where the next verdict would take longer.
+    doubted_s: float | None = None
 
 
 def stall(
@@ -78,11 +87,13 @@ def stall(
     *,
     hang_seconds: float | None = None,
     makes_steps: bool = True,
+    hung_before: int = 0,
 ) -> Stall | None:
     """The verdict on an attempt; None while it goes on or may do so.
 
     hang_seconds: in place of the learned limit for steps and collectives; 0: nothing but stopped ranks counts.
     makes_steps: a step of this job was ever seen. Programs whose steps nobody sees would all look as if they never got to the first.
+    hung_before: verdicts of this kind since the newest step that was new.
     O(ranks).
     """
     if not watches:
@@ -100,14 +111,20 @@ def stall(
         return None
     if any(watch.process is ProcessState.TRACED for watch in said.values()):
         return None  # a person looks at it
-    if case.idle_s() < case.limit_s(hang_seconds):
+    blocked = [n for n in said if said[n].process is ProcessState.DISK]
+    in_step_s, doubted_s = (hang_seconds, None) if hang_seconds is not None else case.step_limit_s(hung_before, blocked)
+    limit_s = case.limit_s(in_step_s)
+    if case.idle_s() < limit_s:
         return None
-    if blocked := [n for n in said if said[n].process is ProcessState.DISK]:
-        # On several nodes at once it is the storage that they share, and no node of them.
-        alone = len({ranks[n].node for n in blocked}) == 1
-        patience_s = BLOCKED_S if alone else _PATIENCE_S[Activity.CHECKPOINT]
-        return case.blocked(blocked) if min(map(case.in_state_s, blocked)) >= patience_s else None
-    return case.hung()
+    if blocked:
+        # One node is accused by ranks elsewhere that are well. It may as well be the storage, which no other node cures.
+        accused, well = ({ranks[n].node for n in numbers} for numbers in (blocked, said.keys() - set(blocked)))
+        node_s = min(map(case.in_state_s, blocked))
+        if len(accused) == 1 and well - accused:
+            return case.blocked(blocked) if node_s >= BLOCKED_S else None
+        if node_s < _PATIENCE_S[Activity.CHECKPOINT]:
+            return None
+    return case.hung(doubted_s if limit_s == in_step_s else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +146,26 @@ class _Case:
     def _step_s(self) -> float | None:
         return max((watch.step_s for watch in self.said.values() if watch.step_s), default=None)
 
-    def limit_s(self, hang_seconds: float | None) -> float:
-        """As patient as with the rank that may take longest."""
+    def step_limit_s(self, hung_before: int, blocked: Sequence[int]) -> tuple[float, float | None]:
+        """How long a step may take, and the same again where the next verdict would take longer."""
         step_s = self._step_s()
-        if hang_seconds is not None:
-            in_step_s = hang_seconds
-        elif step_s is not None:
-            in_step_s = max(HANG_S_MIN, HANG_STEPS * step_s)
-        else:
-            in_step_s = _PATIENCE_S[Activity.STARTUP]
+        if step_s is None:
+            return _PATIENCE_S[Activity.STARTUP], None
+        base_s = max(HANG_S_MIN, HANG_STEPS * step_s)
+        if not self._missed(blocked):
+            base_s = max(BUSY_S_MIN, BUSY_STEPS * step_s)
+        limit_s = max(base_s, min(DOUBT_S_MAX, base_s * DOUBT_FACTOR**hung_before))
+        return limit_s, limit_s if limit_s < DOUBT_S_MAX else None
+
+    def _missed(self, blocked: Sequence[int]) -> bool:
+        """Whether ranks wait in a collective for others that do nothing."""
+        outside = [n for n in self.said if self.said[n].activity is not Activity.COLLECTIVE and n not in blocked]
+        shares = [self.said[number].cpu_share for number in outside]
+        waits = len(outside) + len(blocked) < len(self.said) and len(self.ranks) > 1
+        return waits and all(share is not None and share < COMPUTES for share in shares)
+
+    def limit_s(self, in_step_s: float) -> float:
+        """As patient as with the rank that may take longest."""
         limits_s = [in_step_s]
         for watch in self.said.values():
             # Nobody can ask a process in the kernel what it does.
@@ -161,7 +189,7 @@ class _Case:
         known_by = f"state D in /proc for {since_s:.1f} s, in which no signal reaches a process"
         return self._stall(culprits, self.idle_s(), Fault.RANK_BLOCKED, (clause, known_by, "blocked"))
 
-    def hung(self) -> Stall:
+    def hung(self, doubted_s: float | None) -> Stall:
         culprits, why = self._culprits()
         step_s = self._step_s()
         where = next((f" in {self.said[n].where}" for n in culprits if self.said[n].where), "")
@@ -171,16 +199,11 @@ class _Case:
         who = self._names(culprits) if culprits else "all ranks"
         clause = f"{who} hung{self._at(first)}{where}"
         signature = f"hung: {', '.join(map(str, culprits)) or 'all'}"
-        return self._stall(culprits, self.idle_s(), Fault.RANK_HUNG, (clause, known_by, signature))
+        return self._stall(culprits, self.idle_s(), Fault.RANK_HUNG, (clause, known_by, signature), doubted_s)
 
     def _culprits(self) -> tuple[list[int], str]:
         """Who keeps the others waiting, and how we know; nobody when nothing tells the ranks apart."""
         said = self.said
-        begun = {number: watch.collectives for number, watch in said.items() if watch.collectives is not None}
-        if len(begun) == len(said) and len(set(begun.values())) > 1:
-            fewest, most = min(begun.values()), max(begun.values())
-            late = [number for number in said if begun[number] == fewest]
-            return late, f"collective operations begun: {fewest}, by others up to {most}"
         outside = [number for number, watch in said.items() if watch.activity is not Activity.COLLECTIVE]
         if outside and len(outside) < len(said):
             computes = any((said[n].cpu_share or 0.0) >= COMPUTES for n in outside)
@@ -197,7 +220,14 @@ class _Case:
 
     # Words.
 
-    def _stall(self, culprits: Sequence[int], since_s: float, fault: Fault, words: tuple[str, str, str]) -> Stall:
+    def _stall(
+        self,
+        culprits: Sequence[int],
+        since_s: float,
+        fault: Fault,
+        words: tuple[str, str, str],
+        doubted_s: float | None = None,
+    ) -> Stall:
         """words: clause, known_by and signature of the cause."""
         rank = culprits[0] if culprits else None
         node = "" if rank is None else self.ranks[rank].node
@@ -208,7 +238,7 @@ class _Case:
         told = [self._line(number) for number in order[:_TOLD_MAX]]
         if more := len(order) - len(told):
             told.append(f"{more} more ranks make no step either")
-        return Stall(cause, tuple(told), stack)
+        return Stall(cause, tuple(told), stack, doubted_s)
 
     def _line(self, number: int) -> str:
         rank, watch = self.ranks[number], self.said[number]

@@ -46,6 +46,7 @@ class Bucket(StrEnum):
     QUEUE = "queue"
     STARTUP = "startup"
     PRODUCTIVE = "productive"
+    UNKNOWN = "unknown"
     CHECKPOINT = "checkpoint"
     DETECTION = "detection"
     STOP = "stop"
@@ -236,7 +237,7 @@ class _Booking:
                 end_ns = self._fault_ns(attempt, incident) if ledger.detected_ns else ledger.at_ns
                 if usual_ns := ledger.usual_step_ns():
                     end_ns = min(end_ns, ledger.settled_ns + (made - ledger.count) * usual_ns)
-            self._steps(attempt, made, end_ns)
+            self._steps(attempt, made, end_ns, _new_steps(attempt, first=first))
 
     def _start(self, attempt: Attempt, end_ns: int, *, first: bool) -> None:
         """From the decision, or the placement, over the start of the ranks to `end_ns`."""
@@ -245,7 +246,8 @@ class _Booking:
         self._until(started_ns, Bucket.STARTUP if first else Bucket.RESTART)
         self._until(end_ns, Bucket.STARTUP if first else Bucket.LOAD)
 
-    def _steps(self, attempt: Attempt, made: int, end_ns: int) -> None:
+    def _steps(self, attempt: Attempt, made: int, end_ns: int, bucket: Bucket) -> None:
+        """bucket: of steps that are not known to be made again."""
         ledger, steps = self.ledger, made - self.ledger.count
         self._checkpoint(attempt, end_ns)
         span_ns = max(0, end_ns - ledger.settled_ns)
@@ -257,7 +259,7 @@ class _Booking:
         missing = ledger.gpus - len(attempt.ranks)
         new_ns = span_ns - excess_ns - redo_ns
         self._add(Bucket.REDO, redo_ns * ledger.gpus)
-        self._add(Bucket.PRODUCTIVE, new_ns * (ledger.gpus - missing))
+        self._add(bucket, new_ns * (ledger.gpus - missing))
         self._add(Bucket.DEGRADED, excess_ns * ledger.gpus + new_ns * missing)
         ledger.settled_ns += span_ns
         ledger.count = made
@@ -276,7 +278,7 @@ class _Booking:
                 redoing = attempt.resume_step is not None and (
                     ledger.count < attempt.high_water_step - attempt.resume_step
                 )
-                self._until(ledger.at_ns, Bucket.REDO if redoing else Bucket.PRODUCTIVE)
+                self._until(ledger.at_ns, Bucket.REDO if redoing else _new_steps(attempt, first=first))
             self._checkpoint(attempt, ledger.at_ns)
             self._until(ledger.at_ns, Bucket.STOP)
             return
@@ -348,6 +350,11 @@ def _between_attempts(state: JobState) -> Bucket:
     if state.phase is Phase.REPLACING:
         return Bucket.IDLE if state.epoch else Bucket.QUEUE
     return Bucket.RESTART if state.attempts_started else Bucket.STARTUP
+
+
+def _new_steps(attempt: Attempt, *, first: bool) -> Bucket:
+    """Without a number, a later attempt's steps may be new or made again."""
+    return Bucket.PRODUCTIVE if first or attempt.resume_step is not None else Bucket.UNKNOWN
 
 
 def _attempt_now(attempt: Attempt, effects: Sequence[Effect], after: JobState) -> tuple[Attempt, bool]:

@@ -171,12 +171,14 @@ class _Machine(Watching):
         launcher.launcher_id, launcher.reserved_port = hello.launcher_id, hello.reserved_port
         launcher.seen_s = self.now.monotonic_s
         launcher.seen_generation = max(launcher.seen_generation, hello.generation)
-        if self._current(hello.generation) is None:
-            if hello.ranks_alive or not hello.all_gone:
-                launcher.stopped_generation = hello.generation - 1
+        older = self._current(hello.generation) is None
+        if hello.ranks_alive or not hello.all_gone:
+            # Also when it had been given up: what it says counts.
+            launcher.stopped_generation = min(launcher.stopped_generation, hello.generation - 1)
+            if older:
                 self.effects.append(m.Stop(hello.node, hello.generation, "an older generation"))
-            else:
-                launcher.stopped_generation = max(launcher.stopped_generation, hello.generation)
+        elif older:
+            launcher.stopped_generation = max(launcher.stopped_generation, hello.generation)
         phase = state.phase
         self._settle_attempt(hello, launcher)
         if state.phase is phase:
@@ -302,9 +304,8 @@ class _Machine(Watching):
             self._give_up(Cause(m.Fault.START_FAILED, clause, f"asked of {event.node}", event.error, event.node))
             return
         if not self._launchers_ready():
-            state.phase = (
-                m.Phase.WAITING
-            )  # one has gone meanwhile, or came back with ranks: checked again when all are there
+            # One has gone meanwhile, or came back with ranks: checked again when all are there.
+            state.phase = m.Phase.WAITING
             return
         good = [c for c in event.checkpoints if c.state is m.CheckpointState.VERIFIED]
         # Better one that failed than to lose all steps.
@@ -420,6 +421,8 @@ class _Machine(Watching):
         if state.incident and state.phase is m.Phase.RUNNING and all(rank.first_new_step_ns for rank in ranks):
             self.mark("first_new_step", max(rank.first_new_step_ns for rank in ranks))
             self.close_incident(m.IncidentState.RESOLVED)
+        elif state.incident and state.phase is m.Phase.RUNNING and common is None and self.stepped_long(attempt):
+            self.close_incident(m.IncidentState.RESOLVED)
 
     def _run_when_started(self) -> None:
         """A replica makes no steps: it runs when its ranks do. Whether it answers requests is the autoscaler's to know."""
@@ -464,9 +467,8 @@ class _Machine(Watching):
             return  # told twice, or of an attempt that is over
         known_by = f"its launcher holds generation {event.held}"
         clause = f"{event.node} refused generation {attempt.generation}"
-        self.fail(
-            Cause(m.Fault.START_FAILED, clause, known_by, "generation refused", event.node), f"{event.node}: {known_by}"
-        )
+        cause = Cause(m.Fault.START_FAILED, clause, known_by, "generation refused", event.node)
+        self.fail(cause, f"{event.node}: {known_by}")
         launcher.seen_generation = launcher.stopped_generation = event.held
 
     def _give_up(self, cause: Cause) -> None:

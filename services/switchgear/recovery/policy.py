@@ -82,7 +82,9 @@ def _same_error(case: Case) -> str:
 
 def _no_progress(case: Case) -> str:
     recent = case.failures[-NO_PROGRESS_MAX:]
-    fits = len(recent) == NO_PROGRESS_MAX and not any(failure.progressed for failure in recent)
+    # The program may be slow instead: it gets more time before it is given up.
+    doubted = all(failure.fault is Fault.RANK_HUNG for failure in recent) and recent[-1].doubted_s is not None
+    fits = len(recent) == NO_PROGRESS_MAX and not any(failure.progressed for failure in recent) and not doubted
     return f"{NO_PROGRESS_MAX} attempts in a row made no new step" if fits else ""
 
 
@@ -109,9 +111,10 @@ def _same_rank_hung(case: Case) -> str:
         return ""
     before, last = case.failures[-2:]
     fits = (before.fault, before.node, before.rank, before.step) == (last.fault, last.node, last.rank, last.step)
-    return (
-        f"rank {last.rank} hung there twice after the same step" if fits and last.node and last.rank is not None else ""
-    )
+    surer = last.doubted_s is None or (before.doubted_s is not None and before.doubted_s < last.doubted_s)
+    if not fits or not surer or not last.node or last.rank is None:
+        return ""
+    return f"rank {last.rank} hung there twice after the same step"
 
 
 def _lemon(case: Case) -> str:

@@ -56,14 +56,14 @@ class When(StrEnum):
     SWITCHED_OFF = "`--max-restarts 0`"
     SAME_CHECKPOINT = "the second time before the first step from the same checkpoint, and an older one is known"
     SAME_ERROR = "the same text after the same step as last time, without a new step in between"
-    NO_PROGRESS = "three attempts in a row made no new step"
+    NO_PROGRESS = "three attempts in a row made no new step; hangs alone only once no longer limit is left to try"
     TOO_OFTEN = "100 faults within 10 minutes"
     NO_OTHER_NODE = "the node cannot be used, and there is no other (`--standalone`)"
     UNFIT_NODE = (
         "fatal signal of a node of the placement, its launcher silent for longer than its lease and margin, or lost for certain, a rank "
         "in state D for 30 s, or its processes alive 60 s after SIGKILL"
     )
-    SAME_RANK_HUNG = "the same rank hung after the same step as last time"
+    SAME_RANK_HUNG = "the same rank hung after the same step as last time, although it was waited for longer"
     LEMON = "the fifth of its kind on this node within an hour, and none on the job's other nodes"
     NO_SPARE = "a node is to be replaced, no other is free, and `--nnodes MIN:MAX` allows what is left"
     BUDGET_USED = "`--max-restarts` are used; one is given back for each hour of progress"

@@ -99,11 +99,9 @@ def _watch(watch: wire.RankWatch, now_unix_ns: int) -> m.RankWatch:
         activity=m.Activity.__members__.get(activity, m.Activity.UNKNOWN),
         process=m.ProcessState.__members__.get(process, m.ProcessState.UNKNOWN),
         process_age_s=age_s(watch.process_state_since_unix_ns),
-        progress_ns=watch.progress_time_unix_ns,
         count=watch.count,
         step_s=watch.step_seconds if watch.step_seconds > 0 else None,
         cpu_share=watch.cpu_share if watch.HasField("cpu_share") else None,
-        collectives=watch.collectives if watch.HasField("collectives") else None,
         where=text(watch.where, WHERE_LENGTH_MAX),
         stack=text(watch.stack[-STACK_LENGTH_MAX:], STACK_LENGTH_MAX),
     )

@@ -107,15 +107,11 @@ class RankWatch:
     process: ProcessState = ProcessState.UNKNOWN
     #: For how long the process has been in that state, when this was said.
     process_age_s: float = 0.0
-    #: Last sign of progress, by the node's clock.
-    progress_ns: int = 0
     count: int = 0
     #: Learned length of a step; None: not known.
     step_s: float | None = None
     #: CPU time per second, all threads.
     cpu_share: float | None = None
-    #: Collective operations begun.
-    collectives: int | None = None
     #: Innermost frame of the user's program, and the whole stack with the innermost frame last.
     where: str = ""
     stack: str = ""
@@ -141,6 +137,8 @@ class Attempt:
     launcher_ids: dict[str, str] = field(default_factory=dict)
     end_ns: int = 0
     end_reason: str = ""
+    #: See `Failure`.
+    doubted_s: float | None = None
     #: Ranks were seen further apart than those can be that need each other for each step.
     drifted: bool = False
 
@@ -223,6 +221,8 @@ class Failure:
     time_ns: int = 0
     #: Checkpoint that the attempt was to start from.
     resume_path: str = ""
+    #: Of a hang that may have been none: how long was waited, as the next verdict would take longer.
+    doubted_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

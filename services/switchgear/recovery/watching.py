@@ -10,7 +10,7 @@ from dataclasses import replace
 from switchgear.recovery import model as m
 from switchgear.recovery.diagnosis import blames_peer
 from switchgear.recovery.faults import Faults
-from switchgear.recovery.hang import stall
+from switchgear.recovery.hang import HEARD_S_MAX, stall
 
 #: A launcher whose connection broke has so long to come back: it tries after 0.1 s, and again within a second.
 GONE_S = 1.0
@@ -50,11 +50,12 @@ class Watching(Faults):
             self.now,
             # Replicas wait for requests.
             hang_seconds=0 if state.spec.inference else state.spec.hang_seconds,
-            makes_steps=self._makes_steps(attempt),
+            makes_steps=self.makes_steps(attempt),
+            hung_before=self._hung_before(),
         )
         if found is None:
             return
-        cause = found.cause
+        cause, attempt.doubted_s = found.cause, found.doubted_s
         if cause.fault is m.Fault.RANK_BLOCKED:
             why = f"{cause.clause} ({cause.known_by})"
             state.bad_nodes[cause.node] = why
@@ -67,12 +68,14 @@ class Watching(Faults):
             state.incident.stack = found.stack[-STACK_LENGTH_MAX:]
         self.save_incident()
 
-    def _makes_steps(self, attempt: m.Attempt) -> bool:
-        return (
-            any(rank.first_step_ns for rank in attempt.ranks.values())
-            or self.state.high_water_step > 0
-            or any(failure.made_steps for failure in self.state.failures)
-        )
+    def _hung_before(self) -> int:
+        """Hangs since the newest step that was new; an incident is open until there is one."""
+        count = 0
+        for failure in reversed(self.state.failures if self.state.incident else []):
+            count += failure.fault is m.Fault.RANK_HUNG
+            if failure.progressed:
+                break
+        return count
 
     def stepped(self, node: str, ranks: tuple[m.RankStep, ...]) -> None:
         """A report of progress: ranks that go on are not watched, and none may be behind further than time explains."""
@@ -89,6 +92,10 @@ class Watching(Faults):
             steps_meanwhile = apart_s * rank.count / lasted_s if lasted_s > 0 else 0.0
             if fewest + 1 + steps_meanwhile < rank.count:
                 attempt.drifted = True
+                apart = f"is {fewest} steps into the attempt and a rank on {rank.node} {rank.count}, further than ranks that need each other"
+                self.effects.append(
+                    m.Warn(node, f"a rank {apart}: whatever node is lost, its lease will be waited for")
+                )
                 return
 
     # A node that falls away.
@@ -118,9 +125,11 @@ class Watching(Faults):
                 self.lose_node(node, f"{known_by}, and nothing of the job runs there", gone_s)
             elif attempt and not attempt.end_ns:
                 launcher.missed = launcher.missed or self._missed(attempt, node)
-                if launcher.missed:
-                    # Stops the other ranks, too; the next attempt waits until their launchers have said that nothing of them is left.
-                    self.lose_node(node, f"{known_by}; {launcher.missed}", gone_s)
+                known_by = f"{known_by}; {launcher.missed}"
+                if launcher.missed and self._confirmed(attempt, node):
+                    self.lose_node(node, known_by, gone_s)
+                elif launcher.missed and state.phase in _IN_ATTEMPT:
+                    self.fail(self.lost(node, known_by, gone_s), f"{node}: {known_by}")
 
     def _absent(self) -> list[tuple[str, m.Launcher]]:
         return [
@@ -132,16 +141,29 @@ class Watching(Faults):
     def _runs_nothing(self, launcher: m.Launcher) -> bool:
         return launcher.stopped_generation >= max(self.state.generation, launcher.seen_generation)
 
+    def _confirmed(self, attempt: m.Attempt, node: str) -> bool:
+        """A launcher elsewhere that can be reached has ended its ranks."""
+        return any(
+            launcher.connected and launcher.stopped_generation >= attempt.generation
+            for other, launcher in self.state.launchers.items()
+            if other != node
+        )
+
     def _missed(self, attempt: m.Attempt, node: str) -> str:
-        """How ranks elsewhere show that they need those of the node for each step; empty when they do not."""
+        """How ranks elsewhere show that they need those of the node for each step; empty when they do not.
+
+        Nodes whose launchers cannot be reached are no witnesses: those of a partition would vouch for each other.
+        """
         if attempt.drifted or min(rank.count for rank in attempt.ranks.values()) < TOGETHER_STEPS_MIN:
             return ""
         for number, rank in attempt.ranks.items():
-            if rank.node == node:
+            launcher = self.state.launchers.get(rank.node)
+            if rank.node == node or launcher is None or not launcher.connected:
                 continue
             if rank.exit and not rank.exit.by_us and blames_peer(rank.exit):
                 return f"rank {number} on {rank.node} lost its connection to a peer"
             watch = self.state.watches.get(number)
-            if watch and watch.activity is m.Activity.COLLECTIVE:
+            fresh = watch and self.now.monotonic_s - watch.heard_s <= HEARD_S_MAX
+            if watch and fresh and watch.activity is m.Activity.COLLECTIVE:
                 return f"rank {number} on {rank.node} waits in a collective operation"
         return ""
