@@ -41,8 +41,14 @@ class ControlPlane(pb_grpc.LauncherServiceServicer):
     ) -> AsyncIterator[pb.LauncherCommand]:
         reader = asyncio.create_task(self._read(request_iterator))
         try:
-            while True:
-                yield await self._commands.get()
+            while not reader.done():  # a launcher that has said all waits for the end of the stream
+                command = asyncio.create_task(self._commands.get())
+                try:
+                    await asyncio.wait((command, reader), return_when=asyncio.FIRST_COMPLETED)
+                    if command.done():
+                        yield command.result()
+                finally:
+                    command.cancel()
         finally:
             reader.cancel()
 

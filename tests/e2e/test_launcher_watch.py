@@ -269,6 +269,26 @@ time.sleep(600)
     assert all(0.3e9 <= rank.checkpoint_ns < 0.45e9 for rank in progress.ranks), progress
 
 
+async def test_an_exception_that_record_has_seen_is_told_although_the_program_hides_it(
+    launcher: Launcher, g: int
+) -> None:
+    script = """
+import os
+from torch.distributed.elastic.multiprocessing.errors import record
+
+@record
+def main():
+    raise ValueError("bad batch")
+
+try:
+    main()
+except ValueError:
+    os._exit(7)
+"""
+    exits = await launcher.run(script, generation=g)
+    assert {(e.exit_code, e.exception) for e in exits if not e.stopped_by_us} == {(7, "ValueError: bad batch")}
+
+
 async def test_each_way_to_end_is_told_as_what_it_is(
     launcher: Launcher, g: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,22 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from launcher_world import Launcher
 from terminal import Terminal, wait_for
-
-RECORDED = """
-import os
-from torch.distributed.elastic.multiprocessing.errors import record
-
-@record
-def main():
-    raise ValueError("bad batch")
-
-try:
-    main()
-except ValueError:
-    os._exit(7)
-"""
 
 
 @pytest.fixture
@@ -30,13 +15,6 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
     terminal = Terminal(tmp_path)
     yield terminal
     terminal.close()
-
-
-async def test_an_exception_that_record_has_seen_is_reported_although_the_program_hides_it(tmp_path: Path) -> None:
-    async with Launcher(tmp_path, RECORDED, nproc=1) as launcher:
-        await launcher.start(1)
-        (exited,) = await launcher.wait(1, "rank_exited")
-    assert (exited.exit_code, exited.exception) == (7, "ValueError: bad batch")
 
 
 def test_a_program_of_any_kind_runs_with_the_numbers_of_the_environment(terminal: Terminal, bare_python: str) -> None:
