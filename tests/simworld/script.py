@@ -38,6 +38,11 @@ _FAULTS: list[tuple[str, Fault]] = [
     (r"bring back (\S+)", Cluster.come_back),
     (r"cut off (\S+)", Cluster.cut_off),
     (r"cut off (\S+) with resets", partial(Cluster.cut_off, loud=True)),
+    (
+        r"cut off (\S+) from the control plane with resets",
+        lambda c, name: c.cut_off(name, ranks_too=False, loud=True),
+    ),
+    (r"free", Cluster.free),
     (r"heal (\S+)", Cluster.heal),
     (r"xid (\d+) on (\S+) gpu (\d+)", lambda c, xid, node, gpu: c.xid(node, int(gpu), int(xid))),
     (r"repair (\S+)", Cluster.repair),

@@ -29,7 +29,10 @@ def run(seed: int) -> Cluster:
         nnodes_min=rng.choice((0, 0, 1)),
         max_restarts=rng.choice((0, 1, 3, 3)),
     )
-    Storm(cluster, rng).gather()
+    storm = Storm(cluster, rng)
+    storm.gather()
+    if seed % 10 == 7:  # on top of what is drawn, so that the stories of other seeds stay as they were
+        cluster.kernel.after(rng.uniform(0.0, STORM_S), storm.cut_off_all_loudly)
     try:
         cluster.kernel.run(DEADLINE_S, done=lambda: cluster.over)
         cluster.promises.kept()
@@ -130,6 +133,17 @@ class Storm:
 
     def cut_off_loudly(self) -> None:
         self.cut_off(self._seat(), loud=True)
+
+    def cut_off_all_loudly(self) -> None:
+        """The control plane, while ranks of one node may wait for those of another that go on in a moment."""
+        if self.rng.random() < 0.7:
+            self.cluster.get_stuck(self.rng.randrange(self.cluster.program.world_size), "hung")
+            self.kernel.after(self.rng.uniform(1.0, 6.0), self.cluster.free)
+        cut_s, length_s = self.rng.uniform(0.5, 2.5), self._length_s()
+        for seat in self.cluster.scheduler.placement:
+            late_s = self.rng.choice((0.0, self.rng.uniform(0.0, 1.5)))
+            self.kernel.after(cut_s + late_s, partial(self.cluster.cut_off, seat.node, ranks_too=False, loud=True))
+            self.kernel.after(cut_s + late_s + length_s, partial(self.cluster.heal, seat.node))
 
     def _seat(self) -> str:
         """A node of the job, while it has one."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from ledger_world import begun, killed, now, started, steps
+from ledger_world import at, begun, booked, killed, now, started, steps
 from recovery_world import World
 
-from switchgear.recovery.goodput import FLEET_COSTS_MAX, Goodput, Sum, duration, of_job, report
+from switchgear.recovery import model as m
+from switchgear.recovery.goodput import FLEET_COSTS_MAX, Goodput, Sum, duration, of_job, report, stepping_ns
 from switchgear.recovery.ledger import COSTS_MAX, Bucket, Cost, Ledger, add_cost
 
 
@@ -72,6 +75,29 @@ def test_the_report_says_where_the_time_went_and_what_took_it() -> None:
         "1 incident, one each 12.1 s of productive time, 5.90 s from the fault to the next new step:",
         "  RANK_KILLED on a: 1 x, 2.92 s lost",
     ]
+
+
+def test_steps_of_a_later_attempt_that_have_no_number_are_not_called_productive() -> None:
+    world = begun(steps_to=91)
+    world.state.spec = replace(world.state.spec, checkpoint_directory="")
+    killed(world, fault_s=24.1, detected_s=24.1, stopped_s=24.1)
+    started(world, 24.1)
+    for at_s, count in ((25, 1), (30, 51)):
+        world.seconds = at_s
+        for node, pair in (("nodes/a", (0, 1)), ("nodes/b", (2, 3))):
+            told = tuple(m.RankStep(rank, None, at(at_s), at(25), 0, count) for rank in pair)
+            world.happen(m.Progress(node, 2, told))
+    assert booked(world) == pytest.approx(
+        {"queue": 10, "startup": 5, "productive": 9, "redo": 0.1, "load": 0.9, "unknown": 5}
+    )
+    world.seconds = 31
+    found = of_job(world.state, now(world))
+    assert (found.goodput, found.ettr) == (pytest.approx(9 / 31), pytest.approx(9 / 21))
+    assert stepping_ns(world.state) == 14_000_000_000
+    assert (
+        "goodput at least 29.0%, ETTR at least 42.9%; steps after a restart have no number, so how many of them were made "
+        "again is not known"
+    ) in report(world.state, found, 0)
 
 
 def test_a_program_whose_steps_nobody_sees_has_no_known_goodput() -> None:

@@ -143,6 +143,54 @@ def test_a_job_whose_steps_cannot_be_known_is_judged_by_how_long_it_lasted() -> 
         assert world.state.phase is phase
 
 
+def unnumbered(world: World, lasted_s: float) -> None:
+    """All ranks have made steps for so long, of which only the first attempt's have a number."""
+    now_ns = START_NS + round(world.seconds * 1e9)
+    world.seconds += lasted_s
+    then_ns = START_NS + round(world.seconds * 1e9)
+    for node, pair in (("nodes/a", (0, 1)), ("nodes/b", (2, 3))):
+        for time_ns, count in ((now_ns, 1), (then_ns, 10)):
+            steps = tuple(m.RankStep(rank, None, time_ns, now_ns, 0, count=count) for rank in pair)
+            world.happen(m.Progress(node, world.state.generation, steps))
+
+
+def test_an_incident_of_a_job_whose_steps_have_no_number_is_over_when_it_has_made_steps_for_a_while() -> None:
+    world = World(checkpoint_directory="")
+    world.run_to(38)
+    world.happen(*(world.exit(rank, -9, by_us=rank > 0, step=38) for rank in range(4)))
+    world.stopped("nodes/a", "nodes/b")
+    unnumbered(world, PROGRESS_UNKNOWN_S - 1)
+    assert world.state.incident is not None
+    unnumbered(world, PROGRESS_UNKNOWN_S + 1)
+    assert world.state.incident is None
+    incident = world.last_incident()
+    assert incident.state == "RESOLVED"
+    assert "first_new_step" not in incident.timeline
+
+
+def test_a_job_whose_steps_have_no_number_and_that_really_hangs_comes_to_an_end() -> None:
+    """The time for which it hung is no progress."""
+    world = World(checkpoint_directory="")
+    world.place("nodes/a", "nodes/b")
+    world.hello("nodes/a")
+    world.hello("nodes/b")
+    waited_s: list[float] = []
+    while world.state.phase is not m.Phase.ENDED:
+        unnumbered(world, 5.0)
+        began_s = world.seconds
+        while world.state.phase is m.Phase.RUNNING:
+            world.seconds += 0.5
+            idle_s = world.seconds - began_s
+            for node, pair in (("nodes/a", (0, 1)), ("nodes/b", (2, 3))):
+                told = tuple(m.RankWatch(n, idle_s, m.Activity.COLLECTIVE, count=10, step_s=0.5) for n in pair)
+                world.happen(m.LauncherSeen(node, f"launcher-{node}"), m.Watched(node, world.state.generation, told))
+        waited_s.append(world.seconds - began_s)
+        world.happen(*(world.exit(rank, -9, by_us=True) for rank in range(4)))
+        world.stopped("nodes/a", "nodes/b")
+    assert waited_s == [3, 30, 300, 3000, 3600]
+    assert "3 attempts in a row made no new step" in world.last_incident().summary
+
+
 def test_a_launcher_whose_ranks_have_ended_but_not_their_children_has_not_stopped() -> None:
     world = World()
     world.run_to(10)

@@ -7,7 +7,9 @@ from dataclasses import replace
 from recovery_world import START_NS, World, kinds
 
 from switchgear.recovery import model as m
-from switchgear.recovery.machine import LEASE_MARGIN_S, LEASE_S, resume
+from switchgear.recovery.faults import GROW_RETRY_S
+from switchgear.recovery.hang import HEARD_S_MAX
+from switchgear.recovery.machine import LAUNCHER_START_S, LEASE_MARGIN_S, LEASE_S, resume
 from switchgear.recovery.translate import command_to_proto
 from switchgear.recovery.watching import ENDED_LOUDLY_S, GONE_S
 
@@ -94,6 +96,57 @@ def test_peers_that_wait_in_a_collective_are_stopped_and_their_end_is_waited_for
     assert world.state.phase is m.Phase.REPLACING
 
 
+def test_nodes_that_are_cut_off_together_do_not_vouch_for_each_other() -> None:
+    world = running()
+    waits = tuple(replace(WAITS, rank=number, idle_s=1.0) for number in range(4))
+    world.happen(m.Watched("nodes/a", 1, waits[:2]), m.Watched("nodes/b", 1, waits[2:]))
+    world.happen(m.LauncherGone("nodes/a", "launcher-nodes/a"), GONE)
+    later(world)
+    world.happen(m.ContactKnown("nodes/b", connected=False), m.ContactKnown("nodes/a", connected=False))
+    assert world.state.phase is m.Phase.RUNNING
+    later(world, LEASE_S)
+    assert world.state.phase is m.Phase.RUNNING
+
+
+def test_what_a_witness_said_a_while_ago_counts_for_nothing() -> None:
+    world = running()
+    world.happen(GONE, m.Watched("nodes/a", 1, (WAITS, replace(WAITS, rank=1))))
+    later(world, HEARD_S_MAX + 0.1)
+    world.happen(m.ContactKnown("nodes/b", connected=False))
+    assert world.state.phase is m.Phase.RUNNING
+
+
+def test_a_witness_that_goes_before_its_ranks_have_ended_is_none() -> None:
+    world = running()
+    world.happen(GONE, m.Watched("nodes/a", 1, (WAITS, replace(WAITS, rank=1))))
+    later(world)
+    world.happen(m.ContactKnown("nodes/b", connected=False))
+    assert world.state.phase is m.Phase.STOPPING
+    assert world.state.launchers["nodes/b"].stopped_generation == 0
+    world.happen(m.LauncherGone("nodes/a", "launcher-nodes/a"))
+    later(world)
+    world.happen(m.ContactKnown("nodes/a", connected=False), m.Tick())
+    assert world.state.bad_nodes == {}
+
+
+def test_a_node_that_was_given_up_and_is_back_with_its_ranks_has_to_stop_them_first() -> None:
+    world = running()
+    world.happen(GONE, world.exit(0, 1, exception=PEER_LOST, step=10))
+    world.state.launchers["nodes/c"] = m.Launcher(connected=True, launcher_id="launcher-nodes/c")  # still stopping
+    world.happen(world.exit(1, -9, by_us=True, step=10))
+    world.stopped("nodes/a")
+    later(world)
+    world.happen(m.ContactKnown("nodes/b", connected=False))
+    assert world.state.launchers["nodes/b"].stopped_generation == 1
+    ranks = tuple((number, 100 + number, START_NS) for number in (2, 3))
+    effects = world.hello("nodes/b", generation=1, ranks_alive=ranks, all_gone=False)
+    assert [effect.node for effect in effects if isinstance(effect, m.Stop)] == ["nodes/b"]
+    world.stopped("nodes/c")
+    assert world.state.phase is m.Phase.STOPPING
+    world.stopped("nodes/b")
+    assert world.state.phase is m.Phase.REPLACING
+
+
 def test_ranks_that_train_on_by_themselves_prove_nothing() -> None:
     world = running()
     world.happen(GONE)
@@ -114,6 +167,7 @@ def test_ranks_that_were_seen_apart_need_each_other_for_no_step() -> None:
     steps(world, 14, 11)  # three behind what the others had made a second ago
     assert world.state.attempt is not None
     assert world.state.attempt.drifted
+    assert ["11 steps into the attempt" in e.message for e in world.effects if isinstance(e, m.Warn)] == [True]
     world.happen(m.LauncherSeen("nodes/b", "launcher-nodes/b"), GONE)
     peers_end(world)
     later(world)
@@ -222,6 +276,31 @@ def test_a_job_that_runs_on_fewer_nodes_asks_for_the_others_at_its_next_fault() 
     world.checked(step=10)
     assert world.state.attempt is not None
     assert sorted(world.state.attempt.ranks) == [0, 1, 2, 3]
+
+
+def test_a_job_on_fewer_nodes_does_not_wait_at_each_fault_for_a_node_that_never_reports() -> None:
+    world = shrunk()
+
+    def rank_killed() -> None:
+        step = world.state.high_water_step + 1
+        world.progress(step)
+        world.happen(world.exit(0, -9, step=step), world.exit(1, -9, by_us=True, step=step))
+        world.stopped("nodes/a")
+
+    rank_killed()
+    world.place("nodes/a", "nodes/c", epoch=3, joined={"nodes/a": 1})
+    world.seconds += LAUNCHER_START_S + 1
+    world.happen(m.LauncherSeen("nodes/a", "launcher-nodes/a"), m.Tick())
+    assert world.state.phase is m.Phase.REPLACING
+    world.place("nodes/a", epoch=4, joined={"nodes/a": 1})
+    world.checked(step=10)
+    rank_killed()
+    assert world.state.phase is m.Phase.CHECKING
+    world.checked(step=10)
+    world.seconds += GROW_RETRY_S
+    world.happen(m.LauncherSeen("nodes/a", "launcher-nodes/a"))
+    rank_killed()
+    assert world.state.phase is m.Phase.REPLACING
 
 
 def test_a_node_that_joins_while_the_others_run_disturbs_nobody() -> None:

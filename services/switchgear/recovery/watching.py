@@ -44,9 +44,10 @@ class Watching(Faults):
         state, attempt = self.state, self.state.attempt
         if attempt is None or state.phase not in _IN_ATTEMPT:
             return
+        # What those that are gone said last may have ended since.
         found = stall(
             attempt.ranks,
-            state.watches,
+            {n: watch for n, watch in state.watches.items() if self._reached(attempt.ranks[n].node)},
             self.now,
             # Replicas wait for requests.
             hang_seconds=0 if state.spec.inference else state.spec.hang_seconds,
@@ -67,6 +68,10 @@ class Watching(Faults):
         if state.incident:
             state.incident.stack = found.stack[-STACK_LENGTH_MAX:]
         self.save_incident()
+
+    def _reached(self, node: str) -> bool:
+        launcher = self.state.launchers.get(node)
+        return launcher is not None and launcher.connected
 
     def _hung_before(self) -> int:
         """Hangs since the newest step that was new; an incident is open until there is one."""
@@ -157,8 +162,7 @@ class Watching(Faults):
         if attempt.drifted or min(rank.count for rank in attempt.ranks.values()) < TOGETHER_STEPS_MIN:
             return ""
         for number, rank in attempt.ranks.items():
-            launcher = self.state.launchers.get(rank.node)
-            if rank.node == node or launcher is None or not launcher.connected:
+            if rank.node == node or not self._reached(rank.node):
                 continue
             if rank.exit and not rank.exit.by_us and blames_peer(rank.exit):
                 return f"rank {number} on {rank.node} lost its connection to a peer"
