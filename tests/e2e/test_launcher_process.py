@@ -95,10 +95,10 @@ class Processes:
 
 
 @pytest.fixture
-def processes(tmp_path: Path, bare_python: str, plane: ControlPlane) -> AsyncIterator[Processes]:
+async def processes(tmp_path: Path, bare_python: str, plane: ControlPlane) -> AsyncIterator[Processes]:
     processes = Processes(tmp_path, bare_python, plane)
     yield processes
-    processes.end()
+    await asyncio.to_thread(processes.end)  # they wait for an answer to their last word
 
 
 async def started(plane: ControlPlane) -> list[int]:
@@ -340,8 +340,8 @@ async def test_an_interpreter_whose_name_no_system_takes_is_answered_too(tmp_pat
     assert failed.message == "cannot start the process that forks the ranks: embedded null byte"
 
 
-async def test_a_working_directory_that_is_missing_is_said_so(tmp_path: Path) -> None:
-    launcher = Launcher(tmp_path, "print(1)")
+async def test_a_working_directory_that_is_missing_is_said_so(tmp_path: Path, bare_python: str) -> None:
+    launcher = Launcher(tmp_path, "print(1)", spec={"python": bare_python})
     launcher.spec.working_directory = str(tmp_path / "away")
     failed = await refusal(launcher)
     message = f"working directory {tmp_path}/away does not exist on nodes/here"
