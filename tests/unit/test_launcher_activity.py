@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from switchgear.launcher import loops, stacks
 from switchgear.launcher.activity import Activity, from_stack
+from switchgear.launcher.loops import Place
 from switchgear.launcher.stacks import STACK_BYTES_MAX, Frame
 
 PACKAGES = "/opt/venv/lib/python3.11/site-packages"
@@ -21,13 +23,21 @@ C10D = Frame("all_reduce", f"{TORCH}/distributed/distributed_c10d.py", 3000)
 LOGGER = Frame("wrapper", f"{TORCH}/distributed/c10d_logger.py", 83)
 
 
-def at(*frames: Frame, sleeps: bool = True, writing: bool = False, in_loop: bool = True, line: str = "") -> Activity:
+def at(
+    *frames: Frame,
+    sleeps: bool = True,
+    writing: bool = False,
+    place: Place = Place.INSIDE,
+    line: str = "",
+    call: Sequence[Frame] = (MAIN,),
+) -> Activity:
     return from_stack(
         frames,
         writing=writing,
-        importing=loops.imports(frames, [MAIN]),
+        importing=loops.imports(frames, call),
         sleeps=sleeps,
-        in_loop=lambda stack: in_loop,
+        beyond=loops.beyond(frames, call),
+        place_of=lambda stack: place,
         line_of=lambda frame: line,
     )
 
@@ -86,7 +96,15 @@ def test_a_line_that_waits_tells_of_c_code_below_it() -> None:
 
 
 def test_whatever_is_outside_of_the_loop_of_the_steps_is_no_step() -> None:
-    assert [at(MAIN, in_loop=False), at(MAIN, C10D, in_loop=False)] == [Activity.EVALUATION] * 2
+    assert [at(MAIN, place=Place.OUTSIDE), at(MAIN, C10D, place=Place.OUTSIDE)] == [Activity.EVALUATION] * 2
+    assert [at(MAIN, place=Place.BETWEEN), at(MAIN, C10D, place=Place.BETWEEN)] == [Activity.UNKNOWN] * 2
+
+
+def test_a_function_that_steps_are_made_in_is_no_evaluation_whatever_it_is_called() -> None:
+    trains = Frame("train_and_evaluate", "/job/train.py", 30)
+    call = [MAIN, trains]
+    assert at(MAIN, Frame("train_and_evaluate", "/job/train.py", 31), FORWARD, call=call) is Activity.STEP
+    assert at(MAIN, trains, Frame("evaluate", "/job/train.py", 7), call=call) is Activity.EVALUATION
 
 
 def test_a_file_that_is_being_written_makes_a_checkpoint() -> None:
@@ -96,8 +114,8 @@ def test_a_file_that_is_being_written_makes_a_checkpoint() -> None:
 PROGRAM = """\
 def epoch():
     for batch in range(9):
-        loss = 1
-        step()
+        loss = forward()
+        make_step()
     report()
 
 def main():
@@ -106,8 +124,15 @@ def main():
         validate()
     upload()
 
+def make_step():
+    backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    log()
+
 main()
 """
+MADE_IN = ("<module>", "main", "epoch", "make_step")
 
 
 @pytest.fixture
@@ -118,39 +143,55 @@ def program(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("lines", "inside"),
+    ("lines", "place"),
     [
-        ((13, 9, 3), True),  # in the loop over batches
-        ((13, 9, 2), True),  # waits for the next batch
-        ((13, 9, 5), False),  # after it
-        ((13, 10), True),  # the loop over epochs goes on
-        ((13, 11), False),
-        ((13,), True),  # no more is known of it
+        ((19, 9, 4, 14), Place.INSIDE),  # the loop over optimizers is none over batches
+        ((19, 9, 4, 17), Place.INSIDE),
+        ((19, 9, 3), Place.INSIDE),
+        ((19, 9, 2), Place.INSIDE),  # waits for the next batch
+        ((19, 9, 5), Place.BETWEEN),  # after the last one
+        ((19, 10), Place.BETWEEN),  # the loop over epochs goes on
+        ((19, 11), Place.OUTSIDE),
+        ((19,), Place.INSIDE),  # no more is known of it
     ],
 )
-def test_the_loop_of_the_steps_is_known_by_where_the_two_calls_part(
-    program: Path, lines: tuple[int, ...], inside: bool
+def test_the_loop_of_the_steps_is_the_innermost_around_their_call(
+    program: Path, lines: tuple[int, ...], place: Place
 ) -> None:
     def stack(*lines: int) -> list[Frame]:
-        return [
-            Frame(name, str(program), line) for name, line in zip(("<module>", "main", "epoch"), lines, strict=False)
-        ]
+        return [Frame(name, str(program), line) for name, line in zip(MADE_IN, lines, strict=False)]
 
-    assert loops.in_same_loop(stack(*lines), stack(13, 9, 4)) is inside
+    assert loops.place_of(stack(*lines), stack(19, 9, 4, 16)) is place
+
+
+def test_loops_of_a_library_count_where_the_program_has_none(tmp_path: Path) -> None:
+    script, library = tmp_path / "train.py", tmp_path / "lib/python3.11/site-packages/engine.py"
+    library.parent.mkdir(parents=True)
+    script.write_text("while True:\n    forward()\n    engine.step()\nengine.step()\n")
+    library.write_text("def step():\n    reduce()\n    for group in groups:\n        adam.step(group)\n")
+
+    def stack(*lines: int) -> list[Frame]:
+        files = (("<module>", str(script)), ("step", str(library)))
+        return [Frame(name, file, line) for (name, file), line in zip(files, lines, strict=False)]
+
+    assert [loops.place_of(stack(*lines), stack(3, 4)) for lines in ((2,), (3, 2))] == [Place.INSIDE] * 2
+    assert [loops.place_of(stack(4, n), stack(4, 4)) for n in (2, 3)] == [Place.OUTSIDE, Place.INSIDE]
 
 
 def test_an_interpreter_that_winds_up_is_in_no_loop(program: Path) -> None:
     call = [Frame("<module>", str(program), 13)]
     shutdown = Frame("_shutdown", "/usr/lib/python3.11/threading.py", 1560)
-    assert loops.in_same_loop([shutdown], call) is False
-    assert loops.in_same_loop([shutdown] * 100, call), "the program's own frames may be among those that were cut off"
+    assert loops.place_of([shutdown], call) is Place.OUTSIDE
+    assert loops.place_of([shutdown] * 100, call) is Place.INSIDE, (
+        "the program's own frames may be among those that were cut off"
+    )
 
 
 def test_a_program_that_cannot_be_read_is_in_its_loop(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("for in")
     for name in ("broken.py", "missing.py"):
         path = str(tmp_path / name)
-        assert loops.in_same_loop([Frame("<module>", path, 3)], [Frame("<module>", path, 1)])
+        assert loops.place_of([Frame("<module>", path, 3)], [Frame("<module>", path, 1)]) is Place.INSIDE
 
 
 def test_frames_are_read_from_faulthandler_without_ours() -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from enum import Enum
 
+from switchgear.launcher.loops import Place
 from switchgear.launcher.stacks import Frame, Stack
 from switchgear.launcher.steplog import Phase
 
@@ -37,7 +38,7 @@ _DEVICE_FILES = ("/torch/cuda/__init__.py", "/torch/cuda/streams.py", "/torch/_t
 
 
 class Activity(Enum):
-    """As in the contract. UNKNOWN: no stack could be had and no mark helps."""
+    """As in the contract. UNKNOWN: no mark helps, and no stack could be had or it lies between two loops of steps."""
 
     UNKNOWN = "unknown"
     STARTUP = "startup"
@@ -68,14 +69,16 @@ def from_stack(
     writing: bool,
     importing: bool,
     sleeps: bool,
-    in_loop: Callable[[Stack], bool],
+    beyond: Stack,
+    place_of: Callable[[Stack], Place],
     line_of: Callable[[Frame], str],
 ) -> Activity:
     """What a rank is at that has made a step and has left no mark.
 
     stack: of its training thread; empty when it could not be had. writing: it has a file of its checkpoint directory open that it
-    has begun to write after its last step. importing: it imports a module, as the first `torch.compile` does for seconds. sleeps: its training thread does not run. in_loop: whether a stack lies in the loop that
-    makes steps. line_of: the source of a frame's line, empty when that cannot be read.
+    has begun to write after its last step. importing: it imports a module, as the first `torch.compile` does for seconds. sleeps: its
+    training thread does not run. beyond: its frames that no step is made in. place_of: where a stack lies beside the loop that makes
+    steps. line_of: the source of a frame's line, empty when that cannot be read.
     """
     if writing or any(map(_saves, stack)):
         return Activity.CHECKPOINT
@@ -85,8 +88,10 @@ def from_stack(
         return Activity.DATA
     if importing or any(map(_compiles, stack)):
         return Activity.COMPILE
-    if any(map(_evaluates, stack)) or not in_loop(stack):
-        return Activity.EVALUATION
+    place = Place.OUTSIDE if any(map(_evaluates, beyond)) else place_of(stack)
+    if place is not Place.INSIDE:
+        # Between epochs a script does nobody knows what, and comes back from it.
+        return Activity.UNKNOWN if place is Place.BETWEEN else Activity.EVALUATION
     return Activity.COLLECTIVE if waits_for_ranks(stack, sleeps=sleeps, line_of=line_of) else Activity.STEP
 
 

@@ -201,7 +201,8 @@ class Watcher:
             writing=writing and directory is not None and proc.writes_below(followed.process.pid, directory),
             importing=loops.imports(stack, call),
             sleeps=sleeps,
-            in_loop=lambda stack: loops.in_same_loop(stack, call),
+            beyond=loops.beyond(stack, call),
+            place_of=lambda stack: loops.place_of(stack, call),
             line_of=loops.line_of,
         )
         return _Seen(stack, said, self._flight_record(followed.rank))
