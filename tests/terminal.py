@@ -68,6 +68,7 @@ class Terminal:
         for process in self._started:
             if process.poll() is None:
                 process.terminate()
+        for process in self._started:
             process.communicate(timeout=20)
 
 
