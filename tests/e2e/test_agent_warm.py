@@ -29,7 +29,7 @@ AGENT = """
 import asyncio, json, sys
 from pathlib import Path
 from switchgear.agent.launcher_process import LauncherSettings
-from switchgear.agent.standby import Kind
+from switchgear.agent.standby import kind_of
 from switchgear.agent.standbys import Standbys
 from switchgear.core.clock import SystemClock
 from switchgear.v1.job_service_pb2 import JobSpec
@@ -38,7 +38,7 @@ from google.protobuf import json_format
 async def main():
     settings = LauncherSettings((sys.executable, "-m", "switchgear.launcher"), "nodes/n", "127.0.0.1", "", Path(sys.argv[2]))
     standbys = Standbys(settings, 1, SystemClock(), delay_s=0)
-    standbys.want([Kind.of(json_format.Parse(sys.argv[1], JobSpec()))])
+    standbys.want([kind_of(json_format.Parse(sys.argv[1], JobSpec()))])
     await standbys.run()
 
 asyncio.run(main())

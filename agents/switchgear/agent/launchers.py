@@ -22,7 +22,7 @@ from google.protobuf import json_format
 
 from switchgear.agent.launcher_process import LauncherSettings, start_launcher
 from switchgear.agent.processes import find_by_arguments
-from switchgear.agent.standby import Kind
+from switchgear.agent.standby import kind_of
 from switchgear.agent.standbys import Standbys
 from switchgear.core import names, trace
 from switchgear.core.errors import Invalid
@@ -119,7 +119,7 @@ class Launchers:
     def keep_warm(self, command: pb.KeepWarm) -> None:
         """Takes the newest list of what should be warm."""
         if self._standbys:
-            self._standbys.want([Kind.of(warm) for warm in command.kinds])
+            self._standbys.want([kind_of(warm) for warm in command.kinds])
 
     def stop(self, job: str, placement_epoch: int) -> None:
         """Stops what runs, or is about to run, for the job in this placement epoch or an older one."""
@@ -179,7 +179,7 @@ class Launchers:
         log_path = folder / "launcher.log"
         # Programs of other kinds have no use for what a standby has imported.
         standbys = None if command.spec.no_python else self._standbys
-        standby = standbys.take(Kind.of(command.spec)) if standbys else None
+        standby = standbys.take(kind_of(command.spec)) if standbys else None
         if standby:
             # Before it hears of the job: whatever moment the agent dies at, either this finds it or it ends.
             try:

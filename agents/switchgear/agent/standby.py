@@ -14,49 +14,29 @@ import shutil
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf import json_format
 
 from switchgear.agent.launcher_process import LauncherSettings, start_launcher
+from switchgear.core.warm import WarmKind
 from switchgear.v1.job_service_pb2 import JobSpec
 from switchgear.v1alpha import node_agent_service_pb2 as pb
 
-#: Ranks read these variables when they run; nothing does at its import.
-OWN_VARIABLES = "SWITCHGEAR_"
 _KIND_FILE = "kind.json"
 _ANSWER_BYTES_MAX = 65536
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """All that the imports of a launcher's zygote depend on."""
-
-    python: str
-    working_directory: str
-    environment: tuple[tuple[str, str], ...]
-    preload: tuple[str, ...]
-
-    @classmethod
-    def of(cls, source: pb.Warm | JobSpec) -> Kind:
-        environment = tuple(sorted(i for i in source.environment.items() if not i[0].startswith(OWN_VARIABLES)))
-        return cls(source.python, source.working_directory, environment, tuple(source.preload))
-
-    def spec(self) -> JobSpec:
-        return JobSpec(
-            python=self.python,
-            working_directory=self.working_directory,
-            environment=dict(self.environment),
-            preload=self.preload,
-        )
+def kind_of(source: pb.Warm | JobSpec) -> WarmKind:
+    """The kind of a job that is a Python file."""
+    return WarmKind.of(source.python, source.working_directory, source.environment.items(), source.preload)
 
 
 class Standby:
     """One process, from its start until it ends or has a job. changed: called when it is ready, fails or ends."""
 
     def __init__(
-        self, settings: LauncherSettings, kind: Kind, folder: Path, started_s: float, changed: Callable[[], None]
+        self, settings: LauncherSettings, kind: WarmKind, folder: Path, started_s: float, changed: Callable[[], None]
     ) -> None:
         """Starts it. Raises OSError."""
         self.started_s = started_s
@@ -68,7 +48,13 @@ class Standby:
         self._changed = changed
         self._answer = b""
         folder.mkdir(parents=True)
-        (folder / _KIND_FILE).write_text(json_format.MessageToJson(kind.spec()))
+        spec = JobSpec(
+            python=kind.python,
+            working_directory=kind.working_directory,
+            environment=dict(kind.environment),
+            preload=kind.preload,
+        )
+        (folder / _KIND_FILE).write_text(json_format.MessageToJson(spec))
         self._channel, theirs = socket.socketpair()
         try:
             arguments = ("--standby", str(folder))

@@ -10,8 +10,9 @@ import uuid
 from collections.abc import Sequence
 
 from switchgear.agent.launcher_process import LauncherSettings
-from switchgear.agent.standby import Kind, Standby
+from switchgear.agent.standby import Standby
 from switchgear.core.clock import Clock
+from switchgear.core.warm import WarmKind
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +51,12 @@ class Standbys:
         self._delay_s = delay_s
         self._linger_s = linger_s
         self._root = settings.state_dir / "standbys"
-        self._wanted: tuple[Kind, ...] = ()
+        self._wanted: tuple[WarmKind, ...] = ()
         #: Until when those stay that were wanted before, in the order in which they were given up.
-        self._lingering_s: dict[Kind, float] = {}
-        self._standbys: dict[Kind, Standby] = {}
-        self._due_s: dict[Kind, float] = {}
-        self._failures: dict[Kind, int] = {}
+        self._lingering_s: dict[WarmKind, float] = {}
+        self._standbys: dict[WarmKind, Standby] = {}
+        self._due_s: dict[WarmKind, float] = {}
+        self._failures: dict[WarmKind, int] = {}
         self._wake = asyncio.Event()
 
     @property
@@ -63,7 +64,7 @@ class Standbys:
         """Those that could start ranks at once."""
         return sum(standby.ready for standby in self._standbys.values())
 
-    def want(self, kinds: Sequence[Kind]) -> None:
+    def want(self, kinds: Sequence[WarmKind]) -> None:
         """The kinds that should be warm, the first ones first. Others end, at the latest after `linger_s`."""
         now_s = self._clock.monotonic_s()
         before, self._wanted = self._wanted, tuple(dict.fromkeys(kinds))[: self._kinds_max]
@@ -72,7 +73,7 @@ class Standbys:
         self._failures = {kind: count for kind, count in self._failures.items() if kind in self._wanted}
         self._wake.set()
 
-    def take(self, kind: Kind) -> Standby | None:
+    def take(self, kind: WarmKind) -> Standby | None:
         """Gives away the one of that kind, ready or not. For a while nothing is warmed beside the launcher that starts now."""
         due_s = self._clock.monotonic_s() + self._delay_s
         self._due_s = {kind: max(due, due_s) for kind, due in self._due_s.items()}
@@ -130,7 +131,7 @@ class Standbys:
             times_s.append(self._due_s[kind])
         return min(times_s) - now_s if times_s else None
 
-    def _staying(self, now_s: float) -> set[Kind]:
+    def _staying(self, now_s: float) -> set[WarmKind]:
         """The kinds whose standbys are kept: those that are wanted, and as many of those before as there is room for."""
         self._lingering_s = {
             kind: until_s
@@ -140,14 +141,14 @@ class Standbys:
         room = self._kinds_max - len(self._wanted)
         return {*self._wanted, *(list(self._lingering_s)[-room:] if room else ())}
 
-    def _start(self, kind: Kind) -> None:
+    def _start(self, kind: WarmKind) -> None:
         try:
             folder = self._root / uuid.uuid4().hex
             self._standbys[kind] = Standby(self._settings, kind, folder, self._clock.monotonic_s(), self._wake.set)
         except OSError as error:
             self._failed(kind, str(error))
 
-    def _failed(self, kind: Kind, why: str) -> None:
+    def _failed(self, kind: WarmKind, why: str) -> None:
         count = self._failures[kind] = self._failures.get(kind, 0) + 1
         retry_s = min(_RETRY_S * 2 ** min(count - 1, 10), _RETRY_S_MAX)
         self._due_s[kind] = self._clock.monotonic_s() + retry_s

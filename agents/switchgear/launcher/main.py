@@ -28,7 +28,7 @@ from switchgear.launcher.settings import LauncherSettings
 from switchgear.launcher.spans import Spans
 from switchgear.launcher.supervisor import Supervisor
 from switchgear.launcher.warm_zygote import WarmZygote
-from switchgear.launcher.zygote import ZygoteKind
+from switchgear.launcher.zygote import kind_of
 from switchgear.v1.job_service_pb2 import JobSpec
 from switchgear.v1alpha import launcher_service_pb2 as pb
 from switchgear.v1alpha import launcher_service_pb2_grpc as pb_grpc
@@ -78,7 +78,7 @@ async def run_job(args: argparse.Namespace, zygote: WarmZygote | None, begun_ns:
     """
     try:
         settings = settings_from(args)
-        if zygote is not None and zygote.kind != ZygoteKind.of(settings.spec, settings.python):
+        if zygote is not None and zygote.kind != kind_of(settings.spec, settings.python):
             await zygote.close()
             zygote = None
         return await run(settings, args.recovery, args.trace_parent, zygote, begun_ns)

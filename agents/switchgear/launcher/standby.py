@@ -25,7 +25,7 @@ from switchgear.core import trace
 from switchgear.core.clock import SystemClock
 from switchgear.launcher import main as launcher
 from switchgear.launcher.warm_zygote import Launching, NotWarm, WarmZygote
-from switchgear.launcher.zygote import Ended, Event, Ready, ZygoteKind
+from switchgear.launcher.zygote import Ended, Event, Ready, kind_of
 from switchgear.v1.job_service_pb2 import JobSpec
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def main(folder: Path) -> int:
 
 async def _run(folder: Path, channel: socket.socket) -> int:
     spec = json_format.Parse((folder / KIND_FILE).read_text(encoding="utf-8"), JobSpec())
-    zygote = WarmZygote(ZygoteKind.of(spec), folder / "zygote.log", NICE)
+    zygote = WarmZygote(kind_of(spec), folder / "zygote.log", NICE)
     oom_score = _set_oom_score(os.getpid(), _OOM_FIRST)
     assignment = await _wait(zygote, channel)
     if assignment is None:

@@ -31,7 +31,7 @@ from switchgear.launcher.state import State, StateFolder, kill_all
 from switchgear.launcher.steplog_files import StepLogFiles
 from switchgear.launcher.warm_zygote import Launching, NotWarm, WarmZygote
 from switchgear.launcher.watcher import Watcher
-from switchgear.launcher.zygote import Ended, Event, Exited, Gone, NotStarted, RankSpec, Ready, Started, ZygoteKind
+from switchgear.launcher.zygote import Ended, Event, Exited, Gone, NotStarted, RankSpec, Ready, Started, kind_of
 from switchgear.v1alpha import launcher_service_pb2 as pb
 
 __all__ = ["LauncherSettings", "Supervisor"]
@@ -76,9 +76,7 @@ class Supervisor:
         self._port = ReservedPort(settings.address)
         self._lease = settings.lease
         self._generation = 0
-        self._zygote = zygote or WarmZygote(
-            ZygoteKind.of(self._spec, settings.python), settings.state_dir / "zygote.log"
-        )
+        self._zygote = zygote or WarmZygote(kind_of(self._spec, settings.python), settings.state_dir / "zygote.log")
         self._watcher = Watcher(
             self._clock,
             self._spec,

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from switchgear.core.warm import WarmKind
 from switchgear.launcher.state import Process
-from switchgear.launcher.zygote import Ended, Event, RankSpec, Ready, Zygote, ZygoteError, ZygoteKind
+from switchgear.launcher.zygote import Ended, Event, RankSpec, Ready, Zygote, ZygoteError
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class WarmZygote:
     has `attach`ed.
     """
 
-    def __init__(self, kind: ZygoteKind, log_path: Path, nice: int = 0) -> None:
+    def __init__(self, kind: WarmKind, log_path: Path, nice: int = 0) -> None:
         self.kind = kind
         self._log_path = log_path
         self._nice = nice

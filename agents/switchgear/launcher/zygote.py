@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
+from switchgear.core.warm import WarmKind
 from switchgear.launcher import proc
 from switchgear.launcher.state import Process
 from switchgear.v1.job_service_pb2 import JobSpec
@@ -24,7 +25,6 @@ from switchgear.v1.job_service_pb2 import JobSpec
 #: The zygote's own last act takes at most half of it.
 _END_TIMEOUT_S = 10.0
 _LAST_WORDS_BYTES_MAX = 2048
-_OWN_VARIABLES = "SWITCHGEAR_"
 #: Anything else (no memory, no process, no room) passes.
 _NO_INTERPRETER = (errno.ENOENT, errno.EACCES, errno.ENOEXEC)
 
@@ -46,29 +46,15 @@ class RankSpec:
     program: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ZygoteKind:
-    """All that a zygote's imports depend on: one of the same kind is as good as another.
-
-    environment: on top of our own, sorted, without variables of ours, which are for ranks that run. preload: modules that are imported beside torch. torch: whether that is.
-    """
-
-    python: str
-    working_directory: str
-    environment: tuple[tuple[str, str], ...] = ()
-    preload: tuple[str, ...] = ()
-    torch: bool = True
-
-    @classmethod
-    def of(cls, spec: JobSpec, python: str = "") -> ZygoteKind:
-        """python: the interpreter when the job names none; empty: our own."""
-        return cls(
-            spec.python or python or sys.executable,
-            spec.working_directory,
-            tuple(sorted(item for item in spec.environment.items() if not item[0].startswith(_OWN_VARIABLES))),
-            () if spec.no_python else tuple(spec.preload),
-            torch=not spec.no_python,
-        )
+def kind_of(spec: JobSpec, python: str = "") -> WarmKind:
+    """What the zygote of a job imports. python: the interpreter when the job names none; empty: our own."""
+    return WarmKind.of(
+        spec.python or python or sys.executable,
+        spec.working_directory,
+        spec.environment.items(),
+        spec.preload,
+        torch=not spec.no_python,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +156,7 @@ class Zygote:
         self.ready: Ready | None = None
 
     @classmethod
-    async def start(cls, kind: ZygoteKind, log_path: Path, nice: int = 0) -> Zygote:
+    async def start(cls, kind: WarmKind, log_path: Path, nice: int = 0) -> Zygote:
         """Starts it; `run` then tells when it is ready. nice: of its imports, as far as it may take that back.
 
         Raises ZygoteError, whatever it is that hinders it.
@@ -184,7 +170,7 @@ class Zygote:
             raise ZygoteError(message, permanent=False) from error
 
     @classmethod
-    async def _start(cls, kind: ZygoteKind, log_path: Path, nice: int) -> Zygote:
+    async def _start(cls, kind: WarmKind, log_path: Path, nice: int) -> Zygote:
         ours, theirs = socket.socketpair()
         # One thread while it imports, whatever the job asks for: its ranks set their own number. A pool would not survive the fork.
         env = {**os.environ, **dict(kind.environment), "OMP_NUM_THREADS": "1"}

@@ -201,16 +201,6 @@ class WantedLauncher:
 
 
 @dataclass(frozen=True, slots=True)
-class WarmKind:
-    """All that the imports of a job's ranks depend on; see `switchgear.v1alpha.Warm`."""
-
-    python: str
-    working_directory: str
-    environment: tuple[tuple[str, str], ...]
-    preload: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Wanted:
     """What should run on one node. A launcher that is neither in `run` nor in `leave` is to be stopped."""
 

@@ -9,8 +9,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from switchgear.core import names, rpc
 from switchgear.core.errors import Invalid, Reason
+from switchgear.core.warm import WarmKind
 from switchgear.scheduler import nodes as node_life
-from switchgear.scheduler.model import GpuRecord, Inventory, JobRecord, JobSpec, NodeRecord, WantedLauncher, WarmKind
+from switchgear.scheduler.model import GpuRecord, Inventory, JobRecord, JobSpec, NodeRecord, WantedLauncher
 from switchgear.v1 import fleet_service_pb2 as fleet_pb
 from switchgear.v1 import job_service_pb2 as job_pb
 from switchgear.v1alpha import node_agent_service_pb2 as agent_pb

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from switchgear.core.warm import WarmKind
 from switchgear.scheduler import jobs as job_life
 from switchgear.scheduler.decide import Snapshot
-from switchgear.scheduler.model import JobRecord, NodeState, WarmKind, Workload
+from switchgear.scheduler.model import JobRecord, NodeState, Workload
 
 #: A node of several hundred gigabytes keeps so many without noticing; how many it does keep is the agent's to say.
 KINDS_PER_NODE_MAX = 2
 #: Kinds beyond the newest ones would reach only nodes that could run none of these.
 KINDS_MAX = 8
-
-
-#: Ranks read them when they run, nothing does at its import. Each replica of an inference service has another one.
-OWN_VARIABLES = "SWITCHGEAR_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,5 +56,4 @@ def _newest_of_each_kind(jobs: Sequence[JobRecord]) -> list[JobRecord]:
 
 def _kind(job: JobRecord) -> WarmKind:
     spec = job.spec
-    environment = tuple((name, value) for name, value in spec.environment if not name.startswith(OWN_VARIABLES))
-    return WarmKind(spec.python, spec.working_directory, environment, spec.preload)
+    return WarmKind.of(spec.python, spec.working_directory, spec.environment, spec.preload)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from switchgear.scheduler.model import Observation, Wanted, WarmKind
+from switchgear.core.warm import WarmKind
+from switchgear.scheduler.model import Observation, Wanted
 
 
 class Engine(Protocol):

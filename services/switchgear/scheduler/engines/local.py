@@ -16,8 +16,9 @@ import grpc.aio
 from switchgear.core import identity, names
 from switchgear.core.clock import Clock
 from switchgear.core.errors import AlreadyExists, Invalid, Reason, ResourceExhausted
+from switchgear.core.warm import WarmKind
 from switchgear.scheduler import translate
-from switchgear.scheduler.model import Inventory, LauncherRef, NodeStatus, Observation, Wanted, WantedLauncher, WarmKind
+from switchgear.scheduler.model import Inventory, LauncherRef, NodeStatus, Observation, Wanted, WantedLauncher
 from switchgear.scheduler.nodes import NODES_MAX, SILENCE_LIMIT_S
 from switchgear.v1alpha import node_agent_service_pb2 as pb
 from switchgear.v1alpha import node_agent_service_pb2_grpc as pb_grpc
