@@ -29,7 +29,7 @@ _SILENT_UNKNOWN_S = 30.0
 _LOOKS = 5
 _NO_STEP = frozenset({Activity.CHECKPOINT, Activity.EVALUATION, Activity.COMPILE})
 #: May take much longer than a step; who comes back from it has got on.
-_PAUSES = _NO_STEP | {Activity.DATA}
+_PAUSES = _NO_STEP | {Activity.DATA, Activity.UNKNOWN}
 
 
 class StepTimes:
@@ -103,9 +103,7 @@ class RankWatch:
     _pause: Activity | None = None
 
     def saw(self, activity: Activity, now_ns: int) -> None:
-        """What its stack tells now; UNKNOWN tells nothing."""
-        if activity is Activity.UNKNOWN:
-            return
+        """What its stack tells now; UNKNOWN: that it is between two loops of steps."""
         if self._pause not in (None, activity):
             self.pause_end_ns = now_ns
         self._pause = activity if activity in _PAUSES else None

@@ -59,11 +59,15 @@ _ACTIVITIES = {
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What a rank's stack has told of it. activity: as if it had made a step. note: a line for its reader, or none."""
+    """What a rank's stack has told of it.
+
+    activity: as if it had made a step. note: a line for its reader, or none. judged: False: it cannot be told what the rank is at.
+    """
 
     stack: Stack
-    activity: Activity
+    activity: Activity = Activity.UNKNOWN
     note: str = ""
+    judged: bool = False
 
 
 @dataclass(slots=True)
@@ -173,8 +177,9 @@ class Watcher:
         """Takes its stack, and what it tells, off the loop."""
         try:
             stack = await self._taker.take(followed.process, fd)
-            followed.seen = await self._judged(followed, stack, call, sleeps=sleeps, writing=writing)
-            followed.watch.saw(followed.seen.activity, round(self._clock.monotonic_s() * 1e9))
+            followed.seen = seen = await self._judged(followed, stack, call, sleeps=sleeps, writing=writing)
+            if seen.judged:
+                followed.watch.saw(seen.activity, round(self._clock.monotonic_s() * 1e9))
         finally:
             followed.asking = False
             followed.next_stack_s = self._clock.monotonic_s() + watch.next_stack_s(followed.watch.silent_s())
@@ -182,7 +187,7 @@ class Watcher:
     async def _judged(self, followed: _Followed, stack: Stack, call: Stack, *, sleeps: bool, writing: bool) -> _Seen:
         """What a stack tells; that its rank is at something unknown while the files that it takes cannot be read."""
         if self._disk_hangs and self._disk.pending:
-            return _Seen(stack, Activity.UNKNOWN)
+            return _Seen(stack)
         work = self._disk.run(self._judge, followed, stack, call, sleeps=sleeps, writing=writing)
         try:
             seen = await asyncio.wait_for(work, READ_TIMEOUT_S)
@@ -190,7 +195,7 @@ class Watcher:
             if not self._disk_hangs:
                 log.warning("files that tell what ranks do cannot be read: a file system does not answer")
             self._disk_hangs = True
-            return _Seen(stack, Activity.UNKNOWN)
+            return _Seen(stack)
         self._disk_hangs = False
         return seen
 
@@ -205,7 +210,9 @@ class Watcher:
             place_of=lambda stack: loops.place_of(stack, call),
             line_of=loops.line_of,
         )
-        return _Seen(stack, said, self._flight_record(followed.rank))
+        return _Seen(
+            stack, said, self._flight_record(followed.rank), judged=bool(stack) or said is not Activity.UNKNOWN
+        )
 
     @cached_property
     def _real_directory(self) -> Path | None:
