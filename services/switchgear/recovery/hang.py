@@ -1,6 +1,6 @@
 """Which ranks are stuck and who is at fault, from what launchers say of ranks that make no step. Pure.
 
-CPU time accuses nobody: those that wait in a collective may spin (NCCL) or sleep (gloo). It is told as evidence.
+CPU time accuses nobody, since those that wait in a collective may spin (NCCL) or sleep (gloo); what computes is only given more time.
 """
 
 from __future__ import annotations
@@ -119,10 +119,10 @@ def stall(
     if blocked:
         # One node is accused by ranks elsewhere that are well. It may as well be the storage, which no other node cures.
         accused, well = ({ranks[n].node for n in numbers} for numbers in (blocked, said.keys() - set(blocked)))
-        node_s = min(map(case.in_state_s, blocked))
+        since_s = min(map(case.in_state_s, blocked))
         if len(accused) == 1 and well - accused:
-            return case.blocked(blocked) if node_s >= BLOCKED_S else None
-        if node_s < _PATIENCE_S[Activity.CHECKPOINT]:
+            return case.blocked(blocked) if since_s >= BLOCKED_S else None
+        if since_s < _PATIENCE_S[Activity.CHECKPOINT]:
             return None
     return case.hung(doubted_s if limit_s == in_step_s else None)
 
