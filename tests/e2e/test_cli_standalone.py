@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from terminal import RANKS, STEPS, Terminal, wait_for
+from terminal import RANKS, STEPS, Terminal, runs, wait_for
 
 from switchgear.cli.demo import proofs
 
@@ -76,7 +76,7 @@ def test_a_killed_launcher_is_started_again_by_hand_and_goes_on(
     ranks = terminal.rank_pids("launcher")
     process.kill()
     process.communicate()
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks), 1.0)
+    wait_for(lambda: not any(map(runs, ranks)), 1.0)
     process = terminal.train("launcher")
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
@@ -134,6 +134,12 @@ def test_ctrl_c_stops_the_ranks(terminal: Terminal) -> None:
         (("run", "--standalone", "."), 11, "is not a file"),
         (("run", "--standalone", "--nproc-per-node", "0", "a.py"), 2, "must be 1 or more"),
         (("run", "--standalone", "--name", "Not Good", "a.py"), 2, "lower-case letters"),
+        (("run", "--standalone", "--log-dir", "a.py/logs", "a.py"), 2, "--log-dir a.py/logs: Not a directory"),
+        (
+            ("run", "--standalone", "--log-dir", "/proc/logs", "a.py"),
+            2,
+            "--log-dir /proc/logs: No such file or directory",
+        ),
         (("run", "--server", "127.0.0.1:1", "a.py"), 14, "switchgear run --standalone"),
         (("jobs", "--server", "127.0.0.1:1"), 14, "switchgear up"),
         (("up", "--grpc", "0.0.0.0:0"), 18, "use 127.0.0.1"),

@@ -52,6 +52,7 @@ def test_one_node_that_names_a_place_to_meet_runs_here_and_flags_without_use_are
     place = ("--nnodes=1", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--rdzv-id", "Run/7")
     ended = terminal.run("run", *place, "--monitor-interval", "1", "--python", bare_python, "a.py")
     assert (ended.returncode, ended.stdout) == (0, "[rank 0] Run/7\n"), ended.stderr
+    assert [path.name for path in (terminal.folder / "state" / "standalone").iterdir()] == ["run-7"], "nothing random"
     assert [line for line in ended.stderr.splitlines() if "ignored" in line] == [
         "switchgear: ignored, see docs/torchrun.md: --monitor-interval"
     ]

@@ -93,9 +93,11 @@ def main(args: argparse.Namespace) -> int:
     if to_server and meeting:
         tell("switchgear: the server places the nodes: where they would meet without one is ignored")
     together = most > 1 and not to_server
-    name = _name(args, unique=not together)
+    name = _name(args, unique=to_server or not (together or _id(args)))
     if to_server:
         return _submit(args.server, name, spec, echo, detach=args.detach)
+    if args.log_dir:
+        run_options.require_log_folder(Path(args.log_dir))
     if together and meeting is not None:
         from switchgear.cli.multinode import run as run_together
 
@@ -116,14 +118,17 @@ def _require_alone(args: argparse.Namespace, nodes: int) -> None:
         )
 
 
+def _id(args: argparse.Namespace) -> str:
+    """Empty without one; `none` is what torchrun calls a job without an id."""
+    return "" if args.rdzv_id in (None, "none") else args.rdzv_id
+
+
 def _name(args: argparse.Namespace, *, unique: bool) -> str:
-    """The job's id; nodes that meet must all come to the same."""
+    """The job's id; nodes that meet, and a command that is typed again with an id, must come to the same. unique: with a random part."""
     if args.name is not None:
         name: str = args.name
     else:
-        # `none` is what torchrun calls a job without an id.
-        given = args.rdzv_id if args.rdzv_id not in (None, "none") else ""
-        name = names.to_id(given or Path(args.script).stem)[:40].rstrip(".-")
+        name = names.to_id(_id(args) or Path(args.script).stem)[:40].rstrip(".-")
         if unique:
             name = f"{name}-{secrets.token_hex(3)}"
     names.job_name(name)  # a wrong one is told before anything starts

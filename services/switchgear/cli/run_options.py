@@ -7,6 +7,7 @@ import math
 import os
 import re
 import signal
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +170,17 @@ def job_spec(args: argparse.Namespace, nproc: int) -> jobs.JobSpec:
     if args.rdzv_id and args.rdzv_id != "none":
         spec.environment.setdefault("TORCHELASTIC_RUN_ID", args.rdzv_id)
     return spec
+
+
+def require_log_folder(folder: Path) -> None:
+    """Makes the folder of the ranks' logs on this machine. Raises Invalid when nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        problem = f"{folder}: {error.strerror}; name a folder in which this user can make files"
+        raise _bad("log_dir", problem) from error
 
 
 def _hang_seconds(given: str | None) -> float | None:
