@@ -12,6 +12,7 @@ from pathlib import Path
 
 from switchgear.cli.demo import proofs
 from switchgear.cli.demo.stage import example_trainer
+from switchgear.core.process import stat_fields
 
 SWITCHGEAR = (sys.executable, "-m", "switchgear.cli.main")
 STEPS = 60
@@ -70,6 +71,12 @@ class Terminal:
                 process.terminate()
         for process in self._started:
             process.communicate(timeout=20)
+
+
+def runs(pid: int) -> bool:
+    """A process that has ended and waits for the machine's first process to collect it runs nothing."""
+    fields = stat_fields(pid)
+    return fields is not None and fields[0] not in "ZX"
 
 
 def wait_for(reached: Callable[[], object], timeout_s: float = 60) -> None:

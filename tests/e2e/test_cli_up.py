@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from terminal import RANKS, STEPS, Terminal, wait_for
+from terminal import RANKS, STEPS, Terminal, runs, wait_for
 
 from switchgear.cli.demo import proofs
 from switchgear.cli.state import Running, read_running
@@ -37,7 +37,8 @@ class Control(Terminal):
 
     def up(self) -> None:
         grpc, http = (f"127.0.0.1:{port}" for port in self._ports)
-        self.process = self.start("up", "--grpc", grpc, "--http", http, "--node", "n1", "--sim-gpus", str(RANKS))
+        listen = ("--grpc", grpc, "--http", http, "--router", "127.0.0.1:0")
+        self.process = self.start("up", *listen, "--node", "n1", "--sim-gpus", str(RANKS))
 
         def running() -> Running | None:
             assert self.process.poll() is None, self.process.communicate()[0]
@@ -136,7 +137,7 @@ def test_a_killed_launcher_is_replaced_by_its_agent_and_the_job_goes_on(control:
     wait_for(lambda: any(loss.step >= 15 for loss in control.losses("train")))
     ranks = control.ranks_of()
     os.kill(control.launcher_pid(), signal.SIGKILL)
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks), 1.0)
+    wait_for(lambda: not any(map(runs, ranks)), 1.0)
     wait_for(lambda: control.state("train") == "SUCCEEDED")
     (incident,) = control.ask("incidents", "--job", "train")
     assert (incident["fault"], incident["decision"], incident["state"]) == (
@@ -154,7 +155,7 @@ def test_a_cancelled_job_leaves_no_process(control: Control) -> None:
     ranks, launcher = control.ranks_of(), control.launcher_pid()
     answer = control.rest("POST", "/v1/jobs/train:cancel", {})
     assert (answer.status_code, answer.json()["state"]) == (200, "CANCELLED")
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in [*ranks, launcher]), 15)
+    wait_for(lambda: not any(map(runs, [*ranks, launcher])), 15)
     (node,) = control.ask("nodes")
     assert node.get("gpusAllocated", 0) == 0
 

@@ -83,7 +83,9 @@ class World(Terminal):
             # A proxy of the machine is none of loopback's business.
             "no_proxy": "127.0.0.1",
         }
-        self._plane = self._spawn("up", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--no-agent", log="up")
+        self._plane = self._spawn(
+            "up", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--router", "127.0.0.1:0", "--no-agent", log="up"
+        )
         self.running = self._up()
         place = ("--state-dir", str(folder / "agent"), "--sim-gpus", str(RANKS), "--node", "n1")
         self._agent = self._spawn("agent", "--server", self.running.grpc, *place, log="agent")
