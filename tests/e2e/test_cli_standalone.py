@@ -42,7 +42,7 @@ def test_a_killed_rank_costs_a_restart_and_nothing_else(terminal: Terminal, refe
         output,
     )
     assert re.search(
-        r"where the \d+\.\d s of 2 ranks went:\n.*  RANK_KILLED on \S+: 1 x, \d+\.\d+ s lost\n", output, re.DOTALL
+        r"where the [\d.]+ s of 2 ranks went:\n.*  RANK_KILLED on \S+: 1 x, \d+\.\d+ s lost\n", output, re.DOTALL
     )
     run, spans = terminal.losses("killed"), proofs.read_spans([terminal.folder / "state" / "standalone" / "killed"])
     assert proofs.same_losses(run, reference, steps=STEPS, ranks=RANKS) == proofs.Proof(
