@@ -373,6 +373,31 @@ async def test_a_zygote_that_does_not_act_is_replaced(
         assert len(await launcher.pids(2)) == 2
 
 
+async def test_a_zygote_that_is_stopped_is_killed_within_two_seconds_and_replaced(
+    tmp_path: Path, bare_python: str
+) -> None:
+    """With an attempt, and between two."""
+    async with Launcher(tmp_path, WITH_CHILD, spec={"python": bare_python}) as launcher:
+        await launcher.start(1)
+        pids = await launcher.pids(1)
+        zygote = int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(zygote, signal.SIGSTOP)
+        await launcher.wait(1, "attempt_stopped", timeout_s=4)
+        assert alive([*pids, zygote]) == []
+        (first, _) = launcher.of(1, "rank_exited")
+        said = "the process that forks the ranks ended with -9 after it had been stopped (SIGSTOP) for a second"
+        assert (first.rank_exited.stopped_by_us, first.rank_exited.exception) == (False, f"switchgear: {said}")
+        await launcher.start(2)
+        (rank, _) = await launcher.pids(2)
+        zygote = int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1])
+        await launcher.stop(2)
+        await launcher.wait(2, "attempt_stopped")
+        os.kill(zygote, signal.SIGSTOP)
+        await until(lambda: not alive([zygote]), timeout_s=4)
+        await launcher.start(3)
+        assert len(await launcher.pids(3)) == 2
+
+
 async def test_imports_that_start_threads_make_ranks_spawn_instead_of_fork(tmp_path: Path, bare_python: str) -> None:
     """And a torch without step hooks costs the step count, not the rank."""
     (tmp_path / "modules").mkdir()

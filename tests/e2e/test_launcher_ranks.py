@@ -490,5 +490,6 @@ async def test_when_the_zygote_dies_its_ranks_and_their_children_die_and_the_nex
     exits = [r.rank_exited for r in launcher.of(g, "rank_exited")]
     assert [(e.exit_code, e.stopped_by_us) for e in exits] == [(-9, False), (-9, False)]
     assert "the process that forks the ranks ended with -9" in exits[0].stderr_tail
+    assert exits[0].exception == "switchgear: the process that forks the ranks ended with -9"
     later = next(generations)
     assert [e.exit_code for e in await launcher.run("print('again')", generation=later)] == [0, 0]

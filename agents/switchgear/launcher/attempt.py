@@ -14,6 +14,8 @@ from switchgear.launcher.state import Process
 from switchgear.launcher.zygote import Exited, Started
 from switchgear.v1alpha import launcher_service_pb2 as pb
 
+_NOTE_LENGTH_MAX = 300
+
 
 @dataclass(slots=True)
 class LocalRank:
@@ -52,9 +54,11 @@ class Attempt:
         return rank.started
 
     def exited(self, event: Exited, note: str = "") -> pb.RankExited:
-        """Notes that a rank has ended; call `poll` before, so that its last step counts. note: a line to add to its stderr."""
+        """Notes that a rank has ended; call `poll` before, so that its last step counts. note: why, when nobody has seen its end."""
         rank = self.ranks[event.rank]
         tail = self.logs.stderr_tail(self.generation, rank.rank)
+        exception = rank.progress.log.exception or self.logs.recorded_error(self.generation, rank.rank)
+        first, *_ = note.splitlines() or [""]
         rank.exited = pb.RankExited(
             rank=rank.rank,
             local_rank=rank.local_rank,
@@ -62,8 +66,8 @@ class Attempt:
             time_unix_ns=event.time_unix_ns,
             exit_code=event.code,
             stopped_by_us=event.signalled,
-            stderr_tail=f"{tail}{note}{self._out_of_memory(event)}",
-            exception=rank.progress.log.exception or self.logs.recorded_error(self.generation, rank.rank),
+            stderr_tail=f"{tail}{note}\n" if note else f"{tail}{self._out_of_memory(event)}",
+            exception=exception or first[:_NOTE_LENGTH_MAX],
             step=rank.progress.step(),
         )
         for echo in rank.echoes:

@@ -409,7 +409,7 @@ class Supervisor:
                 log.error("some process of the attempt cannot be killed (state D, waiting for a device)")
             attempt.stopping = True
             for event in attempt.lost(self._clock.unix_ns()):
-                self._exited(attempt, event, note=f"switchgear: {end.message}\n")
+                self._exited(attempt, event, note=f"switchgear: {end.message}")
             self._gone(attempt)
         if end.was_ready:
             self._zygote.warm_up()
@@ -432,6 +432,8 @@ class Supervisor:
             turn += 1
             attempt = self._attempt
             try:
+                if turn % _POLLS_PER_WATCH == 0:
+                    self._zygote.look()
                 if attempt is None or attempt.gone:
                     self._advance()
                     continue

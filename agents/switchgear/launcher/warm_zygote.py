@@ -109,6 +109,11 @@ class WarmZygote:
         if self._zygote is not None:
             self._zygote.kill()
 
+    def look(self) -> None:
+        """Kills one that is stopped; to be called each quarter of a second."""
+        if self._zygote is not None:
+            self._zygote.look()
+
     async def close(self) -> None:
         """Lets it go and waits until it has ended with all that it started; none is started any more."""
         self._closing = True

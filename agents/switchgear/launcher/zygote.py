@@ -25,6 +25,7 @@ from switchgear.v1.job_service_pb2 import JobSpec
 #: The zygote's own last act takes at most half of it.
 _END_TIMEOUT_S = 10.0
 _LAST_WORDS_BYTES_MAX = 2048
+_HELD_LOOKS_MAX = 5
 #: Anything else (no memory, no process, no room) passes.
 _NO_INTERPRETER = (errno.ENOENT, errno.EACCES, errno.ENOEXEC)
 
@@ -154,6 +155,9 @@ class Zygote:
         self.identity = Process(process.pid, proc.start_ticks(process.pid) or 0)
         #: Its imports are done: it can fork ranks.
         self.ready: Ready | None = None
+        #: Why it had to be killed, as the end of a clause.
+        self._trouble = ""
+        self._held_looks = 0
 
     @classmethod
     async def start(cls, kind: WarmKind, log_path: Path, nice: int = 0) -> Zygote:
@@ -201,7 +205,6 @@ class Zygote:
 
     async def run(self, on_event: Callable[[Event], None]) -> None:
         """Delivers events until the zygote has ended; `Ended` is the last."""
-        trouble = ""
         try:
             while True:
                 (length,) = struct.unpack(">I", await self._reader.readexactly(4))
@@ -212,11 +215,10 @@ class Zygote:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         except Exception as error:  # `Ended` must come: an attempt may wait for it
-            trouble = f" after it said what nobody understands ({error})"
-            self.kill()
+            self.kill(f" after it said what nobody understands ({error})")
         self._writer.close()
         code = await asyncio.to_thread(self._wait)
-        message = f"the process that forks the ranks ended with {code}{trouble}{self._last_words()}"
+        message = f"the process that forks the ranks ended with {code}{self._trouble}{self._last_words()}"
         on_event(Ended(message, was_ready=self.ready is not None))
 
     def start_ranks(self, specs: Sequence[RankSpec]) -> None:
@@ -230,9 +232,20 @@ class Zygote:
         """Has it end all ranks at that time on CLOCK_MONOTONIC, whatever becomes of us; the newest deadline counts."""
         self._send({"op": "lease", "until_s": until_s})
 
-    def kill(self) -> None:
-        """SIGKILL to the zygote itself; `Ended` follows. Its ranks have its death signal, their children have not."""
+    def kill(self, trouble: str = "") -> None:
+        """SIGKILL to the zygote itself; `Ended` follows, with the trouble. Its ranks have its death signal, their children have not."""
+        self._trouble = trouble
         self._process.kill()
+
+    def look(self) -> None:
+        """Kills it when it is stopped, for it starts and reaps nothing then; to be called each quarter of a second.
+
+        Looks are counted, not seconds: who stops us as well, to go on later, stops nothing for good.
+        """
+        held = proc.state(self._process.pid) == "T"
+        self._held_looks = self._held_looks + 1 if held else 0
+        if self._held_looks == _HELD_LOOKS_MAX:
+            self.kill(" after it had been stopped (SIGSTOP) for a second")
 
     def close(self) -> None:
         """Lets it go: it kills every process that is left, then ends, which `run` awaits."""

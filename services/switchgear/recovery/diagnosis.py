@@ -22,6 +22,8 @@ _PEER_LOST = (
     "Socket Timeout",
     "NCCL communicator was aborted",
 )
+#: What a launcher says of ranks whose own end nobody has seen.
+_LOST = "switchgear: "
 #: Signals that a program's own fault raises (signal(7), "Action: Core").
 _OWN_SIGNALS = frozenset(
     {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
@@ -82,6 +84,10 @@ def cause_of_exit(rank_exit: Exit, *, inference: bool = False) -> Cause:
     """What the exit of the rank at fault says. inference: it makes no steps."""
     subject = f"rank {rank_exit.rank} on {rank_exit.node}"
     at = "" if inference else at_step(rank_exit.step, made_steps=rank_exit.made_steps)
+    if rank_exit.code < 0 and rank_exit.exception.startswith(_LOST):
+        clause = f"the ranks on {rank_exit.node} were lost with the process that forks them{at}"
+        known_by = shorten(rank_exit.exception.removeprefix(_LOST))
+        return Cause(Fault.LAUNCHER_LOST, clause, known_by, "launcher lost", rank_exit.node, time_ns=rank_exit.time_ns)
     if rank_exit.code < 0:
         name = signal_name(-rank_exit.code)
         own = -rank_exit.code in _OWN_SIGNALS
