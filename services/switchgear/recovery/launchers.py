@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 #: Commands that wait for one launcher: a handful an attempt; more means that it does not read, and it is cut off.
 COMMANDS_MAX = 100
 LAUNCHER_ID_LENGTH_MAX = 128
+#: Waits between looks for the placement of a launcher that is here before the scheduler's word of it: one that was kept warm is.
+LOOK_AGAIN_S = (0.05, 0.1, 0.2, 0.4)
 
 
 class _Session:
@@ -82,10 +84,7 @@ class LauncherSessions(rpc.LauncherServiceServicer):
         if report is None:
             return
         hello = _checked_hello(report)
-        actor = await self._find(hello.job)
-        if actor and hello.placement_epoch > actor.state.epoch:
-            # It was started for a placement that the scheduler has made and we have not read yet.
-            await not_known_yet(hello.job)
+        actor = await self._placed(hello)
         if actor is None or (farewell := _farewell(actor.state, hello)):
             reason = farewell if actor else "the job has ended"
             yield command_to_proto(m.Finish(hello.node, report.generation, reason))
@@ -111,6 +110,24 @@ class LauncherSessions(rpc.LauncherServiceServicer):
                 await actor.post(m.LauncherGone(hello.node, hello.launcher_id))
                 # A node that is lost is not waited for until the next tick.
                 asyncio.get_running_loop().call_later(GONE_S + 0.01, actor.tick)
+
+    async def _placed(self, hello: wire.LauncherHello) -> JobActor | None:
+        """The job's actor, once it knows the placement that the launcher was started for; None when the job has ended.
+
+        Raises Unavailable when that takes too long.
+        """
+        waits_s = iter(LOOK_AGAIN_S)
+        while True:
+            try:
+                actor = await self._find(hello.job)
+                if actor and hello.placement_epoch > actor.state.epoch:
+                    await not_known_yet(hello.job)
+                return actor
+            except Unavailable as error:
+                wait_s = next(waits_s, None)
+                if wait_s is None or error.reason is not Reason.NOT_FOUND:
+                    raise
+            await asyncio.sleep(wait_s)
 
     async def _read(
         self,
