@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -123,3 +124,13 @@ async def test_the_outbox_is_bounded() -> None:
     outbox.close()
     got = [f"{report.WhichOneof('kind')}{report.generation}" for report in await everything(outbox)]
     assert got == [*["attempt_stopped0"] * REPORTS_MAX, "progress3"], "the oldest give way when the bound is reached"
+
+
+def test_an_exception_about_a_full_disk_is_told_with_the_folder_of_the_logs_when_that_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs = LogFolder(tmp_path)
+    said = "OSError: [Errno 28] No space left on device"
+    assert logs.full(said) == "", "this disk has room"
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+    assert [logs.full(said), logs.full("ValueError: no")] == [f" (the disk of the logs in {tmp_path} is full)", ""]

@@ -67,7 +67,7 @@ class Attempt:
             exit_code=event.code,
             stopped_by_us=event.signalled,
             stderr_tail=f"{tail}{note}\n" if note else f"{tail}{self._out_of_memory(event)}",
-            exception=exception or first[:_NOTE_LENGTH_MAX],
+            exception=f"{exception}{self.logs.full(exception)}" or first[:_NOTE_LENGTH_MAX],
             step=rank.progress.step(),
         )
         for echo in rank.echoes:

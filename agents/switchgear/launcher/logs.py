@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,8 @@ _LOG_NAME = re.compile(r"rank-\d+\.(stdout|stderr|error)\.log")
 #: A traceback is part of it.
 _ERROR_FILE_BYTES_MAX = 1 << 20
 _ERROR_LENGTH_MAX = 1024
+#: With less of it free, a write of some size finds none.
+_ROOM_BYTES_MIN = 1 << 20
 STREAMS = ("stdout", "stderr")
 
 
@@ -96,6 +100,15 @@ class LogFolder:
         except (OSError, ValueError, KeyError, TypeError):  # anybody may write there, in any form
             return ""
         return text.encode()[:_ERROR_LENGTH_MAX].decode("utf-8", "ignore") if isinstance(text, str) else ""
+
+    def full(self, exception: str) -> str:
+        """Where an exception that speaks of a full disk may come from: names the folder when it is on one; empty when not."""
+        try:
+            if f"[Errno {errno.ENOSPC}]" in exception and shutil.disk_usage(self._directory).free < _ROOM_BYTES_MIN:
+                return f" (the disk of the logs in {self._directory} is full)"
+        except OSError:
+            pass
+        return ""
 
     def prune(self, generation: int) -> None:
         """Removes our logs of generations beyond the newest GENERATIONS_KEPT; other files there are the user's.
