@@ -27,7 +27,7 @@ class Fault(StrEnum):
     GPU_LOST = "GPU_LOST"
     NODE_FAULT = "NODE_FAULT"  # any other fatal signal of a node
     NODE_LOST = "NODE_LOST"  # its launcher was silent for longer than its lease
-    LAUNCHER_LOST = "LAUNCHER_LOST"  # the launcher came back without its ranks
+    LAUNCHER_LOST = "LAUNCHER_LOST"  # it came back without its ranks, or lost the process that forks them
     START_FAILED = "START_FAILED"
     RANK_STOPPED = "RANK_STOPPED"  # by SIGSTOP
     RANK_BLOCKED = "RANK_BLOCKED"  # waits in the kernel, where no signal reaches it
