@@ -11,7 +11,16 @@ from recovery_world import START_NS, World
 from switchgear.core.modes import Mode
 from switchgear.recovery import model as m
 from switchgear.recovery.faults import BLOCKED_STOP_S
-from switchgear.recovery.hang import BLOCKED_S, BUSY_S_MIN, ENDING_S, HANG_S_MIN, PATIENCE, stall
+from switchgear.recovery.hang import (
+    BLOCKED_S,
+    BUSY_S_MIN,
+    ENDING_S,
+    HANG_S_MIN,
+    PATIENCE,
+    STARTUP_S_MAX,
+    stall,
+    startup_limit_s,
+)
 
 WAITS = m.RankWatch(0, 10.0, m.Activity.COLLECTIVE, m.ProcessState.SLEEPING, count=38, step_s=0.1, cpu_share=0.0)
 ALL_WAIT = dict.fromkeys(range(4), WAITS)
@@ -56,6 +65,18 @@ def test_where_all_wait_the_one_behind_is_at_fault_and_else_nobody() -> None:
     assert judged(dict.fromkeys(range(4), WAITS)) == (m.Fault.RANK_HUNG, None, "")
     stand = replace(STEPS, idle_s=BUSY_S_MIN)
     assert judged(dict.fromkeys(range(4), stand)) == (m.Fault.RANK_HUNG, None, "")
+
+
+def test_where_all_stand_at_the_same_place_it_is_named_and_else_none_is() -> None:
+    def clause(*places: str) -> str:
+        stand = replace(STEPS, idle_s=BUSY_S_MIN, heard_s=100.0)
+        verdict = stall(ranks(2), {n: replace(stand, rank=n, where=where) for n, where in enumerate(places)}, NOW)
+        assert verdict is not None
+        return verdict.cause.clause
+
+    assert clause("f (a.py:1)", "f (a.py:1)") == "all ranks hung after step 38 in f (a.py:1)"
+    assert clause("f (a.py:1)", "g (a.py:9)") == "all ranks hung after step 38"
+    assert clause("", "") == "all ranks hung after step 38"
 
 
 def test_of_several_at_fault_all_are_named_and_the_first_is_the_rank() -> None:
@@ -159,6 +180,25 @@ def test_steps_that_are_not_learned_yet_have_the_time_of_the_start() -> None:
     first = {n: replace(STEPS, step_s=None, idle_s=600.0) for n in range(4)}
     assert judged(first) is None
     assert judged({n: replace(watch, idle_s=1800.0) for n, watch in first.items()}) is not None
+
+
+def test_a_restarted_attempt_has_ten_times_as_long_for_its_first_step_as_one_before_it_took() -> None:
+    assert startup_limit_s(None, 0) == startup_limit_s(None, 3) == STARTUP_S_MAX
+    assert [startup_limit_s(1.0, hung) for hung in range(4)] == [60, 600, 1800, 1800]
+    assert [startup_limit_s(took_s, 0) for took_s in (6.0, 7.0, 1e4)] == [60, 70, 1800]
+
+
+def test_a_hang_before_the_first_step_of_a_restarted_attempt_is_doubted_while_it_may_take_longer() -> None:
+    def doubted_s(startup_s: float, idle_s: float) -> float | None:
+        begins = replace(STEPS, activity=m.Activity.STARTUP, idle_s=idle_s, heard_s=100.0)
+        verdict = stall(ranks(), {n: replace(begins, rank=n) for n in range(4)}, NOW, startup_s=startup_s)
+        assert verdict is not None
+        return verdict.doubted_s
+
+    assert doubted_s(60, 60) == 60
+    assert doubted_s(STARTUP_S_MAX, STARTUP_S_MAX) is None
+    with pytest.raises(AssertionError):
+        doubted_s(60, 59)
 
 
 def test_a_program_whose_steps_nobody_sees_never_hangs() -> None:
@@ -286,8 +326,51 @@ def test_the_same_rank_that_hangs_again_at_the_same_step_leaves_its_node() -> No
             assert world.state.phase is m.Phase.RUNNING
     incident = world.last_incident()
     assert incident.decision is m.Decision.REPLACE_NODE
-    assert incident.decision_reason == "rank 2 hung there twice after the same step"
+    assert incident.decision_reason == "rank 2 hung there twice after step 38"
     assert world.state.outbox[-1].node == "nodes/b"
+
+
+def test_a_hang_before_the_first_step_is_seen_sooner_once_an_attempt_has_made_one() -> None:
+    world = World()
+    world.state.spec = replace(world.state.spec, replaceable=False)
+    world.place("nodes/a", "nodes/b")
+    world.hello("nodes/a")
+    world.hello("nodes/b")
+    world.checked()
+    started(world)
+    world.seconds += 8
+    world.progress(1)
+    assert world.state.first_step_s == 8.0
+    world.progress(38)
+    world.happen(world.exit(0, -9, step=38))
+    stop_all(world, 38)
+    for waited_s in (80, 800, 1800):
+        world.checked(step=30)
+        started(world)
+        begins: dict[str, Any] = {"activity": m.Activity.STARTUP, "count": 0}
+        watch_all(world, waited_s - 1, **begins)
+        assert world.state.phase is m.Phase.STARTING
+        watch_all(world, waited_s, **begins)
+        assert world.state.phase is m.Phase.STOPPING
+        stop_all(world, 30)
+    assert world.state.phase is m.Phase.ENDED
+    assert world.state.first_step_s == 8.0
+
+
+def started(world: World) -> None:
+    now_ns = START_NS + round(world.seconds * 1e9)
+    for number in range(4):
+        world.happen(m.RankStarted(f"nodes/{'ab'[number // 2]}", world.state.generation, number, 100 + number, now_ns))
+
+
+def test_the_summary_of_a_hang_says_once_what_to_do_if_it_was_none() -> None:
+    world = World()
+    world.state.spec = replace(world.state.spec, max_restarts=0)
+    world.run_to(38)
+    watch_all(world, 4.0)
+    stop_all(world, 38)
+    for text in (world.last_incident().summary, world.state.outbox[-1].reason):
+        assert text.count("--hang-timeout") == text.count("switchgear.train.progress.phase") == 1
 
 
 def test_a_node_with_a_blocked_rank_is_cordoned_and_replaced_although_its_kill_waits() -> None:

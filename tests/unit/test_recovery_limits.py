@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from recovery_world import START_NS, World, kinds
 
 from switchgear.recovery import model as m
@@ -188,7 +190,82 @@ def test_a_job_whose_steps_have_no_number_and_that_really_hangs_comes_to_an_end(
         world.happen(*(world.exit(rank, -9, by_us=True) for rank in range(4)))
         world.stopped("nodes/a", "nodes/b")
     assert waited_s == [3, 30, 300, 3000, 3600]
-    assert "3 attempts in a row made no new step" in world.last_incident().summary
+    assert (
+        "3 attempts in a row made no step that is known to be new (they made 10, 10, 10)"
+        in world.last_incident().summary
+    )
+
+
+def fails_after(world: World, count: int, *, saved: bool = False, code: int = 1, step: int | None = None) -> None:
+    """One attempt: all ranks make so many steps, then rank 0 ends, and the others with it."""
+    world.seconds += 2
+    now_ns = START_NS + round(world.seconds * 1e9)
+    for node, pair in (("nodes/a", (0, 1)), ("nodes/b", (2, 3))):
+        steps = tuple(m.RankStep(n, step, now_ns, now_ns, 0, count, checkpoint_ns=saved * 10**6) for n in pair)
+        world.happen(m.Progress(node, world.state.generation, steps))
+    exception = "RuntimeError: lost" if code > 0 else ""
+    world.happen(world.exit(0, code, exception=exception, step=step))
+    world.happen(*(world.exit(rank, -9, by_us=True, step=step) for rank in range(1, 4)))
+    world.stopped("nodes/a", "nodes/b")
+
+
+def begun() -> World:
+    world = World(checkpoint_directory="", max_restarts=10)
+    world.place("nodes/a", "nodes/b")
+    world.hello("nodes/a")
+    world.hello("nodes/b")
+    return world
+
+
+def test_a_job_that_goes_on_from_its_own_checkpoints_is_not_stopped_though_its_steps_have_no_number() -> None:
+    for code in (1, -9):
+        world = begun()
+        fails_after(world, 17, saved=True, code=code, step=17)
+        for count in (22, 22, 11):
+            fails_after(world, count, saved=True, code=code)
+            assert world.state.phase is m.Phase.STARTING
+        assert world.last_incident().cause.endswith(" after 11 steps of this attempt")
+
+
+def test_a_script_that_raises_after_as_many_steps_each_time_is_stopped_after_the_second() -> None:
+    for saved in (False, True):
+        world = begun()
+        fails_after(world, 4, saved=saved, step=4)
+        fails_after(world, 4, saved=saved)
+        assert world.state.phase is m.Phase.ENDED
+        assert "the same error came twice after 4 steps of its attempt" in world.last_incident().summary
+    world = begun()
+    fails_after(world, 4)
+    fails_after(world, 4)
+    assert world.state.phase is m.Phase.ENDED
+
+
+def test_a_script_that_resumes_and_meets_the_same_error_is_stopped_when_that_has_come_twice_from_there() -> None:
+    world = begun()
+    fails_after(world, 37, saved=True, step=37)
+    fails_after(world, 2)
+    assert world.state.phase is m.Phase.STARTING
+    fails_after(world, 2)
+    assert "the same error came twice after 2 steps of its attempt" in world.last_incident().summary
+
+
+def test_attempts_that_make_ever_fewer_steps_and_write_nothing_end_the_job() -> None:
+    world = begun()
+    for count in (9, 8, 8):
+        fails_after(world, count, code=-9)
+        assert world.state.phase is m.Phase.STARTING
+    fails_after(world, 7, code=-9)
+    assert (
+        "3 attempts in a row made no step that is known to be new (they made 8, 8, 7)" in world.last_incident().summary
+    )
+
+
+def test_a_node_that_fails_between_two_attempts_does_not_make_the_next_one_look_like_progress() -> None:
+    world = begun()
+    fails_after(world, 4, code=-9)
+    world.state.failures.append(replace(world.state.failures[-1], count=0, made_steps=False, progressed=False))
+    fails_after(world, 4, code=-9)
+    assert not world.state.failures[-1].progressed
 
 
 def test_a_launcher_whose_ranks_have_ended_but_not_their_children_has_not_stopped() -> None:

@@ -63,6 +63,20 @@ def test_the_same_error_twice_stops_and_another_error_or_a_new_step_in_between_d
     assert decision(RAISED, replace(again, signature="KeyError: 'x'")) is m.Decision.RESTART_IN_PLACE
 
 
+def test_an_error_at_a_step_without_a_number_is_the_same_only_after_as_many_steps_of_the_attempt() -> None:
+    again = replace(RAISED, progressed=False, step=None, count=4)
+    assert decision(again, again) is m.Decision.STOP
+    assert decision(replace(again, count=5), again) is m.Decision.RESTART_IN_PLACE
+    assert decision(replace(again, signature="KeyError: 'x'"), again) is m.Decision.RESTART_IN_PLACE
+    unknown = replace(again, count=0)
+    assert decision(unknown, unknown) is m.Decision.RESTART_IN_PLACE
+    never = replace(unknown, made_steps=False)
+    assert decision(never, never) is m.Decision.STOP
+    hung = replace(again, fault=m.Fault.RANK_HUNG)
+    assert decision(hung, hung) is m.Decision.REPLACE_NODE
+    assert decision(replace(hung, count=5), hung) is m.Decision.RESTART_IN_PLACE
+
+
 @pytest.mark.parametrize("fault", m.Fault)
 def test_three_attempts_without_a_new_step_stop_whatever_the_cause(fault: m.Fault) -> None:
     stuck = [replace(KILLED, fault=fault, signature=str(n), step=n, rank=n, progressed=False) for n in range(3)]

@@ -83,7 +83,7 @@ def root_cause(ranks: Mapping[int, Rank], *, inference: bool = False) -> tuple[C
 def cause_of_exit(rank_exit: Exit, *, inference: bool = False) -> Cause:
     """What the exit of the rank at fault says. inference: it makes no steps."""
     subject = f"rank {rank_exit.rank} on {rank_exit.node}"
-    at = "" if inference else at_step(rank_exit.step, made_steps=rank_exit.made_steps)
+    at = "" if inference else at_step(rank_exit.step, rank_exit.count, made_steps=rank_exit.made_steps)
     if rank_exit.code < 0 and rank_exit.exception.startswith(_LOST):
         clause = f"the ranks on {rank_exit.node} were lost with the process that forks them{at}"
         known_by = shorten(rank_exit.exception.removeprefix(_LOST))
@@ -105,10 +105,15 @@ def cause_of_exit(rank_exit: Exit, *, inference: bool = False) -> Cause:
     return Cause(fault, clause, known_by, signature, rank_exit.node, rank_exit.rank, rank_exit.time_ns)
 
 
-def at_step(step: int | None, *, made_steps: bool) -> str:
-    """When something happened to a rank, as the end of a clause. step: the newest that it had completed; None: not known by number."""
+def at_step(step: int | None, count: int, *, made_steps: bool) -> str:
+    """When something happened to a rank, as the end of a clause.
+
+    step: the newest that it had completed; None: not known by number. count: how many it had completed in its attempt.
+    """
     if step is not None:
         return f" after step {step}"
+    if count:
+        return f" after {count} step{'' if count == 1 else 's'} of this attempt"
     return " at a step that is not known" if made_steps else " before its first step"
 
 
@@ -128,8 +133,17 @@ def shorten(text: str, length_max: int = 160) -> str:
     return line if len(line) <= length_max else line[: length_max - 1] + "…"
 
 
+#: What to do about a hang that was none.
+_MEANT = " If the pause was meant, allow it with `--hang-timeout` or put it into `switchgear.train.progress.phase`."
+
+
 def summarize(incident: Incident) -> str:
-    """The incident in one sentence: who failed at which step, how we know, what was done, what it cost."""
+    """The incident in one sentence: who failed at which step, how we know, what was done, what it cost; of a hang also what to do if
+    it was none."""
+    return _told(incident) + (_MEANT if incident.fault is Fault.RANK_HUNG else "")
+
+
+def _told(incident: Incident) -> str:
     clause = incident.cause[:1].upper() + incident.cause[1:]
     if incident.known_by:
         clause += f" ({incident.known_by})"

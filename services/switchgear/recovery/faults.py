@@ -40,6 +40,10 @@ def attempt_steps_redone(attempt: m.Attempt) -> int:
     return max(0, min(common, attempt.high_water_step) - attempt.resume_step)
 
 
+def _saves(attempt: m.Attempt) -> bool:
+    return any(rank.checkpoint_ns for rank in attempt.ranks.values())
+
+
 class Faults(Records):
     """What the machine does about faults. Starting again is the machine's own business: here it ends with phase WAITING."""
 
@@ -291,12 +295,11 @@ class Faults(Records):
                 lasted_s = (self.now.unix_ns - attempt.start_ns) / 1e9
                 lasted = not self.makes_steps(attempt) and lasted_s > PROGRESS_UNKNOWN_S
                 saved = any(c.generation == attempt.generation for c in state.checkpoints.values())
-                progressed = saved or lasted or self.stepped_long(attempt)
-            made_steps = any(rank.first_step_ns for rank in attempt.ranks.values())
-            self._remember(incident, step, progressed=progressed, made_steps=made_steps)
+                progressed = saved or lasted or self.stepped_long(attempt) or self._went_further(attempt)
+            self._remember(incident, step, progressed=progressed, attempt=attempt)
         elif incident.fault is m.Fault.NODE_LOST and any(state.launchers[n].fell_silent for n in state.bad_nodes):
             # Launchers that fall silent everywhere (a firewall, a broken image) must not take one node after another for ever.
-            self._remember(incident, None, progressed=False, made_steps=False)
+            self._remember(incident, None, progressed=False)
         else:
             return False
         return True
@@ -316,22 +319,33 @@ class Faults(Records):
             for rank in attempt.ranks.values()
         )
 
-    def _remember(self, incident: m.Incident, step: int | None, *, progressed: bool, made_steps: bool) -> None:
-        attempt = self.state.attempt
-        self.state.failures.append(
-            m.Failure(
-                incident.fault,
-                incident.signature,
-                step,
-                progressed,
-                made_steps,
-                incident.node,
-                incident.rank,
-                self.now.unix_ns,
-                attempt.resume_path if attempt else "",
-                attempt.doubted_s if attempt and incident.fault is m.Fault.RANK_HUNG else None,
-            )
+    def _went_further(self, attempt: m.Attempt) -> bool:
+        """By the number of its steps, beside that of the last attempt that made any: whoever goes on from the same place and meets the
+        same thing makes as many, or fewer the first time. One that made fewer and wrote checkpoints went on from elsewhere."""
+        count = attempt.last_count()
+        before = next((failure.count for failure in reversed(self.state.failures) if failure.count), 0)
+        return count > before or (0 < count < before and _saves(attempt))
+
+    def _remember(
+        self, incident: m.Incident, step: int | None, *, progressed: bool, attempt: m.Attempt | None = None
+    ) -> None:
+        """attempt: the one that has failed; None: it fell between two."""
+        last = self.state.attempt
+        failure = m.Failure(
+            incident.fault,
+            incident.signature,
+            step,
+            progressed,
+            made_steps=attempt is not None and any(rank.first_step_ns for rank in attempt.ranks.values()),
+            node=incident.node,
+            rank=incident.rank,
+            time_ns=self.now.unix_ns,
+            resume_path=last.resume_path if last else "",
+            doubted_s=last.doubted_s if last and incident.fault is m.Fault.RANK_HUNG else None,
+            count=attempt.last_count() if attempt else 0,
+            saved=attempt is not None and _saves(attempt),
         )
+        self.state.failures.append(failure)
         del self.state.failures[:-FAILURES_MAX]
 
     def _replace(self, bad_nodes: list[str], reason: str) -> None:

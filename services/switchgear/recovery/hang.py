@@ -22,6 +22,9 @@ BUSY_S_MIN = 60.0
 #: Each verdict that no new step has followed may have been wrong: the next one takes so many times as long, up to so long.
 DOUBT_FACTOR = 10.0
 DOUBT_S_MAX = 3600.0
+#: Once an attempt has made its first step, the next one has so many times as long for it, at least and at most so long.
+STARTUP_TIMES = 10.0
+STARTUP_S_MIN = 60.0
 #: Stopped by a signal for so long. Twice the interval of the reports: a rank that a debugger or a profiler holds is seen as TRACED.
 STOPPED_S = 1.0
 #: A process that waits in the kernel for so long makes its node unfit. Disks and network file systems answer within seconds, or fail
@@ -51,6 +54,7 @@ PATIENCE = (
     Patience(Activity.UNKNOWN, 600, "nothing says what it does; as long as NCCL's own watchdog waits by default"),
 )  # fmt: skip
 _PATIENCE_S = {patience.activity: patience.seconds for patience in PATIENCE}
+STARTUP_S_MAX = _PATIENCE_S[Activity.STARTUP]
 #: While other ranks have ended well: the last ones write results.
 ENDING_S = _PATIENCE_S[Activity.EVALUATION]
 
@@ -88,12 +92,13 @@ def stall(
     hang_seconds: float | None = None,
     makes_steps: bool = True,
     hung_before: int = 0,
+    startup_s: float = STARTUP_S_MAX,
 ) -> Stall | None:
     """The verdict on an attempt; None while it goes on or may do so.
 
     hang_seconds: in place of the learned limit for steps and collectives; 0: nothing but stopped ranks counts.
     makes_steps: a step of this job was ever seen. Programs whose steps nobody sees would all look as if they never got to the first.
-    hung_before: verdicts of this kind since the newest step that was new.
+    hung_before: verdicts of this kind since the newest step that was new. startup_s: see `startup_limit_s`.
     O(ranks).
     """
     if not watches:
@@ -104,7 +109,7 @@ def stall(
         for number in live
         if (watch := watches.get(number)) and now.monotonic_s - watch.heard_s <= HEARD_S_MAX
     }
-    case = _Case(ranks, said, now)
+    case = _Case(ranks, said, now, startup_s)
     if stopped := [n for n in said if said[n].process is ProcessState.STOPPED and case.in_state_s(n) >= STOPPED_S]:
         return case.stopped(stopped)
     if hang_seconds == 0 or not makes_steps or not said or len(said) < len(live):
@@ -124,7 +129,22 @@ def stall(
             return case.blocked(blocked) if since_s >= BLOCKED_S else None
         if since_s < _PATIENCE_S[Activity.CHECKPOINT]:
             return None
-    return case.hung(doubted_s if limit_s == in_step_s else None)
+    if limit_s == startup_s < STARTUP_S_MAX:
+        doubted_s = startup_s
+    elif limit_s != in_step_s:
+        doubted_s = None
+    return case.hung(doubted_s)
+
+
+def startup_limit_s(first_step_s: float | None, hung_before: int) -> float:
+    """How long an attempt may take to its first step.
+
+    first_step_s: the longest that one of this job has taken; None: none has come so far. hung_before: verdicts before the first step since
+    the newest step that was new; a checkpoint of some hundred gigabytes that is loaded may have been taken for a hang.
+    """
+    if first_step_s is None:
+        return STARTUP_S_MAX
+    return min(STARTUP_S_MAX, max(STARTUP_S_MIN, STARTUP_TIMES * first_step_s) * DOUBT_FACTOR**hung_before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +152,7 @@ class _Case:
     ranks: Mapping[int, Rank]
     said: Mapping[int, RankWatch]
     now: Now
+    startup_s: float
 
     def _aged_s(self, age_s: float, watch: RankWatch) -> float:
         return age_s + self.now.monotonic_s - watch.heard_s
@@ -150,7 +171,7 @@ class _Case:
         """How long a step may take, and the same again where the next verdict would take longer."""
         step_s = self._step_s()
         if step_s is None:
-            return _PATIENCE_S[Activity.STARTUP], None
+            return self.startup_s, None
         base_s = max(HANG_S_MIN, HANG_STEPS * step_s)
         if not self._missed(blocked):
             base_s = max(BUSY_S_MIN, BUSY_STEPS * step_s)
@@ -170,7 +191,8 @@ class _Case:
         for watch in self.said.values():
             # Nobody can ask a process in the kernel what it does.
             in_kernel = watch.activity is Activity.UNKNOWN and watch.process is ProcessState.DISK
-            limits_s.append(in_step_s if in_kernel else _PATIENCE_S.get(watch.activity, in_step_s))
+            patience_s = self.startup_s if watch.activity is Activity.STARTUP else _PATIENCE_S.get(watch.activity)
+            limits_s.append(in_step_s if in_kernel or patience_s is None else patience_s)
         if len(self.said) < len(self.ranks):
             limits_s.append(ENDING_S)
         return max(limits_s)
@@ -192,7 +214,9 @@ class _Case:
     def hung(self, doubted_s: float | None) -> Stall:
         culprits, why = self._culprits()
         step_s = self._step_s()
-        where = next((f" in {self.said[n].where}" for n in culprits if self.said[n].where), "")
+        places = [self.said[number].where for number in culprits or self.said]
+        alike = bool(culprits) or len(set(places)) == 1
+        where = next((f" in {place}" for place in places if place and alike), "")
         learned = "" if step_s is None else f" where one takes {step_s:.2g} s"
         known_by = f"no rank completed a step for {self.idle_s():.1f} s{learned}; {why}"
         first = culprits[0] if culprits else min(self.said)
@@ -259,7 +283,7 @@ class _Case:
 
     def _at(self, number: int) -> str:
         rank = self.ranks[number]
-        return at_step(rank.step, made_steps=bool(rank.first_step_ns))
+        return at_step(rank.step, rank.count, made_steps=bool(rank.first_step_ns))
 
 
 def _was(numbers: Sequence[int]) -> str:

@@ -441,7 +441,7 @@ class _Machine(Watching):
         rank = self._rank(event.exit.node, self._current(event.generation), event.exit.rank)
         if rank is None or rank.exit is not None:
             return
-        rank.exit = replace(event.exit, made_steps=bool(rank.first_step_ns))
+        rank.exit = replace(event.exit, made_steps=bool(rank.first_step_ns), count=rank.count)
         if event.exit.step is not None:
             rank.step = event.exit.step
         if event.exit.code != 0 and not event.exit.by_us and self.state.phase in (m.Phase.STARTING, m.Phase.RUNNING):

@@ -167,6 +167,8 @@ class JobState:
     skipped: list[str] = field(default_factory=list)
     #: Highest step that any generation has completed on all ranks.
     high_water_step: int = 0
+    #: Longest time in which an attempt got from the start of its ranks to their first step; None: none has.
+    first_step_s: float | None = None
     #: Unix time before which no node is asked for in addition to those that it has.
     grow_after_ns: int = 0
     restarts_used: int = 0

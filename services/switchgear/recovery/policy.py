@@ -73,11 +73,24 @@ def _same_checkpoint(case: Case) -> str:
 
 def _same_error(case: Case) -> str:
     last, before = case.failures[-1], case.failures[-2] if len(case.failures) > 1 else None
-    if before is None or (before.signature, before.step) != (last.signature, last.step) or last.progressed:
+    if before is None or before.signature != last.signature or last.progressed:
         return ""
-    unknown = "at a step that is not known" if last.made_steps else "before the first step"
-    step = unknown if last.step is None else f"after step {last.step}"
-    return f"the same error came twice {step}, so a restart would meet it again"
+    place = _same_place(before, last)
+    # A script that writes checkpoints of its own may have gone on from another one each time.
+    if not place or (before.step is None and last.step is None and last.saved):
+        return ""
+    return f"the same error came twice {place}, so a restart would meet it again"
+
+
+def _same_place(before: Failure, last: Failure) -> str:
+    """Where both failed, as the end of a clause; empty when that was not the same place, or nobody knows."""
+    if before.step is not None and last.step is not None:
+        return f"after step {last.step}" if before.step == last.step else ""
+    if not before.made_steps and not last.made_steps:
+        return "before the first step"
+    if not last.count or before.count != last.count:
+        return ""
+    return f"after {last.count} step{'' if last.count == 1 else 's'} of its attempt"
 
 
 def _no_progress(case: Case) -> str:
@@ -85,7 +98,13 @@ def _no_progress(case: Case) -> str:
     # The program may be slow instead: it gets more time before it is given up.
     doubted = all(failure.fault is Fault.RANK_HUNG for failure in recent) and recent[-1].doubted_s is not None
     fits = len(recent) == NO_PROGRESS_MAX and not any(failure.progressed for failure in recent) and not doubted
-    return f"{NO_PROGRESS_MAX} attempts in a row made no new step" if fits else ""
+    if not fits:
+        return ""
+    told = f"{NO_PROGRESS_MAX} attempts in a row made no"
+    if not any(failure.step is None and failure.made_steps for failure in recent):
+        return f"{told} new step"
+    counts = ", ".join(str(failure.count) for failure in recent)
+    return f"{told} step that is known to be new (they made {counts})"
 
 
 def _too_often(case: Case) -> str:
@@ -110,11 +129,12 @@ def _same_rank_hung(case: Case) -> str:
     if len(case.failures) < 2 or not case.spec.replaceable:
         return ""
     before, last = case.failures[-2:]
-    fits = (before.fault, before.node, before.rank, before.step) == (last.fault, last.node, last.rank, last.step)
+    fits = (before.fault, before.node, before.rank) == (last.fault, last.node, last.rank)
+    place = _same_place(before, last)
     surer = last.doubted_s is None or (before.doubted_s is not None and before.doubted_s < last.doubted_s)
-    if not fits or not surer or not last.node or last.rank is None:
+    if not fits or not place or not surer or not last.node or last.rank is None:
         return ""
-    return f"rank {last.rank} hung there twice after the same step"
+    return f"rank {last.rank} hung there twice {place}"
 
 
 def _lemon(case: Case) -> str:

@@ -50,6 +50,8 @@ class Exit:
     step: int | None = None
     #: It had completed a step, known by number or not.
     made_steps: bool = False
+    #: Steps that it had completed in its attempt, as far as its launcher had told.
+    count: int = 0
 
 
 @dataclass(slots=True)
@@ -153,6 +155,11 @@ class Attempt:
         told = [rank.step for rank in self.ranks.values() if rank.exit and rank.step is not None]
         return min(told) if told else self.common_step()
 
+    def last_count(self) -> int:
+        """Steps that it made once it is over, which is known where their numbers are not; ranks that make none are left out."""
+        told = [rank.count for rank in self.ranks.values() if rank.exit and rank.count]
+        return min(told or [rank.count for rank in self.ranks.values() if rank.count], default=0)
+
 
 @dataclass(slots=True)
 class Checkpoint:
@@ -211,7 +218,7 @@ class Failure:
     #: Equal for the same error again: exception text, signal or exit code.
     signature: str
     step: int | None
-    #: Whether the attempt had made a step that no attempt before it had made.
+    #: Whether the attempt had made a step that no attempt before it had made, as far as anybody can tell.
     progressed: bool
     #: Whether it had made any, known by number or not.
     made_steps: bool = False
@@ -223,6 +230,9 @@ class Failure:
     resume_path: str = ""
     #: Of a hang that may have been none: how long was waited, as the next verdict would take longer.
     doubted_s: float | None = None
+    #: Steps that the attempt made, and whether its ranks wrote checkpoints: all there is to compare where steps have no number.
+    count: int = 0
+    saved: bool = False
 
 
 @dataclass(frozen=True, slots=True)

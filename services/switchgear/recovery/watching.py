@@ -10,7 +10,7 @@ from dataclasses import replace
 from switchgear.recovery import model as m
 from switchgear.recovery.diagnosis import blames_peer
 from switchgear.recovery.faults import Faults
-from switchgear.recovery.hang import HEARD_S_MAX, stall
+from switchgear.recovery.hang import HEARD_S_MAX, stall, startup_limit_s
 
 #: A launcher whose connection broke has so long to come back: it tries after 0.1 s, and again within a second.
 GONE_S = 1.0
@@ -53,6 +53,7 @@ class Watching(Faults):
             hang_seconds=0 if state.spec.inference else state.spec.hang_seconds,
             makes_steps=self.makes_steps(attempt),
             hung_before=self._hung_before(),
+            startup_s=startup_limit_s(state.first_step_s, self._hung_before(made_steps=False)),
         )
         if found is None:
             return
@@ -73,11 +74,11 @@ class Watching(Faults):
         launcher = self.state.launchers.get(node)
         return launcher is not None and launcher.connected
 
-    def _hung_before(self) -> int:
-        """Hangs since the newest step that was new; an incident is open until there is one."""
+    def _hung_before(self, *, made_steps: bool = True) -> int:
+        """Hangs since the newest step that was new; an incident is open until there is one. made_steps: also those after a first step."""
         count = 0
         for failure in reversed(self.state.failures if self.state.incident else []):
-            count += failure.fault is m.Fault.RANK_HUNG
+            count += failure.fault is m.Fault.RANK_HUNG and (made_steps or not failure.made_steps)
             if failure.progressed:
                 break
         return count
@@ -88,6 +89,10 @@ class Watching(Faults):
         going = {r.rank for r in ranks if (watch := state.watches.get(r.rank)) and r.count > watch.count}
         if going:
             state.watches = {number: watch for number, watch in state.watches.items() if number not in going}
+        if attempt and state.phase is m.Phase.STARTING and all(r.first_step_ns for r in attempt.ranks.values()):
+            took_ns = [r.first_step_ns - r.started_ns for r in attempt.ranks.values() if r.started_ns]
+            if took_ns:
+                state.first_step_s = max(state.first_step_s or 0.0, max(took_ns) / 1e9)
         if attempt is None or attempt.drifted or not ranks:
             return
         fewest = min(report.count for report in ranks)
