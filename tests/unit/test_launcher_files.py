@@ -102,20 +102,31 @@ async def test_progress_gives_way_to_newer_progress_and_nothing_else_is_lost() -
     outbox = Outbox()
     for generation in (1, 2, 3):
         outbox.put(pb.LauncherReport(generation=generation, progress=pb.Progress()))
-        outbox.put(pb.LauncherReport(generation=generation, rank_exited=pb.RankExited()))
+        outbox.put(pb.LauncherReport(generation=generation, loaded=pb.Loaded()))
     first = await outbox.get()
     assert first is not None
     outbox.put_back(first)
     outbox.close()
     got = [f"{report.WhichOneof('kind')}{report.generation}" for report in await everything(outbox)]
-    assert got == ["rank_exited1", "rank_exited2", "rank_exited3", "progress3"]
+    assert got == ["loaded1", "loaded2", "loaded3", "progress3"]
+
+
+async def test_what_a_rank_has_done_is_told_before_its_end() -> None:
+    outbox = Outbox()
+    for generation in (1, 2):
+        outbox.put(pb.LauncherReport(generation=generation, progress=pb.Progress()))
+    outbox.put(pb.LauncherReport(generation=2, rank_exited=pb.RankExited()))
+    outbox.put(pb.LauncherReport(generation=3, progress=pb.Progress()))
+    outbox.close()
+    got = [f"{report.WhichOneof('kind')}{report.generation}" for report in await everything(outbox)]
+    assert got == ["progress2", "rank_exited2", "progress3"]
 
 
 async def test_the_outbox_is_bounded() -> None:
     outbox = Outbox()
     for generation in (1, 2, 3):
         outbox.put(pb.LauncherReport(generation=generation, progress=pb.Progress()))
-        outbox.put(pb.LauncherReport(generation=generation, rank_exited=pb.RankExited()))
+        outbox.put(pb.LauncherReport(generation=generation, loaded=pb.Loaded()))
     first = await outbox.get()
     assert first is not None
     outbox.put_back(first)

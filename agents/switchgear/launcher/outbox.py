@@ -27,6 +27,8 @@ class Outbox:
         if kind in _ONLY_NEWEST:
             self._newest[kind] = report
         else:
+            if kind == "rank_exited" and (steps := self._newest.pop("progress", None)):
+                self._reports.append(steps)  # what the rank has done comes before its end
             self._reports.append(report)
         self._filled.set()
 
