@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from switchgear.agent.events import Events
 from switchgear.agent.metrics import AgentMetrics
 from switchgear.agent.readings import Kind, Reading, known, series, unknown
 from switchgear.agent.sampler import Sampler
@@ -193,8 +194,8 @@ async def test_a_long_outage_loses_the_oldest_samples_counts_them_and_keeps_ever
 class Scripted:
     """A source that answers until its gate is closed."""
 
-    def __init__(self, name: str, gpu: int | None) -> None:
-        self.name, self.gpu, self.deadline_s = name, gpu, 5.0
+    def __init__(self, name: str) -> None:
+        self.name, self.period_s = name, 0.0
         self.gate = threading.Event()
         self.gate.set()
 
@@ -205,17 +206,18 @@ class Scripted:
 
 async def test_a_hanging_gpu_becomes_a_signal_and_unknown_while_the_others_go_on(tmp_path: Path) -> None:
     world = World(tmp_path)
-    hanging, healthy = Scripted("gpu-3", 3), Scripted("host", None)
-    workers = [Worker(hanging), Worker(healthy)]
+    hanging, healthy = Scripted("gpu-3"), Scripted("host")
+    workers = [Worker("gpu-3", [hanging], deadline_s=5.0, gpu=3), Worker("host", [healthy], deadline_s=5.0)]
+    events = Events(world.spool, {}, ManualClock(), world.outbox.wake.set, simulated=False)
     metrics = AgentMetrics(CollectorRegistry(), world.outbox, world.stream, int)
     ticker = Ticker(
-        workers, world.outbox, world.stream, metrics=metrics, clock=ManualClock(), interval_s=1, simulated=False
+        workers, world.outbox, world.stream, metrics=metrics, events=events, clock=ManualClock(), interval_s=1
     )
     async with world.collector(), world.streaming():
         await ticker.tick()
         await world.settled()
         assert await world.shown() == [1, 1]
-        hanging.deadline_s = 0.05
+        workers[0].deadline_s = 0.05
         hanging.gate.clear()
         await ticker.tick()
         await ticker.tick()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from switchgear.agent.events import Finding
 from switchgear.agent.sources.gpu import normal_pci
-from switchgear.agent.sources.kernel_log import TEXT_BYTES_MAX, Finding, KernelLogParser
+from switchgear.agent.sources.kernel_log import TEXT_BYTES_MAX, KernelLogParser
 
 
 def findings(*lines: str, seconds_apart: float = 0.0) -> list[Finding]:
@@ -36,7 +37,7 @@ def findings(*lines: str, seconds_apart: float = 0.0) -> list[Finding]:
     ],
 )
 def test_every_form_of_an_xid_line_gives_its_code_and_device(line: str, code: int, pci: str) -> None:
-    assert findings(line) == [Finding("XID", code, pci, line)]
+    assert findings(line) == [Finding("XID", line, code=code, pci=pci)]
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,19 @@ class Scripted:
     """A source that does what the test says."""
 
     name = "scripted"
-    gpu = None
+    period_s = 0.0
 
-    def __init__(self, sample: Callable[[], list[Reading]], deadline_s: float = 5.0) -> None:
+    def __init__(self, sample: Callable[[], list[Reading]]) -> None:
         self.sample = sample
-        self.deadline_s = deadline_s
+
+
+def worker_of(sample: Callable[[], list[Reading]]) -> Worker:
+    return Worker("scripted", [Scripted(sample)], deadline_s=5.0)
 
 
 async def test_readings_come_through() -> None:
-    worker = Worker(Scripted(lambda: [known(POWER, 7)]))
-    assert await worker.sample() == Sample([known(POWER, 7)])
+    worker = worker_of(lambda: [known(POWER, 7)])
+    assert await worker.sample(0.0) == Sample([known(POWER, 7)])
     worker.close()
 
 
@@ -38,18 +41,18 @@ async def test_an_exception_is_the_reason_why_its_series_are_unknown() -> None:
             return answer
         raise PermissionError("no access")
 
-    worker = Worker(Scripted(sample))
-    await worker.sample()
-    assert await worker.sample() == Sample([unknown(POWER, "PermissionError: no access")])
+    worker = worker_of(sample)
+    await worker.sample(0.0)
+    assert await worker.sample(0.0) == Sample([unknown(POWER, "PermissionError: no access")])
     worker.close()
 
 
 async def test_a_series_that_is_no_longer_reported_becomes_unknown() -> None:
     answers = iter([[known(POWER, 7), known(CLOCK, 1)], [known(POWER, 8)], [known(POWER, 9)]])
-    worker = Worker(Scripted(lambda: next(answers)))
-    await worker.sample()
-    assert await worker.sample() == Sample([known(POWER, 8), unknown(CLOCK, "no longer reported")])
-    assert await worker.sample() == Sample([known(POWER, 9)])
+    worker = worker_of(lambda: next(answers))
+    await worker.sample(0.0)
+    assert await worker.sample(0.0) == Sample([known(POWER, 8), unknown(CLOCK, "no longer reported")])
+    assert await worker.sample(0.0) == Sample([known(POWER, 9)])
     worker.close()
 
 
@@ -61,16 +64,15 @@ async def test_a_hanging_source_stalls_once_and_is_heard_again_when_it_answers()
             release.wait(10)
         return [known(POWER, 7)]
 
-    source = Scripted(sample)
-    worker = Worker(source)
-    await worker.sample()
-    hang, source.deadline_s = True, 0.02
+    worker = worker_of(sample)
+    await worker.sample(0.0)
+    hang, worker.deadline_s = True, 0.02
     late = [unknown(POWER, "deadline exceeded")]
-    assert await worker.sample() == Sample(late, missed=True, stalled=True)
-    assert await worker.sample() == Sample(late, missed=True)
-    hang, source.deadline_s = False, 5.0
+    assert await worker.sample(0.0) == Sample(late, missed=True, stalled=True)
+    assert await worker.sample(0.0) == Sample(late, missed=True)
+    hang, worker.deadline_s = False, 5.0
     release.set()
-    while (answer := await worker.sample()).missed:  # noqa: ASYNC110 - the thread has no event to wait for
+    while (answer := await worker.sample(0.0)).missed:  # noqa: ASYNC110 - the thread has no event to wait for
         await asyncio.sleep(0.005)
     assert answer == Sample([known(POWER, 7)])
     worker.close()

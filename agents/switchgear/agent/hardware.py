@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from switchgear.agent.settings import AgentSettings
-from switchgear.agent.sources.base import Source
-from switchgear.agent.sources.gpu import GpuDevice, GpuSource, normal_pci
+from switchgear.agent.sources.gpu import GpuDevice, GpuDriver, GpuSource, normal_pci
 from switchgear.agent.sources.host import FilesystemSource, HostSource
 from switchgear.agent.sources.log_reader import KernelRing, LogReader, TextLog
 from switchgear.agent.sources.network import NetworkSource
+from switchgear.agent.worker import Worker
 from switchgear.core import names
 from switchgear.core.clock import Clock
 from switchgear.sim.gpus import SimulatedGpus
@@ -23,13 +23,16 @@ from switchgear.v1 import fleet_service_pb2
 log = logging.getLogger(__name__)
 
 _KMSG = Path("/dev/kmsg")
+DEADLINE_S = 0.5
+#: Between readings of what changes seldom: error totals, remapped rows, limits.
+SLOW_PERIOD_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
     """log: the kernel log, or None where it cannot be read. by_pci: index of each GPU by its normal PCI address."""
 
-    sources: Sequence[Source]
+    workers: Sequence[Worker]
     devices: Sequence[GpuDevice]
     log: LogReader | None
 
@@ -56,15 +59,33 @@ class Hardware:
 @contextmanager
 def open_hardware(settings: AgentSettings, kernel_boot_id: str, log_cursor: str, clock: Clock) -> Iterator[Hardware]:
     """log_cursor: where an earlier agent left the kernel log; "" for the first."""
-    host: list[Source] = [HostSource(), FilesystemSource(), NetworkSource()]
-    if settings.sim_gpus:
-        driver = SimulatedGpus(settings.node, settings.sim_gpus, settings.state_dir, clock)
-        driver.follow_faults()
-        gpus = [GpuSource(driver, device, settings.node) for device in driver.devices()]
-        with running_thread(driver.run, driver.close, "simulated-faults"):
-            yield Hardware([*host, *gpus], driver.devices(), TextLog(driver.kernel_log, log_cursor))
-    else:
-        yield Hardware(host, (), _kernel_log(settings.kernel_log, kernel_boot_id, log_cursor))
+    with ExitStack() as stack:
+        workers = [
+            Worker("host", [HostSource()], deadline_s=DEADLINE_S),
+            # Apart from the host: statvfs hangs where a server is gone.
+            Worker("filesystem", [FilesystemSource()], deadline_s=DEADLINE_S),
+            Worker("network", [NetworkSource()], deadline_s=DEADLINE_S),
+        ]
+        if settings.sim_gpus:
+            driver = SimulatedGpus(settings.node, settings.sim_gpus, settings.state_dir, clock)
+            driver.follow_faults()
+            stack.enter_context(running_thread(driver.run, driver.close, "simulated-faults"))
+            workers += [_gpu_worker(driver, device, settings.node) for device in driver.devices()]
+            hardware = Hardware(workers, driver.devices(), TextLog(driver.kernel_log, log_cursor))
+        else:
+            hardware = Hardware(workers, (), _kernel_log(settings.kernel_log, kernel_boot_id, log_cursor))
+        for worker in workers:
+            stack.callback(worker.close)
+        yield hardware
+
+
+def _gpu_worker(driver: GpuDriver, device: GpuDevice, hostname: str) -> Worker:
+    """One thread a GPU: a hanging one must not hide the others."""
+    sources = [
+        GpuSource(driver, device, hostname),
+        GpuSource(driver, device, hostname, slow=True, period_s=SLOW_PERIOD_S),
+    ]
+    return Worker(f"gpu-{device.index}", sources, deadline_s=DEADLINE_S, gpu=device.index)
 
 
 @contextmanager

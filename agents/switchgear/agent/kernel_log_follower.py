@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
 
+from switchgear.agent.events import Events
 from switchgear.agent.sources.kernel_log import KernelLogParser
 from switchgear.agent.sources.log_reader import LogReader
-from switchgear.agent.spool import Spool
 from switchgear.core.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -19,27 +18,17 @@ POLL_S = 0.05
 
 
 class KernelLogFollower:
-    """Follows one log until `close`.
-
-    gpus: index of each GPU by its PCI address as `normal_pci` writes it. notify: called after an event went into the spool.
-    """
+    """Follows one log until `close`."""
 
     def __init__(
         self,
         reader: LogReader,
-        gpus: Mapping[str, int],
-        spool: Spool,
+        events: Events,
         clock: Clock,
-        notify: Callable[[], None],
-        *,
-        simulated: bool,
     ) -> None:
         self._reader = reader
-        self._gpus = gpus
-        self._spool = spool
+        self._events = events
         self._clock = clock
-        self._notify = notify
-        self._simulated = simulated
         self._parser = KernelLogParser()
         self._stopping = threading.Event()
         #: Reads that failed; the follower goes on.
@@ -49,19 +38,8 @@ class KernelLogFollower:
         """Takes in what is new in the log."""
         for line, cursor in self._reader.read():
             finding = self._parser.feed(line, self._clock.monotonic_s())
-            if finding is None:
-                continue
-            self._spool.append(
-                SOURCE,
-                finding.kind,
-                finding.text,
-                time_unix_ns=self._clock.unix_ns(),
-                gpu=self._gpus.get(finding.pci),
-                code=finding.code,
-                simulated=self._simulated,
-                cursor=cursor,
-            )
-            self._notify()
+            if finding is not None:
+                self._events.tell(SOURCE, finding, cursor=cursor)
 
     def run(self) -> None:
         """Polls until `close`; for a thread."""

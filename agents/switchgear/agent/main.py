@@ -15,6 +15,7 @@ from pathlib import Path
 
 from switchgear.agent.control import Control, Reports
 from switchgear.agent.enroll import join, read_token, server_of, warn_of_expiry
+from switchgear.agent.events import Events
 from switchgear.agent.exporter import page
 from switchgear.agent.hardware import open_hardware, running_thread
 from switchgear.agent.kernel_log_follower import SOURCE as KERNEL_LOG
@@ -28,7 +29,6 @@ from switchgear.agent.spool import Spool
 from switchgear.agent.standbys import Standbys
 from switchgear.agent.stream import Identity, Outbox, TelemetryStream
 from switchgear.agent.ticker import Ticker
-from switchgear.agent.worker import Worker
 from switchgear.core import names, rpc
 from switchgear.core.clock import SystemClock
 from switchgear.core.errors import Invalid, Reason
@@ -141,10 +141,9 @@ async def run_agent(settings: AgentSettings) -> None:
         stack.callback(spool.close)
         outbox = Outbox(Sampler(), spool)
         hardware = stack.enter_context(open_hardware(settings, kernel_boot_id, spool.cursor(KERNEL_LOG), clock))
+        events = Events(spool, hardware.by_pci, clock, outbox.wake_from_thread, simulated=simulated)
         if hardware.log is not None:
-            follower = KernelLogFollower(
-                hardware.log, hardware.by_pci, spool, clock, outbox.wake_from_thread, simulated=simulated
-            )
+            follower = KernelLogFollower(hardware.log, events, clock)
             stack.enter_context(running_thread(follower.run, follower.close, "kernel-log"))
 
         identity = Identity(node=node, boot_id=spool.boot_id, epoch=uuid.uuid4().hex, agent_version=version)
@@ -168,11 +167,14 @@ async def run_agent(settings: AgentSettings) -> None:
         stack.callback(exporter.close)
         (settings.state_dir / ADDRESS_FILE).write_text(exporter.address)
 
-        workers = [Worker(source) for source in hardware.sources]
-        for worker in workers:
-            stack.callback(worker.close)
         ticker = Ticker(
-            workers, outbox, stream, metrics=metrics, clock=clock, interval_s=settings.interval_s, simulated=simulated
+            hardware.workers,
+            outbox,
+            stream,
+            metrics=metrics,
+            events=events,
+            clock=clock,
+            interval_s=settings.interval_s,
         )
 
         reports = Reports()

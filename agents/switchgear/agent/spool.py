@@ -13,7 +13,8 @@ import os
 import threading
 import uuid
 import zlib
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ class Event:
     code: int | None
     text: str
     simulated: bool
+    pci: str = ""
+    detail: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,8 @@ class Spool:
         gpu: int | None = None,
         code: int | None = None,
         simulated: bool = False,
+        pci: str = "",
+        detail: Mapping[str, str] | None = None,
         cursor: str = "",
     ) -> Event | None:
         """Numbers the event and writes it through to the disk; None when the spool is full.
@@ -94,7 +99,9 @@ class Spool:
         with self._lock:
             state = self._sources.get(source)
             sequence = state.sequence + 1 if state and state.boot_id == self.boot_id else 1
-            event = Event(self.boot_id, source, sequence, time_unix_ns, kind, gpu, code, text, simulated)
+            event = Event(
+                self.boot_id, source, sequence, time_unix_ns, kind, gpu, code, text, simulated, pci, dict(detail or {})
+            )
             line = _encode({"event": asdict(event), "cursor": cursor})
             if self.pending_bytes + len(line) > self._pending_bytes_max:
                 self.dropped += 1

@@ -225,4 +225,6 @@ def _event(event: Event) -> pb.Event:
         code=event.code,
         text=event.text,
         simulated=event.simulated,
+        pci=event.pci,
+        detail=event.detail,
     )

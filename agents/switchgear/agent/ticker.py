@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from switchgear.agent.events import Events, Finding
 from switchgear.agent.metrics import AgentMetrics
 from switchgear.agent.stream import Outbox, TelemetryStream
 from switchgear.agent.worker import Sample, Worker
@@ -24,9 +25,9 @@ class Ticker:
         stream: TelemetryStream,
         *,
         metrics: AgentMetrics,
+        events: Events,
         clock: Clock,
         interval_s: float,
-        simulated: bool,
     ) -> None:
         self._workers = workers
         self._outbox = outbox
@@ -34,7 +35,7 @@ class Ticker:
         self._interval_s = interval_s
         self._stream = stream
         self._metrics = metrics
-        self._simulated = simulated
+        self._events = events
 
     async def run(self) -> None:
         """Ticks until cancelled. A tick that took longer than the interval is followed at once, without catching up."""
@@ -47,25 +48,17 @@ class Ticker:
     async def tick(self) -> None:
         """One block from all sources; a source that stalls gets an event, once until it answers again."""
         time_unix_ns = self._clock.unix_ns()
-        samples = await asyncio.gather(*(worker.sample() for worker in self._workers))
+        now_s = self._clock.monotonic_s()
+        samples = await asyncio.gather(*(worker.sample(now_s) for worker in self._workers))
         for worker, sample in zip(self._workers, samples, strict=True):
             await self._note_miss(worker, sample, time_unix_ns)
         readings = (reading for sample in samples for reading in sample.readings)
         self._outbox.put(self._outbox.sampler.tick(readings, time_unix_ns))
 
     async def _note_miss(self, worker: Worker, sample: Sample, time_unix_ns: int) -> None:
-        source = worker.source
         if sample.missed:
-            self._metrics.deadline_misses.labels(source.name).inc()
+            self._metrics.deadline_misses.labels(worker.name).inc()
         if sample.stalled:
+            finding = Finding(STALLED, f"{worker.name} did not answer within {worker.deadline_s} s", gpu=worker.gpu)
             # In a thread: the disk may be what stalls.
-            await asyncio.to_thread(
-                self._outbox.spool.append,
-                EVENT_SOURCE,
-                STALLED,
-                f"{source.name} did not answer within {source.deadline_s} s",
-                time_unix_ns=time_unix_ns,
-                gpu=source.gpu,
-                simulated=self._simulated and source.gpu is not None,
-            )
-            self._outbox.wake.set()
+            await asyncio.to_thread(self._events.tell, EVENT_SOURCE, finding, time_unix_ns=time_unix_ns)

@@ -13,7 +13,7 @@ import os
 import re
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,15 @@ MEMORY_BYTES = 80 * 1024**3
 #: As many as the largest nodes have.
 GPUS_MAX = 16
 LOST = "GPU is lost"
+_SLOW = frozenset(
+    {
+        "DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS",
+        "DCGM_FI_DEV_CORRECTABLE_REMAPPED_ROWS",
+        "DCGM_FI_DEV_ROW_REMAP_FAILURE",
+        "DCGM_FI_DEV_ECC_SBE_VOL_TOTAL",
+        "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL",
+    }
+)
 _POLL_S = 0.05
 _XID_LOST = 79
 _MARKER = re.compile(r"\[simulated fault (\d+)\]$")
@@ -75,7 +84,15 @@ class SimulatedGpus:
     def devices(self) -> Sequence[SimulatedDevice]:
         return self._devices
 
-    def read(self, index: int) -> Mapping[str, float | str]:
+    def read(self, index: int, *, slow: bool) -> Iterator[tuple[str, tuple[tuple[str, str], ...], float | str]]:
+        for name, value in self._values(index).items():
+            if (name in _SLOW) == slow:
+                yield name, (), value
+
+    def processes(self, index: int) -> tuple[tuple[int, int | None, int | None], ...]:  # noqa: ARG002 - as real drivers
+        return ()
+
+    def _values(self, index: int) -> Mapping[str, float | str]:
         values = _values(self._phase[index], self._clock.unix_ns() / 1e9, self._start_s)
         values["DCGM_FI_DEV_XID_ERRORS"] = float(self._last_xid[index])
         if self._last_xid[index] == _XID_LOST:

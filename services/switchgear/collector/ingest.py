@@ -19,6 +19,8 @@ from switchgear.v1alpha import telemetry_service_pb2 as pb
 
 TEXT_BYTES_MAX = 2048
 LABELS_MAX = 32
+PCI_CHARS_MAX = 16
+DETAIL_MAX = 16
 NAME_CHARS_MAX = 256
 #: Sustained rate of a stream; an agent that samples faster is told to slow down.
 BLOCKS_PER_S_MAX = 20.0
@@ -155,6 +157,8 @@ class Ingest:
                         await self._writer.put(_checked_event(node, message.event), outgoing.ack_event)
                     case "dictionary":
                         session.dictionary(message.dictionary)
+                    case "associations":
+                        pass  # kept by nobody yet
                     case _:
                         raise _protocol("the first message, and no other, must be a hello")
         finally:
@@ -245,6 +249,15 @@ def _checked_event(node: str, event: pb.Event) -> Event:
         raise _protocol("an event needs a boot_id (128 characters at most), a source and a kind (64 at most)")
     if not 1 <= event.sequence < 2**63 or (event.HasField("gpu") and event.gpu < 0):
         raise _protocol("an event's sequence counts from 1, and its gpu from 0")
+    texts = [*event.detail, *event.detail.values()]
+    if (
+        len(event.pci) > PCI_CHARS_MAX
+        or len(texts) > 2 * DETAIL_MAX
+        or any(len(text) > NAME_CHARS_MAX for text in texts)
+    ):
+        raise _protocol(
+            f"an event's pci has at most {PCI_CHARS_MAX} characters, its detail {DETAIL_MAX} entries of {NAME_CHARS_MAX}"
+        )
     return Event(
         node=node,
         boot_id=_text(event.boot_id),
@@ -256,6 +269,8 @@ def _checked_event(node: str, event: pb.Event) -> Event:
         code=event.code if event.HasField("code") else None,
         text=_text(event.text.encode()[:TEXT_BYTES_MAX].decode(errors="ignore")),
         simulated=event.simulated,
+        pci=_text(event.pci),
+        detail={_text(name): _text(value) for name, value in event.detail.items()},
     )
 
 

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import BigInteger, Boolean, Index, Integer, String, Text, UniqueConstraint, delete, func, select, tuple_
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Index,
+    Integer,
+    String,
+    Text,
+    UniqueConstraint,
+    delete,
+    func,
+    select,
+    tuple_,
+)
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
@@ -31,6 +44,8 @@ class EventRow(Base):
     code: Mapped[int | None] = mapped_column(Integer)
     text: Mapped[str] = mapped_column(Text)
     simulated: Mapped[bool] = mapped_column(Boolean)
+    pci: Mapped[str] = mapped_column(String(16))
+    detail: Mapped[dict[str, str]] = mapped_column(JSON)
 
     __table_args__ = (UniqueConstraint("boot_id", "source", "sequence"),)
 

@@ -1,13 +1,20 @@
-"""GPUs through a driver, under dcgm-exporter's names and in its units."""
+"""GPUs through a driver, of whichever vendor."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from switchgear.agent.readings import Kind, Reading, SeriesKey, known, series, unknown
+from switchgear.agent.readings import Reading, SeriesKey, known, series, unknown
+from switchgear.agent.sources.gpu_metrics import METRICS
+
+#: What sets one value of a metric apart from the others of the same GPU: (("nvlink", "3"),), (("GPU_I_ID", "5"), …); mostly ().
+Labels = tuple[tuple[str, str], ...]
+#: Metric, labels, and the value or a sentence why there is none.
+Value = tuple[str, Labels, float | str]
+#: A process on a GPU: pid, id of its MIG GPU instance or None, bytes of memory or None when the driver does not tell.
+Process = tuple[int, int | None, int | None]
 
 
 class GpuDevice(Protocol):
@@ -28,59 +35,29 @@ class GpuDevice(Protocol):
 
 
 class GpuDriver(Protocol):
-    """How GPUs are found and read. `read` may block: each GPU is read from a thread of its own."""
+    """How the GPUs of one vendor are found and read. Calls about one GPU come from one thread, and may block for ever."""
 
     def devices(self) -> Sequence[GpuDevice]: ...
 
-    def read(self, index: int) -> Mapping[str, float | str]:
-        """For each metric of `METRICS` its value, or a sentence why there is none. A metric left out is not supported."""
+    def read(self, index: int, *, slow: bool) -> Iterable[Value]:
+        """What the GPU supports of `METRICS`: what changes from second to second, or (slow) what changes seldom."""
 
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    name: str
-    unit: str
-    kind: Kind
-
-
-#: What every driver is asked for.
-METRICS = (
-    Metric("DCGM_FI_DEV_SM_CLOCK", "megahertz", Kind.GAUGE),
-    Metric("DCGM_FI_DEV_MEM_CLOCK", "megahertz", Kind.GAUGE),
-    Metric("DCGM_FI_DEV_GPU_TEMP", "celsius", Kind.GAUGE),
-    Metric("DCGM_FI_DEV_MEMORY_TEMP", "celsius", Kind.GAUGE),
-    Metric("DCGM_FI_DEV_POWER_USAGE", "watts", Kind.GAUGE),
-    Metric("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", "millijoules", Kind.COUNTER),
-    Metric("DCGM_FI_DEV_PCIE_REPLAY_COUNTER", "", Kind.COUNTER),
-    Metric("DCGM_FI_DEV_GPU_UTIL", "percent", Kind.GAUGE),
-    Metric("DCGM_FI_DEV_MEM_COPY_UTIL", "percent", Kind.GAUGE),
-    Metric("DCGM_FI_DEV_ENC_UTIL", "percent", Kind.GAUGE),
-    Metric("DCGM_FI_DEV_DEC_UTIL", "percent", Kind.GAUGE),
-    Metric("DCGM_FI_DEV_XID_ERRORS", "", Kind.GAUGE),
-    Metric("DCGM_FI_DEV_FB_FREE", "mebibytes", Kind.GAUGE),
-    Metric("DCGM_FI_DEV_FB_USED", "mebibytes", Kind.GAUGE),
-    Metric("DCGM_FI_DEV_FB_RESERVED", "mebibytes", Kind.GAUGE),
-    Metric("DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL", "", Kind.COUNTER),
-    Metric("DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS", "", Kind.COUNTER),
-    Metric("DCGM_FI_DEV_CORRECTABLE_REMAPPED_ROWS", "", Kind.COUNTER),
-    Metric("DCGM_FI_DEV_ROW_REMAP_FAILURE", "", Kind.GAUGE),
-    Metric("DCGM_FI_DEV_ECC_SBE_VOL_TOTAL", "", Kind.COUNTER),
-    Metric("DCGM_FI_DEV_ECC_DBE_VOL_TOTAL", "", Kind.COUNTER),
-    Metric("DCGM_FI_PROF_GR_ENGINE_ACTIVE", "ratio", Kind.GAUGE),
-    Metric("DCGM_FI_PROF_PIPE_TENSOR_ACTIVE", "ratio", Kind.GAUGE),
-    Metric("DCGM_FI_PROF_DRAM_ACTIVE", "ratio", Kind.GAUGE),
-)
+    def processes(self, index: int) -> Iterable[Process]:
+        """The processes that the driver reports on this GPU."""
 
 
 class GpuSource:
-    """One GPU: a hanging one must not hide the others."""
+    """One GPU's values of one pace; a metric that its driver leaves out is not supported and has no series."""
 
-    def __init__(self, driver: GpuDriver, device: GpuDevice, hostname: str, deadline_s: float = 0.5) -> None:
-        self.name = f"gpu-{device.index}"
-        self.gpu = device.index
-        self.deadline_s = deadline_s
+    def __init__(
+        self, driver: GpuDriver, device: GpuDevice, hostname: str, *, slow: bool = False, period_s: float = 0.0
+    ) -> None:
+        self.name = f"gpu-{device.index}{'-slow' if slow else ''}"
+        self.period_s = period_s
         self._driver = driver
-        labels = (
+        self._index = device.index
+        self._slow = slow
+        self._labels = (
             ("gpu", str(device.index)),
             ("UUID", device.uuid),
             ("pci_bus_id", device.pci_bus_id),
@@ -88,17 +65,20 @@ class GpuSource:
             ("modelName", device.model),
             ("hostname", hostname),
         )
-        self._keys: dict[str, SeriesKey] = {
-            metric.name: series(metric.name, metric.unit, metric.kind, *labels) for metric in METRICS
-        }
+        self._keys = dict[tuple[str, Labels], SeriesKey]()
 
     def sample(self) -> list[Reading]:
-        values = self._driver.read(self.gpu)
         readings = list[Reading]()
-        for name, key in self._keys.items():
-            value = values.get(name, "not supported")
+        for name, labels, value in self._driver.read(self._index, slow=self._slow):
+            key = self._keys.get((name, labels)) or self._key(name, labels)
             readings.append(unknown(key, value) if isinstance(value, str) else known(key, value))
         return readings
+
+    def _key(self, name: str, labels: Labels) -> SeriesKey:
+        metric = METRICS[name]
+        key = series(name, metric.unit, metric.kind, *self._labels, *labels)
+        self._keys[name, labels] = key
+        return key
 
 
 _PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-9a-f]{2})(?:\.[0-7])?", re.IGNORECASE)

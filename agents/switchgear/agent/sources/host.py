@@ -33,10 +33,7 @@ class HostSource:
     """CPU seconds by mode (summed over the CPUs: a label for each would make 1,000 series of one node), load, memory, disks."""
 
     name = "host"
-    gpu = None
-
-    def __init__(self, deadline_s: float = 0.5) -> None:
-        self.deadline_s = deadline_s
+    period_s = 0.0
 
     def sample(self) -> list[Reading]:
         return [*_cpu(), *_memory(), *_disks()]
@@ -84,10 +81,8 @@ class FilesystemSource:
     """Size and free space of mounted file systems. Apart from the host: statvfs hangs where a server is gone."""
 
     name = "filesystem"
-    gpu = None
-
-    def __init__(self, deadline_s: float = 0.5) -> None:
-        self.deadline_s = deadline_s
+    #: They fill over minutes.
+    period_s = 15.0
 
     def sample(self) -> list[Reading]:
         # A device that is mounted many times (bind mounts of containers) counts once, at its shortest path.

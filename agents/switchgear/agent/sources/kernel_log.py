@@ -6,8 +6,8 @@ Pure: lines and times in, findings out. The forms are those of real logs; a line
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
+from switchgear.agent.events import Finding
 from switchgear.agent.sources.gpu import normal_pci
 
 #: The driver writes one event as several lines within milliseconds; a flood becomes one finding a second.
@@ -29,20 +29,6 @@ _SENTENCE = re.compile(r"NVRM:\s*The NVIDIA GPU (?P<pci>[0-9a-fA-F:.]+)")
 _SENTENCE_LINES_MAX = 3
 _STAMP = re.compile(r"^\S*\s*\[\s*(\d+\.\d+)\]")
 _FALLEN_XID = 79
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One event of the driver.
-
-    kind: XID, SXID, or SXID_FATAL where the line itself says so.
-    pci: `dddd:bb:dd`, or "" when the line names no device.
-    """
-
-    kind: str
-    code: int
-    pci: str
-    text: str
 
 
 class KernelLogParser:
@@ -98,7 +84,7 @@ class KernelLogParser:
             del self._first_seen_s[next(iter(self._first_seen_s))]
         self._first_seen_s[key] = at_s
         text = line.strip().encode()[:TEXT_BYTES_MAX].decode(errors="ignore")
-        return Finding(kind, int(code), device, text)
+        return Finding(kind, text, code=int(code), pci=device)
 
 
 def _link(line: str) -> str:

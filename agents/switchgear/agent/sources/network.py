@@ -27,10 +27,9 @@ class NetworkSource:
     """Traffic, errors, link state and speed of each interface."""
 
     name = "network"
-    gpu = None
+    period_s = 0.0
 
-    def __init__(self, sysfs: Path = Path("/sys/class/net"), deadline_s: float = 0.5) -> None:
-        self.deadline_s = deadline_s
+    def __init__(self, sysfs: Path = Path("/sys/class/net")) -> None:
         self._sysfs = sysfs
 
     def sample(self) -> list[Reading]:

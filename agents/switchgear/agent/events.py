@@ -1,0 +1,60 @@
+"""What happened, from whichever source saw it, into the spool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from switchgear.agent.spool import Spool
+from switchgear.core.clock import Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that happened on this node.
+
+    kind: in capitals: XID, GPU_FALLEN_OFF_BUS, LINK_DOWN, … text: verbatim where it is a log line.
+    pci: `dddd:bb:dd` of the device, "" when none is named. gpu: index, where the source knows it.
+    detail: what is known beyond that (unit, link, severity, …), at most 16 short texts.
+    """
+
+    kind: str
+    text: str
+    code: int | None = None
+    pci: str = ""
+    gpu: int | None = None
+    detail: Mapping[str, str] = field(default_factory=dict)
+
+
+class Events:
+    """Numbers findings and keeps them on disk until the collector has them. Any thread may tell one; it may wait for the disk.
+
+    gpus: index of each GPU by its PCI address as `normal_pci` writes it. notify: called after an event went into the spool.
+    simulated: whether the node's GPUs are; events about the host never are.
+    """
+
+    def __init__(
+        self, spool: Spool, gpus: Mapping[str, int], clock: Clock, notify: Callable[[], None], *, simulated: bool
+    ) -> None:
+        self._spool = spool
+        self._gpus = gpus
+        self._clock = clock
+        self._notify = notify
+        self._simulated = simulated
+
+    def tell(self, source: str, finding: Finding, *, cursor: str = "", time_unix_ns: int | None = None) -> None:
+        """cursor: where `source` goes on after this event. time_unix_ns: now, when not given."""
+        gpu = finding.gpu if finding.gpu is not None else self._gpus.get(finding.pci)
+        self._spool.append(
+            source,
+            finding.kind,
+            finding.text,
+            time_unix_ns=self._clock.unix_ns() if time_unix_ns is None else time_unix_ns,
+            gpu=gpu,
+            code=finding.code,
+            simulated=self._simulated and (gpu is not None or source == "kernel_log"),
+            pci=finding.pci,
+            detail=finding.detail,
+            cursor=cursor,
+        )
+        self._notify()
