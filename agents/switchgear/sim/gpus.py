@@ -58,6 +58,7 @@ class SimulatedDevice:
     memory_bytes: int
     pci_bus_id: str
     simulated: bool = True
+    driver_version: str = ""
 
 
 class SimulatedGpus:

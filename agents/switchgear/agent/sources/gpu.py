@@ -32,6 +32,9 @@ class GpuDevice(Protocol):
     def pci_bus_id(self) -> str: ...
     @property
     def simulated(self) -> bool: ...
+    @property
+    def driver_version(self) -> str:
+        """Of the driver that reads it; "" when it is not told."""
 
 
 class GpuDriver(Protocol):
