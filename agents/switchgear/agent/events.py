@@ -41,10 +41,25 @@ class Events:
         self._clock = clock
         self._notify = notify
         self._simulated = simulated
+        self._observers = list[Callable[[Finding], None]]()
+
+    def observe(self, observer: Callable[[Finding], None]) -> None:
+        """From now on `observer` gets every finding, in the thread that tells it; it must return at once and not raise."""
+        self._observers.append(observer)
+
+    def cursor(self, source: str) -> str:
+        """Where `source` was when it last told something or moved; "" before the first."""
+        return self._spool.cursor(source)
+
+    def move(self, source: str, cursor: str) -> None:
+        """Keeps where `source` goes on, when there is nothing to tell."""
+        self._spool.move(source, cursor)
 
     def tell(self, source: str, finding: Finding, *, cursor: str = "", time_unix_ns: int | None = None) -> None:
         """cursor: where `source` goes on after this event. time_unix_ns: now, when not given."""
         gpu = finding.gpu if finding.gpu is not None else self._gpus.get(finding.pci)
+        for observer in self._observers:
+            observer(finding)
         self._spool.append(
             source,
             finding.kind,

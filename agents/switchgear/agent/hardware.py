@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from switchgear.agent.events import Events
+from switchgear.agent.kernel_log_follower import SOURCE as KERNEL_LOG
 from switchgear.agent.settings import AgentSettings
 from switchgear.agent.sources.gpu import GpuDevice, GpuDriver, GpuSource, normal_pci
 from switchgear.agent.sources.host import FilesystemSource, HostSource
@@ -57,8 +59,9 @@ class Hardware:
 
 
 @contextmanager
-def open_hardware(settings: AgentSettings, kernel_boot_id: str, log_cursor: str, clock: Clock) -> Iterator[Hardware]:
-    """log_cursor: where an earlier agent left the kernel log; "" for the first."""
+def open_hardware(settings: AgentSettings, kernel_boot_id: str, events: Events, clock: Clock) -> Iterator[Hardware]:
+    """events: where sources tell what they notice, and what an earlier agent left off."""
+    log_cursor = events.cursor(KERNEL_LOG)
     with ExitStack() as stack:
         workers = [
             Worker("host", [HostSource()], deadline_s=DEADLINE_S),

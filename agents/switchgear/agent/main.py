@@ -18,7 +18,6 @@ from switchgear.agent.enroll import join, read_token, server_of, warn_of_expiry
 from switchgear.agent.events import Events
 from switchgear.agent.exporter import page
 from switchgear.agent.hardware import open_hardware, running_thread
-from switchgear.agent.kernel_log_follower import SOURCE as KERNEL_LOG
 from switchgear.agent.kernel_log_follower import KernelLogFollower
 from switchgear.agent.launcher_process import LauncherSettings
 from switchgear.agent.launchers import Launchers
@@ -140,8 +139,10 @@ async def run_agent(settings: AgentSettings) -> None:
         spool = Spool(settings.state_dir / "spool", kernel_boot_id)
         stack.callback(spool.close)
         outbox = Outbox(Sampler(), spool)
-        hardware = stack.enter_context(open_hardware(settings, kernel_boot_id, spool.cursor(KERNEL_LOG), clock))
-        events = Events(spool, hardware.by_pci, clock, outbox.wake_from_thread, simulated=simulated)
+        gpus = dict[str, int]()
+        events = Events(spool, gpus, clock, outbox.wake_from_thread, simulated=simulated)
+        hardware = stack.enter_context(open_hardware(settings, kernel_boot_id, events, clock))
+        gpus.update(hardware.by_pci)
         if hardware.log is not None:
             follower = KernelLogFollower(hardware.log, events, clock)
             stack.enter_context(running_thread(follower.run, follower.close, "kernel-log"))

@@ -133,6 +133,16 @@ class Spool:
             state = self._sources.get(source)
             return state.cursor if state else ""
 
+    def move(self, source: str, cursor: str) -> None:
+        """Keeps where `source` goes on, without an event. Not synced: after a crash of the machine it may be an earlier one."""
+        with self._lock:
+            state = self._sources.get(source)
+            sequence = state.sequence if state and state.boot_id == self.boot_id else 0
+            self._sources[source] = _SourceState(self.boot_id, sequence, cursor)
+            self._write(_encode({"moved": [source, self.boot_id, sequence, cursor]}), sync=False)
+            if self._size > max(_COMPACT_BYTES_MIN, 2 * self.pending_bytes):
+                self._rewrite()
+
     def close(self) -> None:
         with self._lock:
             os.close(self._fd)
@@ -174,6 +184,9 @@ class Spool:
             event = Event(**entry["event"])
             self._sources[event.source] = _SourceState(event.boot_id, event.sequence, entry["cursor"])
             self._keep(event, size)
+        elif "moved" in entry:
+            source, *state = entry["moved"]
+            self._sources[source] = _SourceState(*state)
         else:
             self._forget(*entry["ack"])
 
