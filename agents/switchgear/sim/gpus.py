@@ -57,6 +57,7 @@ class SimulatedDevice:
     model: str
     memory_bytes: int
     pci_bus_id: str
+    device_file: str
     simulated: bool = True
     driver_version: str = ""
 
@@ -159,7 +160,7 @@ class SimulatedGpus:
 def _device(node: str, index: int) -> SimulatedDevice:
     identity = uuid.uuid5(uuid.NAMESPACE_DNS, f"{node}/{index}.simulated")
     # One bus a GPU, from 0x10 on, as on a real board.
-    return SimulatedDevice(index, f"GPU-{identity}", MODEL, MEMORY_BYTES, f"0000:{0x10 + index:02x}:00.0")
+    return SimulatedDevice(index, f"GPU-{identity}", MODEL, MEMORY_BYTES, f"0000:{0x10 + index:02x}:00.0", f"nvidia{index}")
 
 
 def _phase(node: str, index: int) -> float:

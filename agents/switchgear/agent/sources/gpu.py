@@ -33,6 +33,9 @@ class GpuDevice(Protocol):
     @property
     def simulated(self) -> bool: ...
     @property
+    def device_file(self) -> str:
+        """Its name below /dev, as tools show it: nvidia0, renderD128."""
+    @property
     def driver_version(self) -> str:
         """Of the driver that reads it; "" when it is not told."""
 
@@ -64,7 +67,7 @@ class GpuSource:
             ("gpu", str(device.index)),
             ("UUID", device.uuid),
             ("pci_bus_id", device.pci_bus_id),
-            ("device", f"nvidia{device.index}"),
+            ("device", device.device_file),
             ("modelName", device.model),
             ("hostname", hostname),
         )
