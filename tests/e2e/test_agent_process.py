@@ -148,7 +148,7 @@ async def test_the_agent_shows_its_node_to_prometheus(world: World) -> None:
         await until(lambda: world.scheduler.heartbeats > 0)
         page = await asyncio.to_thread(_get, f"http://{file.read_text()}/metrics")
     assert 'DCGM_FI_DEV_GPU_TEMP{gpu="0"' in page
-    assert 'modelName="Simulated GPU"' in page
+    assert 'modelName="Simulated NVIDIA H100 80GB HBM3"' in page
     assert "node_load1 " in page
     assert "switchgear_agent_blocks_sent_total" in page
 

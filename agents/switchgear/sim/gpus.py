@@ -5,10 +5,9 @@ Everything here says that it is simulated: the model's name, the device's flag, 
 
 from __future__ import annotations
 
-import hashlib
+import heapq
 import json
 import logging
-import math
 import os
 import re
 import threading
@@ -18,36 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from switchgear.core.clock import Clock
-from switchgear.sim.inject import DEVICES_FILE, FAULTS_FILE, KERNEL_LOG_FILE
+from switchgear.core.errors import Invalid
+from switchgear.sim import profiles, workloads
+from switchgear.sim.faults import FAULTS_MAX, Fault, FaultKind, History, Scheduled
+from switchgear.sim.inject import DEVICES_FILE, FAULTS_FILE, KERNEL_LOG_FILE, inject_script, read_fault
+from switchgear.sim.kernel_lines import gpu_pci, kernel_lines
+from switchgear.sim.profiles import Profile
+from switchgear.sim.signals import GpuSignals, Value
+from switchgear.sim.workloads import seed_of, workload
 
 log = logging.getLogger(__name__)
 
-MODEL = "Simulated GPU"
-MEMORY_BYTES = 80 * 1024**3
 #: As many as the largest nodes have.
 GPUS_MAX = 16
-LOST = "GPU is lost"
-_SLOW = frozenset(
-    {
-        "DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS",
-        "DCGM_FI_DEV_CORRECTABLE_REMAPPED_ROWS",
-        "DCGM_FI_DEV_ROW_REMAP_FAILURE",
-        "DCGM_FI_DEV_ECC_SBE_VOL_TOTAL",
-        "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL",
-    }
-)
+NVSWITCHES = 4
 _POLL_S = 0.05
-_XID_LOST = 79
-_MARKER = re.compile(r"\[simulated fault (\d+)\]$")
-_WORDS = {
-    31: "MMU Fault: FAULT_PDE ACCESS_TYPE_VIRT_READ",
-    48: "DBE (double bit error)",
-    63: "Row remapping pending",
-    79: "GPU has fallen off the bus.",
-    94: "Contained ECC error",
-    95: "Uncontained ECC error",
-    119: "Timeout waiting for RPC response from GSP!",
-}
+_MARKER = re.compile(r"\[simulated fault (\d+\.\d+)\]$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,46 +48,91 @@ class SimulatedDevice:
 
 
 class SimulatedGpus:
-    """A GPU driver without GPUs; the values are a function of node, index and time alone.
+    """A GPU driver without GPUs; the values are a function of seed, node, index, profile, workload, faults and time alone.
 
-    state_dir: where faults are injected (`inject_xid`) and where the kernel log is written. Faults last over restarts:
-    a lost GPU stays lost as long as the folder lives.
+    state_dir: where faults are injected (`inject`) and where the kernel log is written. Counters and faults last over restarts:
+    a lost GPU stays lost, until it is mended or the folder is gone.
     """
 
-    def __init__(self, node: str, count: int, state_dir: Path, clock: Clock) -> None:
+    def __init__(
+        self,
+        node: str,
+        count: int,
+        state_dir: Path,
+        clock: Clock,
+        *,
+        profile: str = profiles.DEFAULT,
+        work: str = workloads.DEFAULT,
+        seed: int = 0,
+        nics: int = 0,
+    ) -> None:
         self._clock = clock
-        self._start_s = clock.unix_ns() / 1e9
-        self._devices = [_device(node, index) for index in range(count)]
-        self._phase = [_phase(node, index) for index in range(count)]
-        self._last_xid = [0] * count
+        self._profile = profiles.profile(profile)
+        self._devices = [_device(node, index, self._profile) for index in range(count)]
         self._faults_path = state_dir / FAULTS_FILE
         self.kernel_log = state_dir / KERNEL_LOG_FILE
-        self._faults_read = 0
+        present = {
+            "gpus": count,
+            "nics": nics,
+            "nvswitches": NVSWITCHES if self._profile.nvlink else 0,
+            "vendor": self._profile.vendor,
+        }
+        self._present = present
+        self._start_unix_ns = _remember_start(state_dir / DEVICES_FILE, present, clock.unix_ns())
+        self._signals = [
+            GpuSignals(self._profile, workload(work, seed), seed_of(seed, node, index), History())
+            for index in range(count)
+        ]
+        #: Of the simulated network interfaces.
+        self.link_flaps: list[Scheduled] = []
         self._offset = 0
-        self._logged = self._count_logged()
-        (state_dir / DEVICES_FILE).write_text(json.dumps({"gpus": count}))
+        self._lines_read = 0
+        self._faults = 0
+        self._logged = self._read_logged()
+        #: Time at which a line is due, its number, and the line.
+        self._due: list[tuple[float, str, str]] = []
         self._stopping = threading.Event()
+
+    @property
+    def now_s(self) -> float:
+        """Since the simulation's start, over all restarts."""
+        return (self._clock.unix_ns() - self._start_unix_ns) / 1e9
+
+    def plan(self, script: str) -> None:
+        """Takes in a fault script (`faults.parse_script`), once in the life of the state directory. Raises Invalid when it is wrong."""
+        inject_script(self._faults_path.parent, script, self._present, self._clock.unix_ns())
 
     def devices(self) -> Sequence[SimulatedDevice]:
         return self._devices
 
-    def read(self, index: int, *, slow: bool) -> Iterator[tuple[str, tuple[tuple[str, str], ...], float | str]]:
-        for name, value in self._values(index).items():
-            if (name in _SLOW) == slow:
-                yield name, (), value
+    def read(self, index: int, *, slow: bool) -> Iterator[Value]:
+        """Blocks as long as a fault lets the GPU hang."""
+        signals = self._signals[index]
+        while signals.history.hangs(self.now_s) and not self._stopping.wait(_POLL_S):
+            pass
+        return signals.read(self.now_s, slow=slow)
 
     def processes(self, index: int) -> tuple[tuple[int, int | None, int | None], ...]:  # noqa: ARG002 - as real drivers
         return ()
 
-    def _values(self, index: int) -> Mapping[str, float | str]:
-        values = _values(self._phase[index], self._clock.unix_ns() / 1e9, self._start_s)
-        values["DCGM_FI_DEV_XID_ERRORS"] = float(self._last_xid[index])
-        if self._last_xid[index] == _XID_LOST:
-            return dict.fromkeys(values, LOST)
-        return values
-
     def follow_faults(self) -> None:
-        """Takes in the faults that were injected since the last call; each is logged once, also over a crash in between."""
+        """Takes in the faults that were injected since the last call and logs what is due, each once, also over a crash in between."""
+        self._read_faults()
+        while self._due and self._due[0][0] <= self.now_s:
+            _, number, line = heapq.heappop(self._due)
+            if number not in self._logged:
+                self._write_log(number, line)
+
+    def run(self) -> None:
+        """Follows the faults until `close`; for a thread."""
+        while not self._stopping.wait(_POLL_S):
+            self.follow_faults()
+
+    def close(self) -> None:
+        """Ends `run`, and calls that hang."""
+        self._stopping.set()
+
+    def _read_faults(self) -> None:
         try:
             with self._faults_path.open("rb") as file:
                 file.seek(self._offset)
@@ -112,101 +142,65 @@ class SimulatedGpus:
         complete = data[: data.rfind(b"\n") + 1]
         self._offset += len(complete)
         for line in complete.splitlines():
-            self._faults_read += 1
+            self._lines_read += 1
             try:
-                fault = json.loads(line)
-                gpu, xid = int(fault["gpu"]), int(fault["xid"])
-                device = self._devices[gpu] if gpu >= 0 else None
-            except (ValueError, KeyError, TypeError, IndexError):
-                device = None
-            if device is None:
-                log.warning("%s: line %d names no fault of a simulated GPU", self._faults_path, self._faults_read)
+                found = read_fault(line, self._present)
+            except (ValueError, Invalid) as error:
+                log.warning(
+                    "%s: line %d is no fault of simulated hardware: %s", self._faults_path, self._lines_read, error
+                )
                 continue
-            if self._last_xid[gpu] != _XID_LOST:  # a lost GPU cannot come back by another fault
-                self._last_xid[gpu] = xid
-            if self._faults_read > self._logged:
-                self._write_log(device, xid)
+            if found is not None:
+                self._take(found)
 
-    def run(self) -> None:
-        """Follows the faults until `close`; for a thread."""
-        while not self._stopping.wait(_POLL_S):
-            self.follow_faults()
+    def _take(self, found: tuple[int, Fault]) -> None:
+        if self._faults >= FAULTS_MAX:
+            log.warning("%s: more than %d faults; the rest is left out", self._faults_path, FAULTS_MAX)
+            return
+        self._faults += 1
+        at_unix_ns, fault = found
+        at_s = (at_unix_ns - self._start_unix_ns) / 1e9
+        if fault.kind is FaultKind.LINK_FLAP:
+            self.link_flaps.append(Scheduled(at_s, fault))
+        elif fault.kind is not FaultKind.SXID:
+            self._signals[fault.target].history.add(Scheduled(at_s, fault))
+        for turn, (after_s, line) in enumerate(kernel_lines(fault, self._profile)):
+            heapq.heappush(self._due, (at_s + after_s, f"{self._lines_read}.{turn}", line))
 
-    def close(self) -> None:
-        self._stopping.set()
-
-    def _write_log(self, device: SimulatedDevice, xid: int) -> None:
-        words = _WORDS.get(xid, "simulated")
-        pci = device.pci_bus_id.removesuffix(".0")
-        line = (
-            f"[{self._clock.monotonic_s():.6f}] NVRM: Xid (PCI:{pci}): {xid}, pid='<unknown>', name=<unknown>, {words} "
-            f"[simulated fault {self._faults_read}]\n"
-        )
+    def _write_log(self, number: str, line: str) -> None:
+        text = f"[{self._clock.monotonic_s():.6f}] {line} [simulated fault {number}]\n"
         fd = os.open(self.kernel_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
-            os.write(fd, line.encode())
+            os.write(fd, text.encode())
         finally:
             os.close(fd)
 
-    def _count_logged(self) -> int:
-        """Number of the newest fault in the kernel log: what a crash between the two files leaves open is known from there."""
+    def _read_logged(self) -> frozenset[str]:
+        """Numbers of the lines in the kernel log: what a crash between the two files leaves open is known from there."""
         try:
             lines = self.kernel_log.read_text(errors="replace").splitlines()
         except FileNotFoundError:
-            return 0
-        return max((int(match.group(1)) for line in lines if (match := _MARKER.search(line))), default=0)
+            return frozenset()
+        return frozenset(match.group(1) for line in lines if (match := _MARKER.search(line)))
 
 
-def _device(node: str, index: int) -> SimulatedDevice:
+def _device(node: str, index: int, profile: Profile) -> SimulatedDevice:
     identity = uuid.uuid5(uuid.NAMESPACE_DNS, f"{node}/{index}.simulated")
-    # One bus a GPU, from 0x10 on, as on a real board.
-    return SimulatedDevice(index, f"GPU-{identity}", MODEL, MEMORY_BYTES, f"0000:{0x10 + index:02x}:00.0", f"nvidia{index}")
-
-
-def _phase(node: str, index: int) -> float:
-    """A number in 0 to 1 that sets this GPU apart from the others."""
-    return int.from_bytes(hashlib.sha256(f"{node}/{index}".encode()).digest()[:4], "big") / 2**32
-
-
-def _values(phase: float, now_s: float, start_s: float) -> dict[str, float | str]:
-    """A GPU that trains: busy with a slow swell, power follows the load, temperature follows the power."""
-    period_s = 60.0 + 30.0 * phase
-    swell = math.sin(2 * math.pi * (now_s / period_s + phase))
-    busy = 0.93 + 0.05 * swell
-    power_w = 90.0 + 560.0 * busy
-    # The integral of the power, so that energy never runs backwards.
-    mean_w, swing_w = 90.0 + 560.0 * 0.93, 560.0 * 0.05
-    wave_s = period_s / (2 * math.pi)
-    start_wave = math.cos(2 * math.pi * (start_s / period_s + phase))
-    energy_j = mean_w * (now_s - start_s) + swing_w * wave_s * (
-        start_wave - math.cos(2 * math.pi * (now_s / period_s + phase))
+    return SimulatedDevice(
+        index,
+        f"GPU-{identity}",
+        f"Simulated {profile.model}",
+        profile.memory_mib * 1024**2,
+        gpu_pci(index),
+        f"renderD{128 + index}" if profile.is_amd else f"nvidia{index}",
     )
-    temperature_c = round(30.0 + power_w * 0.05 + 4.0 * phase)
-    memory_mib = MEMORY_BYTES / 1024**2
-    used_mib = round(memory_mib * (0.7 + 0.1 * phase))
-    reserved_mib = 512.0
-    return {
-        "DCGM_FI_DEV_SM_CLOCK": 1980.0 if busy < 0.97 else 1935.0,
-        "DCGM_FI_DEV_MEM_CLOCK": 2619.0,
-        "DCGM_FI_DEV_GPU_TEMP": float(temperature_c),
-        "DCGM_FI_DEV_MEMORY_TEMP": float(temperature_c + 8),
-        "DCGM_FI_DEV_POWER_USAGE": round(power_w, 1),
-        "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION": round(energy_j * 1000),
-        "DCGM_FI_DEV_PCIE_REPLAY_COUNTER": 0.0,
-        "DCGM_FI_DEV_GPU_UTIL": float(round(100 * busy)),
-        "DCGM_FI_DEV_MEM_COPY_UTIL": float(round(55 * busy)),
-        "DCGM_FI_DEV_ENC_UTIL": 0.0,
-        "DCGM_FI_DEV_DEC_UTIL": 0.0,
-        "DCGM_FI_DEV_FB_FREE": memory_mib - used_mib - reserved_mib,
-        "DCGM_FI_DEV_FB_USED": float(used_mib),
-        "DCGM_FI_DEV_FB_RESERVED": reserved_mib,
-        "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL": float(round(energy_j * 100)),
-        "DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS": 0.0,
-        "DCGM_FI_DEV_CORRECTABLE_REMAPPED_ROWS": 0.0,
-        "DCGM_FI_DEV_ROW_REMAP_FAILURE": 0.0,
-        "DCGM_FI_DEV_ECC_SBE_VOL_TOTAL": 0.0,
-        "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL": 0.0,
-        "DCGM_FI_PROF_GR_ENGINE_ACTIVE": round(busy, 3),
-        "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE": round(0.55 * busy, 3),
-        "DCGM_FI_PROF_DRAM_ACTIVE": round(0.45 * busy, 3),
-    }
+
+
+def _remember_start(path: Path, present: Mapping[str, object], now_unix_ns: int) -> int:
+    """When this hardware was first there; counters go on from then."""
+    try:
+        start_unix_ns = int(json.loads(path.read_text())["start_unix_ns"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        start_unix_ns = now_unix_ns
+    path.write_text(json.dumps({**present, "start_unix_ns": start_unix_ns}))
+    return start_unix_ns

@@ -1,0 +1,186 @@
+"""What a simulated GPU shows at a given time. Pure: profile, workload, seed, faults and time in, values out, in the form of the hardware's.
+
+Counters are integrals of the rates that the gauges show, whole numbers in the counter's unit; clocks move in the hardware's steps; power
+comes in milliwatts; temperatures are whole degrees that follow the power of the last minute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+from itertools import pairwise
+
+from switchgear.sim.faults import LOST, FaultKind, History
+from switchgear.sim.profiles import Profile
+from switchgear.sim.workloads import Workload, noise
+
+#: Metric, labels, and the value or why there is none.
+Value = tuple[str, tuple[tuple[str, str], ...], float | str]
+
+#: Over which the driver averages what it shows as present.
+WINDOW_S = 1.0
+#: Over which the power decides the temperature.
+WARMING_S = 40.0
+_AMBIENT_C = 29.0
+#: Above ambient at the power limit.
+_RISE_C = 36.0
+_MIB = 1024**2
+#: How far power and rates of one GPU are from those of another of the same model.
+_SPREAD = 0.02
+#: Of a GPU that throttles: what is left of each rate.
+_THROTTLED = 0.55
+# Bits of the clock-event reasons, as in nvml.h.
+REASON_IDLE, REASON_POWER, REASON_HW_SLOWDOWN, REASON_SW_THERMAL, REASON_HW_THERMAL = 0x1, 0x4, 0x8, 0x20, 0x40
+
+
+class _Rate(IntEnum):
+    """Positions in `Cycle.integral`."""
+
+    BUSY = 0
+    SM = 1
+    TENSOR = 2
+    DRAM = 3
+    LINK = 4
+    PCIE_IN = 5
+    PCIE_OUT = 6
+    POWER = 7
+    CAPPED = 8
+
+
+class GpuSignals:
+    """One GPU. Times are seconds since the simulation's start; a GPU that is lost says so in place of every value."""
+
+    def __init__(self, profile: Profile, workload: Workload, seed: int, history: History) -> None:
+        self._profile = profile
+        self._workload = workload
+        self._seed = seed
+        self._spread = 1 + _SPREAD * noise(seed, 1)
+        self._offset_s = 0.0 if workload.together else workload.cycle.period_s * (0.5 + 0.5 * noise(seed, 2))
+        self._ambient_c = _AMBIENT_C + 3 * noise(seed, 3)
+        self._begin = workload.cycle.integral(self._offset_s)
+        self.history = history
+
+    def read(self, time_s: float, *, slow: bool) -> Iterator[Value]:
+        """What changes from second to second, or (slow) what changes seldom."""
+        lost = self.history.lost(time_s)
+        for metric, labels, value in self._slow(time_s) if slow else self._fast(time_s):
+            yield metric, labels, LOST if lost else value
+
+    def _fast(self, time_s: float) -> Iterator[Value]:
+        profile, seed, tick = self._profile, self._seed, int(time_s * 10)
+        done = self._integral(time_s)
+        before = self._integral(time_s - WINDOW_S)
+        mean = [(now - then) / WINDOW_S for now, then in zip(done, before, strict=True)]
+        busy = mean[_Rate.BUSY] > 0
+        power_w = self._power_w(mean[_Rate.POWER])
+        shown_w = min(power_w * (1 + (0.008 if busy else 0.003) * noise(seed, tick, 4)), profile.power_max_w * 1.01)
+        temperature_c = self._temperature_c(time_s, done) + 0.6 * noise(seed, tick, 5)
+        used_mib = self._used_mib(tick)
+        yield "DCGM_FI_DEV_SM_CLOCK", (), self._clock_mhz(time_s, mean, tick)
+        yield "DCGM_FI_DEV_MEM_CLOCK", (), float(profile.memory_clock_mhz)
+        yield "DCGM_FI_DEV_GPU_TEMP", (), float(round(temperature_c))
+        yield "DCGM_FI_DEV_MEMORY_TEMP", (), float(round(temperature_c + 7 + 6 * mean[_Rate.DRAM]))
+        yield "DCGM_FI_DEV_POWER_USAGE", (), round(shown_w, 3)
+        yield "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", (), float(int(self._energy_j(time_s, done) * 1000))
+        yield "DCGM_FI_DEV_GPU_UTIL", (), float(round(100 * mean[_Rate.BUSY]))
+        yield "DCGM_FI_DEV_MEM_COPY_UTIL", (), float(round(100 * mean[_Rate.DRAM] * self._spread))
+        yield "DCGM_FI_DEV_FB_FREE", (), profile.memory_mib - profile.reserved_mib - used_mib
+        yield "DCGM_FI_DEV_FB_USED", (), used_mib
+        yield "DCGM_FI_DEV_XID_ERRORS", (), float(self.history.last_xid(time_s))
+        yield "DCGM_FI_DEV_PCIE_REPLAY_COUNTER", (), 0.0
+        if profile.is_amd:
+            return
+        yield "DCGM_FI_DEV_ENC_UTIL", (), 0.0
+        yield "DCGM_FI_DEV_DEC_UTIL", (), 0.0
+        yield "DCGM_FI_DEV_FB_RESERVED", (), float(profile.reserved_mib)
+        links = profile.links * profile.link_bytes_per_s * 2  # both directions
+        yield "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL", (), float(int(done[_Rate.LINK] * links / 1024))
+        if profile.gpm:
+            yield "DCGM_FI_PROF_GR_ENGINE_ACTIVE", (), self._share(mean[_Rate.BUSY], tick, 6)
+            yield "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE", (), self._share(mean[_Rate.TENSOR], tick, 8)
+            yield "DCGM_FI_PROF_DRAM_ACTIVE", (), self._share(mean[_Rate.DRAM], tick, 9)
+
+    def _slow(self, time_s: float) -> Iterator[Value]:
+        yield "DCGM_FI_DEV_ECC_SBE_VOL_TOTAL", (), float(self.history.count(FaultKind.ECC_STORM, time_s))
+        yield "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL", (), 0.0
+        if self._profile.is_amd:
+            return
+        yield "DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS", (), 0.0
+        yield "DCGM_FI_DEV_CORRECTABLE_REMAPPED_ROWS", (), 0.0
+        yield "DCGM_FI_DEV_ROW_REMAP_FAILURE", (), 0.0
+
+    def _integral(self, time_s: float) -> Sequence[float]:
+        """Of each rate since the start, with what faults take away."""
+        cuts = sorted(
+            {
+                edge
+                for span in self.history.spans
+                if span.fault.kind in (FaultKind.THERMAL_THROTTLE, FaultKind.SLOW)
+                for edge in (span.start_s, span.end_s)
+                if 0 < edge < time_s
+            }
+        )
+        if not cuts and self._speed(time_s) == 1:
+            return self._since_start(time_s)
+        total = [0.0] * len(_Rate)
+        for begin_s, end_s in pairwise((0.0, *cuts, time_s)):
+            kept = self._kept(self._speed(begin_s))
+            spans = zip(self._since_start(begin_s), self._since_start(end_s), kept, strict=True)
+            for rate, (begin, end, share) in enumerate(spans):
+                total[rate] += (end - begin) * share
+        return total
+
+    def _since_start(self, time_s: float) -> Sequence[float]:
+        at = self._workload.cycle.integral(time_s + self._offset_s)
+        return [now - begin for now, begin in zip(at, self._begin, strict=True)]
+
+    def _speed(self, time_s: float) -> float:
+        """What is left of the clock, 0 to 1."""
+        speed = 1.0
+        for span in self.history.spans:
+            if span.holds(time_s):
+                if span.fault.kind is FaultKind.THERMAL_THROTTLE:
+                    speed = min(speed, _THROTTLED)
+                elif span.fault.kind is FaultKind.SLOW:
+                    speed = min(speed, span.fault.clock_mhz / self._profile.clock_max_mhz)
+        return speed
+
+    @staticmethod
+    def _kept(speed: float) -> Sequence[float]:
+        """What a slower clock leaves of each rate: it is as busy as before, moves less and takes less power."""
+        return (1.0, 1.0, 1.0, speed, speed, speed, speed, 0.3 * speed + 0.7 * speed**2, float(speed == 1))
+
+    def _power_w(self, share: float) -> float:
+        profile = self._profile
+        return profile.power_idle_w + (profile.power_max_w - profile.power_idle_w) * share * self._spread
+
+    def _energy_j(self, time_s: float, done: Sequence[float]) -> float:
+        profile = self._profile
+        span_w = (profile.power_max_w - profile.power_idle_w) * self._spread
+        return profile.power_idle_w * time_s + span_w * done[_Rate.POWER]
+
+    def _temperature_c(self, time_s: float, done: Sequence[float]) -> float:
+        for span in self.history.of(FaultKind.THERMAL_THROTTLE):
+            if span.holds(time_s):
+                return self._profile.slowdown_c + min(2.0, (time_s - span.start_s) / 10)
+        power = (done[_Rate.POWER] - self._integral(time_s - WARMING_S)[_Rate.POWER]) / WARMING_S
+        return self._ambient_c + _RISE_C * self._power_w(power) / self._profile.power_max_w
+
+    def _clock_mhz(self, time_s: float, mean: Sequence[float], tick: int) -> float:
+        """At the power limit the clock gives way, in steps; a GPU without work rests."""
+        profile = self._profile
+        if not mean[_Rate.BUSY]:
+            return float(profile.clock_idle_mhz)
+        highest = profile.clock_max_mhz * self._speed(time_s)
+        gives_way = 0.35 * mean[_Rate.CAPPED] * profile.clock_max_mhz * (1 + 0.3 * noise(self._seed, tick, 10))
+        return float(int((highest - gives_way) / profile.clock_step_mhz) * profile.clock_step_mhz)
+
+    def _used_mib(self, tick: int) -> float:
+        """Allocations grow and are given back now and then, about twice a minute."""
+        share = self._workload.memory_share * (1 + 0.01 * noise(self._seed, 11))
+        pages = 2 * round(20 * noise(self._seed, tick // 300, 12)) if share else 0
+        return float(round((self._profile.memory_mib - self._profile.reserved_mib) * share) + pages)
+
+    def _share(self, mean: float, tick: int, place: int) -> float:
+        """As the driver gives it: per mille."""
+        return round(min(1.0, max(0.0, mean * (1 + 0.01 * noise(self._seed, tick, place)))), 3) if mean else 0.0
