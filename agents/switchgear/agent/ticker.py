@@ -1,8 +1,9 @@
-"""The beat: all sources at once, one block a tick."""
+"""The beat: all sources at once, one block a tick, and no tick waits for one that hangs."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 
 from switchgear.agent.events import Events, Finding
@@ -13,6 +14,11 @@ from switchgear.core.clock import Clock
 
 EVENT_SOURCE = "agent"
 STALLED = "SOURCE_STALLED"
+RESUMED = "SOURCE_RESUMED"
+#: What a block waits for answers at most; what comes later is in the next one. A healthy driver answers within milliseconds.
+PATIENCE_S = 0.15
+#: What a tick waits for the disk to take an event; a disk that stalls must not stop the beat.
+_DISK_S = 0.1
 
 
 class Ticker:
@@ -36,29 +42,80 @@ class Ticker:
         self._stream = stream
         self._metrics = metrics
         self._events = events
+        self._telling = set[asyncio.Task[None]]()
 
     async def run(self) -> None:
-        """Ticks until cancelled. A tick that took longer than the interval is followed at once, without catching up."""
+        """Ticks until cancelled."""
+        due_s = self._clock.monotonic_s()
         while True:
-            start_s = self._clock.monotonic_s()
             await self.tick()
-            interval_s = max(self._interval_s, self._stream.interval_s_min)
-            await asyncio.sleep(max(0.0, start_s + interval_s - self._clock.monotonic_s()))
+            now_s = self._clock.monotonic_s()
+            due_s = next_tick_s(due_s, max(self._interval_s, self._stream.interval_s_min), now_s)
+            await asyncio.sleep(due_s - now_s)
 
     async def tick(self) -> None:
-        """One block from all sources; a source that stalls gets an event, once until it answers again."""
+        """One block from all sources; one that hangs gets an event, and another when it answers again."""
         time_unix_ns = self._clock.unix_ns()
         now_s = self._clock.monotonic_s()
-        samples = await asyncio.gather(*(worker.sample(now_s) for worker in self._workers))
-        for worker, sample in zip(self._workers, samples, strict=True):
-            await self._note_miss(worker, sample, time_unix_ns)
-        readings = (reading for sample in samples for reading in sample.readings)
+        late = self._take(now_s)
+        answers = _Answers(asyncio.get_running_loop())
+        asked = sum(worker.ask(now_s, answers.count) for worker in self._workers)
+        try:
+            async with asyncio.timeout(min(PATIENCE_S, self._interval_s)):
+                await answers.wait(asked)
+        except TimeoutError:
+            pass
+        now = self._take(self._clock.monotonic_s())
+        readings = (reading for _, sample in (*late, *now) for reading in sample.readings)
         self._outbox.put(self._outbox.sampler.tick(readings, time_unix_ns))
+        for worker, sample in now:
+            if sample.missed:
+                self._metrics.deadline_misses.labels(worker.name).inc()
+        for worker, sample in (*late, *now):
+            if sample.stalled:
+                await self._tell(worker, STALLED, f"did not answer within {worker.deadline_s} s", time_unix_ns)
+            if sample.resumed:
+                await self._tell(worker, RESUMED, "answers again", time_unix_ns)
 
-    async def _note_miss(self, worker: Worker, sample: Sample, time_unix_ns: int) -> None:
-        if sample.missed:
-            self._metrics.deadline_misses.labels(worker.name).inc()
-        if sample.stalled:
-            finding = Finding(STALLED, f"{worker.name} did not answer within {worker.deadline_s} s", gpu=worker.gpu)
-            # In a thread: the disk may be what stalls.
-            await asyncio.to_thread(self._events.tell, EVENT_SOURCE, finding, time_unix_ns=time_unix_ns)
+    def _take(self, now_s: float) -> list[tuple[Worker, Sample]]:
+        return [(worker, worker.take(now_s)) for worker in self._workers]
+
+    async def _tell(self, worker: Worker, kind: str, words: str, time_unix_ns: int) -> None:
+        finding = Finding(kind, f"{worker.name} {words}", gpu=worker.gpu)
+        telling = asyncio.create_task(
+            asyncio.to_thread(self._events.tell, EVENT_SOURCE, finding, time_unix_ns=time_unix_ns)
+        )
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
+        await asyncio.wait([telling], timeout=_DISK_S)
+
+
+def next_tick_s(due_s: float, interval_s: float, now_s: float) -> float:
+    """When the tick after the one that was due at `due_s` is: a late one does not move it, and missed ones are not made up for."""
+    return max(due_s + interval_s, now_s)
+
+
+class _Answers:
+    """Counts answers that come from other threads, and wakes the loop for the last one only."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._lock = threading.Lock()
+        self._balance = 0
+        self._complete = asyncio.Event()
+
+    def count(self) -> None:
+        """One more answer; from any thread."""
+        self._add(1)
+
+    async def wait(self, asked: int) -> None:
+        """Until there are so many."""
+        self._add(-asked)
+        await self._complete.wait()
+
+    def _add(self, number: int) -> None:
+        with self._lock:
+            self._balance += number
+            complete = self._balance == 0
+        if complete:
+            self._loop.call_soon_threadsafe(self._complete.set)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import math
 import queue
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from switchgear.agent.readings import Reading, SeriesKey, unknown
 from switchgear.agent.sources.base import Source
@@ -17,18 +18,23 @@ log = logging.getLogger(__name__)
 
 DEADLINE_EXCEEDED = "deadline exceeded"
 NO_LONGER_REPORTED = "no longer reported"
+#: From one event about a worker that hangs to the next: a driver that answers now and then would fill the spool with them.
+STALLED_EVERY_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What one tick got from a worker; a series that is not in it was not sampled.
+class Sample(NamedTuple):
+    """What a tick got from a worker; a series that is not in it was not sampled.
 
-    missed: the deadline passed. stalled: it passed now and not already in the tick before, which is worth an event.
+    missed: the deadline has passed. stalled: it passed just now, which is worth an event. resumed: such a worker answers again.
     """
 
-    readings: list[Reading]
+    readings: Sequence[Reading] = ()
     missed: bool = False
     stalled: bool = False
+    resumed: bool = False
+
+
+_NOTHING = Sample()
 
 
 class _Scheduled:
@@ -58,17 +64,27 @@ class _Scheduled:
             readings = self.source.sample()
         except Exception as error:  # whatever a driver raises is a reason, not the agent's end
             return [unknown(key, f"{type(error).__name__}: {error}") for key in self.keys]
-        present = [reading.key for reading in readings]
+        present = [reading[0] for reading in readings]
+        if present == self.keys:
+            return readings
         gone = set(self.keys).difference(present)
         self.keys = present
         return [*readings, *(unknown(key, NO_LONGER_REPORTED) for key in gone)]
 
 
+@dataclass(slots=True)
+class _Question:
+    due: Sequence[_Scheduled]
+    asked_s: float
+    answered: Callable[[], None]
+    answer: list[Reading] | None = None
+
+
 class Worker:
     """Samples its sources one after the other in a daemon thread: a call that never returns must not keep the agent from ending.
 
-    name: shown in metrics and events. deadline_s: longest time that a tick waits; then all its series count as unknown until it
-    answers. gpu: index of the GPU that it reads, when it reads exactly one.
+    name: shown in metrics and events. deadline_s: what an answer may take; then all its series count as unknown until it answers.
+    gpu: index of the GPU that it reads, when it reads exactly one. `ask` and `take` are for one thread, and neither waits.
     """
 
     def __init__(self, name: str, sources: Sequence[Source], *, deadline_s: float, gpu: int | None = None) -> None:
@@ -76,50 +92,66 @@ class Worker:
         self.deadline_s = deadline_s
         self.gpu = gpu
         self._sources = [_Scheduled(source) for source in sources]
-        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
-        self._busy: asyncio.Future[list[Reading]] | None = None
+        self._questions: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
+        self._open: _Question | None = None
+        self._missed = False
+        #: When a hang was last told, and whether it is not taken back yet.
+        self._stalled_s = -math.inf
+        self._told = False
         threading.Thread(target=self._run, name=f"source-{name}", daemon=True).start()
 
-    async def sample(self, now_s: float) -> Sample:
-        """Readings of the sources that are due, or unknown for every series when the deadline passes.
+    def ask(self, now_s: float, answered: Callable[[], None]) -> bool:
+        """Lets the sources that are due at `now_s` (monotonic) be sampled; False when none is, or it is still busy.
 
-        now_s: the tick's monotonic time.
+        answered: called once from the worker's thread, when `take` has something.
         """
-        if self._busy is not None and not self._busy.done():
-            return Sample(self._all_unknown(), missed=True)
+        if self._open is not None:
+            return False
         due = [scheduled for scheduled in self._sources if scheduled.due(now_s)]
-        if not due:
-            return Sample([])
-        loop = asyncio.get_running_loop()
-        self._busy = answer = loop.create_future()
-        self._requests.put((loop, answer, due))
-        done, _ = await asyncio.wait([answer], timeout=self.deadline_s)
-        if not done:
-            log.warning("%s did not answer within %s s", self.name, self.deadline_s)
-            # Whatever it says later describes a moment that has passed.
-            return Sample(self._all_unknown(), missed=True, stalled=True)
-        return Sample(answer.result())
+        if due:
+            self._open = _Question(due, now_s, answered)
+            self._questions.put(self._open)
+        return bool(due)
+
+    def take(self, now_s: float) -> Sample:
+        """The answer, once it is there; after the deadline unknown for every series instead."""
+        question = self._open
+        if question is None:
+            return _NOTHING
+        if question.answer is None:
+            if now_s - question.asked_s < self.deadline_s:
+                return _NOTHING
+            return self._miss(now_s)
+        self._open = None
+        if not self._missed:
+            return Sample(question.answer)
+        # What it says now describes a moment that has passed.
+        self._missed = False
+        resumed, self._told = self._told, False
+        return Sample(resumed=resumed)
 
     def close(self) -> None:
         """Ends the thread once its present call returns."""
-        self._requests.put(None)
+        self._questions.put(None)
 
-    def _all_unknown(self) -> list[Reading]:
-        return [unknown(key, DEADLINE_EXCEEDED) for scheduled in self._sources for key in scheduled.keys]
+    def _miss(self, now_s: float) -> Sample:
+        if self._missed:
+            return Sample(missed=True)
+        log.warning("%s did not answer within %s s", self.name, self.deadline_s)
+        self._missed = True
+        late = [unknown(key, DEADLINE_EXCEEDED) for scheduled in self._sources for key in scheduled.keys]
+        if now_s - self._stalled_s < STALLED_EVERY_S:
+            return Sample(late, missed=True)
+        self._stalled_s, self._told = now_s, True
+        return Sample(late, missed=True, stalled=True)
 
     def _run(self) -> None:
-        while (request := self._requests.get()) is not None:
-            loop, answer, due = request
-            readings = [reading for scheduled in due for reading in scheduled.sample()]
+        while (question := self._questions.get()) is not None:
+            readings = list[Reading]()
+            for scheduled in question.due:
+                readings += scheduled.sample()
+            question.answer = readings
             try:
-                loop.call_soon_threadsafe(_settle, answer, readings)
+                question.answered()
             except RuntimeError:  # the loop has closed meanwhile
                 return
-
-
-_Request = tuple[asyncio.AbstractEventLoop, "asyncio.Future[list[Reading]]", Sequence[_Scheduled]]
-
-
-def _settle(answer: asyncio.Future[list[Reading]], readings: list[Reading]) -> None:
-    if not answer.done():
-        answer.set_result(readings)

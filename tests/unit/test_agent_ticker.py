@@ -1,0 +1,131 @@
+"""The beat goes on, whoever hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from switchgear.agent import ticker
+from switchgear.agent.events import Events
+from switchgear.agent.metrics import AgentMetrics
+from switchgear.agent.readings import Kind, Reading, known, series
+from switchgear.agent.sampler import Sampler
+from switchgear.agent.spool import Spool
+from switchgear.agent.stream import Identity, Outbox, TelemetryStream
+from switchgear.agent.ticker import Ticker
+from switchgear.agent.worker import Worker
+from switchgear.core.clock import ManualClock
+
+GPUS = 8
+DEADLINE_S = 2.0
+
+
+class Gpu:
+    """Counts its samples; it answers until its gate is closed."""
+
+    period_s = 0.0
+
+    def __init__(self, index: int) -> None:
+        self.name = f"gpu-{index}"
+        self.key = series("samples", "", Kind.COUNTER, ("gpu", str(index)))
+        self.samples = 0
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def sample(self) -> list[Reading]:
+        self.gate.wait(30)
+        self.samples += 1
+        return [known(self.key, self.samples)]
+
+
+class World:
+    """An agent's beat; `tick` makes one, a second after the one before."""
+
+    def __init__(self, folder: Path) -> None:
+        self.gpus = [Gpu(index) for index in range(GPUS)]
+        self.workers = [Worker(gpu.name, [gpu], deadline_s=DEADLINE_S, gpu=i) for i, gpu in enumerate(self.gpus)]
+        self.spool = Spool(folder / "spool", "boot")
+        self.outbox = Outbox(Sampler(), self.spool)
+        self.clock = ManualClock()
+        stream = TelemetryStream("127.0.0.1:1", Identity("nodes/n1", "boot", "epoch", "1"), self.outbox, self.clock)
+        self.ticker = Ticker(
+            self.workers,
+            self.outbox,
+            stream,
+            metrics=AgentMetrics(CollectorRegistry(), self.outbox, stream, int),
+            events=Events(self.spool, {}, self.clock, self.outbox.wake_from_thread, simulated=False),
+            clock=self.clock,
+            interval_s=1.0,
+        )
+
+    async def tick(self) -> dict[str, float | None]:
+        """What is known after it, by GPU. It must be over long before what hangs in this test."""
+        async with asyncio.timeout(5):
+            await self.ticker.tick()
+        self.clock.advance(1.0)
+        return {dict(reading.key.labels)["gpu"]: reading.value for reading in self.outbox.sampler.latest()}
+
+    def kinds(self) -> list[str]:
+        return [event.kind for _, event in self.spool.pending(0, 100)]
+
+    def close(self) -> None:
+        for gpu, worker in zip(self.gpus, self.workers, strict=True):
+            gpu.gate.set()
+            worker.close()
+        self.spool.close()
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.close()
+
+
+async def test_a_gpu_that_hangs_takes_nothing_from_the_others_and_no_second_thread(world: World) -> None:
+    await world.tick()
+    await asyncio.to_thread(world.kinds)  # the executor has its thread
+    world.gpus[3].gate.clear()
+    threads = threading.active_count()
+    seen = [await world.tick() for _ in range(6)]
+    for number, values in enumerate(seen, 2):
+        assert [values[str(gpu)] for gpu in range(GPUS) if gpu != 3] == [number] * (GPUS - 1)
+    # The last value stays until the deadline; then nobody knows.
+    assert [values["3"] for values in seen] == [1, 1, None, None, None, None]
+    assert threading.active_count() <= threads + 1, "one more that writes events"
+    assert await asyncio.to_thread(world.kinds) == ["SOURCE_STALLED"]
+    world.gpus[3].gate.set()
+    async with asyncio.timeout(10):
+        while (await world.tick())["3"] is None:
+            pass
+    assert await asyncio.to_thread(world.kinds) == ["SOURCE_STALLED", "SOURCE_RESUMED"]
+
+
+async def test_only_the_tick_in_which_a_gpu_hangs_waits_for_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await world.tick()
+    world.gpus[3].gate.clear()
+    await world.tick()
+    monkeypatch.setattr(ticker, "PATIENCE_S", 30)
+    await world.tick()
+
+
+async def test_a_disk_that_hangs_does_not_stop_the_beat(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    stuck = SimpleNamespace(tell=lambda *arguments, **options: release.wait(30))
+    monkeypatch.setattr(world.ticker, "_events", stuck)
+    world.gpus[0].gate.clear()
+    for _ in range(6):
+        await world.tick()
+    assert len(world.outbox.blocks) == 6
+    release.set()
+
+
+def test_ticks_keep_their_step() -> None:
+    assert ticker.next_tick_s(due_s=10.0, interval_s=1.0, now_s=10.3) == 11.0, "a tick that took 0.3 s"
+    assert ticker.next_tick_s(due_s=10.0, interval_s=1.0, now_s=13.3) == 13.3, "three missed ticks are not made up for"
