@@ -19,6 +19,7 @@ from switchgear.agent.sources.network import NetworkSource
 from switchgear.agent.worker import Worker
 from switchgear.core import names
 from switchgear.core.clock import Clock
+from switchgear.core.errors import Invalid, Reason
 from switchgear.sim.gpus import SimulatedGpus
 from switchgear.v1 import fleet_service_pb2
 
@@ -71,8 +72,7 @@ def open_hardware(settings: AgentSettings, kernel_boot_id: str, events: Events, 
             Worker("network", [NetworkSource()], deadline_s=DEADLINE_S),
         ]
         if settings.sim_gpus:
-            driver = SimulatedGpus(settings.node, settings.sim_gpus, settings.state_dir, clock)
-            driver.follow_faults()
+            driver = _simulated(settings, clock)
             stack.enter_context(running_thread(driver.run, driver.close, "simulated-faults"))
             workers += [_gpu_worker(driver, device, settings.node) for device in driver.devices()]
             hardware = Hardware(workers, driver.devices(), TextLog(driver.kernel_log, log_cursor))
@@ -81,6 +81,25 @@ def open_hardware(settings: AgentSettings, kernel_boot_id: str, events: Events, 
         for worker in workers:
             stack.callback(worker.close)
         yield hardware
+
+
+def _simulated(settings: AgentSettings, clock: Clock) -> SimulatedGpus:
+    """Raises Invalid when the fault script is wrong or cannot be read."""
+    driver = SimulatedGpus(
+        settings.node,
+        settings.sim_gpus,
+        settings.state_dir,
+        clock,
+        profile=settings.sim_profile,
+        work=settings.sim_workload,
+    )
+    if settings.sim_script is not None:
+        try:
+            driver.plan(settings.sim_script.read_text())
+        except (OSError, UnicodeDecodeError) as error:
+            raise Invalid(f"the fault script cannot be read: {error}", Reason.BAD_FIELD, field="sim_script") from None
+    driver.follow_faults()
+    return driver
 
 
 def _gpu_worker(driver: GpuDriver, device: GpuDevice, hostname: str) -> Worker:

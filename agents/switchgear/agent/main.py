@@ -34,6 +34,7 @@ from switchgear.core.errors import Invalid, Reason
 from switchgear.core.metrics import ADDRESS_FILE, MetricsServer, new_registry
 from switchgear.core.process import boot_id, only_one, until_signal
 from switchgear.core.tls import NodeFiles
+from switchgear.sim import profiles, workloads
 from switchgear.v1 import fleet_service_pb2
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--state-dir", type=Path, required=True, help="the agent's own folder")
     parser.add_argument("--sim-gpus", type=int, default=0, help="simulate so many GPUs (default: none)")
+    parser.add_argument(
+        "--sim-profile",
+        choices=tuple(profiles.PROFILES),
+        default=profiles.DEFAULT,
+        help="their model (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sim-workload",
+        choices=workloads.WORKLOADS,
+        default=workloads.DEFAULT,
+        help="what they do (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sim-script", type=Path, metavar="FILE", help="faults for them, one a line, such as: at 12s gpu 3 xid 79"
+    )
     parser.add_argument("--interval", type=float, default=1.0, help="seconds between samples (default: %(default)s)")
     parser.add_argument(
         "--metrics",
@@ -116,6 +132,9 @@ def settings_from(args: argparse.Namespace, files: NodeFiles) -> AgentSettings:
         tls=files.tls if files.complete else None,
         address=args.address,
         sim_gpus=args.sim_gpus,
+        sim_profile=args.sim_profile,
+        sim_workload=args.sim_workload,
+        sim_script=args.sim_script,
         interval_s=args.interval,
         metrics=args.metrics,
         kernel_log=args.kernel_log,

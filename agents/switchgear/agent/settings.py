@@ -10,7 +10,7 @@ from switchgear.agent.standbys import KINDS_MAX
 from switchgear.core import names
 from switchgear.core.errors import Invalid, Reason
 from switchgear.core.tls import TlsFiles
-from switchgear.sim.gpus import GPUS_MAX
+from switchgear.sim import profiles, workloads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,8 @@ class AgentSettings:
     collector, scheduler, recovery, autoscaler: gRPC addresses (host:port). Recovery's is handed to the launchers, empty: the one
     that the scheduler names; the autoscaler's to replicas of inference services, empty: they serve unseen by it.
     state_dir: the agent's own folder; spool, launchers and simulated faults live there.
-    sim_gpus: simulated GPUs, 0 to 16; 0 means that the node has none.
+    sim_gpus: simulated GPUs, 0 to 16; 0 means that the node has none. sim_profile, sim_workload: of which model, and what they do.
+    sim_script: a file with faults for them, as `switchgear.sim.faults` describes.
     interval_s: time between samples, 0.05 to 60. metrics: HOST:PORT of `/metrics`; port 0 takes a free one.
     kernel_log: a text file to follow instead of `/dev/kmsg`; simulated GPUs bring their own.
     warm_kinds: kinds of jobs for which a launcher is kept warm, 0 to 2; each takes some hundred megabytes.
@@ -36,6 +37,9 @@ class AgentSettings:
     state_dir: Path
     address: str = "127.0.0.1"
     sim_gpus: int = 0
+    sim_profile: str = profiles.DEFAULT
+    sim_workload: str = workloads.DEFAULT
+    sim_script: Path | None = None
     interval_s: float = 1.0
     metrics: str = "127.0.0.1:0"
     kernel_log: Path | None = None
@@ -45,7 +49,9 @@ class AgentSettings:
 
     def __post_init__(self) -> None:
         names.check_id(self.node, "node")
-        _require(0 <= self.sim_gpus <= GPUS_MAX, "sim_gpus", f"must be 0 to {GPUS_MAX}")
+        _require(0 <= self.sim_gpus <= profiles.GPUS_MAX, "sim_gpus", f"must be 0 to {profiles.GPUS_MAX}")
+        profiles.profile(self.sim_profile)
+        _require(self.sim_workload in workloads.WORKLOADS, "sim_workload", f"must be one of {workloads.WORKLOADS}")
         _require(0.05 <= self.interval_s <= 60, "interval_s", "must be 0.05 to 60 seconds")
         _require(0 <= self.warm_kinds <= KINDS_MAX, "warm_kinds", f"must be 0 to {KINDS_MAX}")
         for field in ("collector", "scheduler", "recovery", "autoscaler"):

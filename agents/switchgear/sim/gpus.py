@@ -28,8 +28,6 @@ from switchgear.sim.workloads import seed_of, workload
 
 log = logging.getLogger(__name__)
 
-#: As many as the largest nodes have.
-GPUS_MAX = 16
 NVSWITCHES = 4
 _POLL_S = 0.05
 _MARKER = re.compile(r"\[simulated fault (\d+\.\d+)\]$")

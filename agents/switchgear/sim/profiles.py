@@ -143,6 +143,8 @@ _ALL = (
 )
 PROFILES = {profile.name: profile for profile in _ALL}
 DEFAULT = "H100"
+#: As many as the largest nodes have.
+GPUS_MAX = 16
 
 
 def profile(name: str) -> Profile:
