@@ -16,7 +16,7 @@ from pathlib import Path
 from switchgear.agent.control import Control, Reports
 from switchgear.agent.enroll import join, read_token, server_of, warn_of_expiry
 from switchgear.agent.events import Events
-from switchgear.agent.exporter import page
+from switchgear.agent.exporter import Exporter
 from switchgear.agent.hardware import open_hardware, running_thread
 from switchgear.agent.kernel_log_follower import KernelLogFollower
 from switchgear.agent.launcher_process import LauncherSettings
@@ -182,7 +182,7 @@ async def run_agent(settings: AgentSettings) -> None:
         metrics = AgentMetrics(registry, outbox, stream, lambda: standbys.ready)
         beyond = not rpc.is_loopback(rpc.split_address(settings.metrics)[0])
         exporter = MetricsServer(
-            lambda: page(outbox.sampler, registry), settings.metrics, settings.tls if beyond else None
+            Exporter(outbox.sampler.latest, registry).page, settings.metrics, settings.tls if beyond else None
         )
         stack.callback(exporter.close)
         (settings.state_dir / ADDRESS_FILE).write_text(exporter.address)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import socket
 import ssl
@@ -27,6 +28,8 @@ ADDRESS_FILE = "metrics-address"
 SCRAPES_MAX = 16
 #: A client that says nothing must not hold its thread for ever.
 _TIMEOUT_S = 10
+#: The fastest: such a page becomes a twentieth at half a millisecond for 300 kB; the smallest would take thrice that for a fifth less.
+_GZIP_LEVEL = 1
 _ANY = frozenset({"0.0.0.0", "[::]", "::"})
 
 # The time at which each counter began, as a second series beside it: Prometheus' text format has no use for it.
@@ -155,6 +158,10 @@ def _handler(page: Callable[[], bytes]) -> type[BaseHTTPRequestHandler]:
             body = page()
             self.send_response(200)
             self.send_header("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)
+            self.send_header("Vary", "Accept-Encoding")
+            if "gzip" in self.headers.get("Accept-Encoding", ""):
+                body = gzip.compress(body, _GZIP_LEVEL)
+                self.send_header("Content-Encoding", "gzip")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
