@@ -41,6 +41,11 @@ class FaultKind(Enum):
     LINK_FLAP = "link-flap"
     SXID = "sxid"
 
+    @property
+    def has_values(self) -> bool:
+        """Whether a GPU with it still answers, and says something else than without it."""
+        return self in (self.ECC_STORM, self.THERMAL_THROTTLE, self.NVLINK_ERRORS, self.SLOW)
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -67,6 +72,9 @@ class Scheduled:
 
     at_s: float
     fault: Fault
+
+    def later(self, by_s: float) -> Scheduled:
+        return replace(self, at_s=self.at_s + by_s)
 
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")

@@ -44,6 +44,17 @@ class SimulatedDevice:
     simulated: bool = True
     driver_version: str = ""
 
+    def labels(self, hostname: str) -> tuple[tuple[str, str], ...]:
+        """As the agent labels the series of a GPU."""
+        return (
+            ("gpu", str(self.index)),
+            ("UUID", self.uuid),
+            ("pci_bus_id", self.pci_bus_id),
+            ("device", self.device_file),
+            ("modelName", self.model),
+            ("hostname", hostname),
+        )
+
 
 class SimulatedGpus:
     """A GPU driver without GPUs; the values are a function of seed, node, index, profile, workload, faults and time alone.
@@ -66,7 +77,7 @@ class SimulatedGpus:
     ) -> None:
         self._clock = clock
         self._profile = profiles.profile(profile)
-        self._devices = [_device(node, index, self._profile) for index in range(count)]
+        self._devices = [simulated_device(node, index, self._profile) for index in range(count)]
         self._faults_path = state_dir / FAULTS_FILE
         self.kernel_log = state_dir / KERNEL_LOG_FILE
         present = {
@@ -182,7 +193,8 @@ class SimulatedGpus:
         return frozenset(match.group(1) for line in lines if (match := _MARKER.search(line)))
 
 
-def _device(node: str, index: int, profile: Profile) -> SimulatedDevice:
+def simulated_device(node: str, index: int, profile: Profile) -> SimulatedDevice:
+    """The same identity whenever the same node simulates it."""
     identity = uuid.uuid5(uuid.NAMESPACE_DNS, f"{node}/{index}.simulated")
     return SimulatedDevice(
         index,

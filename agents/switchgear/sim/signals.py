@@ -24,13 +24,14 @@ WARMING_S = 40.0
 _AMBIENT_C = 29.0
 #: Above ambient at the power limit.
 _RISE_C = 36.0
-_MIB = 1024**2
 #: How far power and rates of one GPU are from those of another of the same model.
 _SPREAD = 0.02
 #: Of a GPU that throttles: what is left of each rate.
 _THROTTLED = 0.55
 # Bits of the clock-event reasons, as in nvml.h.
-REASON_IDLE, REASON_POWER, REASON_HW_SLOWDOWN, REASON_SW_THERMAL, REASON_HW_THERMAL = 0x1, 0x4, 0x8, 0x20, 0x40
+REASON_IDLE, REASON_POWER, REASON_HW_SLOWDOWN, REASON_HW_THERMAL = 0x1, 0x4, 0x8, 0x40
+#: Of sixteen lanes in one direction, by generation, after the encoding.
+PCIE_BYTES_PER_S = {4: 31.5e9, 5: 63e9}
 
 
 class _Rate(IntEnum):
@@ -71,43 +72,136 @@ class GpuSignals:
         done = self._integral(time_s)
         before = self._integral(time_s - WINDOW_S)
         mean = [(now - then) / WINDOW_S for now, then in zip(done, before, strict=True)]
-        busy = mean[_Rate.BUSY] > 0
         power_w = self._power_w(mean[_Rate.POWER])
-        shown_w = min(power_w * (1 + (0.008 if busy else 0.003) * noise(seed, tick, 4)), profile.power_max_w * 1.01)
+        jitter = 0.008 if mean[_Rate.BUSY] else 0.003
         temperature_c = self._temperature_c(time_s, done) + 0.6 * noise(seed, tick, 5)
         used_mib = self._used_mib(tick)
         yield "DCGM_FI_DEV_SM_CLOCK", (), self._clock_mhz(time_s, mean, tick)
         yield "DCGM_FI_DEV_MEM_CLOCK", (), float(profile.memory_clock_mhz)
         yield "DCGM_FI_DEV_GPU_TEMP", (), float(round(temperature_c))
         yield "DCGM_FI_DEV_MEMORY_TEMP", (), float(round(temperature_c + 7 + 6 * mean[_Rate.DRAM]))
-        yield "DCGM_FI_DEV_POWER_USAGE", (), round(shown_w, 3)
+        yield "DCGM_FI_DEV_POWER_USAGE", (), self._shown_w(power_w, jitter, tick, 4)
         yield "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", (), float(int(self._energy_j(time_s, done) * 1000))
         yield "DCGM_FI_DEV_GPU_UTIL", (), float(round(100 * mean[_Rate.BUSY]))
         yield "DCGM_FI_DEV_MEM_COPY_UTIL", (), float(round(100 * mean[_Rate.DRAM] * self._spread))
         yield "DCGM_FI_DEV_FB_FREE", (), profile.memory_mib - profile.reserved_mib - used_mib
         yield "DCGM_FI_DEV_FB_USED", (), used_mib
-        yield "DCGM_FI_DEV_XID_ERRORS", (), float(self.history.last_xid(time_s))
         yield "DCGM_FI_DEV_PCIE_REPLAY_COUNTER", (), 0.0
-        if profile.is_amd:
-            return
+        yield "DCGM_FI_DEV_ECC_SBE_VOL_TOTAL", (), float(self.history.count(FaultKind.ECC_STORM, time_s))
+        yield "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL", (), 0.0
+        if not profile.is_amd:
+            yield from self._fast_nvidia(time_s, done, mean, tick)
+
+    def _fast_nvidia(self, time_s: float, done: Sequence[float], mean: Sequence[float], tick: int) -> Iterator[Value]:
+        """What NVML has beside what the drivers of all vendors have."""
+        profile = self._profile
+        link_bytes = profile.links * profile.link_bytes_per_s
+        pcie_bytes = PCIE_BYTES_PER_S[profile.pcie_generation]
+        throttled_ns = float(int(self.history.lasted_s(FaultKind.THERMAL_THROTTLE, time_s) * 1e9))
+        yield "DCGM_FI_DEV_POWER_USAGE_INSTANT", (), self._shown_w(self._power_w(mean[_Rate.POWER]), 0.03, tick, 13)
+        yield "DCGM_FI_DEV_XID_ERRORS", (), float(self.history.last_xid(time_s))
+        yield "DCGM_FI_DEV_CLOCKS_EVENT_REASONS", (), float(self._reasons(time_s, mean))
+        yield "DCGM_FI_DEV_PSTATE", (), 0.0
         yield "DCGM_FI_DEV_ENC_UTIL", (), 0.0
         yield "DCGM_FI_DEV_DEC_UTIL", (), 0.0
         yield "DCGM_FI_DEV_FB_RESERVED", (), float(profile.reserved_mib)
-        links = profile.links * profile.link_bytes_per_s * 2  # both directions
-        yield "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL", (), float(int(done[_Rate.LINK] * links / 1024))
+        yield "DCGM_FI_DEV_POWER_VIOLATION", (), float(int(done[_Rate.CAPPED] * 1e9))
+        yield "DCGM_FI_DEV_THERMAL_VIOLATION", (), throttled_ns
+        yield "DCGM_FI_DEV_RELIABILITY_VIOLATION", (), 0.0
+        yield "DCGM_FI_DEV_BOARD_LIMIT_VIOLATION", (), 0.0
+        yield "switchgear_gpu_hw_thermal_slowdown_nanoseconds_total", (), throttled_ns
+        yield "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL", (), float(int(done[_Rate.LINK] * link_bytes * 2 / 1024))
+        yield "switchgear_gpu_nvlink_transmit_bytes_total", (), float(int(done[_Rate.LINK] * link_bytes))
+        yield "switchgear_gpu_nvlink_receive_bytes_total", (), float(int(done[_Rate.LINK] * link_bytes * self._spread))
+        yield "switchgear_gpu_pcie_transmit_bytes_total", (), float(int(done[_Rate.PCIE_OUT] * pcie_bytes))
+        yield "switchgear_gpu_pcie_receive_bytes_total", (), float(int(done[_Rate.PCIE_IN] * pcie_bytes))
         if profile.gpm:
-            yield "DCGM_FI_PROF_GR_ENGINE_ACTIVE", (), self._share(mean[_Rate.BUSY], tick, 6)
-            yield "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE", (), self._share(mean[_Rate.TENSOR], tick, 8)
-            yield "DCGM_FI_PROF_DRAM_ACTIVE", (), self._share(mean[_Rate.DRAM], tick, 9)
+            for place, (metric, share) in enumerate(
+                (
+                    ("DCGM_FI_PROF_GR_ENGINE_ACTIVE", mean[_Rate.BUSY]),
+                    ("DCGM_FI_PROF_SM_ACTIVE", mean[_Rate.SM]),
+                    ("DCGM_FI_PROF_SM_OCCUPANCY", 0.42 * mean[_Rate.SM]),
+                    ("DCGM_FI_PROF_PIPE_TENSOR_ACTIVE", mean[_Rate.TENSOR]),
+                    ("DCGM_FI_PROF_DRAM_ACTIVE", mean[_Rate.DRAM]),
+                    ("DCGM_FI_PROF_PIPE_FP64_ACTIVE", 0.0),
+                    ("DCGM_FI_PROF_PIPE_FP32_ACTIVE", 0.13 * mean[_Rate.SM]),
+                    ("DCGM_FI_PROF_PIPE_FP16_ACTIVE", 0.04 * mean[_Rate.SM]),
+                ),
+                20,
+            ):
+                yield metric, (), self._share(share, tick, place)
+            for place, (metric, rate) in enumerate(
+                (
+                    ("DCGM_FI_PROF_PCIE_TX_BYTES", mean[_Rate.PCIE_OUT] * pcie_bytes),
+                    ("DCGM_FI_PROF_PCIE_RX_BYTES", mean[_Rate.PCIE_IN] * pcie_bytes),
+                    ("DCGM_FI_PROF_NVLINK_TX_BYTES", mean[_Rate.LINK] * link_bytes),
+                    ("DCGM_FI_PROF_NVLINK_RX_BYTES", mean[_Rate.LINK] * link_bytes),
+                ),
+                30,
+            ):
+                kib = int(rate * (1 + 0.01 * noise(self._seed, tick, place)) / 1024)
+                yield metric, (), kib * 1024.0
 
     def _slow(self, time_s: float) -> Iterator[Value]:
-        yield "DCGM_FI_DEV_ECC_SBE_VOL_TOTAL", (), float(self.history.count(FaultKind.ECC_STORM, time_s))
-        yield "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL", (), 0.0
-        if self._profile.is_amd:
+        profile = self._profile
+        yield "DCGM_FI_DEV_FB_TOTAL", (), float(profile.memory_mib)
+        yield "DCGM_FI_DEV_MAX_SM_CLOCK", (), float(profile.clock_max_mhz)
+        yield "DCGM_FI_DEV_POWER_MGMT_LIMIT", (), float(profile.power_max_w)
+        yield "DCGM_FI_DEV_ECC_CURRENT", (), 1.0
+        yield "DCGM_FI_DEV_PCIE_LINK_GEN", (), float(profile.pcie_generation)
+        yield "DCGM_FI_DEV_PCIE_LINK_WIDTH", (), 16.0
+        yield "DCGM_FI_DEV_PCIE_MAX_LINK_GEN", (), float(profile.pcie_generation)
+        yield "DCGM_FI_DEV_PCIE_MAX_LINK_WIDTH", (), 16.0
+        if profile.is_amd:
             return
+        errors = float(self.history.count(FaultKind.ECC_STORM, time_s))
+        yield "DCGM_FI_DEV_ECC_SBE_AGG_TOTAL", (), errors
+        yield "DCGM_FI_DEV_ECC_DBE_AGG_TOTAL", (), 0.0
+        yield "DCGM_FI_DEV_ECC_SBE_VOL_DEV", (), errors
+        yield "DCGM_FI_DEV_ECC_DBE_VOL_DEV", (), 0.0
+        yield "DCGM_FI_DEV_ECC_SBE_VOL_SRM", (), 0.0
+        yield "DCGM_FI_DEV_ECC_DBE_VOL_SRM", (), 0.0
         yield "DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS", (), 0.0
         yield "DCGM_FI_DEV_CORRECTABLE_REMAPPED_ROWS", (), 0.0
         yield "DCGM_FI_DEV_ROW_REMAP_FAILURE", (), 0.0
+        yield "DCGM_FI_DEV_ROW_REMAP_PENDING", (), 0.0
+        yield "DCGM_FI_DEV_SLOWDOWN_TEMP", (), float(profile.slowdown_c)
+        yield "DCGM_FI_DEV_MAX_MEM_CLOCK", (), float(profile.memory_clock_mhz)
+        yield "DCGM_FI_DEV_ENFORCED_POWER_LIMIT", (), float(profile.power_max_w)
+        yield "DCGM_FI_DEV_PERSISTENCE_MODE", (), 1.0
+        yield "DCGM_FI_DEV_COMPUTE_MODE", (), 0.0
+        yield "DCGM_FI_DEV_MIG_MODE", (), 0.0
+        yield "DCGM_FI_DEV_VGPU_LICENSE_STATUS", (), 0.0
+        yield "switchgear_gpu_nvlinks", (), float(profile.links)
+        yield "switchgear_gpu_nvlinks_active", (), float(profile.links)
+        if profile.nvlink >= 4:
+            yield "switchgear_gpu_fabric_state", (), 3.0
+            yield "switchgear_gpu_fabric_status", (), 0.0
+        yield "switchgear_gpu_recovery_action", (), 0.0
+        yield from self._link_errors(time_s)
+
+    def _link_errors(self, time_s: float) -> Iterator[Value]:
+        errors = float(self.history.count(FaultKind.NVLINK_ERRORS, time_s))
+        if self._profile.nvlink >= 5:
+            yield "DCGM_FI_DEV_NVLINK_COUNT_RX_ERRORS", (), errors
+            yield "DCGM_FI_DEV_NVLINK_COUNT_RX_SYMBOL_ERRORS", (), errors
+            yield "DCGM_FI_DEV_NVLINK_COUNT_LINK_RECOVERY_EVENTS", (), float(errors // 100)
+        else:
+            yield "DCGM_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL", (), errors
+            yield "DCGM_FI_DEV_NVLINK_CRC_DATA_ERROR_COUNT_TOTAL", (), 0.0
+            yield "DCGM_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL", (), errors
+            yield "DCGM_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL", (), float(errors // 100)
+        for link in sorted({span.fault.link for span in self.history.of(FaultKind.NVLINK_ERRORS)}):
+            on_link = self.history.count(FaultKind.NVLINK_ERRORS, time_s, link)
+            yield "switchgear_gpu_nvlink_errors_total", (("nvlink", str(link)),), float(on_link)
+
+    def _reasons(self, time_s: float, mean: Sequence[float]) -> int:
+        """Why the clock is what it is. A clock that only is stuck gives no reason: that is what makes it hard to find."""
+        if self.history.holds(FaultKind.THERMAL_THROTTLE, time_s):
+            return REASON_HW_SLOWDOWN | REASON_HW_THERMAL
+        if not mean[_Rate.BUSY]:
+            return REASON_IDLE
+        return REASON_POWER if mean[_Rate.CAPPED] > 0.1 else 0
 
     def _integral(self, time_s: float) -> Sequence[float]:
         """Of each rate since the start, with what faults take away."""
@@ -154,6 +248,11 @@ class GpuSignals:
         profile = self._profile
         return profile.power_idle_w + (profile.power_max_w - profile.power_idle_w) * share * self._spread
 
+    def _shown_w(self, power_w: float, jitter: float, tick: int, place: int) -> float:
+        """To the milliwatt."""
+        shown_w = power_w * (1 + jitter * noise(self._seed, tick, place))
+        return round(min(shown_w, self._profile.power_max_w * 1.01), 3)
+
     def _energy_j(self, time_s: float, done: Sequence[float]) -> float:
         profile = self._profile
         span_w = (profile.power_max_w - profile.power_idle_w) * self._spread
@@ -182,5 +281,5 @@ class GpuSignals:
         return float(round((self._profile.memory_mib - self._profile.reserved_mib) * share) + pages)
 
     def _share(self, mean: float, tick: int, place: int) -> float:
-        """As the driver gives it: per mille."""
-        return round(min(1.0, max(0.0, mean * (1 + 0.01 * noise(self._seed, tick, place)))), 3) if mean else 0.0
+        """To a hundredth of a percent."""
+        return round(min(1.0, max(0.0, mean * (1 + 0.01 * noise(self._seed, tick, place)))), 4)
