@@ -1,0 +1,29 @@
+"""Catalogs of faults as data: XIDs, SXids, the decoding of NVLink5 XIDs, kinds of events; read when first asked for. Pure.
+
+The tables beside this file say where they come from in the module that reads them. What we decide otherwise than NVIDIA stands in
+`overrides.csv`, each with its reason.
+"""
+
+from switchgear.core.catalog.kinds import KINDS, Kind, kind
+from switchgear.core.catalog.nvlink5 import Decoded, decode_nvlink5
+from switchgear.core.catalog.severity import Severity, Verdict
+from switchgear.core.catalog.sxids import SXid, sxid
+from switchgear.core.catalog.xids import Override, Xid, judge_xid, overrides, recovery_action, xid
+
+__all__ = [
+    "KINDS",
+    "Decoded",
+    "Kind",
+    "Override",
+    "SXid",
+    "Severity",
+    "Verdict",
+    "Xid",
+    "decode_nvlink5",
+    "judge_xid",
+    "kind",
+    "overrides",
+    "recovery_action",
+    "sxid",
+    "xid",
+]
