@@ -13,10 +13,12 @@ from nvml_double.build import Unbuildable
 from nvml_double.scenario import Scenario
 
 
-def scenario_or_skip(folder: Path, gpus: int = 8, *, moving: bool = False, without: Sequence[str] = ()) -> Scenario:
+def scenario_or_skip(
+    folder: Path, gpus: int = 8, *, board: str = "h100", moving: bool = False, without: Sequence[str] = ()
+) -> Scenario:
     """A `Scenario` with these arguments."""
     try:
-        return Scenario(folder, gpus, moving=moving, without=without)
+        return Scenario(folder, gpus, board=board, moving=moving, without=without)
     except Unbuildable as error:
         if os.environ.get("SWITCHGEAR_REQUIRE_SERVICES") == "1":
             pytest.fail(str(error))

@@ -8,7 +8,7 @@
 Values are numbers or text, or move by themselves: `ramp START PER_SECOND`, `sine MEAN AMPLITUDE PERIOD_S`,
 `noise MEAN AMPLITUDE HOLD_S` (another value each HOLD_S). Field values stand under `fi.ID` or `fi.ID.SCOPE` with their type before them,
 as in `fi.138.0 ull ramp 0 4000000`; types: double uint ulong ull sll sint ushort. Keys of the i-th MIG device begin with `mig.i.`, and
-it is there once it has `mig.i.gpu_instance`. The other keys are those of h100.py.
+it is there once it has `mig.i.gpu_instance`. The other keys are those of boards.py.
 
 Orders for a GPU (`3.hang 1`) or for calls that belong to none (`hang.nvmlEventSetWait_v2 1`): `lost`, `present`; `hang`,
 `hang.FUNCTION`; `delay_ms`, `delay_ms.FUNCTION`; `error.FUNCTION CODE`. Orders for the driver: `driver.loaded`, `driver.generation`
@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from nvml_double import h100
+from nvml_double import boards
 from nvml_double.build import build
 
 SYSTEM = -1
@@ -53,14 +53,16 @@ class Calls(NamedTuple):
 class Scenario:
     """A node with the double as its driver. Each method takes effect within 50 ms in the processes that run on it."""
 
-    def __init__(self, folder: Path, gpus: int = 8, *, moving: bool = False, without: Sequence[str] = ()) -> None:
-        """gpus: healthy H100s. moving: their values change. without: functions that the library does not have. Raises Unbuildable."""
+    def __init__(
+        self, folder: Path, gpus: int = 8, *, board: str = "h100", moving: bool = False, without: Sequence[str] = ()
+    ) -> None:
+        """gpus: healthy ones. board: of `BOARDS`. moving: their values change. without: functions that the library does not have. Raises Unbuildable."""
         self.folder = folder
         self._library = build(without)
-        self._values = {(SYSTEM, key): value for key, value in h100.system().items()}
+        self._values = {(SYSTEM, key): value for key, value in boards.system().items()}
         self._values[SYSTEM, "epoch"] = str(int(time.time()))
         for index in range(gpus):
-            self._values |= {(index, key): value for key, value in h100.gpu(index, moving=moving).items()}
+            self._values |= {(index, key): value for key, value in boards.gpu(board, index, moving=moving).items()}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "events").touch()
         self._write()
@@ -128,8 +130,8 @@ class Scenario:
                 f"mig.{index}.compute_instance": compute_instance,
                 f"mig.{index}.name": "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
                 f"mig.{index}.uuid": f"MIG-{gpu:08x}-0000-4000-8000-0000000000{gpu_instance:02x}",
-                f"mig.{index}.memory.total": 10 * h100.GIBIBYTE,
-                f"mig.{index}.memory.used": h100.GIBIBYTE,
+                f"mig.{index}.memory.total": 10 * boards.GIBIBYTE,
+                f"mig.{index}.memory.used": boards.GIBIBYTE,
                 f"mig.{index}.memory.reserved": 0,
                 f"mig.{index}.attributes.multiprocessors": 16,
                 f"mig.{index}.attributes.gpu_slices": 1,

@@ -1,13 +1,12 @@
-"""A node of healthy H100 SXM GPUs, as values of a scenario.
+"""Healthy GPUs of three generations, as values of a scenario.
 
-Figures of the board: NVIDIA's H100 datasheet (80 GB HBM3, 700 W, 18 NVLinks of the fourth generation, 132 SMs). What moves is made
-up: it only has to move as much as a busy GPU's values do. Field ids: NVML_FI_* of nvml.h.
+Figures of the boards: NVIDIA's datasheets of A100, H100 and B200 SXM. What a generation supports: nvml.h, where it says so beside a
+function or a field id (NVML_FI_*). What moves is made up: it only has to move as much as a busy GPU's values do.
 """
 
 from __future__ import annotations
 
 GIBIBYTE = 1024**3
-NVLINKS = 18
 #: NVML_EVENT_TYPE_*: both ECC kinds, power state, XID, clock, power source, MIG, and what 0x8 to 0x8000 added since.
 EVENTS_SUPPORTED = 0xFF9F
 
@@ -103,24 +102,75 @@ _FIXED = {
 _ZERO_FIELDS = {
     "uint": (142, 143, 144, 145, 230),  # remapped rows, recovery action
     "ull": (
-        *range(3, 7),  # ECC totals
+        *range(3, 13),  # ECC, in all and of L1, L2 and device memory
         *range(74, 82),  # times under each performance policy
+        169,  # PCIe recoveries
         *range(173, 184),  # PCIe errors
         94,
         95,  # PCIe replays
         *range(269, 272),  # clock-event times
     ),
 }
-_LIMIT_FIELDS = {185: "uint", 186: "uint", 187: "uint", 188: "uint", 189: "uint", 190: "uint", 192: "uint"}
+
+
+#: Board, and what it has that an H100 has in another way; None: not at all. Keys that end in a dot stand for all that begin so.
+_OTHERWISE: dict[str, dict[str, str | None]] = {
+    "h100": {},
+    "a100": {
+        "name": "NVIDIA A100-SXM4-80GB",
+        "architecture": "7",
+        "capability.major": "8",
+        "cores": "6912",
+        "attributes.multiprocessors": "108",
+        "gpm.": None,
+        "fabric.": None,
+        "temperature_margin": None,
+        "power_limit_mw": "400000",
+        "power_limit_mw.default": "400000",
+        "power_limit_mw.enforced": "400000",
+        "power_limit_mw.max": "400000",
+        "clock_mhz_max.0": "1410",
+        "clock_mhz_max.1": "1410",
+        "clock_mhz_max.2": "1593",
+        "pcie.generation": "4",
+        "pcie.generation_max": "4",
+        "pcie.speed_mbps": "16000",
+        "fi.185": None,  # GA100 has no average power
+        "fi.193": None,  # T.limit came with Ada and Hopper
+        "fi.194": None,
+        "fi.195": None,
+        "fi.196": None,
+        "fi.308": None,
+    },
+    "b200": {
+        "name": "NVIDIA B200",
+        "architecture": "10",
+        "capability.major": "10",
+        "cores": "18944",
+        "attributes.multiprocessors": "148",
+        "attributes.memory_mb": "183359",
+        "memory.total": str(183_359 * 1024**2),
+        "power_limit_mw": "1000000",
+        "power_limit_mw.default": "1000000",
+        "power_limit_mw.enforced": "1000000",
+        "power_limit_mw.max": "1000000",
+        "clock_mhz_max.0": "1965",
+        "clock_mhz_max.1": "1965",
+        "clock_mhz_max.2": "3996",
+    },
+}
+BOARDS = tuple(_OTHERWISE)
+#: Number of NVLinks, NVML_NVLINK_VERSION_*, and megabytes a second of each.
+_LINKS = {"a100": (12, 4, 25_000), "h100": (18, 6, 26_562), "b200": (18, 7, 53_125)}
 
 
 def system() -> dict[str, str]:
     return dict(_SYSTEM)
 
 
-def gpu(index: int, *, moving: bool) -> dict[str, str]:
+def gpu(board: str, index: int, *, moving: bool) -> dict[str, str]:
     """Keys and values of one GPU. moving: its values change by themselves, counters at the rate of a busy node."""
-    return {
+    values = {
         "present": "1",
         "uuid": f"GPU-{index:08x}-5e1f-4a6b-9c00-00000000000{index:x}",
         "serial": f"16520230{index:05d}",
@@ -131,10 +181,16 @@ def gpu(index: int, *, moving: bool) -> dict[str, str]:
         **_FIXED,
         **_errors(),
         **_readings(index, moving=moving),
-        **_fields(index, moving=moving),
-        **_nvlinks(index, moving=moving),
+        **_fields(board, index, moving=moving),
+        **_nvlinks(board, index, moving=moving),
         **_gpm(index, moving=moving),
     }
+    for key, value in _OTHERWISE[board].items():
+        if value is not None:
+            values[key] = value
+        else:
+            values = {k: v for k, v in values.items() if k != key and not (key.endswith(".") and k.startswith(key))}
+    return values
 
 
 def _errors() -> dict[str, str]:
@@ -183,11 +239,14 @@ def _readings(index: int, *, moving: bool) -> dict[str, str]:
     }
 
 
-def _fields(index: int, *, moving: bool) -> dict[str, str]:
+def _fields(board: str, index: int, *, moving: bool) -> dict[str, str]:
+    links = _LINKS[board][0]
     fields = {f"fi.{field}": f"{kind} 0" for kind, ids in _ZERO_FIELDS.items() for field in ids}
-    fields |= {f"fi.{field}": f"{kind} 700000" for field, kind in _LIMIT_FIELDS.items()}
+    fields |= {
+        f"fi.{field}": f"uint {_OTHERWISE[board].get('power_limit_mw', 700_000)}" for field in (188, 189, 190, 192)
+    }
     fields |= {"fi.1": "uint 1", "fi.2": "uint 1", "fi.187": "uint 200000", "fi.193": "sint -5", "fi.194": "sint -2"}
-    fields |= {"fi.195": "sint 0", "fi.196": "sint 0", "fi.91": f"uint {NVLINKS}", "fi.147": f"uint {NVLINKS}"}
+    fields |= {"fi.195": "sint 0", "fi.196": "sint 0", "fi.91": f"uint {links}", "fi.147": f"uint {links}"}
     moves = {
         82: ("uint", str(58 + index), f"sine {64 + index} 5 {80 + index}"),
         83: ("ull", str(1_000_000_000 + index), f"ramp {1_000_000_000 + index} 560000"),
@@ -203,19 +262,43 @@ def _fields(index: int, *, moving: bool) -> dict[str, str]:
     }
 
 
-def _nvlinks(index: int, *, moving: bool) -> dict[str, str]:
+def _nvlinks(board: str, index: int, *, moving: bool) -> dict[str, str]:
     """Each link goes to an NVSwitch. A field's scope is the link; the largest scope is the sum of all."""
+    links, version, speed_mbps = _LINKS[board]
     values = dict[str, str]()
-    for link in range(NVLINKS):
-        values |= {f"nvlink.{link}.{name}": value for name, value in (("state", "1"), ("version", "6"))}
+    for link in range(links):
+        values |= {f"nvlink.{link}.{name}": value for name, value in (("state", "1"), ("version", str(version)))}
         values |= {f"nvlink.{link}.remote_type": "2", f"nvlink.{link}.remote_pci": f"00000000:0{5 + link % 4}:00.0"}
+        values |= {
+            f"fi.164.{link}": f"uint {speed_mbps}",
+            f"fi.165.{link}": "uint 1",
+            f"fi.166.{link}": f"uint {version}",
+        }
+        if board == "b200":
+            values |= _nvlink5(link, index, moving=moving)
+            continue
         values |= {f"nvlink.{link}.error.{counter}": "0" for counter in range(5)}
-        values |= {f"fi.{field}.{link}": "ull 0" for field in range(160, 164)}
-        values |= {f"fi.164.{link}": "uint 26562", f"fi.165.{link}": "uint 1", f"fi.166.{link}": "uint 6"}
-    for scope, links in [(link, 1) for link in range(NVLINKS)] + [(0xFFFFFFFF, NVLINKS)]:
+        if board == "h100":
+            values |= {f"fi.{field}.{link}": "ull 0" for field in range(161, 164)}
+    if board == "b200":
+        return values
+    # Errors summed over the links: CRC of flits and data, replays, recoveries, ECC.
+    values |= {f"fi.{field}": "ull 0" for field in (38, 45, 52, 59, 160)}
+    for scope, count in [(link, 1) for link in range(links)] + [(0xFFFFFFFF, links)]:
         for field in range(138, 142):
-            still = 1_000_000 * (field - 137) * links + index
-            values[f"fi.{field}.{scope}"] = f"ull ramp {still} {links * 4_000_000}" if moving else f"ull {still}"
+            still = 1_000_000 * (field - 137) * count + index
+            values[f"fi.{field}.{scope}"] = f"ull ramp {still} {count * 4_000_000}" if moving else f"ull {still}"
+    return values
+
+
+def _nvlink5(link: int, index: int, *, moving: bool) -> dict[str, str]:
+    """Counters of a link of the fifth generation, which has those of before no more."""
+    values = {f"fi.{field}.{link}": "ull 0" for field in (*range(205, 216), 219, 221, *range(235, 251))}
+    values |= {f"fi.{field}.{link}": f"ull {15 << 8 | 254}" for field in (220, 222)}  # 15e-254: none
+    for field in range(201, 205):
+        per_s = 3_000_000 if field in (201, 203) else 400_000_000
+        still = per_s * 100 + index
+        values[f"fi.{field}.{link}"] = f"ull ramp {still} {per_s}" if moving else f"ull {still}"
     return values
 
 
