@@ -16,7 +16,7 @@ XID_LOST = 79
 FAULTS_MAX = 10_000
 
 SYNTAX = """\
-  gpu N xid CODE                       the driver reports CODE; 79 loses the GPU
+  gpu N xid CODE [link L]              the driver reports CODE; 79 loses the GPU
   gpu N ecc-storm rate R [for T]       R corrected memory errors a second
   gpu N thermal-throttle [for T]       hot, slowed down, with the reasons shown
   gpu N nvlink-errors link L rate R [for T]
@@ -97,6 +97,7 @@ _CODED = {FaultKind.XID: ("XID", 9_999), FaultKind.SXID: ("SXid", 99_999)}
 #: Greatest values that mean something.
 _RATE_MAX, _LINK_MAX, _CLOCK_MAX, _TIMES_MAX = 1e6, 127, 10_000, 1_000
 _FLAP_S = 2.0
+_HELP = "all faults: switchgear inject --help"
 
 
 def parse_fault(text: str) -> Fault:
@@ -106,7 +107,8 @@ def parse_fault(text: str) -> Fault:
     try:
         kind = FaultKind(word := next(words, ""))
     except ValueError:
-        raise _invalid(f"{word or 'nothing'} is no fault; write one of these:\n{SYNTAX}") from None
+        known = ", ".join(kind.value for kind in FaultKind)
+        raise _invalid(f"{word[:40] or 'nothing'} is no fault; use one of {known} ({_HELP})") from None
     owner, needed, allowed = _GRAMMAR[kind]
     if who != owner:
         raise _invalid(f"{kind.value} is a fault of a {owner}: write `{owner} N {kind.value} …`")
@@ -119,11 +121,11 @@ def parse_fault(text: str) -> Fault:
     given = set[str]()
     for word in words:
         if word not in (*needed, *allowed) or word in given:
-            raise _invalid(f"`{word}` does not belong there; write it like this:\n{SYNTAX}")
+            raise _invalid(f"`{word[:40]}` does not belong behind {kind.value} ({_HELP})")
         given.add(word)
         fault = _OPTIONS[word](fault, words)
     if missing := [word for word in needed if word not in given]:
-        raise _invalid(f"{kind.value} needs `{missing[0]} VALUE`; write it like this:\n{SYNTAX}")
+        raise _invalid(f"{kind.value} needs `{missing[0]} VALUE` ({_HELP})")
     return fault
 
 

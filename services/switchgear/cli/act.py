@@ -71,16 +71,26 @@ def _show(node: fleet.Node, *, as_json: bool) -> int:
 
 
 def add_inject(parser: argparse.ArgumentParser) -> None:
+    from switchgear.sim.faults import SYNTAX
+
+    parser.epilog = (
+        "examples:\n  switchgear inject --agent-state-dir DIR gpu 3 xid 79\n"
+        f"  switchgear inject --agent-state-dir DIR gpu 1 thermal-throttle for 30s\n\nfaults:\n{SYNTAX}"
+    )
     parser.add_argument(
         "--agent-state-dir", type=Path, required=True, help="state directory of the agent with simulated GPUs"
     )
-    parser.add_argument("--gpu", type=int, default=0, help="index of the simulated GPU (default 0)")
-    parser.add_argument("--xid", type=int, default=79, help="XID that it reports (default 79, fallen off the bus)")
+    parser.add_argument("--gpu", type=int, default=0, help="without FAULT: index of the simulated GPU (default 0)")
+    parser.add_argument(
+        "--xid", type=int, default=79, help="without FAULT: XID that it reports (default 79, off the bus)"
+    )
+    parser.add_argument("fault", nargs="*", metavar="FAULT", help="what happens, in the words below")
 
 
 def inject(args: argparse.Namespace) -> int:
-    from switchgear.sim.inject import inject_xid
+    from switchgear.sim import inject as sim
 
-    inject_xid(args.agent_state_dir, args.gpu, args.xid)
-    print(f"simulated GPU {args.gpu} reports XID {args.xid}")
+    fault = " ".join(args.fault) or f"gpu {args.gpu} xid {args.xid}"
+    sim.inject(args.agent_state_dir, fault)
+    print_line(f"injected: {fault}")
     return exits.OK
