@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from switchgear.agent.enroll import read_token
-from switchgear.agent.main import add_arguments, settings_from
+from switchgear.agent.flags import add_arguments, settings_from
 from switchgear.core.errors import Invalid
 from switchgear.core.tls import NodeFiles
 

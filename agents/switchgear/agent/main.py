@@ -6,17 +6,15 @@ import argparse
 import asyncio
 import importlib.metadata
 import logging
-import os
-import socket
 import uuid
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from pathlib import Path
 
 from switchgear.agent.control import Control, Reports
-from switchgear.agent.enroll import join, read_token, server_of, warn_of_expiry
+from switchgear.agent.enroll import join, read_token, warn_of_expiry
 from switchgear.agent.events import Events
 from switchgear.agent.exporter import Exporter
+from switchgear.agent.flags import add_arguments, settings_from
 from switchgear.agent.hardware import open_hardware, running_thread
 from switchgear.agent.kernel_log_follower import KernelLogFollower
 from switchgear.agent.launcher_process import LauncherSettings
@@ -30,71 +28,16 @@ from switchgear.agent.stream import Identity, Outbox, TelemetryStream
 from switchgear.agent.ticker import Ticker
 from switchgear.core import names, rpc
 from switchgear.core.clock import SystemClock
-from switchgear.core.errors import Invalid, Reason
 from switchgear.core.metrics import ADDRESS_FILE, MetricsServer, new_registry
 from switchgear.core.process import boot_id, only_one, until_signal
 from switchgear.core.tls import NodeFiles
-from switchgear.sim import profiles, workloads
 from switchgear.v1 import fleet_service_pb2
 
+__all__ = ["TLS_FOLDER", "add_arguments", "main", "run_agent"]
 log = logging.getLogger(__name__)
 
 #: In the agent's state directory: its key and certificate, once it has joined.
 TLS_FOLDER = "tls"
-JOIN_TOKEN = "SWITCHGEAR_JOIN_TOKEN"  # noqa: S105 - where it is, not what
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `switchgear agent`."""
-    parser.add_argument("--server", help="address of all services (default: that of the join token, or 127.0.0.1:7070)")
-    parser.add_argument(
-        "--join",
-        metavar="TOKEN",
-        default=os.environ.get(JOIN_TOKEN, ""),
-        help="what `switchgear join-token` printed, or @FILE with it, which `ps` does not show "
-        f"(or ${JOIN_TOKEN}); needed once, the certificate is kept in the state directory",
-    )
-    for service in ("collector", "scheduler", "recovery", "autoscaler"):
-        parser.add_argument(f"--{service}", help=f"address of the {service}, when it is not at --server")
-    parser.add_argument(
-        "--node", default=names.to_id(socket.gethostname()), help="id of this node (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--address", default="127.0.0.1", help="where other nodes reach ranks here (default: %(default)s)"
-    )
-    parser.add_argument("--state-dir", type=Path, required=True, help="the agent's own folder")
-    parser.add_argument("--sim-gpus", type=int, default=0, help="simulate so many GPUs (default: none)")
-    parser.add_argument(
-        "--sim-profile",
-        choices=tuple(profiles.PROFILES),
-        default=profiles.DEFAULT,
-        help="their model (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--sim-workload",
-        choices=workloads.WORKLOADS,
-        default=workloads.DEFAULT,
-        help="what they do (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--sim-script", type=Path, metavar="FILE", help="faults for them, one a line, such as: at 12s gpu 3 xid 79"
-    )
-    parser.add_argument("--interval", type=float, default=1.0, help="seconds between samples (default: %(default)s)")
-    parser.add_argument(
-        "--metrics",
-        default="127.0.0.1:0",
-        metavar="HOST:PORT",
-        help="address of /metrics (default: a free port); beyond loopback with TLS, for clients with a certificate of ours",
-    )
-    parser.add_argument(
-        "--warm-kinds",
-        type=int,
-        default=1,
-        metavar="N",
-        help="keep a launcher with its imports done for each of the N newest kinds of jobs, at most 2; each takes some hundred "
-        "megabytes, 0: none (default: %(default)s)",
-    )
-    parser.add_argument("--kernel-log", type=Path, help="text file to follow instead of /dev/kmsg")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -106,40 +49,6 @@ def main(args: argparse.Namespace) -> int:
         warn_of_expiry(files, datetime.now(UTC))
     asyncio.run(until_signal(run_agent(settings_from(args, files))))
     return 0
-
-
-def settings_from(args: argparse.Namespace, files: NodeFiles) -> AgentSettings:
-    """Raises Invalid when a value is out of its bounds, or a node that has joined is not told where the services are."""
-    server = args.server or server_of(files.folder)
-    apart = {"--collector": args.collector, "--scheduler": args.scheduler, "--autoscaler": args.autoscaler}
-    if files.complete and not server and (missing := [flag for flag, address in apart.items() if not address]):
-        # Nothing with TLS is at the default address: it would be tried for ever.
-        raise Invalid(
-            f"where are the services? Give their addresses at which machines connect: {', '.join(missing)} "
-            "(or --server, when all are at one)",
-            Reason.BAD_FIELD,
-            field=missing[0],
-        )
-    server = server or "127.0.0.1:7070"
-    return AgentSettings(
-        node=args.node,
-        collector=args.collector or server,
-        scheduler=args.scheduler or server,
-        # With services apart, the scheduler knows where recovery is.
-        recovery=args.recovery or ("" if args.scheduler else server),
-        autoscaler=args.autoscaler or server,
-        state_dir=args.state_dir,
-        tls=files.tls if files.complete else None,
-        address=args.address,
-        sim_gpus=args.sim_gpus,
-        sim_profile=args.sim_profile,
-        sim_workload=args.sim_workload,
-        sim_script=args.sim_script,
-        interval_s=args.interval,
-        metrics=args.metrics,
-        kernel_log=args.kernel_log,
-        warm_kinds=args.warm_kinds,
-    )
 
 
 async def run_agent(settings: AgentSettings) -> None:
@@ -182,7 +91,9 @@ async def run_agent(settings: AgentSettings) -> None:
         metrics = AgentMetrics(registry, outbox, stream, lambda: standbys.ready)
         beyond = not rpc.is_loopback(rpc.split_address(settings.metrics)[0])
         exporter = MetricsServer(
-            Exporter(outbox.sampler.latest, registry).page, settings.metrics, settings.tls if beyond else None
+            Exporter(outbox.sampler.latest, registry, host_metrics=settings.host_metrics).page,
+            settings.metrics,
+            settings.tls if beyond else None,
         )
         stack.callback(exporter.close)
         (settings.state_dir / ADDRESS_FILE).write_text(exporter.address)

@@ -12,6 +12,9 @@ from switchgear.core.errors import Invalid, Reason
 from switchgear.core.tls import TlsFiles
 from switchgear.sim import profiles, workloads
 
+#: Where the kubelet has it unless its root was moved.
+POD_RESOURCES = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
@@ -24,6 +27,8 @@ class AgentSettings:
     sim_gpus: simulated GPUs, 0 to 16; 0 means that the node has none. sim_profile, sim_workload: of which model, and what they do.
     sim_script: a file with faults for them, as `switchgear.sim.faults` describes.
     interval_s: time between samples, 0.05 to 60. metrics: HOST:PORT of `/metrics`; port 0 takes a free one.
+    host_metrics: whether `/metrics` shows `node_*`. pod_resources: the kubelet's socket, which need not be there.
+    hpc_job_mapping_dir: folder in which files named by GPU hold ids of jobs.
     kernel_log: a text file to follow instead of `/dev/kmsg`; simulated GPUs bring their own.
     warm_kinds: kinds of jobs for which a launcher is kept warm, 0 to 2; each takes some hundred megabytes.
     launcher_command: how a launcher is called. tls: how this node proves itself; None: the services are plain, on loopback.
@@ -42,7 +47,10 @@ class AgentSettings:
     sim_script: Path | None = None
     interval_s: float = 1.0
     metrics: str = "127.0.0.1:0"
+    host_metrics: bool = True
     kernel_log: Path | None = None
+    pod_resources: Path = POD_RESOURCES
+    hpc_job_mapping_dir: Path | None = None
     tls: TlsFiles | None = None
     warm_kinds: int = 1
     launcher_command: tuple[str, ...] = (sys.executable, "-m", "switchgear.launcher")
