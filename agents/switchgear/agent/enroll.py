@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
+from switchgear.agent.certificate import not_after
 from switchgear.core import names, rpc
 from switchgear.core.errors import Invalid, Reason
 from switchgear.core.joining import Invitation
 from switchgear.core.tls import NodeFiles, TlsFiles, write_private
 from switchgear.v1 import access_service_pb2 as pb
 from switchgear.v1.access_service_pb2_grpc import AccessServiceStub
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,10 @@ def join(text: str, node: str, folder: Path) -> NodeFiles:
     Raises Invalid when the text is no join token, PermissionDenied when it was used, has expired or names another node, and
     Unavailable when nobody answers under the CA that it names; the token is still good then.
     """
+    # Here, for the nine megabytes that it takes are needed once in the life of a node.
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
     invitation = Invitation.decode(text)
     files = NodeFiles(folder)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -77,7 +83,7 @@ def server_of(folder: Path) -> str:
 
 def warn_of_expiry(files: NodeFiles, now: datetime) -> None:
     """Logs a warning in the last month of the node's certificate. now: with a time zone."""
-    expiry = x509.load_pem_x509_certificate(files.certificate.read_bytes()).not_valid_after_utc
+    expiry = not_after(files.certificate.read_text())
     if (days := (expiry - now).days) < _WARN_DAYS:
         log.warning(
             "this node's certificate expires in %d days; remove %s and join again with a new token: switchgear join-token --node",
@@ -86,7 +92,10 @@ def warn_of_expiry(files: NodeFiles, now: datetime) -> None:
         )
 
 
-def _request(key: ec.EllipticCurvePrivateKey, node: str) -> bytes:
+def _request(key: EllipticCurvePrivateKey, node: str) -> bytes:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, node)])
     built = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
     return built.public_bytes(serialization.Encoding.DER)
