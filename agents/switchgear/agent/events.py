@@ -26,6 +26,10 @@ class Finding:
     detail: Mapping[str, str] = field(default_factory=dict)
 
 
+#: Source, finding, and when it happened (Unix, nanoseconds): whether it is news.
+Judge = Callable[[str, Finding, int], bool]
+
+
 class Events:
     """Numbers findings and keeps them on disk until the collector has them. Any thread may tell one; it may wait for the disk.
 
@@ -42,10 +46,15 @@ class Events:
         self._notify = notify
         self._simulated = simulated
         self._observers = list[Callable[[Finding], None]]()
+        self._judge: Judge = lambda source, finding, time_unix_ns: True  # noqa: ARG005 - a judge's arguments
 
     def observe(self, observer: Callable[[Finding], None]) -> None:
         """From now on `observer` gets every finding, in the thread that tells it; it must return at once and not raise."""
         self._observers.append(observer)
+
+    def judge(self, judge: Judge) -> None:
+        """From now on `judge` says, in the thread that tells a finding, whether it is news; one that is not goes no further."""
+        self._judge = judge
 
     def cursor(self, source: str) -> str:
         """Where `source` was when it last told something or moved; "" before the first."""
@@ -58,13 +67,18 @@ class Events:
     def tell(self, source: str, finding: Finding, *, cursor: str = "", time_unix_ns: int | None = None) -> None:
         """cursor: where `source` goes on after this event. time_unix_ns: now, when not given."""
         gpu = finding.gpu if finding.gpu is not None else self._gpus.get(finding.pci)
+        time_unix_ns = self._clock.unix_ns() if time_unix_ns is None else time_unix_ns
+        if not self._judge(source, finding, time_unix_ns):
+            if cursor:
+                self.move(source, cursor)
+            return
         for observer in self._observers:
             observer(finding)
         self._spool.append(
             source,
             finding.kind,
             finding.text,
-            time_unix_ns=self._clock.unix_ns() if time_unix_ns is None else time_unix_ns,
+            time_unix_ns=time_unix_ns,
             gpu=gpu,
             code=finding.code,
             simulated=self._simulated and (gpu is not None or source == "kernel_log"),

@@ -15,6 +15,7 @@ Labels = tuple[tuple[str, str], ...]
 Value = tuple[str, Labels, float | str]
 #: A process on a GPU: pid, id of its MIG GPU instance or None, bytes of memory or None when the driver does not tell.
 Process = tuple[int, int | None, int | None]
+_INSTANCE = ("GPU_I_PROFILE", "GPU_I_ID")
 
 
 class GpuDevice(Protocol):
@@ -35,6 +36,7 @@ class GpuDevice(Protocol):
     @property
     def device_file(self) -> str:
         """Its name below /dev, as tools show it: nvidia0, renderD128."""
+
     @property
     def driver_version(self) -> str:
         """Of the driver that reads it; "" when it is not told."""
@@ -69,8 +71,10 @@ class GpuSource:
             ("pci_bus_id", device.pci_bus_id),
             ("device", device.device_file),
             ("modelName", device.model),
-            ("hostname", hostname),
         )
+        self._labels_of_node: Labels = (("hostname", hostname),)
+        if device.driver_version:
+            self._labels_of_node += (("DCGM_FI_DRIVER_VERSION", device.driver_version),)
         self._keys = dict[tuple[str, Labels], SeriesKey]()
 
     def sample(self) -> list[Reading]:
@@ -82,7 +86,10 @@ class GpuSource:
 
     def _key(self, name: str, labels: Labels) -> SeriesKey:
         metric = METRICS[name]
-        key = series(name, metric.unit, metric.kind, *self._labels, *labels)
+        # dcgm-exporter's order: the GPU, the instance of it, the node, and what sets values of the metric apart.
+        instance = tuple(label for label in labels if label[0] in _INSTANCE)
+        rest = tuple(label for label in labels if label[0] not in _INSTANCE)
+        key = series(name, metric.unit, metric.kind, *self._labels, *instance, *self._labels_of_node, *rest)
         self._keys[name, labels] = key
         return key
 

@@ -1,0 +1,97 @@
+"""Who a GPU is, and the processes on it."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from switchgear.agent.nvml import library
+from switchgear.agent.nvml.library import Nvml, code_of
+from switchgear.agent.sources.gpu import Process
+
+_NO_INSTANCE = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class NvmlDevice:
+    """Identity of a GPU, as NVML told it first.
+
+    pci_bus_id: as NVML writes it (`00000000:3B:00.0`). device_file: its name below /dev. serial, vbios_version: "" when the board does not tell.
+    """
+
+    index: int
+    uuid: str
+    model: str
+    memory_bytes: int
+    pci_bus_id: str
+    driver_version: str
+    device_file: str
+    serial: str = ""
+    vbios_version: str = ""
+    simulated: bool = False
+
+
+def identify(nvml: Nvml, index: int) -> NvmlDevice:
+    """The GPU with this NVML index, which wakes it. Raises NVMLError."""
+    py = nvml.py
+    handle = py.nvmlDeviceGetHandleByIndex(index)
+    bus_id = py.nvmlDeviceGetPciInfo(handle).busId
+    return NvmlDevice(
+        index=index,
+        uuid=py.nvmlDeviceGetUUID(handle),
+        model=_told(nvml, "nvmlDeviceGetName", handle),
+        memory_bytes=_memory_bytes(nvml, handle),
+        pci_bus_id=bus_id.decode() if isinstance(bus_id, bytes) else bus_id,
+        driver_version=_told(nvml, "nvmlSystemGetDriverVersion"),
+        device_file=f"nvidia{_told(nvml, 'nvmlDeviceGetMinorNumber', handle) or index}",
+        serial=_told(nvml, "nvmlDeviceGetSerial", handle),
+        vbios_version=_told(nvml, "nvmlDeviceGetVbiosVersion", handle),
+    )
+
+
+def address(handle: Any) -> int:
+    """What tells one handle from another: where it points."""
+    return ctypes.cast(handle, ctypes.c_void_p).value or 0
+
+
+def processes(nvml: Nvml, handle: Any) -> Iterator[Process]:
+    """Compute, MPS and graphics processes, each pid once for each MIG instance. Raises NVMLError."""
+    py = nvml.py
+    seen = set[tuple[int, int | None]]()
+    for read in (
+        py.nvmlDeviceGetComputeRunningProcesses_v3,
+        py.nvmlDeviceGetMPSComputeRunningProcesses_v3,
+        py.nvmlDeviceGetGraphicsRunningProcesses_v3,
+    ):
+        try:
+            running = read(handle)
+        except nvml.Error as error:
+            # pynvml raises "Success" where a driver has nothing to tell.
+            if code_of(error) in library.UNSUPPORTED or code_of(error) == library.SUCCESS:
+                continue
+            raise
+        for process in running:
+            instance = None if process.gpuInstanceId == _NO_INSTANCE else int(process.gpuInstanceId)
+            if (process.pid, instance) not in seen:
+                seen.add((process.pid, instance))
+                yield int(process.pid), instance, process.usedGpuMemory
+
+
+def _told(nvml: Nvml, function: str, *arguments: Any) -> str:
+    try:
+        return str(getattr(nvml.py, function)(*arguments))
+    except nvml.Error as error:
+        if code_of(error) in library.LOST | library.BROKEN:
+            raise
+        return ""
+
+
+def _memory_bytes(nvml: Nvml, handle: Any) -> int:
+    try:
+        return int(nvml.py.nvmlDeviceGetMemoryInfo(handle).total)
+    except nvml.Error as error:
+        if code_of(error) in library.LOST | library.BROKEN:
+            raise
+        return 0

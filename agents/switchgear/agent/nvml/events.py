@@ -1,0 +1,142 @@
+"""What the driver says by itself: critical XIDs, ECC, poison, a GPU that wants to be reset."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from switchgear.agent.events import Finding
+from switchgear.agent.nvml import library
+from switchgear.agent.nvml.device import address
+from switchgear.agent.nvml.driver import Gpu
+from switchgear.agent.nvml.library import Nvml, code_of
+
+#: How long one wait lasts: `close` takes effect within it.
+WAIT_MS = 1000
+#: Until events are waited for again after the driver refused; a GPU that is lost makes it refuse at once.
+PAUSE_S = 5.0
+_NO_INSTANCE = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class EventType:
+    """bit: `nvmlEventType…` of nvml.h. kind: of the finding. what: its event data, "" when that says nothing."""
+
+    bit: int
+    kind: str
+    what: str = ""
+
+
+TYPES = (
+    EventType(0x8, "XID", "xid"),
+    EventType(0x2, "ECC_DOUBLE_BIT"),
+    EventType(0x200, "ECC_SINGLE_BIT_STORM"),
+    EventType(0x400, "DRAM_RETIREMENT"),
+    EventType(0x800, "DRAM_RETIREMENT_FAILED"),
+    EventType(0x1000, "GPU_POISON_NON_FATAL"),
+    EventType(0x2000, "GPU_POISON_FATAL"),
+    EventType(0x4000, "GPU_UNAVAILABLE"),
+    EventType(0x8000, "GPU_RECOVERY_ACTION", "action"),
+)
+#: nvmlDeviceGpuRecoveryAction_t of nvml.h.
+ACTIONS = (
+    "NONE",
+    "GPU_RESET",
+    "NODE_REBOOT",
+    "DRAIN_P2P",
+    "DRAIN_AND_RESET",
+    "RECOVER_IMEX_DOMAIN",
+    "BUS_RESET",
+    "SYSTEM_REBOOT",
+)
+
+
+class EventSet:
+    """The events of some GPUs in one session; made anew without the GPUs that are lost when the driver refuses to wait."""
+
+    def __init__(self, nvml: Nvml, gpus: Sequence[Gpu], tell: Callable[[Finding], None]) -> None:
+        self._nvml = nvml
+        self._gpus = gpus
+        self._tell = tell
+        self._set: Any = None
+        self._by_address = dict[int, Gpu]()
+        self._left_out = list[Gpu]()
+        self._open()
+
+    def wait(self, broken: threading.Event) -> None:
+        """Waits for one event, at most a second; sets `broken` when the driver went away."""
+        if self._set is None:
+            if not broken.wait(PAUSE_S):
+                self._open()
+            return
+        if any(_takes_part(gpu) for gpu in self._left_out):
+            self.close()
+            self._open()
+            return
+        try:
+            data = self._nvml.py.nvmlEventSetWait_v2(self._set, WAIT_MS)
+        except self._nvml.Error as error:
+            code = code_of(error)
+            if code == library.TIMEOUT:
+                return
+            if code in library.BROKEN:
+                broken.set()
+                return
+            self.close()
+            return
+        if (finding := self._finding(data)) is not None:
+            self._tell(finding)
+
+    def close(self) -> None:
+        if self._set is not None:
+            try:
+                self._nvml.py.nvmlEventSetFree(self._set)
+            except self._nvml.Error:  # the driver went away, and the set with it
+                pass
+            self._set = None
+
+    def _open(self) -> None:
+        """A set with every GPU that takes part; none when no GPU does."""
+        py = self._nvml.py
+        self._by_address.clear()
+        self._left_out = [gpu for gpu in self._gpus if not _takes_part(gpu)]
+        try:
+            self._set = py.nvmlEventSetCreate()
+        except self._nvml.Error:
+            return
+        for gpu in self._gpus:
+            if gpu in self._left_out:
+                continue
+            try:
+                handle = py.nvmlDeviceGetHandleByUUID(gpu.identity.uuid)
+                wanted = py.nvmlDeviceGetSupportedEventTypes(handle) & sum(type_.bit for type_ in TYPES)
+                py.nvmlDeviceRegisterEvents(handle, wanted, self._set)
+            except self._nvml.Error:
+                continue  # a GPU without events, or one that cannot be asked now
+            self._by_address[address(handle)] = gpu
+        if not self._by_address:
+            self.close()
+
+    def _finding(self, data: Any) -> Finding | None:
+        type_ = next((type_ for type_ in TYPES if type_.bit == data.eventType), None)
+        gpu = self._by_address.get(address(data.device))
+        if type_ is None or gpu is None:
+            return None
+        value = int(data.eventData)
+        identity = gpu.identity
+        detail = {"uuid": identity.uuid}
+        if data.gpuInstanceId != _NO_INSTANCE:
+            detail["mig_gpu_instance"] = str(data.gpuInstanceId)
+        text = f"NVML: {type_.kind} on GPU {identity.index} at {identity.pci_bus_id}"
+        if type_.what:
+            text += f", {type_.what} {value}"
+        if type_.what == "action":
+            detail["action"] = ACTIONS[value] if value < len(ACTIONS) else str(value)
+        code = value if type_.kind == "XID" else None
+        return Finding(type_.kind, text, code=code, pci=gpu.pci, gpu=identity.index, detail=detail)
+
+
+def _takes_part(gpu: Gpu) -> bool:
+    return not (gpu.lost or gpu.power.suspended())

@@ -1,0 +1,104 @@
+"""GPM, the counters of Hopper and newer: what a GPU's parts did between two samples of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from switchgear.agent.nvml import library
+from switchgear.agent.nvml.library import Nvml, code_of
+
+_RATIO = 100.0  # GPM gives percent
+_MIB = 2.0**-20  # GPM gives mebibytes a second
+
+
+@dataclass(frozen=True, slots=True)
+class GpmMetric:
+    """id: `NVML_GPM_METRIC_*`. per: the driver's units in one of ours."""
+
+    metric: str
+    id: int
+    per: float
+
+
+METRICS = (
+    GpmMetric("DCGM_FI_PROF_GR_ENGINE_ACTIVE", 1, _RATIO),
+    GpmMetric("DCGM_FI_PROF_SM_ACTIVE", 2, _RATIO),
+    GpmMetric("DCGM_FI_PROF_SM_OCCUPANCY", 3, _RATIO),
+    GpmMetric("DCGM_FI_PROF_PIPE_TENSOR_ACTIVE", 5, _RATIO),
+    GpmMetric("DCGM_FI_PROF_DRAM_ACTIVE", 10, _RATIO),
+    GpmMetric("DCGM_FI_PROF_PIPE_FP64_ACTIVE", 11, _RATIO),
+    GpmMetric("DCGM_FI_PROF_PIPE_FP32_ACTIVE", 12, _RATIO),
+    GpmMetric("DCGM_FI_PROF_PIPE_FP16_ACTIVE", 13, _RATIO),
+    GpmMetric("DCGM_FI_PROF_PCIE_TX_BYTES", 20, _MIB),
+    GpmMetric("DCGM_FI_PROF_PCIE_RX_BYTES", 21, _MIB),
+    GpmMetric("DCGM_FI_PROF_NVLINK_TX_BYTES", 61, _MIB),
+    GpmMetric("DCGM_FI_PROF_NVLINK_RX_BYTES", 60, _MIB),
+)
+
+
+class Gpm:
+    """Two samples of one GPU, or of one MIG instance of it; each reading covers the time since the one before.
+
+    gpu_instance: id of the MIG GPU instance, None for the whole GPU. `close` before the library is shut down.
+    """
+
+    def __init__(self, nvml: Nvml, handle: Any, gpu_instance: int | None = None) -> None:
+        self._nvml = nvml
+        self._handle = handle
+        self._gpu_instance = gpu_instance
+        py = nvml.py
+        self._samples = [py.nvmlGpmSampleAlloc(), py.nvmlGpmSampleAlloc()]
+        self._sampled = False
+        self._get = py.c_nvmlGpmMetricsGet_t()
+        self._get.version = py.NVML_GPM_METRICS_GET_VERSION
+        self._ask(METRICS)
+
+    def read(self) -> list[tuple[str, float | str]]:
+        """Nothing at the first call. Raises NVMLError when GPM cannot be read at all."""
+        py = self._nvml.py
+        before, now = self._samples
+        if self._gpu_instance is None:
+            py.nvmlGpmSampleGet(self._handle, now)
+        else:
+            py.nvmlGpmMigSampleGet(self._handle, self._gpu_instance, now)
+        self._samples = [now, before]
+        if not self._sampled:
+            self._sampled = True
+            return []
+        get = self._get
+        get.sample1, get.sample2 = before, now
+        py.nvmlGpmMetricsGet(get)
+        answers = [(metric, entry.nvmlReturn, entry.value) for metric, entry in self._entries]
+        values = [
+            (metric.metric, value / metric.per if code == library.SUCCESS else self._nvml.words(code))
+            for metric, code, value in answers
+            if code not in library.UNSUPPORTED
+        ]
+        if len(values) < len(self._entries):
+            self._ask([metric for metric, code, _ in answers if code not in library.UNSUPPORTED])
+        return values
+
+    def close(self) -> None:
+        for sample in self._samples:
+            self._nvml.py.nvmlGpmSampleFree(sample)
+        self._samples = []
+
+    def _ask(self, metrics: tuple[GpmMetric, ...] | list[GpmMetric]) -> None:
+        self._get.numMetrics = len(metrics)
+        # Views into the struct, made once: an index into a ctypes array makes a new object each time.
+        self._entries = [(metric, self._get.metrics[position]) for position, metric in enumerate(metrics)]
+        for metric, entry in self._entries:
+            entry.metricId = metric.id
+
+
+def open_gpm(nvml: Nvml, handle: Any, gpu_instance: int | None = None) -> Gpm | None:
+    """GPM of this GPU, or None when it has none. Raises NVMLError for what concerns the whole GPU or driver."""
+    try:
+        if not nvml.py.nvmlGpmQueryDeviceSupport(handle).isSupportedDevice:
+            return None
+        return Gpm(nvml, handle, gpu_instance)
+    except nvml.Error as error:
+        if code_of(error) in library.LOST | library.BROKEN:
+            raise
+        return None

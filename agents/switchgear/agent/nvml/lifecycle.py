@@ -1,0 +1,122 @@
+"""The thread that opens the driver, waits for its events, and opens it again when it went away."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+from switchgear.agent.events import Finding
+from switchgear.agent.nvml import library
+from switchgear.agent.nvml.device import NvmlDevice, identify
+from switchgear.agent.nvml.driver import NvmlDriver, Session
+from switchgear.agent.nvml.events import EventSet
+from switchgear.agent.nvml.library import Nvml, NvmlUnavailable, code_of
+
+log = logging.getLogger(__name__)
+
+DRIVER_UNAVAILABLE = "GPU_DRIVER_UNAVAILABLE"
+DRIVER_AVAILABLE = "GPU_DRIVER_AVAILABLE"
+#: Between attempts to initialise: doubled from the first to the second.
+RETRY_S_MIN, RETRY_S_MAX = 1.0, 60.0
+#: How long a call may take to return before the library is shut down under it. It is then not shut down at all.
+DRAIN_S = 5.0
+#: Between looks at whether the driver still waits for calls to return, or may be stopped.
+_POLL_S = 0.05
+
+
+class Lifecycle:
+    """Runs in a thread of its own, since initialising may hang.
+
+    tell: takes what is noticed. ready: set after the first attempt, when `driver.devices()` is what there is.
+    """
+
+    def __init__(self, driver: NvmlDriver, tell: Callable[[Finding], None]) -> None:
+        self._driver = driver
+        self._tell = tell
+        self._stopping = threading.Event()
+        self._nvml: Nvml | None = None
+        self._unavailable = ""
+        self.ready = threading.Event()
+
+    def run(self) -> None:
+        """Until `close`; for a thread."""
+        retry_s = RETRY_S_MIN
+        while not self._stopping.is_set():
+            try:
+                session, devices = self._open()
+            except NvmlUnavailable as error:
+                self._note_unavailable(str(error))
+                self.ready.set()
+                self._stopping.wait(retry_s)
+                retry_s = min(2 * retry_s, RETRY_S_MAX)
+                continue
+            self._driver.begin(session, devices)
+            self.ready.set()
+            self._note_available()
+            self._follow(session)
+            self._end(session)
+            if session.broken.is_set():
+                self._stopping.wait(retry_s)
+                retry_s = min(2 * retry_s, RETRY_S_MAX)
+
+    def close(self) -> None:
+        self._stopping.set()
+
+    def _open(self) -> tuple[Session, Sequence[NvmlDevice]]:
+        self._nvml = self._nvml or library.load()
+        self._nvml.init()
+        try:
+            return Session(self._nvml), self._devices(self._nvml)
+        except self._nvml.Error as error:
+            self._nvml.shutdown()
+            raise NvmlUnavailable(code_of(error), str(error)) from error
+
+    def _devices(self, nvml: Nvml) -> Sequence[NvmlDevice]:
+        """Those of the first session; later ones only say whether there are more."""
+        count = nvml.py.nvmlDeviceGetCount()
+        known = self._driver.devices()
+        if known:
+            if count > len(known):
+                log.warning("%d GPUs are there, %d were: restart the agent to have them watched", count, len(known))
+            return known
+        found = list[NvmlDevice]()
+        for index in range(count):
+            try:
+                found.append(identify(nvml, index))
+            except nvml.Error as error:
+                if code_of(error) in library.BROKEN:
+                    raise
+                log.error("GPU %d cannot be identified: %s", index, error)
+                text = f"NVML: GPU {index} cannot be identified: {error}"
+                self._tell(Finding("GPU_UNAVAILABLE", text, gpu=index, detail={"reason": str(error)}))
+        return found
+
+    def _follow(self, session: Session) -> None:
+        """Carries the driver's events, until the session is broken or `close`."""
+        events = EventSet(session.nvml, self._driver.gpus, self._tell)
+        while not (self._stopping.is_set() or session.broken.is_set()):
+            events.wait(session.broken)
+        events.close()
+
+    def _end(self, session: Session) -> None:
+        reason = "the driver was restarted" if session.broken.is_set() else "the agent stops"
+        waited_s = 0.0
+        while not self._driver.end(reason):
+            if self._stopping.wait(_POLL_S) and waited_s > DRAIN_S:
+                return  # the process ends, and the call that hangs with it
+            if DRAIN_S < waited_s <= DRAIN_S + _POLL_S:
+                log.error("a call of NVML does not return, so the driver cannot be opened again before it does")
+            waited_s += _POLL_S
+        session.nvml.shutdown()
+
+    def _note_unavailable(self, reason: str) -> None:
+        if reason != self._unavailable:
+            self._unavailable = reason
+            log.error("no NVIDIA GPU is watched: %s", reason)
+            self._tell(Finding(DRIVER_UNAVAILABLE, reason))
+
+    def _note_available(self) -> None:
+        if self._unavailable:
+            self._unavailable = ""
+            self._tell(Finding(DRIVER_AVAILABLE, f"NVML answers, with {len(self._driver.devices())} GPUs"))

@@ -1,0 +1,61 @@
+"""The NVIDIA GPUs of this node as the agent composes them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from switchgear.agent.events import Events, Finding
+from switchgear.agent.fault_join import DRIVER, FaultJoin
+from switchgear.agent.nvml import library
+from switchgear.agent.nvml.driver import NvmlDriver
+from switchgear.agent.nvml.library import NvmlUnavailable
+from switchgear.agent.nvml.lifecycle import Lifecycle
+from switchgear.agent.xids import XidHistory
+from switchgear.core.clock import Clock
+
+log = logging.getLogger(__name__)
+
+#: How long the agent waits for the driver before it runs without it; waking eight GPUs without persistence mode takes some seconds.
+PATIENCE_S = 15.0
+
+
+@contextmanager
+def nvidia_gpus(
+    events: Events, clock: Clock, *, log_source: str, kernel_log: bool, sysfs: Path = Path("/sys")
+) -> Iterator[NvmlDriver | None]:
+    """The driver of the node's NVIDIA GPUs; None where the node has no sign of any.
+
+    log_source: how `events` knows the kernel log. kernel_log: whether it can be read.
+    """
+    if not (library.traces_of_driver() or _has_library()):
+        yield None
+        return
+    faults = FaultJoin(events, clock, log_source=log_source, kernel_log=kernel_log)
+    xids = XidHistory(clock)
+    events.observe(xids.observe)
+    driver = NvmlDriver(faults.tell, xids, clock, sysfs=sysfs)
+    lifecycle = Lifecycle(driver, faults.tell)
+    thread = threading.Thread(target=lifecycle.run, name="nvml", daemon=True)
+    thread.start()
+    if not lifecycle.ready.wait(PATIENCE_S):
+        text = f"NVML is not initialised after {PATIENCE_S:g} s: no GPU is watched; look into the kernel log, then restart the agent"
+        log.error("%s", text)
+        events.tell(DRIVER, Finding("GPU_DRIVER_HANGS", text))
+    try:
+        yield driver
+    finally:
+        lifecycle.close()
+        thread.join(timeout=2.0)
+        faults.close()
+
+
+def _has_library() -> bool:
+    try:
+        library.find()
+    except NvmlUnavailable:
+        return False
+    return True
