@@ -195,6 +195,9 @@ def test_an_xid_wakes_who_waits_for_events_of_its_gpu_and_a_wait_without_one_tim
     node.xid(5, 13)  # nobody registered for it
     node.xid(4, 79)
     assert session.answer() == "(4, 8, 79)"
+    session.send("code(nvmlEventSetWait_v2, events, 20000)")
+    node.lose(4)
+    assert session.answer() == "'GpuIsLost'"
 
 
 def test_after_a_restart_of_the_driver_old_handles_are_dead_until_init(node: Scenario, session: Session) -> None:

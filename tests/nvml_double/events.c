@@ -86,6 +86,14 @@ static bool next_event(nvmlEventSet_t set, nvmlEventData_t *data) {
     return found;
 }
 
+/* nvml.h: waiting fails when a GPU of the set has fallen off the bus. */
+static bool has_lost_gpu(nvmlEventSet_t set) {
+    for (int slot = 0; slot < GPUS_MAX; slot++)
+        if (set->types[slot] != 0 && is_set(slot, "lost"))
+            return true;
+    return false;
+}
+
 static long long monotonic_ms(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -99,6 +107,8 @@ nvmlReturn_t nvmlEventSetWait_v2(nvmlEventSet_t set, nvmlEventData_t *data, unsi
     for (;;) {
         if (next_event(set, data))
             return NVML_SUCCESS;
+        if (has_lost_gpu(set))
+            return NVML_ERROR_GPU_IS_LOST;
         long long left_ms = end_ms - monotonic_ms();
         if (left_ms <= 0)
             return NVML_ERROR_TIMEOUT;
