@@ -1,0 +1,1 @@
+"""AMD GPUs through AMD's own library and its Python half, `amdsmi`."""
