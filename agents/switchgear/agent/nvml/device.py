@@ -58,15 +58,10 @@ def address(handle: Any) -> int:
 
 def processes(nvml: Nvml, handle: Any) -> Iterator[Process]:
     """Compute, MPS and graphics processes, each pid once for each MIG instance. Raises NVMLError."""
-    py = nvml.py
     seen = set[tuple[int, int | None]]()
-    for read in (
-        py.nvmlDeviceGetComputeRunningProcesses_v3,
-        py.nvmlDeviceGetMPSComputeRunningProcesses_v3,
-        py.nvmlDeviceGetGraphicsRunningProcesses_v3,
-    ):
+    for kind in ("Compute", "MPSCompute", "Graphics"):
         try:
-            running = read(handle)
+            running = _running(nvml, handle, kind)
         except nvml.Error as error:
             # pynvml raises "Success" where a driver has nothing to tell.
             if code_of(error) in library.UNSUPPORTED or code_of(error) == library.SUCCESS:
@@ -77,6 +72,15 @@ def processes(nvml: Nvml, handle: Any) -> Iterator[Process]:
             if (process.pid, instance) not in seen:
                 seen.add((process.pid, instance))
                 yield int(process.pid), instance, process.usedGpuMemory
+
+
+def _running(nvml: Nvml, handle: Any, kind: str) -> list[Any]:
+    try:
+        return list(getattr(nvml.py, f"nvmlDeviceGet{kind}RunningProcesses_v3")(handle))
+    except nvml.Error as error:
+        if code_of(error) != library.FUNCTION_NOT_FOUND:
+            raise
+        return list(getattr(nvml.py, f"nvmlDeviceGet{kind}RunningProcesses_v2")(handle))
 
 
 def _told(nvml: Nvml, function: str, *arguments: Any) -> str:

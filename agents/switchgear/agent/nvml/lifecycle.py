@@ -12,12 +12,13 @@ from switchgear.agent.nvml.device import NvmlDevice, identify
 from switchgear.agent.nvml.driver import NvmlDriver, Session
 from switchgear.agent.nvml.events import EventSet
 from switchgear.agent.nvml.library import Nvml, NvmlUnavailable, code_of
+from switchgear.core.clock import Clock
 
 log = logging.getLogger(__name__)
 
 DRIVER_UNAVAILABLE = "GPU_DRIVER_UNAVAILABLE"
 DRIVER_AVAILABLE = "GPU_DRIVER_AVAILABLE"
-#: Between attempts to initialise: doubled from the first to the second.
+#: Between attempts to initialise: doubled each time, and as at first again after a session that lasted.
 RETRY_S_MIN, RETRY_S_MAX = 1.0, 60.0
 #: How long a call may take to return before the library is shut down under it. It is then not shut down at all.
 DRAIN_S = 5.0
@@ -31,9 +32,13 @@ class Lifecycle:
     tell: takes what is noticed. ready: set after the first attempt, when `driver.devices()` is what there is.
     """
 
-    def __init__(self, driver: NvmlDriver, tell: Callable[[Finding], None]) -> None:
+    def __init__(
+        self, driver: NvmlDriver, tell: Callable[[Finding], None], clock: Clock, *, retry_s_min: float = RETRY_S_MIN
+    ) -> None:
         self._driver = driver
         self._tell = tell
+        self._clock = clock
+        self._retry_s_min = retry_s_min
         self._stopping = threading.Event()
         self._nvml: Nvml | None = None
         self._unavailable = ""
@@ -41,27 +46,30 @@ class Lifecycle:
 
     def run(self) -> None:
         """Until `close`; for a thread."""
-        retry_s = RETRY_S_MIN
+        retry_s = self._retry_s_min
         while not self._stopping.is_set():
+            begun_s = self._clock.monotonic_s()
             try:
-                session, devices = self._open()
+                self._serve()
             except NvmlUnavailable as error:
                 self._note_unavailable(str(error))
                 self.ready.set()
-                self._stopping.wait(retry_s)
-                retry_s = min(2 * retry_s, RETRY_S_MAX)
-                continue
-            self._driver.begin(session, devices)
-            self.ready.set()
-            self._note_available()
-            self._follow(session)
-            self._end(session)
-            if session.broken.is_set():
-                self._stopping.wait(retry_s)
-                retry_s = min(2 * retry_s, RETRY_S_MAX)
+            if self._clock.monotonic_s() - begun_s > RETRY_S_MAX:
+                retry_s = self._retry_s_min
+            self._stopping.wait(retry_s)
+            retry_s = min(2 * retry_s, RETRY_S_MAX)
 
     def close(self) -> None:
         self._stopping.set()
+
+    def _serve(self) -> None:
+        """One session, from its begin to its end. Raises NvmlUnavailable when it cannot begin."""
+        session, devices = self._open()
+        self._driver.begin(session, devices)
+        self.ready.set()
+        self._note_available()
+        self._follow(session)
+        self._end(session)
 
     def _open(self) -> tuple[Session, Sequence[NvmlDevice]]:
         self._nvml = self._nvml or library.load()

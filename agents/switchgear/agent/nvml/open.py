@@ -38,7 +38,7 @@ def nvidia_gpus(
     xids = XidHistory(clock)
     events.observe(xids.observe)
     driver = NvmlDriver(faults.tell, xids, clock, sysfs=sysfs)
-    lifecycle = Lifecycle(driver, faults.tell)
+    lifecycle = Lifecycle(driver, faults.tell, clock)
     thread = threading.Thread(target=lifecycle.run, name="nvml", daemon=True)
     thread.start()
     if not lifecycle.ready.wait(PATIENCE_S):

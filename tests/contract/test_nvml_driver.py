@@ -1,0 +1,314 @@
+"""NVIDIA GPUs as the agent reads them: our code and the unmodified pynvml on the double of the driver's library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from nvml_agent import NvmlAgent
+from nvml_double.fixtures import scenario_or_skip
+from nvml_double.scenario import GPU_IS_LOST, NO_PERMISSION, UNKNOWN, Scenario
+
+from switchgear.agent.sources.gpu_metrics import METRICS
+
+PCI_1 = "0000:29:00"
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Scenario:
+    return scenario_or_skip(tmp_path / "nvml", gpus=2)
+
+
+@pytest.fixture
+def agent(node: Scenario, tmp_path: Path) -> Iterator[NvmlAgent]:
+    agent = NvmlAgent(node, tmp_path / "agent")
+    yield agent
+    agent.close()
+
+
+def one(values: object, name: str) -> object:
+    """The value of a metric without labels."""
+    assert isinstance(values, dict)
+    return values.get((name,))
+
+
+def test_a_gpu_is_known_by_what_the_driver_says_of_it(agent: NvmlAgent) -> None:
+    assert agent.devices[1] == {
+        "index": 1,
+        "uuid": "GPU-00000001-5e1f-4a6b-9c00-000000000001",
+        "model": "NVIDIA H100 80GB HBM3",
+        "memory_bytes": 80 * 2**30,
+        "pci_bus_id": "00000000:29:00.0",
+        "driver_version": "570.133.20",
+        "device_file": "nvidia1",
+        "serial": "1652023000001",
+        "vbios_version": "96.00.89.00.01",
+        "simulated": False,
+    }
+
+
+def test_the_default_counters_of_dcgm_exporter_have_its_units(agent: NvmlAgent) -> None:
+    agent.fast(1)  # GPM needs two samples
+    values = {**agent.fast(1), **agent.slow(1)}
+    used = 64 * 1024 + 1
+    expected = {
+        "DCGM_FI_DEV_SM_CLOCK": 1755,
+        "DCGM_FI_DEV_MEM_CLOCK": 2619,
+        "DCGM_FI_DEV_MEMORY_TEMP": 59,
+        "DCGM_FI_DEV_GPU_TEMP": 46,
+        "DCGM_FI_DEV_POWER_USAGE": 521.0,
+        "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION": 1_000_000_001,
+        "DCGM_FI_DEV_PCIE_REPLAY_COUNTER": 0,
+        "DCGM_FI_DEV_GPU_UTIL": 97,
+        "DCGM_FI_DEV_MEM_COPY_UTIL": 41,
+        "DCGM_FI_DEV_ENC_UTIL": 0,
+        "DCGM_FI_DEV_DEC_UTIL": 0,
+        "DCGM_FI_DEV_XID_ERRORS": 0,
+        "DCGM_FI_DEV_FB_FREE": 80 * 1024 - 512 - used,
+        "DCGM_FI_DEV_FB_USED": used,
+        "DCGM_FI_DEV_FB_RESERVED": 512,
+        "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL": 18_000_001 + 36_000_001,
+        "DCGM_FI_DEV_VGPU_LICENSE_STATUS": 0,
+        "DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS": 0,
+        "DCGM_FI_DEV_CORRECTABLE_REMAPPED_ROWS": 0,
+        "DCGM_FI_DEV_ROW_REMAP_FAILURE": 0,
+        "DCGM_FI_PROF_GR_ENGINE_ACTIVE": pytest.approx(0.97125),
+        "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE": pytest.approx(0.62125),
+        "DCGM_FI_PROF_DRAM_ACTIVE": pytest.approx(0.38125),
+        "DCGM_FI_PROF_PCIE_TX_BYTES": pytest.approx(1200.125 * 2**20),
+        "DCGM_FI_PROF_PCIE_RX_BYTES": pytest.approx(2400.125 * 2**20),
+    }
+    assert {name: one(values, name) for name in expected} == expected
+
+
+def test_everything_that_is_reported_is_in_the_table_of_metrics(node: Scenario, agent: NvmlAgent) -> None:
+    node.mig(0, [(1, 0), (2, 0)])
+    node.field(0, 206, 3, scope=5)
+    agent.until(lambda: one(agent.slow(0), "DCGM_FI_DEV_MIG_MODE"), 1)
+    values = {**agent.fast(0), **agent.fast(0), **agent.slow(0)}
+    assert {key[0] for key in values} - set(METRICS) == set()
+
+
+def test_a_field_that_the_driver_refuses_is_unknown_and_the_others_of_the_batch_go_on(
+    node: Scenario, agent: NvmlAgent
+) -> None:
+    assert one(agent.fast(0), "DCGM_FI_DEV_MEMORY_TEMP") == 58
+    node.field(0, 82, f"! {NO_PERMISSION}")
+    agent.until(lambda: one(agent.fast(0), "DCGM_FI_DEV_MEMORY_TEMP"), "Insufficient Permissions")
+    assert one(agent.fast(0), "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION") == 1_000_000_000
+    node.field(0, 82, 61, kind="uint")
+    agent.until(lambda: one(agent.fast(0), "DCGM_FI_DEV_MEMORY_TEMP"), 61)
+
+
+def test_a_field_may_change_its_type_and_all_bits_set_means_that_there_is_no_value(
+    node: Scenario, agent: NvmlAgent
+) -> None:
+    assert one(agent.fast(0), "DCGM_FI_DEV_MEMORY_TEMP") == 58
+    node.field(0, 82, 58.5, kind="double")
+    agent.until(lambda: one(agent.fast(0), "DCGM_FI_DEV_MEMORY_TEMP"), 58.5)
+    node.field(0, 82, -3, kind="sint")
+    agent.until(lambda: one(agent.fast(0), "DCGM_FI_DEV_MEMORY_TEMP"), -3)
+    node.field(0, 82, 2**32 - 1, kind="uint")
+    agent.until(lambda: one(agent.fast(0), "DCGM_FI_DEV_MEMORY_TEMP"), "not available")
+
+
+def test_what_a_gpu_does_not_have_is_asked_once_and_has_no_series(node: Scenario, tmp_path: Path) -> None:
+    node.unsupport(0, "nvmlDeviceGetEncoderUtilization", "nvmlDeviceGetFanSpeed")
+    node.remove(0, "fi.82")
+    agent = NvmlAgent(node, tmp_path / "agent")
+    values = [agent.fast(0) for _ in range(5)]
+    agent.close()
+    assert all(one(value, "DCGM_FI_DEV_ENC_UTIL") is None for value in values)
+    assert one(values[4], "DCGM_FI_DEV_DEC_UTIL") == 0
+    assert node.calls().of("nvmlDeviceGetEncoderUtilization", 0) == 1
+    assert node.calls().of("field 82", 0) == 1
+    assert node.calls().of("field 83", 0) == 5
+
+
+def test_one_call_a_tick_reads_all_fields(node: Scenario, agent: NvmlAgent) -> None:
+    for _ in range(3):
+        agent.fast(0)
+    before = node.calls().of("nvmlDeviceGetFieldValues", 0)
+    for _ in range(4):
+        agent.fast(0)
+    assert node.calls().of("nvmlDeviceGetFieldValues", 0) == before + 4
+
+
+def test_an_older_library_is_read_by_its_older_functions(tmp_path: Path) -> None:
+    node = scenario_or_skip(
+        tmp_path / "nvml",
+        gpus=1,
+        without=[
+            "nvmlDeviceGetTemperatureV",
+            "nvmlDeviceGetMemoryInfo_v2",
+            "nvmlDeviceGetCurrentClocksEventReasons",
+            "nvmlDeviceGetFieldValues",
+            "nvmlGpmQueryDeviceSupport",
+            "nvmlDeviceGetGpuFabricInfoV",
+        ],
+    )
+    agent = NvmlAgent(node, tmp_path / "agent")
+    fast, slow = agent.fast(0), agent.slow(0)
+    agent.close()
+    assert one(fast, "DCGM_FI_DEV_GPU_TEMP") == 45
+    assert one(fast, "DCGM_FI_DEV_FB_USED") == 64 * 1024 + 512  # the first struct counts what is reserved as used
+    assert one(fast, "DCGM_FI_DEV_FB_RESERVED") is None
+    assert one(fast, "DCGM_FI_DEV_CLOCKS_EVENT_REASONS") == 0
+    assert one(fast, "DCGM_FI_PROF_GR_ENGINE_ACTIVE") is None
+    assert one(slow, "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION") == 1_000_000_000
+    assert one(slow, "DCGM_FI_DEV_ECC_SBE_VOL_TOTAL") == 0
+    assert one(slow, "DCGM_FI_DEV_ROW_REMAP_FAILURE") == 0
+
+
+def test_a_driver_that_refuses_a_newer_struct_is_asked_with_the_older_one(node: Scenario, tmp_path: Path) -> None:
+    node.put(-1, {"struct_max.nvmlDeviceGetMemoryInfo_v2": 0, "struct_max.nvmlDeviceGetGpuFabricInfoV": 1})
+    agent = NvmlAgent(node, tmp_path / "agent")
+    fast, slow = agent.fast(0), agent.slow(0)
+    agent.close()
+    assert one(fast, "DCGM_FI_DEV_FB_TOTAL") == 80 * 1024
+    assert one(fast, "DCGM_FI_DEV_FB_RESERVED") is None
+    assert one(slow, "switchgear_gpu_fabric_state") == 3
+
+
+def test_a_lost_gpu_is_told_once_keeps_its_index_and_is_found_again(node: Scenario, agent: NvmlAgent) -> None:
+    agent.fast(0)
+    node.lose(0)
+    agent.until(lambda: one(agent.fast(0), "DCGM_FI_DEV_GPU_TEMP"), "GPU is lost")
+    assert set(agent.fast(0).values()) == {"GPU is lost"}
+    assert one(agent.fast(1), "DCGM_FI_DEV_GPU_TEMP") == 46
+    agent.advance(3)
+    agent.until(agent.told, [("GPU_LOST", None, 0)])
+    before = node.calls().on(0)
+    agent.fast(0)
+    assert node.calls().on(0) == before  # it is left alone for a while
+    node.remove(0, "lost")
+    agent.advance(60)
+    agent.until(lambda: one(agent.fast(0), "DCGM_FI_DEV_GPU_TEMP"), 45)
+    agent.until(agent.told, [("GPU_LOST", None, 0), ("GPU_RETURNED", None, 0)])
+
+
+def test_a_restart_of_the_driver_costs_some_samples_and_no_index(node: Scenario, agent: NvmlAgent) -> None:
+    assert one(agent.fast(1), "DCGM_FI_DEV_GPU_TEMP") == 46
+    node.unload_driver()
+    agent.until(lambda: isinstance(one(agent.fast(1), "DCGM_FI_DEV_GPU_TEMP"), str), True)
+    agent.until(lambda: [kind for kind, _, _ in agent.told()], ["GPU_DRIVER_UNAVAILABLE"])
+    node.restart_driver()
+    agent.until(lambda: one(agent.fast(1), "DCGM_FI_DEV_GPU_TEMP"), 46)
+    assert one(agent.fast(0), "DCGM_FI_DEV_GPU_TEMP") == 45
+    assert [kind for kind, _, _ in agent.told()] == ["GPU_DRIVER_UNAVAILABLE", "GPU_DRIVER_AVAILABLE"]
+
+
+def test_a_call_that_hangs_costs_its_own_gpu_only(node: Scenario, agent: NvmlAgent) -> None:
+    agent.fast(0)
+    node.hang(0, "nvmlDeviceGetPowerUsage")
+    agent.until(lambda: agent.fast(0), {})
+    assert one(agent.fast(1), "DCGM_FI_DEV_GPU_TEMP") == 46
+    node.release(0, "nvmlDeviceGetPowerUsage")
+    agent.until(lambda: one(agent.fast(0), "DCGM_FI_DEV_GPU_TEMP"), 45)
+
+
+def test_a_gpu_that_sleeps_is_not_touched(node: Scenario, agent: NvmlAgent, tmp_path: Path) -> None:
+    agent.fast(1)
+    status = tmp_path / "agent/sys/bus/pci/devices/0000:29:00.0/power/runtime_status"
+    status.parent.mkdir(parents=True)
+    status.write_text("suspended\n")
+    before = node.calls().on(1)
+    assert one(agent.fast(1), "DCGM_FI_DEV_GPU_TEMP") == "not sampled: suspended"
+    agent.slow(1)
+    assert agent.ask("processes", gpu=1) == []
+    assert node.calls().on(1) == before
+    status.write_text("active\n")
+    assert one(agent.fast(1), "DCGM_FI_DEV_GPU_TEMP") == 46
+
+
+def test_a_call_that_fails_makes_its_own_metrics_unknown(node: Scenario, agent: NvmlAgent) -> None:
+    assert one(agent.fast(0), "DCGM_FI_DEV_POWER_USAGE") == 520.0
+    node.fail(0, "nvmlDeviceGetPowerUsage", UNKNOWN)
+    agent.until(lambda: one(agent.fast(0), "DCGM_FI_DEV_POWER_USAGE"), "Unknown Error")
+    assert one(agent.fast(0), "DCGM_FI_DEV_GPU_TEMP") == 45
+
+
+def test_gpu_instances_have_their_own_memory_and_activity(node: Scenario, agent: NvmlAgent) -> None:
+    node.mig(0, [(1, 0), (5, 0)])
+    agent.until(lambda: one(agent.slow(0), "DCGM_FI_DEV_MIG_MODE"), 1)
+    agent.fast(0)
+    values = agent.fast(0)
+    of_5 = (("GPU_I_PROFILE", "1g.10gb"), ("GPU_I_ID", "5"))
+    assert values["DCGM_FI_DEV_FB_TOTAL", *of_5] == 10 * 1024
+    assert values["DCGM_FI_DEV_FB_USED", *of_5] == 1024
+    assert values["DCGM_FI_PROF_GR_ENGINE_ACTIVE", *of_5] == pytest.approx(0.41)
+    node.remove(0, "mig.1.gpu_instance")
+    agent.until(lambda: bool(agent.slow(0)) and ("DCGM_FI_DEV_FB_USED", *of_5) in agent.fast(0), False)
+
+
+def test_nvlink5_counters_are_summed_and_a_link_with_errors_is_named(node: Scenario, tmp_path: Path) -> None:
+    values = dict[str, float | str]()
+    for link in range(18):
+        values[f"fi.202.{link}"] = f"ull {1000 + link}"
+        values[f"fi.206.{link}"] = f"ull {7 if link == 5 else 0}"
+        values[f"fi.220.{link}"] = f"uint {0x500 + (12 if link == 3 else 15)}"
+    node.put(0, {**values, "fi.165.9": "uint 0"})
+    agent = NvmlAgent(node, tmp_path / "agent")
+    read = agent.slow(0)
+    agent.close()
+    assert one(read, "DCGM_FI_DEV_NVLINK_COUNT_TX_BYTES") == 18 * 1000 + 153
+    assert one(read, "DCGM_FI_DEV_NVLINK_COUNT_EFFECTIVE_BER_FLOAT") == pytest.approx(5e-12)
+    assert one(read, "DCGM_FI_DEV_NVLINK_COUNT_RX_MALFORMED_PACKET_ERRORS") == 7
+    assert {key[1]: value for key, value in read.items() if key[0] == "switchgear_gpu_nvlink_errors_total"} == {
+        ("nvlink", "5"): 7
+    }
+    assert one(read, "switchgear_gpu_nvlinks_active") == 17
+    assert {key[1]: value for key, value in read.items() if key[0] == "switchgear_gpu_nvlink_up"} == {
+        ("nvlink", "9"): 0
+    }
+
+
+def test_reasons_for_lower_clocks_are_counted_as_dcgm_exporter_does(node: Scenario, agent: NvmlAgent) -> None:
+    node.set(0, clock_events=0x40 | 0x8)
+    agent.until(lambda: one(agent.fast(0), "DCGM_FI_DEV_CLOCKS_EVENT_REASONS"), 0x48)
+    agent.fast(0)
+    window = ("window_size_in_ms", "300000")
+    values = agent.slow(0)
+    assert values["DCGM_EXP_CLOCK_EVENTS_COUNT", ("clock_event", "hw_thermal"), window] == 2
+    assert values["DCGM_EXP_CLOCK_EVENTS_COUNT", ("clock_event", "power_cap"), window] == 0
+
+
+def test_processes_are_told_with_their_memory(node: Scenario, agent: NvmlAgent) -> None:
+    agent.fast(0)
+    node.set(0, processes="4711:1073741824 77:-", processes__mps="4711:1073741824")
+    agent.until(lambda: agent.ask("processes", gpu=0), [[4711, None, 2**30], [77, None, None]])
+    node.set(0, processes="4711:1073741824:9:0")
+    agent.until(lambda: agent.ask("processes", gpu=0), [[4711, 9, 2**30], [4711, None, 2**30]])
+
+
+def test_an_xid_of_the_driver_alone_is_told_when_the_log_stays_silent(node: Scenario, agent: NvmlAgent) -> None:
+    agent.fast(1)
+    node.xid(1, 94)
+    agent.until(agent.told_later, [("XID", 94, 1)])
+    assert one(agent.fast(1), "DCGM_FI_DEV_XID_ERRORS") == 94
+    window = ("window_size_in_ms", "300000")
+    assert agent.fast(1)["DCGM_EXP_XID_ERRORS_COUNT", ("xid", "94"), window] == 1
+    agent.advance(301)
+    assert agent.fast(1)["DCGM_EXP_XID_ERRORS_COUNT", ("xid", "94"), window] == 0
+    assert one(agent.fast(1), "DCGM_FI_DEV_XID_ERRORS") == 94
+
+
+def test_a_gpu_that_falls_off_the_bus_is_one_event_of_three_sources(node: Scenario, agent: NvmlAgent) -> None:
+    agent.fast(1)
+    agent.ask("kernel_log", code=79, pci=PCI_1)
+    node.xid(1, 79)
+    node.lose(1)
+    agent.until(lambda: one(agent.fast(1), "DCGM_FI_DEV_GPU_TEMP"), "GPU is lost")
+    agent.advance(10)
+    node.xid(0, 31)  # seen after the others, so that they are all through
+    agent.until(agent.told_later, [("XID", 79, None), ("XID", 31, 0)])
+
+
+def test_a_gpu_that_is_lost_from_the_start_leaves_the_others_their_index(node: Scenario, tmp_path: Path) -> None:
+    node.fail(0, "nvmlDeviceGetHandleByIndex_v2", GPU_IS_LOST)
+    agent = NvmlAgent(node, tmp_path / "agent")
+    assert [device["index"] for device in agent.devices] == [1]
+    assert one(agent.fast(1), "DCGM_FI_DEV_GPU_TEMP") == 46
+    assert agent.told() == [("GPU_UNAVAILABLE", None, 0)]
+    agent.close()
