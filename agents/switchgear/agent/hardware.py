@@ -11,11 +11,11 @@ from pathlib import Path
 
 from switchgear.agent.events import Events
 from switchgear.agent.kernel_log_follower import SOURCE as KERNEL_LOG
+from switchgear.agent.node_workers import node_workers
 from switchgear.agent.settings import AgentSettings
 from switchgear.agent.sources.gpu import GpuDevice, GpuDriver, GpuSource, normal_pci
-from switchgear.agent.sources.host import FilesystemSource, HostSource
 from switchgear.agent.sources.log_reader import KernelRing, LogReader, TextLog
-from switchgear.agent.sources.network import NetworkSource
+from switchgear.agent.vendors import open_gpus
 from switchgear.agent.worker import Worker
 from switchgear.core import names
 from switchgear.core.clock import Clock
@@ -65,19 +65,17 @@ def open_hardware(settings: AgentSettings, kernel_boot_id: str, events: Events, 
     """events: where sources tell what they notice, and what an earlier agent left off."""
     log_cursor = events.cursor(KERNEL_LOG)
     with ExitStack() as stack:
-        workers = [
-            Worker("host", [HostSource()], deadline_s=DEADLINE_S),
-            # Apart from the host: statvfs hangs where a server is gone.
-            Worker("filesystem", [FilesystemSource()], deadline_s=DEADLINE_S),
-            Worker("network", [NetworkSource()], deadline_s=DEADLINE_S),
-        ]
+        workers = node_workers(events, clock, kernel_boot_id, DEADLINE_S)
         if settings.sim_gpus:
             driver = _simulated(settings, clock)
             stack.enter_context(running_thread(driver.run, driver.close, "simulated-faults"))
             workers += [_gpu_worker(driver, device, settings.node) for device in driver.devices()]
             hardware = Hardware(workers, driver.devices(), TextLog(driver.kernel_log, log_cursor))
         else:
-            hardware = Hardware(workers, (), _kernel_log(settings.kernel_log, kernel_boot_id, log_cursor))
+            kernel_log = _kernel_log(settings.kernel_log, kernel_boot_id, log_cursor)
+            found = stack.enter_context(open_gpus(events, clock, kernel_log=kernel_log is not None))
+            workers += [_gpu_worker(driver, device, settings.node) for driver, device in found]
+            hardware = Hardware(workers, [device for _, device in found], kernel_log)
         for worker in workers:
             stack.callback(worker.close)
         yield hardware

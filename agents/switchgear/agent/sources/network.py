@@ -1,66 +1,202 @@
-"""Network interfaces from sysfs, under node_exporter's names."""
+"""Network interfaces: traffic, link state and speed, under node_exporter's names, and what their links do as events."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
-from switchgear.agent.readings import Kind, Reading, known, series, unknown
+from switchgear.agent.readings import Kind, Reading, SeriesKey, known, series, unknown
+from switchgear.agent.sources.kernel_files import PROCFS, SYSFS, KernelFiles, exists, names, number, read_once, word
+from switchgear.agent.sources.link_watch import LinkWatch, pci_address
+from switchgear.agent.sources.links import Link
 
 #: More ports than any node has; bounds the dictionary when something creates interfaces without end.
 INTERFACES_MAX = 64
 # Ends of containers and bridges come and go with pods and would fill the dictionary of an epoch.
 _VIRTUAL = re.compile(r"(veth|cali|lxc|cni|flannel|docker|br-|virbr|tap|nodelocaldns|kube-ipvs)")
+# Ports of an embedded switch that lead to a virtual or sub-function: up when their user is.
+_REPRESENTOR = re.compile(r"(c\d+)?pf\d+(vf|sf)\d+")
+#: Column of /proc/net/dev behind the name.
 _COUNTERS = (
-    ("receive_bytes", "rx_bytes", "bytes"),
-    ("receive_packets", "rx_packets", ""),
-    ("receive_errs", "rx_errors", ""),
-    ("receive_drop", "rx_dropped", ""),
-    ("transmit_bytes", "tx_bytes", "bytes"),
-    ("transmit_packets", "tx_packets", ""),
-    ("transmit_errs", "tx_errors", ""),
-    ("transmit_drop", "tx_dropped", ""),
+    ("receive_bytes", 0, "bytes"),
+    ("receive_packets", 1, ""),
+    ("receive_errs", 2, ""),
+    ("receive_drop", 3, ""),
+    ("transmit_bytes", 8, "bytes"),
+    ("transmit_packets", 9, ""),
+    ("transmit_errs", 10, ""),
+    ("transmit_drop", 11, ""),
 )
+_COLUMNS = tuple(column for _, column, _ in _COUNTERS)
+_TYPE_INFINIBAND = 32
+_IFF_UP = 1
+# `unknown`: the driver does not tell, and such an interface works (loopback, tunnels, some virtual NICs).
+_WORKING = frozenset({"up", "unknown"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Interface:
+    """watched: its link is told; InfiniBand's is by the port itself, a virtual function's by its physical one."""
+
+    folder: str
+    counters: tuple[SeriesKey, ...]
+    up: SeriesKey
+    carrier_changes: SeriesKey
+    watched: bool
+    address: str
 
 
 class NetworkSource:
-    """Traffic, errors, link state and speed of each interface."""
+    """Traffic, errors and link state of each interface, at every tick.
+
+    every_link: watch virtual interfaces as well, which on a node come and go with containers.
+    """
 
     name = "network"
     period_s = 0.0
 
-    def __init__(self, sysfs: Path = Path("/sys/class/net")) -> None:
-        self._sysfs = sysfs
+    def __init__(
+        self, watch: LinkWatch, *, procfs: Path = PROCFS, sysfs: Path = SYSFS, every_link: bool = False
+    ) -> None:
+        self._watch = watch
+        self._table = f"{procfs}/net/dev"
+        self._sysfs = sysfs / "class/net"
+        self._every_link = every_link
+        self._files = KernelFiles()
+        self._interfaces = dict[str, _Interface]()
 
     def sample(self) -> list[Reading]:
-        interfaces = sorted(path for path in self._sysfs.iterdir() if not _VIRTUAL.match(path.name))
-        return [reading for path in interfaces[:INTERFACES_MAX] for reading in _interface(path)]
+        readings, links = list[Reading](), list[Link]()
+        rows = self._rows()
+        for name, row in rows.items():
+            interface = self._interfaces.get(name) or self._found(name)
+            values = row.split()
+            readings += [
+                known(key, int(values[column])) for key, column in zip(interface.counters, _COLUMNS, strict=True)
+            ]
+            state = self._state(interface, readings)
+            readings.append(self._files.reading(f"{interface.folder}/carrier_changes", interface.carrier_changes))
+            if interface.watched:
+                links.append(self._link(name, interface, state))
+        for name in self._interfaces.keys() - rows.keys():
+            self._files.close_under(f"{self._interfaces.pop(name).folder}/")
+        self._watch.see(links)
+        return readings
+
+    def _rows(self) -> dict[str, str]:
+        """Each interface's columns; one read for all of them, where sysfs would need one for each number."""
+        lines = self._files.read(self._table).decode(errors="replace").splitlines()[2:]
+        rows = dict[str, str]()
+        for line in lines:
+            name, _, row = line.partition(":")
+            name = name.strip()
+            if (self._every_link or not _VIRTUAL.match(name)) and len(rows) < INTERFACES_MAX:
+                rows[name] = row
+        return rows
+
+    def _state(self, interface: _Interface, readings: list[Reading]) -> str:
+        """operstate; "" when it cannot be read."""
+        try:
+            state = self._files.read(f"{interface.folder}/operstate").decode(errors="replace").strip()
+        except OSError as error:
+            readings.append(unknown(interface.up, f"operstate: {error.strerror}"))
+            return ""
+        readings.append(known(interface.up, state == "up"))
+        return state
+
+    def _link(self, name: str, interface: _Interface, state: str) -> Link:
+        up = state in _WORKING if state else None
+        return Link(
+            name,
+            up,
+            off=not up and _is_off(interface.folder),
+            downs=self._downs(interface),
+            address=interface.address,
+            state=state,
+        )
+
+    def _downs(self, interface: _Interface) -> int | None:
+        try:
+            return int(self._files.read(f"{interface.folder}/carrier_down_count"))
+        except (OSError, ValueError):
+            return None
+
+    def _found(self, name: str) -> _Interface:
+        folder = f"{self._sysfs}/{name}"
+        device = ("device", name)
+        self._interfaces[name] = interface = _Interface(
+            folder=folder,
+            counters=tuple(
+                series(f"node_network_{metric}_total", unit, Kind.COUNTER, device) for metric, _, unit in _COUNTERS
+            ),
+            up=series("node_network_up", "", Kind.GAUGE, device),
+            carrier_changes=series("node_network_carrier_changes_total", "", Kind.COUNTER, device),
+            watched=self._every_link or (is_physical(folder) and number(f"{folder}/type") != _TYPE_INFINIBAND),
+            address=pci_address(f"{folder}/device"),
+        )
+        return interface
 
 
-def _interface(path: Path) -> list[Reading]:
-    readings = [
-        _number(path / "statistics" / file, f"node_network_{metric}_total", unit, Kind.COUNTER)
-        for metric, file, unit in _COUNTERS
-    ]
-    readings.append(_number(path / "carrier_changes", "node_network_carrier_changes_total", "", Kind.COUNTER))
-    up = series("node_network_up", "", Kind.GAUGE, ("device", path.name))
+def is_physical(folder: str) -> bool:
+    """Whether the interface at this folder of sysfs is a port of this machine: a device, and no virtual function or its other end."""
+    return (
+        exists(f"{folder}/device")
+        and not exists(f"{folder}/device/physfn")
+        and not _REPRESENTOR.match(word(f"{folder}/phys_port_name"))
+    )
+
+
+def _is_off(folder: str) -> bool:
     try:
-        readings.append(known(up, float((path / "operstate").read_text().strip() == "up")))
-    except OSError as error:
-        readings.append(unknown(up, f"operstate: {error.strerror}"))
-    speed = _number(path / "speed", "node_network_speed_bytes", "bytes", Kind.GAUGE)
-    if speed.value is not None:  # megabits a second; -1 where there is no link or no such notion
-        speed = known(speed.key, speed.value * 125_000) if speed.value >= 0 else unknown(speed.key, "no link speed")
-    readings.append(speed)
-    return readings
+        return not int(read_once(f"{folder}/flags"), 16) & _IFF_UP
+    except (OSError, ValueError):
+        return False
 
 
-def _number(file: Path, metric: str, unit: str, kind: Kind) -> Reading:
-    device = file.parent.parent.name if file.parent.name == "statistics" else file.parent.name
-    key = series(metric, unit, kind, ("device", device))
+class InterfaceSource:
+    """What changes seldom: speed, MTU, the state of bonds.
+
+    Apart from `NetworkSource`: the speed is asked of the driver under a lock that a wedged driver keeps.
+    """
+
+    name = "interface"
+    period_s = 15.0
+
+    def __init__(self, sysfs: Path = SYSFS) -> None:
+        self._sysfs = sysfs / "class/net"
+
+    def sample(self) -> list[Reading]:
+        present = [name for name in names(self._sysfs) if not _VIRTUAL.match(name)]
+        readings = list[Reading]()
+        for name in present[:INTERFACES_MAX]:
+            folder = f"{self._sysfs}/{name}"
+            if name == "bonding_masters":  # a file
+                continue
+            readings.append(_speed(folder, series("node_network_speed_bytes", "bytes", Kind.GAUGE, ("device", name))))
+            if (mtu := number(f"{folder}/mtu")) is not None:
+                readings.append(known(series("node_network_mtu_bytes", "bytes", Kind.GAUGE, ("device", name)), mtu))
+            readings += _bond(name, folder)
+        return readings
+
+
+def _speed(folder: str, key: SeriesKey) -> Reading:
     try:
-        return known(key, int(file.read_text()))
+        megabits = int(read_once(f"{folder}/speed"))
     except OSError as error:
-        return unknown(key, f"{file.name}: {error.strerror}")
+        return unknown(key, f"speed: {error.strerror}")
     except ValueError:
-        return unknown(key, f"{file.name} is not a number")
+        return unknown(key, "speed is not a number")
+    # -1 where there is no link or no such notion; in old drivers as an unsigned number.
+    return known(key, megabits * 125_000) if 0 <= megabits < 2**31 else unknown(key, "no link speed")
+
+
+def _bond(name: str, folder: str) -> list[Reading]:
+    members = word(f"{folder}/bonding/slaves").split()
+    if not members:
+        return []
+    active = sum(word(f"{folder}/lower_{member}/bonding_slave/mii_status") == "up" for member in members)
+    return [
+        known(series(f"node_bonding_{what}", "", Kind.GAUGE, ("master", name)), count)
+        for what, count in (("slaves", len(members)), ("active", active))
+    ]

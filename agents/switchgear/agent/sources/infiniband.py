@@ -1,0 +1,215 @@
+"""InfiniBand and RoCE ports from sysfs, under node_exporter's names, and what their links do as events."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from switchgear.agent.readings import Kind, Reading, SeriesKey, known, series, unknown
+from switchgear.agent.sources.counter_gate import REASON, Access, CounterGate
+from switchgear.agent.sources.infiniband_names import COUNTERS, FOLDERS, LIFESPAN, TROUBLE, scale
+from switchgear.agent.sources.kernel_files import SYSFS, KernelFiles, exists, names, read_once, word
+from switchgear.agent.sources.link_watch import LinkWatch, pci_address
+from switchgear.agent.sources.links import Link
+from switchgear.core.clock import Clock
+
+#: More than a node has; bounds the dictionary when virtual functions are made by the hundred.
+PORTS_MAX = 32
+PORTS_FOLDER = "ports"
+_ACTIVE, _DEFERRED = 4, 5
+_DISABLED = 3
+#: Counts of old adapters end here and do not wrap.
+_SATURATED = 255
+_BYTES_PER_GIGABIT = 125_000_000
+#: Between searches for ports as long as there are none.
+SEARCH_S = 15.0
+# Looks from one search for new ports to the next; one that is gone is noticed at once.
+_SEARCH_EVERY = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """folder: in sysfs, without a slash at its end. watched: its link is told, and not that of a network interface over it."""
+
+    device: str
+    number: str
+    folder: str
+    address: str
+    watched: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.device}/{self.number}"
+
+    def key(self, metric: str, unit: str = "", kind: Kind = Kind.COUNTER) -> SeriesKey:
+        return series(f"node_infiniband_{metric}", unit, kind, ("device", self.device), ("port", self.number))
+
+
+def ports(sysfs: Path) -> Iterator[Port]:
+    """All ports of all devices, at most PORTS_MAX."""
+    root = sysfs / "class/infiniband"
+    found = 0
+    for device in names(root):
+        folder = root / device / PORTS_FOLDER
+        address = pci_address(f"{root}/{device}/device")
+        # RoCE, iWARP: the interface over it is told by the network source, where it is in our network namespace.
+        interfaces = names(root / device / "device" / "net")
+        for number in names(folder):
+            if found == PORTS_MAX:
+                return
+            found += 1
+            infiniband = word(folder / number / "link_layer") == "InfiniBand"
+            yield Port(device, number, f"{folder}/{number}", address, watched=infiniband or not interfaces)
+
+
+class InfinibandSource:
+    """State of each port and the counters that tell of trouble, at every tick."""
+
+    name = "infiniband"
+
+    def __init__(self, watch: LinkWatch, gate: CounterGate, clock: Clock, sysfs: Path = SYSFS) -> None:
+        self._watch = watch
+        self._gate = gate
+        self._clock = clock
+        self._sysfs = sysfs
+        self._files = KernelFiles()
+        self._ports = list[Port]()
+        self._looks_to_search = 0
+
+    @property
+    def period_s(self) -> float:
+        """At every tick; seldom as long as there are no ports, whose driver may be loaded later."""
+        return 0.0 if self._ports else SEARCH_S
+
+    def sample(self) -> list[Reading]:
+        self._search()
+        readings, links = list[Reading](), list[Link]()
+        now_s = self._clock.monotonic_s()
+        for port in self._ports:
+            state = self._state(port, "state", "state_id", readings)
+            physical = self._state(port, "phys_state", "physical_state_id", readings)
+            downs = self._trouble(port, now_s, readings)
+            if port.watched:
+                links.append(_link(port, state, physical, downs))
+        self._watch.see(links)
+        return readings
+
+    def _search(self) -> None:
+        """Finds ports that came; drops those that are gone."""
+        for port in self._ports:
+            if not exists(port.folder):
+                self._files.close_under(f"{port.folder}/")
+                self._looks_to_search = 0
+        self._looks_to_search -= 1
+        if self._looks_to_search <= 0 or not self._ports:
+            self._ports = list(ports(self._sysfs))
+            self._looks_to_search = _SEARCH_EVERY
+
+    def _state(self, port: Port, file: str, metric: str, readings: list[Reading]) -> tuple[int, str] | None:
+        """`4: ACTIVE` as number and word; None when it cannot be read."""
+        key = port.key(metric, kind=Kind.GAUGE)
+        try:
+            number, _, name = self._files.read(f"{port.folder}/{file}").decode(errors="replace").partition(":")
+            state = int(number), name.strip()
+        except OSError as error:
+            readings.append(unknown(key, f"{file}: {error.strerror}"))
+        except ValueError:
+            readings.append(unknown(key, f"{file} is not a state"))
+        else:
+            readings.append(known(key, state[0]))
+            return state
+        return None
+
+    def _trouble(self, port: Port, now_s: float, readings: list[Reading]) -> int | None:
+        """Reads the counters that tell of trouble, as far as the device may be asked; how often the link went down, if that counts."""
+        access = self._gate.access(port.address, now_s)
+        if access is Access.CLOSED:
+            readings += [unknown(port.key(COUNTERS[file]), REASON) for file in TROUBLE]
+        if access in (Access.CLOSED, Access.WAIT):
+            return None
+        if access is Access.PROBE:
+            self._gate.probed(port.address, now_s)
+        downs = None
+        for file in TROUBLE[:1] if access is Access.PROBE else TROUBLE:
+            try:
+                value = int(self._files.read(f"{port.folder}/counters/{file}"))
+            except OSError as error:
+                if error.errno == errno.EINVAL:
+                    self._gate.close(port.address, f"reading {file} failed with EINVAL")
+                    return None
+            except ValueError:  # `N/A (no PMA)`
+                pass
+            else:
+                readings.append(known(port.key(COUNTERS[file]), value))
+                if file == "link_downed" and value != _SATURATED:
+                    downs = value
+        return downs
+
+
+def _link(port: Port, state: tuple[int, str] | None, physical: tuple[int, str] | None, downs: int | None) -> Link:
+    return Link(
+        port.name,
+        None if state is None else state[0] in (_ACTIVE, _DEFERRED),
+        off=physical is not None and physical[0] == _DISABLED,
+        downs=downs,
+        address=port.address,
+        state=", ".join(part[1] for part in (state, physical) if part is not None),
+    )
+
+
+class InfinibandCounterSource:
+    """Rate, and all other counters of each port, seldom: on one adapter they are sixty questions to its firmware."""
+
+    name = "infiniband-counters"
+    period_s = 15.0
+
+    def __init__(self, gate: CounterGate, clock: Clock, sysfs: Path = SYSFS) -> None:
+        self._gate = gate
+        self._clock = clock
+        self._sysfs = sysfs
+
+    def sample(self) -> list[Reading]:
+        readings, devices = list[Reading](), set[str]()
+        for port in ports(self._sysfs):
+            if port.device not in devices:
+                devices.add(port.device)
+                readings.append(self._info(port.device))
+            readings.append(_rate(port))
+            if self._gate.access(port.address, self._clock.monotonic_s()) is Access.OPEN:
+                readings += self._counters(port)
+        return readings
+
+    def _info(self, device: str) -> Reading:
+        folder = self._sysfs / "class/infiniband" / device
+        labels = (
+            ("device", device),
+            ("board_id", word(folder / "board_id")),
+            ("firmware_version", word(folder / "fw_ver")),
+            ("hca_type", word(folder / "hca_type")),
+        )
+        return known(series("node_infiniband_info", "", Kind.GAUGE, *labels), 1)
+
+    def _counters(self, port: Port) -> Iterator[Reading]:
+        for folder, metrics in FOLDERS:
+            for file in names(f"{port.folder}/{folder}"):
+                metric = metrics.get(file)
+                if metric is None or file in TROUBLE:
+                    continue
+                kind = Kind.GAUGE if file == LIFESPAN else Kind.COUNTER
+                unit = "bytes" if "_bytes_" in metric else "seconds" if file == LIFESPAN else ""
+                try:
+                    value = int(read_once(f"{port.folder}/{folder}/{file}"))
+                except (OSError, ValueError):  # not supported by this adapter
+                    continue
+                yield known(port.key(metric, unit, kind), value * scale(file))
+
+
+def _rate(port: Port) -> Reading:
+    key = port.key("rate_bytes_per_second", "bytes", Kind.GAUGE)
+    text = word(f"{port.folder}/rate")
+    try:
+        return known(key, float(text.partition(" ")[0]) * _BYTES_PER_GIGABIT)  # `400 Gb/sec (4X NDR)`
+    except ValueError:
+        return unknown(key, "rate cannot be read")

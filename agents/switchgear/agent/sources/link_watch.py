@@ -1,0 +1,57 @@
+"""Carries what ports do into events, and what was told over a restart."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from switchgear.agent.events import Events
+from switchgear.agent.sources.kernel_files import SYSFS
+from switchgear.agent.sources.links import Link, Links
+from switchgear.core.clock import Clock
+
+_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+_NOTHING = b"\xff\xff\xff\xff"
+
+
+class LinkWatch:
+    """Watches the ports of one kind. source: under which they are told; it is given the ports at every tick, from one thread."""
+
+    def __init__(self, source: str, events: Events, clock: Clock, sysfs: Path = SYSFS) -> None:
+        self._source = source
+        self._events = events
+        self._clock = clock
+        self._sysfs = sysfs
+        self._links = Links(events.cursor(source))
+
+    def see(self, seen: Sequence[Link]) -> None:
+        """`seen`: all ports of this kind that there are now."""
+        links = self._links
+        revision = links.revision
+        gone = {
+            name for name, address in links.missing(seen).items() if address and device_is_gone(address, self._sysfs)
+        }
+        for finding in links.look(seen, gone, self._clock.monotonic_s()):
+            self._events.tell(self._source, finding, cursor=links.state())
+            revision = links.revision
+        if links.revision != revision:
+            self._events.move(self._source, links.state())
+
+
+def pci_address(device: str) -> str:
+    """The address, with function, of the PCI device behind a `device` link of sysfs; "" when it is on no PCI bus."""
+    parts = os.path.realpath(device).split("/")
+    return next((part for part in reversed(parts) if _ADDRESS.fullmatch(part)), "")
+
+
+def device_is_gone(address: str, sysfs: Path = SYSFS) -> bool:
+    """Whether the PCI device has left the bus, answers with nothing but ones, or has lost its driver."""
+    device = sysfs / "bus/pci/devices" / address
+    if not (device / "driver").exists():
+        return True
+    try:
+        return (device / "config").read_bytes()[:4] == _NOTHING
+    except OSError:
+        return False
