@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from switchgear.agent.sources import links
+from switchgear.agent.sources import counter_gate, filesystems, links
 from switchgear.agent.sources.links import DOWN_S, DOWN_WHILE_FLAPPING_S, FLAPS, LOST_S, STABLE_S, Link, Links
+from switchgear.core.catalog.kinds import KINDS, NODE_KINDS, kind
 
 ADDRESS = "0000:9a:00.1"
 
@@ -192,3 +193,11 @@ def test_each_finding_belongs_to_the_state_at_its_moment() -> None:
     list(watched.look(down, (), 1))
     states = [watched.state().count(links.DOWN) for _ in watched.look(down, (), 10)]
     assert states == [1, 2]
+
+
+def test_every_kind_that_the_sources_tell_is_in_the_catalog_and_nothing_else() -> None:
+    told = {links.DOWN, links.UP, links.BOUNCED, links.FLAPPING, links.STABLE, links.LOST, links.FOUND, links.UNWATCHED}
+    told |= {counter_gate.RESTRICTED, filesystems.HANGS, filesystems.ANSWERS}
+    assert set(NODE_KINDS) == told
+    assert not told & set(KINDS)
+    assert kind(links.LOST) is not None

@@ -1,4 +1,4 @@
-"""Kinds of events that the kernel log tells: how bad, what to do, what they are about, what they mean."""
+"""Kinds of events that the kernel log, or the agent's own look at the node, tells: how bad, what to do, what they are about."""
 
 from __future__ import annotations
 
@@ -26,26 +26,32 @@ class Kind:
 
 
 @cache
-def _kinds() -> Mapping[str, Kind]:
+def _kinds(table: str) -> Mapping[str, Kind]:
     return {
         row["kind"]: Kind(row["kind"], Severity(row["severity"]), row["action"], row["subject"], row["meaning"])
-        for row in rows("kinds")
+        for row in rows(table)
     }
 
 
 def kind(name: str) -> Kind | None:
-    """The kind of this name, or None for one that is not in the table."""
-    return _kinds().get(name)
+    """The kind of this name, or None for one that is in no table."""
+    return _kinds("kinds").get(name) or _kinds("node_kinds").get(name)
 
 
 class _Names:
-    """All names, in the order of the table; read when first used."""
+    """All names of a table, in its order; read when first used."""
+
+    def __init__(self, table: str) -> None:
+        self._table = table
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_kinds())
+        return iter(_kinds(self._table))
 
     def __contains__(self, name: object) -> bool:
-        return name in _kinds()
+        return name in _kinds(self._table)
 
 
-KINDS = _Names()
+#: Of the kernel log.
+KINDS = _Names("kinds")
+#: Of the agent's own look at network and host.
+NODE_KINDS = _Names("node_kinds")
