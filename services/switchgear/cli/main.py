@@ -47,6 +47,12 @@ _COMMANDS: dict[str, tuple[str, str, str, str]] = {
     ),
     "router": ("switchgear.cli.router", "add_arguments", "main", "run the router of inference requests by itself"),
     "agent": ("switchgear.agent.main", "add_arguments", "main", "run the node agent"),
+    "doctor": (
+        "switchgear.cli.doctor",
+        "add_arguments",
+        "main",
+        "what the agent can and cannot see on this node, and what helps",
+    ),
     "nodes": ("switchgear.cli.show", "add_nodes", "nodes", "list nodes, or show one with its telemetry"),
     "jobs": ("switchgear.cli.show", "add_jobs", "jobs_command", "list jobs, or show one with its attempts"),
     "incidents": ("switchgear.cli.show", "add_incidents", "incidents", "list incidents, or show one with its timeline"),

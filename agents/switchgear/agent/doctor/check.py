@@ -1,0 +1,37 @@
+"""What the doctor says: one sentence a thing that it looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class State(Enum):
+    """OK: seen as it should be. NOTE: not there or not seen, which may be meant so. PROBLEM: broken, or unseen although it is there."""
+
+    OK = "ok"
+    NOTE = "note"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """topic: what was looked at, in a word or two. remedy: what helps, "" where nothing is to be done. gpus: indices, () for the node."""
+
+    topic: str
+    state: State
+    text: str
+    remedy: str = ""
+    gpus: tuple[int, ...] = ()
+
+
+def ok(topic: str, text: str) -> Check:
+    return Check(topic, State.OK, text)
+
+
+def note(topic: str, text: str, remedy: str = "") -> Check:
+    return Check(topic, State.NOTE, text, remedy)
+
+
+def problem(topic: str, text: str, remedy: str) -> Check:
+    return Check(topic, State.PROBLEM, text, remedy)

@@ -1,0 +1,216 @@
+"""NVIDIA's driver and its GPUs, asked by the very code that the agent asks them with."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+from switchgear.agent.doctor import judgement
+from switchgear.agent.doctor.check import Check, note, ok, problem
+from switchgear.agent.doctor.deadline import CallTime, TimedCalls, run
+from switchgear.agent.nvml import calls, fields, gpm, library
+from switchgear.agent.nvml.device import NvmlDevice, identify, processes
+from switchgear.agent.nvml.library import Nvml, NvmlUnavailable, code_of
+from switchgear.agent.nvml.power import RuntimePower
+from switchgear.agent.nvml.reader import GpuReader
+from switchgear.agent.sources.gpu import normal_pci
+
+#: GPM gives rates between two readings; over less they say little.
+_BETWEEN_SAMPLES_S = 0.1
+#: A call that takes longer is worth a word: the agent asks some twenty a second of each GPU.
+_SLOW_MS = 100.0
+_REBOOT = "look into the kernel log (`dmesg | grep NVRM`); when it stays so, reset the GPU or reboot the node"
+_PERMISSION = "run the agent as root, or give its user access to /dev/nvidia*"
+_VENDOR, _DISPLAY_CLASS = "0x10de", "0x03"
+_ASKED = frozenset(
+    {metric for call in (*calls.FAST, *calls.SLOW, *calls.INSTEAD_OF_FIELDS) for metric in call.metrics}
+    | {one.metric for one in (*fields.FAST, *fields.SLOW, *fields.NVLINK5, *fields.NVLINK5_BER)}
+    | {metric.metric for metric in gpm.METRICS}
+)
+
+
+@dataclass(slots=True)
+class Gpu:
+    """What was found out about one GPU, as far as it answered.
+
+    supported, unsupported: names that the agent asks for. refused: reason by metric. times: of each NVML function that the agent calls.
+    hangs: the function that did not come back, "" when all did.
+    """
+
+    index: int
+    device: NvmlDevice | None = None
+    checks: list[Check] = field(default_factory=list)
+    supported: tuple[str, ...] = ()
+    unsupported: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+    times: Mapping[str, CallTime] = field(default_factory=dict)
+    hangs: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PciGpu:
+    """A GPU as the PCI bus shows it, whether the driver has it or not."""
+
+    address: str
+    driver: str
+
+
+def pci_gpus(root: Path) -> list[PciGpu]:
+    """NVIDIA's display controllers in sysfs, in the order of their addresses."""
+    found = list[PciGpu]()
+    for folder in sorted((root / "sys/bus/pci/devices").glob("*")):
+        if _word(folder / "vendor") == _VENDOR and _word(folder / "class").startswith(_DISPLAY_CLASS):
+            driver = folder / "driver"
+            found.append(PciGpu(normal_pci(folder.name), driver.resolve().name if driver.exists() else ""))
+    return found
+
+
+def examine(root: Path, *, expected: bool, deadline_s: float) -> tuple[list[Check], list[Gpu]]:
+    """The driver, and each GPU. expected: a node without a GPU is a problem. deadline_s: for each call of NVML."""
+    on_bus = pci_gpus(root)
+    wanted = expected or bool(on_bus) or library.traces_of_driver(root)
+    checks = [*_bus(on_bus), *_device_files(root)]
+    try:
+        module = library.load().py
+        timed = TimedCalls(module)
+        nvml, seen, count = Nvml(timed), list[Check](), 0
+
+        def begin() -> None:
+            nonlocal count
+            nvml.init()
+            seen.extend(_driver(nvml))
+            count = int(nvml.py.nvmlDeviceGetCount())
+
+        hangs = run(begin, timed, deadline_s)
+    except NvmlUnavailable as error:
+        return [*checks, _unavailable(error) if wanted else note("driver", "no sign of an NVIDIA GPU on this node")], []
+    if hangs:
+        return [*checks, problem("driver", _hanging(hangs, deadline_s), _REBOOT)], []
+    # NVML numbers by address as well; when it has not all of them, nobody knows which is which without asking.
+    addresses = [found.address for found in on_bus] if len(on_bus) == count else [""] * count
+    gpus = [
+        _asleep(index) if RuntimePower(address, root / "sys").suspended() else _examine(module, index, deadline_s)
+        for index, address in enumerate(addresses)
+    ]
+    return [*checks, *seen, *_count(count, on_bus, expected=expected), *_slow(timed.times)], gpus
+
+
+def _asleep(index: int) -> Gpu:
+    text = "asleep (PCI runtime suspend); the agent does not wake it, and neither does this"
+    return Gpu(index, checks=[note("power", text, "persistence mode keeps a GPU awake")])
+
+
+def _examine(module: ModuleType, index: int, deadline_s: float) -> Gpu:
+    gpu, timed = Gpu(index), TimedCalls(module)
+    nvml = Nvml(timed)
+    try:
+        gpu.hangs = run(lambda: _ask(nvml, gpu), timed, deadline_s)
+    except nvml.Error as error:
+        lost = code_of(error) in library.LOST
+        gpu.checks.append(problem("GPU", f"does not answer: {error}", judgement.RESET if lost else _REBOOT))
+    gpu.times = timed.times
+    if gpu.hangs:
+        text = f"{_hanging(gpu.hangs, deadline_s)}; nothing more was asked of this GPU"
+        gpu.checks.append(problem("GPU", text, _REBOOT))
+    gpu.checks.extend(_slow(gpu.times))
+    return gpu
+
+
+def _hanging(function: str, deadline_s: float) -> str:
+    return f"{function} does not come back within {deadline_s:g} s"
+
+
+def _ask(nvml: Nvml, gpu: Gpu) -> None:
+    """Fills in what it learns as it goes, so that it stands when a call hangs."""
+    gpu.device = identify(nvml, gpu.index)
+    handle = nvml.py.nvmlDeviceGetHandleByIndex(gpu.index)
+    reader = GpuReader(nvml, handle)
+    values = dict[str, float | str]()
+    for pause_s in (_BETWEEN_SAMPLES_S, 0.0):
+        values |= {metric: value for metric, _, value in (*reader.fast(), *reader.slow())}
+        time.sleep(pause_s)
+    reader.close()
+    gpu.supported = tuple(sorted(metric for metric, value in values.items() if not isinstance(value, str)))
+    gpu.refused = {metric: value for metric, value in sorted(values.items()) if isinstance(value, str)}
+    gpu.unsupported = tuple(sorted(_ASKED - values.keys()))
+    gpu.checks.extend((*judgement.judge(values), judgement.profiling(values)))
+    if gpu.refused:
+        reasons = "; ".join(sorted(set(gpu.refused.values())))
+        gpu.checks.append(problem("metrics", f"{len(gpu.refused)} refused: {reasons}", _PERMISSION))
+    try:
+        supported = int(nvml.py.nvmlDeviceGetSupportedEventTypes(handle))
+    except nvml.Error:
+        supported = 0
+    gpu.checks.append(judgement.events(supported))
+    list(processes(nvml, handle))
+
+
+def _driver(nvml: Nvml) -> list[Check]:
+    py = nvml.py
+    cuda = py.nvmlSystemGetCudaDriverVersion_v2()
+    versions = f"driver {py.nvmlSystemGetDriverVersion()}, NVML {py.nvmlSystemGetNVMLVersion()}"
+    return [ok("driver", f"{versions}, CUDA {cuda // 1000}.{cuda % 1000 // 10}")]
+
+
+def _unavailable(error: NvmlUnavailable) -> Check:
+    text, colon, remedy = str(error).partition(": ")
+    return problem("driver", text if colon else str(error), remedy or _REBOOT)
+
+
+def _bus(on_bus: Sequence[PciGpu]) -> list[Check]:
+    return [
+        problem(
+            "PCI bus",
+            f"the GPU at {found.address} has the driver {found.driver or 'none'}, and not nvidia",
+            "`modprobe nvidia`; where nouveau has it, put nouveau on the blacklist; where vfio-pci has it, a guest uses it",
+        )
+        for found in on_bus
+        if found.driver != "nvidia"
+    ]
+
+
+def _count(count: int, on_bus: Sequence[PciGpu], *, expected: bool) -> list[Check]:
+    if expected and count == 0:
+        return [problem("GPUs", "the driver has none", "look for them with `lspci -d 10de:`, then into the kernel log")]
+    missing = len(on_bus) - count
+    if missing > 0:
+        text = f"the PCI bus has {len(on_bus)}, the driver {count}"
+        return [problem("GPUs", text, "look for `RmInitAdapter failed` and XID 79 in the kernel log; then reboot")]
+    return [ok("GPUs", f"the driver has {count}")]
+
+
+def _device_files(root: Path) -> list[Check]:
+    closed = [path for path in sorted((root / "dev").glob("nvidia[0-9c]*")) if not path.is_dir() and not _usable(path)]
+    if not closed:
+        return []
+    names = ", ".join(f"/{path.relative_to(root)}" for path in closed)
+    return [problem("device files", f"{names}: may not be opened by this user", _PERMISSION)]
+
+
+def _slow(times: Mapping[str, CallTime]) -> list[Check]:
+    late = {name: spent.max_ms for name, spent in times.items() if spent.max_ms >= _SLOW_MS}
+    if not late:
+        return []
+    text = ", ".join(f"{name} {took_ms:.0f} ms" for name, took_ms in sorted(late.items()))
+    return [
+        note(
+            "latency",
+            f"slow calls: {text}",
+            "a first call wakes a GPU without persistence mode; if it stays so, see the kernel log",
+        )
+    ]
+
+
+def _usable(path: Path) -> bool:
+    return os.access(path, os.R_OK | os.W_OK)
+
+
+def _word(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
