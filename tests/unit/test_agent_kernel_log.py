@@ -10,9 +10,10 @@ from switchgear.agent.sources.kernel_log import TEXT_BYTES_MAX, KernelLogParser
 
 
 def findings(*lines: str, seconds_apart: float = 0.0) -> list[Finding]:
+    """What a follower tells of the lines, the last of which is a while ago."""
     parser = KernelLogParser()
-    found = (parser.feed(line, 100.0 + number * seconds_apart) for number, line in enumerate(lines))
-    return [finding for finding in found if finding is not None]
+    found = [parser.feed(line, 100.0 + number * seconds_apart) for number, line in enumerate(lines)]
+    return [finding for some in (*found, parser.due(1000.0)) for finding in some]
 
 
 @pytest.mark.parametrize(
@@ -32,12 +33,37 @@ def findings(*lines: str, seconds_apart: float = 0.0) -> list[Finding]:
         ("NVRM: Xid (PCI:0000:3b:00): 45, pid=9, name=python3, Ch 1 caused by previous Xid 149", 45, "0000:3b:00"),
         ("NVRM: Xid (PCI:0000:3b:00): 4711, a code of a driver to come", 4711, "0000:3b:00"),
         ("NVRM: Xid: 62", 62, ""),
-        ("[9.5] NVRM: GPU 0000:29:00.0: GPU has fallen off the bus.", 79, "0000:29:00"),
-        ("NVRM: GPU 29:00.0: GPU has fallen off the bus.", 79, "0000:29:00"),
     ],
 )
 def test_every_form_of_an_xid_line_gives_its_code_and_device(line: str, code: int, pci: str) -> None:
-    assert findings(line) == [Finding("XID", line, code=code, pci=pci)]
+    assert [(found.kind, found.text, found.code, found.pci) for found in findings(line)] == [("XID", line, code, pci)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[9.5] NVRM: GPU 0000:29:00.0: GPU has fallen off the bus.", "NVRM: GPU 29:00.0: GPU has fallen off the bus."],
+)
+def test_a_gpu_that_is_gone_without_an_xid_counts_as_the_xid_of_that(line: str) -> None:
+    assert [(found.kind, found.code, found.pci) for found in findings(line)] == [
+        ("GPU_FALLEN_OFF_BUS", 79, "0000:29:00")
+    ]
+
+
+def test_a_finding_tells_what_the_line_does() -> None:
+    (found,) = findings(
+        "NVRM: Xid (PCI:0009:01:00): 145, pid=77, name=trainer, RLW_RXPIPE Nonfatal XC0 i0 Link 07 (0x040000c2 0x00000008 0x1)"
+    )
+    assert found.detail == {
+        "pid": "77",
+        "process": "trainer",
+        "unit": "RLW_RXPIPE",
+        "severity": "Nonfatal",
+        "link": "7",
+        "intrinfo": str(0x040000C2),
+        "error_status": "8",
+        "action": "IGNORE",
+        "fatal": "false",
+    }
 
 
 @pytest.mark.parametrize(
@@ -48,12 +74,11 @@ def test_every_form_of_an_xid_line_gives_its_code_and_device(line: str, code: in
         "NVRM: Xid (PCI:0000:3b:00): garbled",
         "NVRM: Xid (PCI:0000:3b:00), pid=1234",
         "NVRM: _kgspLogXid119: ***** GSP Timeout *****",
-        "NVRM: GPU-0000:3b:00: RmInitAdapter failed!",
         "NVRM: The NVIDIA GPU nonsense.0",
         "somebody wrote Xid 79 into a log of his own",
         f"NVRM: Xid (PCI:0000:3b:00): {2**31}, more than any code",
         "nvidia-nvswitch0: SXid (PCI:0000:c1:00.0): none, Fatal",
-        "eth0: Link is down",
+        "eth0: Link is up",
         "",
     ],
 )
@@ -104,9 +129,9 @@ def test_an_sxid_counts_once_and_its_own_word_says_whether_it_is_fatal() -> None
         "nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 28006, Non-fatal, Link 46 MC TS crumbstore MCTO (First)",
         "nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 28006, Severity 0 Engine instance 46 Sub-engine instance 00",
     )
-    assert [(found.kind, found.code) for found in findings(*lines)] == [("SXID", 28006)]
+    assert [(found.kind, found.code, found.detail["fatal"]) for found in findings(*lines)] == [("SXID", 28006, "false")]
     fatal = "[1.5] nvidia-nvswitch0: SXid (PCI:0000:c1:00.0): 20034, Fatal, Link 24 LTSSM Fault Up"
-    assert [(found.kind, found.code) for found in findings(fatal)] == [("SXID_FATAL", 20034)]
+    assert [(found.code, found.detail["fatal"]) for found in findings(fatal)] == [(20034, "true")]
 
 
 def test_a_text_is_cut_to_its_bound_at_a_whole_character() -> None:

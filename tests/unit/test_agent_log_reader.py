@@ -89,4 +89,20 @@ def test_a_line_without_end_is_cut_and_what_follows_is_whole(log: Path) -> None:
 
 def test_a_record_of_the_kernels_ring_has_sequence_stamp_and_text() -> None:
     record = b"6,3983,240602554,-;NVRM: Xid (PCI:0000:3b:00): 31\n SUBSYSTEM=pci\n"
-    assert parse_record(record) == (3983, "[240.602554] NVRM: Xid (PCI:0000:3b:00): 31")
+    assert parse_record(record) == (3983, ["[240.602554] NVRM: Xid (PCI:0000:3b:00): 31"])
+
+
+def test_a_message_of_several_lines_is_one_record_with_its_escapes_undone() -> None:
+    record = rb"4,12,1843308145,-;NVRM: The NVIDIA GPU 0000:b3:00.0\x0aNVRM: fallen \xc3\xa9"
+    assert parse_record(record) == (
+        12,
+        ["[1843.308145] NVRM: The NVIDIA GPU 0000:b3:00.0", "[1843.308145] NVRM: fallen é"],
+    )
+
+
+def test_what_a_program_wrote_into_the_ring_is_marked_as_that() -> None:
+    assert parse_record(b"30,7,1000000,-;systemd[1]: Started X.")[1] == ["user:info: [1.000000] systemd[1]: Started X."]
+
+
+def test_a_cursor_of_another_kind_of_log_is_none(log: Path) -> None:
+    assert lines(TextLog(log, "s=0a1;i=7")) == ["one", "two"]

@@ -129,8 +129,7 @@ def test_a_fault_is_logged_in_the_drivers_form_with_its_device(
     inject_xid(tmp_path, 2, 94, clock)
     gpus.follow_faults()
     (line,) = log_lines(tmp_path)
-    found = KernelLogParser().feed(line, 0)
-    assert found is not None
+    (found,) = KernelLogParser().feed(line, 0)
     assert (found.kind, found.code, found.pci) == ("XID", 94, gpus.devices()[2].pci_bus_id.removesuffix(".0"))
     assert "simulated" in line
     assert everything(gpus, 2)["DCGM_FI_DEV_XID_ERRORS"] == 94
@@ -216,8 +215,8 @@ def test_injecting_needs_an_agent_with_that_hardware(gpus: SimulatedGpus, tmp_pa
         inject_xid(tmp_path, 4, 79)
     with pytest.raises(Invalid, match="1 to 9999"):
         inject_xid(tmp_path, 0, 0)
-    with pytest.raises(Invalid, match="NIC 0 does not exist; none is simulated"):
-        inject(tmp_path, "nic 0 link-flap times 2")
+    with pytest.raises(Invalid, match="NIC 7 does not exist; the simulated ones are 0 to 1"):
+        inject(tmp_path, "nic 7 link-flap times 2")
 
 
 def test_an_amd_gpu_has_no_xids_and_none_of_nvidias_units(tmp_path: Path, clock: ManualClock) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import select
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -13,9 +15,19 @@ CHUNK_BYTES_MAX = 1 << 20
 LINE_BYTES_MAX = 1 << 16
 
 
+#: Of another reader, which this node had before, is no cursor of a file.
+_TEXT_CURSOR = re.compile(r"(\d+):(\d+)")
+#: Priorities below it are the kernel's; above, the number of the program's facility times this is added.
+_FACILITY = 8
+_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
+
+
 class LogReader(Protocol):
     def read(self) -> Iterator[tuple[str, str]]:
         """New lines, each with the cursor from which reading goes on after it. Does not block."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Returns when there may be something to read, or after `timeout_s`; False at once where that cannot be waited for."""
 
 
 class TextLog:
@@ -29,9 +41,8 @@ class TextLog:
         self._fd = -1
         self._inode = self._offset = 0
         self._partial = b""
-        if cursor:
-            inode, offset = cursor.split(":")
-            self._inode, self._offset = int(inode), int(offset)
+        if match := _TEXT_CURSOR.fullmatch(cursor):
+            self._inode, self._offset = int(match[1]), int(match[2])
         elif from_end and path.exists():
             stat = path.stat()
             self._inode, self._offset = stat.st_ino, stat.st_size
@@ -52,6 +63,9 @@ class TextLog:
         if len(self._partial) > LINE_BYTES_MAX:
             self._offset += len(self._partial) - LINE_BYTES_MAX
             self._partial = self._partial[-LINE_BYTES_MAX:]
+
+    def wait(self, timeout_s: float) -> bool:  # noqa: ARG002 - part of the seam
+        return False
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -83,10 +97,12 @@ class KernelRing:
     def __init__(self, boot_id: str, cursor: str = "", path: Path = Path("/dev/kmsg")) -> None:
         self._boot_id = boot_id
         boot, _, sequence = cursor.partition(":")
-        self._after = int(sequence) if boot == boot_id else -1
+        self._after = int(sequence) if boot == boot_id and sequence.isdecimal() else -1
         #: Times that the kernel overwrote records before they were read.
         self.overruns = 0
         self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLIN)
         if not cursor:  # a fresh installation: what lies in the ring may be mended
             os.lseek(self._fd, 0, os.SEEK_END)
 
@@ -99,16 +115,26 @@ class KernelRing:
             except BrokenPipeError:
                 self.overruns += 1
                 continue
-            sequence, line = parse_record(record)
+            sequence, lines = parse_record(record)
             if sequence > self._after:
-                yield line, f"{self._boot_id}:{sequence}"
+                for line in lines:
+                    yield line, f"{self._boot_id}:{sequence}"
+
+    def wait(self, timeout_s: float) -> bool:
+        self._poll.poll(timeout_s * 1000)
+        return True
 
     def close(self) -> None:
         os.close(self._fd)
 
 
-def parse_record(record: bytes) -> tuple[int, str]:
-    """Sequence number and text of one record of `/dev/kmsg` (kernel documentation, ABI/testing/dev-kmsg), stamped as dmesg does."""
-    head, _, body = record.decode(errors="replace").partition(";")
-    _, sequence, microseconds, *_ = head.split(",")
-    return int(sequence), f"[{int(microseconds) / 1e6:.6f}] {body.partition(chr(10))[0]}"
+def parse_record(record: bytes) -> tuple[int, list[str]]:
+    """Sequence number and lines of one record of `/dev/kmsg` (kernel documentation, ABI/testing/dev-kmsg), stamped as dmesg does.
+
+    The kernel writes an end of line within a message, and what is not printable, as `\\xHH`. What a program wrote is marked as that.
+    """
+    head, _, rest = record.partition(b";")
+    priority, sequence, microseconds, *_ = head.split(b",")
+    body = _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), rest.partition(b"\n")[0]).decode(errors="replace")
+    prefix = f"{'' if int(priority) < _FACILITY else 'user:info: '}[{int(microseconds) / 1e6:.6f}] "
+    return int(sequence), [prefix + line for line in body.split("\n")]

@@ -5,13 +5,16 @@ The tables beside this file say where they come from in the module that reads th
 """
 
 from switchgear.core.catalog.kinds import KINDS, Kind, kind
+from switchgear.core.catalog.nvlink5 import CODES as NVLINK5
 from switchgear.core.catalog.nvlink5 import Decoded, decode_nvlink5
 from switchgear.core.catalog.severity import Severity, Verdict
 from switchgear.core.catalog.sxids import SXid, sxid
-from switchgear.core.catalog.xids import Override, Xid, judge_xid, overrides, recovery_action, xid
+from switchgear.core.catalog.xids import GPU_LOST, Override, Xid, judge_xid, overrides, recovery_action, xid
 
 __all__ = [
+    "GPU_LOST",
     "KINDS",
+    "NVLINK5",
     "Decoded",
     "Kind",
     "Override",

@@ -1,0 +1,71 @@
+"""`switchgear agent classify-log`: what each line of a log says, as JSON, without an agent."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+from switchgear.agent.sources.kernel_log import LINE_CHARS_MAX, Blocks, Classified, classify_message, split
+
+EXAMPLES = """examples:
+  journalctl -k -o short-iso | switchgear agent classify-log
+  switchgear agent classify-log /var/log/kern.log --driver 580.82.09 | jq 'select(.kind)'
+
+One JSON object for each line. Lines of one event count once: its first line has the kind, the others null."""
+
+_KNOWN = (
+    *("code", "pci", "mig_gpu_instance", "pid", "process", "unit", "severity", "link", "intrinfo", "error_status"),
+    *("action", "fatal", "caused_by"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `switchgear agent classify-log`."""
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="a log, in any form (default: stdin)")
+    parser.add_argument(
+        "--driver",
+        default="",
+        metavar="VERSION",
+        help="version of the NVIDIA driver that wrote it; XIDs 144 to 150 are read by it (default: by what fits)",
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints one JSON object for each line."""
+    with args.file.open("rb") if args.file else nullcontext(sys.stdin.buffer) as log:
+        lines = (line.decode(errors="surrogateescape") for line in log)
+        for told in classified(lines, args.driver):
+            print(json.dumps(told), flush=args.file is None)  # noqa: T201 - a command's output
+    return 0
+
+
+def classified(lines: Iterable[str], driver: str = "") -> Iterator[dict[str, object]]:
+    """What is known of each line, in their order. A line waits for the lines of its block, no longer."""
+    blocks = Blocks[int]()
+    waiting = deque[tuple[int, str]]()
+    events = dict[int, Classified]()
+    for number, line in enumerate(lines):
+        text = line.rstrip("\r\n")
+        message = split(text[:LINE_CHARS_MAX])
+        waiting.append((number, text))
+        events.update(blocks.add(number, message, classify_message(message, driver)))
+        held = blocks.held
+        while waiting and (held is None or waiting[0][0] < held):
+            first, told = waiting.popleft()
+            yield _object(told, events.pop(first, None))
+    events.update(blocks.close())
+    for number, text in waiting:
+        yield _object(text, events.pop(number, None))
+
+
+def _object(line: str, found: Classified | None) -> dict[str, object]:
+    if found is None:
+        return {"line": line, "kind": None, **dict.fromkeys(_KNOWN)}
+    fields = {name: getattr(found, name) for name in _KNOWN if name != "action"}
+    empty_is_null = {name: value if value != "" else None for name, value in fields.items()}
+    return {"line": line, "kind": found.kind.lower(), **empty_is_null, "action": found.verdict.action or None}
