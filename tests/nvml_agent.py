@@ -25,7 +25,7 @@ from switchgear.agent.xids import XidHistory
 from switchgear.core.clock import ManualClock
 
 #: A read that takes longer hangs.
-HANGS_S = 0.4
+HANGS_S = 1.5
 
 #: Metric and labels to value, or to the reason why there is none.
 Values = Mapping[tuple[Any, ...], float | str]
