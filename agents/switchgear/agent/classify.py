@@ -18,7 +18,7 @@ EXAMPLES = """examples:
 
 One JSON object for each line. Lines of one event count once: its first line has the kind, the others null."""
 
-_KNOWN = (
+_FIELDS = (
     *("code", "pci", "mig_gpu_instance", "pid", "process", "unit", "severity", "link", "intrinfo", "error_status"),
     *("action", "fatal", "caused_by"),
 )
@@ -26,6 +26,7 @@ _KNOWN = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `switchgear agent classify-log`."""
+    parser.epilog = EXAMPLES
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="a log, in any form (default: stdin)")
     parser.add_argument(
         "--driver",
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Prints one JSON object for each line."""
     with args.file.open("rb") if args.file else nullcontext(sys.stdin.buffer) as log:
-        lines = (line.decode(errors="surrogateescape") for line in log)
+        lines = (line.decode(errors="replace") for line in log)
         for told in classified(lines, args.driver):
             print(json.dumps(told), flush=args.file is None)  # noqa: T201 - a command's output
     return 0
@@ -64,8 +65,8 @@ def classified(lines: Iterable[str], driver: str = "") -> Iterator[dict[str, obj
 
 
 def _object(line: str, found: Classified | None) -> dict[str, object]:
-    if found is None:
-        return {"line": line, "kind": None, **dict.fromkeys(_KNOWN)}
-    fields = {name: getattr(found, name) for name in _KNOWN if name != "action"}
-    empty_is_null = {name: value if value != "" else None for name, value in fields.items()}
-    return {"line": line, "kind": found.kind.lower(), **empty_is_null, "action": found.verdict.action or None}
+    fields = dict[str, object].fromkeys(_FIELDS)
+    if found is not None:
+        fields |= {name: value for name in _FIELDS if (value := getattr(found, name, None)) not in ("", None)}
+        fields["action"] = found.verdict.action or None
+    return {"line": line, "kind": found.kind.lower() if found is not None else None, **fields}

@@ -26,6 +26,7 @@ EXAMPLES = """examples:
   switchgear goodput llama
   switchgear services create chat --max 2 -- serve_gpt.py --checkpoint checkpoints
   switchgear top
+  journalctl -k | switchgear agent classify-log
   switchgear demo
 """
 
@@ -47,6 +48,12 @@ _COMMANDS: dict[str, tuple[str, str, str, str]] = {
     ),
     "router": ("switchgear.cli.router", "add_arguments", "main", "run the router of inference requests by itself"),
     "agent": ("switchgear.agent.main", "add_arguments", "main", "run the node agent"),
+    "agent classify-log": (
+        "switchgear.agent.classify",
+        "add_arguments",
+        "main",
+        "what each line of a kernel log says, as JSON",
+    ),
     "doctor": (
         "switchgear.cli.doctor",
         "add_arguments",
@@ -150,6 +157,8 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if " ".join(given[:2]) in _COMMANDS:
+        given[:2] = [" ".join(given[:2])]
     chosen = next((word for word in given if not word.startswith("-")), None)
     try:
         args = parser(chosen).parse_args(given)
