@@ -29,6 +29,10 @@ class Finding:
 #: Source, finding, and when it happened (Unix, nanoseconds): whether it is news.
 Judge = Callable[[str, Finding, int], bool]
 
+#: Sources that tell of simulated hardware where the GPUs are simulated: they bring a kernel log and network interfaces of their own.
+SIMULATED_NETWORK = "simulated-network"
+_SIMULATED_WITH_GPUS = frozenset({"kernel_log", SIMULATED_NETWORK})
+
 
 class Events:
     """Numbers findings and keeps them on disk until the collector has them. Any thread may tell one; it may wait for the disk.
@@ -81,7 +85,7 @@ class Events:
             time_unix_ns=time_unix_ns,
             gpu=gpu,
             code=finding.code,
-            simulated=self._simulated and (gpu is not None or source == "kernel_log"),
+            simulated=self._simulated and (gpu is not None or source in _SIMULATED_WITH_GPUS),
             pci=finding.pci,
             detail=finding.detail,
             cursor=cursor,

@@ -9,18 +9,21 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from switchgear.agent.events import Events
+from switchgear.agent.events import SIMULATED_NETWORK, Events
 from switchgear.agent.kernel_log_follower import SOURCE as KERNEL_LOG
 from switchgear.agent.node_workers import node_workers
 from switchgear.agent.settings import AgentSettings
 from switchgear.agent.sources.gpu import GpuDevice, GpuDriver, GpuSource, normal_pci
+from switchgear.agent.sources.link_watch import LinkWatch
 from switchgear.agent.sources.log_reader import KernelRing, LogReader, TextLog
+from switchgear.agent.sources.network import NetworkSource
 from switchgear.agent.vendors import open_gpus
 from switchgear.agent.worker import Worker
 from switchgear.core import names
 from switchgear.core.clock import Clock
 from switchgear.core.errors import Invalid, Reason
 from switchgear.sim.gpus import SimulatedGpus
+from switchgear.sim.nics import SimulatedNics
 from switchgear.v1 import fleet_service_pb2
 
 log = logging.getLogger(__name__)
@@ -70,6 +73,7 @@ def open_hardware(settings: AgentSettings, kernel_boot_id: str, events: Events, 
             driver = _simulated(settings, clock)
             stack.enter_context(running_thread(driver.run, driver.close, "simulated-faults"))
             workers += [_gpu_worker(driver, device, settings.node) for device in driver.devices()]
+            workers.append(_simulated_network(driver.nics, events, clock))
             hardware = Hardware(workers, driver.devices(), TextLog(driver.kernel_log, log_cursor))
         else:
             kernel_log = _kernel_log(settings.kernel_log, kernel_boot_id, log_cursor)
@@ -98,6 +102,12 @@ def _simulated(settings: AgentSettings, clock: Clock) -> SimulatedGpus:
             raise Invalid(f"the fault script cannot be read: {error}", Reason.BAD_FIELD, field="sim_script") from None
     driver.follow_faults()
     return driver
+
+
+def _simulated_network(nics: SimulatedNics, events: Events, clock: Clock) -> Worker:
+    watch = LinkWatch(SIMULATED_NETWORK, events, clock, nics.sysfs)
+    source = NetworkSource(watch, procfs=nics.procfs, sysfs=nics.sysfs, every_link=True)
+    return Worker(SIMULATED_NETWORK, [source], deadline_s=DEADLINE_S)
 
 
 def _gpu_worker(driver: GpuDriver, device: GpuDevice, hostname: str) -> Worker:

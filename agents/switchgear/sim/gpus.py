@@ -1,4 +1,4 @@
-"""GPUs that do not exist, for machines without any: they are read, fail and are told apart like real ones.
+"""GPUs that do not exist, for machines without any: they are read, fail and are told apart like real ones. So are the network interfaces.
 
 Everything here says that it is simulated: the model's name, the device's flag, the marker at the end of each kernel-log line.
 """
@@ -22,6 +22,7 @@ from switchgear.sim import profiles, workloads
 from switchgear.sim.faults import FAULTS_MAX, Fault, FaultKind, History, Scheduled
 from switchgear.sim.inject import DEVICES_FILE, FAULTS_FILE, KERNEL_LOG_FILE, inject_script, read_fault
 from switchgear.sim.kernel_lines import gpu_pci, kernel_lines
+from switchgear.sim.nics import SimulatedNics
 from switchgear.sim.profiles import Profile
 from switchgear.sim.signals import GpuSignals, Value
 from switchgear.sim.workloads import seed_of, workload
@@ -29,6 +30,9 @@ from switchgear.sim.workloads import seed_of, workload
 log = logging.getLogger(__name__)
 
 NVSWITCHES = 4
+#: Simulated network interfaces of a node with simulated GPUs.
+NICS = 2
+NICS_FOLDER = "sim-node"
 _POLL_S = 0.05
 _MARKER = re.compile(r"\[simulated fault (\d+\.\d+)\]$")
 
@@ -73,7 +77,6 @@ class SimulatedGpus:
         profile: str = profiles.DEFAULT,
         work: str = workloads.DEFAULT,
         seed: int = 0,
-        nics: int = 0,
     ) -> None:
         self._clock = clock
         self._profile = profiles.profile(profile)
@@ -82,18 +85,18 @@ class SimulatedGpus:
         self.kernel_log = state_dir / KERNEL_LOG_FILE
         present = {
             "gpus": count,
-            "nics": nics,
+            "nics": NICS,
             "nvswitches": NVSWITCHES if self._profile.nvlink else 0,
             "vendor": self._profile.vendor,
         }
         self._present = present
         self._start_unix_ns = _remember_start(state_dir / DEVICES_FILE, present, clock.unix_ns())
+        does = workload(work, seed)
         self._signals = [
-            GpuSignals(self._profile, workload(work, seed), seed_of(seed, node, index), History())
-            for index in range(count)
+            GpuSignals(self._profile, does, seed_of(seed, node, index), History()) for index in range(count)
         ]
-        #: Of the simulated network interfaces.
-        self.link_flaps: list[Scheduled] = []
+        self._link_flaps: list[Scheduled] = []
+        self.nics = SimulatedNics(NICS, state_dir / NICS_FOLDER, does.cycle, self._link_flaps)
         self._offset = 0
         self._lines_read = 0
         self._faults = 0
@@ -125,8 +128,12 @@ class SimulatedGpus:
         return ()
 
     def follow_faults(self) -> None:
-        """Takes in the faults that were injected since the last call and logs what is due, each once, also over a crash in between."""
+        """Takes in the faults that were injected since the last call and lets happen what is due.
+
+        Each is logged once, also over a crash in between.
+        """
         self._read_faults()
+        self.nics.write(self.now_s)
         while self._due and self._due[0][0] <= self.now_s:
             _, number, line = heapq.heappop(self._due)
             if number not in self._logged:
@@ -170,7 +177,7 @@ class SimulatedGpus:
         at_unix_ns, fault = found
         at_s = (at_unix_ns - self._start_unix_ns) / 1e9
         if fault.kind is FaultKind.LINK_FLAP:
-            self.link_flaps.append(Scheduled(at_s, fault))
+            self._link_flaps.append(Scheduled(at_s, fault))
         elif fault.kind is not FaultKind.SXID:
             self._signals[fault.target].history.add(Scheduled(at_s, fault))
         for turn, (after_s, line) in enumerate(kernel_lines(fault, self._profile)):

@@ -7,12 +7,11 @@ comes in milliwatts; temperatures are whole degrees that follow the power of the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from enum import IntEnum
 from itertools import pairwise
 
 from switchgear.sim.faults import LOST, FaultKind, History
 from switchgear.sim.profiles import Profile
-from switchgear.sim.workloads import Workload, noise
+from switchgear.sim.workloads import Rate, Workload, noise
 
 #: Metric, labels, and the value or why there is none.
 Value = tuple[str, tuple[tuple[str, str], ...], float | str]
@@ -32,20 +31,6 @@ _THROTTLED = 0.55
 REASON_IDLE, REASON_POWER, REASON_HW_SLOWDOWN, REASON_HW_THERMAL = 0x1, 0x4, 0x8, 0x40
 #: Of sixteen lanes in one direction, by generation, after the encoding.
 PCIE_BYTES_PER_S = {4: 31.5e9, 5: 63e9}
-
-
-class _Rate(IntEnum):
-    """Positions in `Cycle.integral`."""
-
-    BUSY = 0
-    SM = 1
-    TENSOR = 2
-    DRAM = 3
-    LINK = 4
-    PCIE_IN = 5
-    PCIE_OUT = 6
-    POWER = 7
-    CAPPED = 8
 
 
 class GpuSignals:
@@ -72,18 +57,18 @@ class GpuSignals:
         done = self._integral(time_s)
         before = self._integral(time_s - WINDOW_S)
         mean = [(now - then) / WINDOW_S for now, then in zip(done, before, strict=True)]
-        power_w = self._power_w(mean[_Rate.POWER])
-        jitter = 0.008 if mean[_Rate.BUSY] else 0.003
+        power_w = self._power_w(mean[Rate.POWER])
+        jitter = 0.008 if mean[Rate.BUSY] else 0.003
         temperature_c = self._temperature_c(time_s, done) + 0.6 * noise(seed, tick, 5)
         used_mib = self._used_mib(tick)
         yield "DCGM_FI_DEV_SM_CLOCK", (), self._clock_mhz(time_s, mean, tick)
         yield "DCGM_FI_DEV_MEM_CLOCK", (), float(profile.memory_clock_mhz)
         yield "DCGM_FI_DEV_GPU_TEMP", (), float(round(temperature_c))
-        yield "DCGM_FI_DEV_MEMORY_TEMP", (), float(round(temperature_c + 7 + 6 * mean[_Rate.DRAM]))
+        yield "DCGM_FI_DEV_MEMORY_TEMP", (), float(round(temperature_c + 7 + 6 * mean[Rate.DRAM]))
         yield "DCGM_FI_DEV_POWER_USAGE", (), self._shown_w(power_w, jitter, tick, 4)
         yield "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", (), float(int(self._energy_j(time_s, done) * 1000))
-        yield "DCGM_FI_DEV_GPU_UTIL", (), float(round(100 * mean[_Rate.BUSY]))
-        yield "DCGM_FI_DEV_MEM_COPY_UTIL", (), float(round(100 * mean[_Rate.DRAM] * self._spread))
+        yield "DCGM_FI_DEV_GPU_UTIL", (), float(round(100 * mean[Rate.BUSY]))
+        yield "DCGM_FI_DEV_MEM_COPY_UTIL", (), float(round(100 * mean[Rate.DRAM] * self._spread))
         yield "DCGM_FI_DEV_FB_FREE", (), profile.memory_mib - profile.reserved_mib - used_mib
         yield "DCGM_FI_DEV_FB_USED", (), used_mib
         yield "DCGM_FI_DEV_PCIE_REPLAY_COUNTER", (), 0.0
@@ -98,44 +83,44 @@ class GpuSignals:
         link_bytes = profile.links * profile.link_bytes_per_s
         pcie_bytes = PCIE_BYTES_PER_S[profile.pcie_generation]
         throttled_ns = float(int(self.history.lasted_s(FaultKind.THERMAL_THROTTLE, time_s) * 1e9))
-        yield "DCGM_FI_DEV_POWER_USAGE_INSTANT", (), self._shown_w(self._power_w(mean[_Rate.POWER]), 0.03, tick, 13)
+        yield "DCGM_FI_DEV_POWER_USAGE_INSTANT", (), self._shown_w(self._power_w(mean[Rate.POWER]), 0.03, tick, 13)
         yield "DCGM_FI_DEV_XID_ERRORS", (), float(self.history.last_xid(time_s))
         yield "DCGM_FI_DEV_CLOCKS_EVENT_REASONS", (), float(self._reasons(time_s, mean))
         yield "DCGM_FI_DEV_PSTATE", (), 0.0
         yield "DCGM_FI_DEV_ENC_UTIL", (), 0.0
         yield "DCGM_FI_DEV_DEC_UTIL", (), 0.0
         yield "DCGM_FI_DEV_FB_RESERVED", (), float(profile.reserved_mib)
-        yield "DCGM_FI_DEV_POWER_VIOLATION", (), float(int(done[_Rate.CAPPED] * 1e9))
+        yield "DCGM_FI_DEV_POWER_VIOLATION", (), float(int(done[Rate.CAPPED] * 1e9))
         yield "DCGM_FI_DEV_THERMAL_VIOLATION", (), throttled_ns
         yield "DCGM_FI_DEV_RELIABILITY_VIOLATION", (), 0.0
         yield "DCGM_FI_DEV_BOARD_LIMIT_VIOLATION", (), 0.0
         yield "switchgear_gpu_hw_thermal_slowdown_nanoseconds_total", (), throttled_ns
-        yield "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL", (), float(int(done[_Rate.LINK] * link_bytes * 2 / 1024))
-        yield "switchgear_gpu_nvlink_transmit_bytes_total", (), float(int(done[_Rate.LINK] * link_bytes))
-        yield "switchgear_gpu_nvlink_receive_bytes_total", (), float(int(done[_Rate.LINK] * link_bytes * self._spread))
-        yield "switchgear_gpu_pcie_transmit_bytes_total", (), float(int(done[_Rate.PCIE_OUT] * pcie_bytes))
-        yield "switchgear_gpu_pcie_receive_bytes_total", (), float(int(done[_Rate.PCIE_IN] * pcie_bytes))
+        yield "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL", (), float(int(done[Rate.LINK] * link_bytes * 2 / 1024))
+        yield "switchgear_gpu_nvlink_transmit_bytes_total", (), float(int(done[Rate.LINK] * link_bytes))
+        yield "switchgear_gpu_nvlink_receive_bytes_total", (), float(int(done[Rate.LINK] * link_bytes * self._spread))
+        yield "switchgear_gpu_pcie_transmit_bytes_total", (), float(int(done[Rate.PCIE_OUT] * pcie_bytes))
+        yield "switchgear_gpu_pcie_receive_bytes_total", (), float(int(done[Rate.PCIE_IN] * pcie_bytes))
         if profile.gpm:
             for place, (metric, share) in enumerate(
                 (
-                    ("DCGM_FI_PROF_GR_ENGINE_ACTIVE", mean[_Rate.BUSY]),
-                    ("DCGM_FI_PROF_SM_ACTIVE", mean[_Rate.SM]),
-                    ("DCGM_FI_PROF_SM_OCCUPANCY", 0.42 * mean[_Rate.SM]),
-                    ("DCGM_FI_PROF_PIPE_TENSOR_ACTIVE", mean[_Rate.TENSOR]),
-                    ("DCGM_FI_PROF_DRAM_ACTIVE", mean[_Rate.DRAM]),
+                    ("DCGM_FI_PROF_GR_ENGINE_ACTIVE", mean[Rate.BUSY]),
+                    ("DCGM_FI_PROF_SM_ACTIVE", mean[Rate.SM]),
+                    ("DCGM_FI_PROF_SM_OCCUPANCY", 0.42 * mean[Rate.SM]),
+                    ("DCGM_FI_PROF_PIPE_TENSOR_ACTIVE", mean[Rate.TENSOR]),
+                    ("DCGM_FI_PROF_DRAM_ACTIVE", mean[Rate.DRAM]),
                     ("DCGM_FI_PROF_PIPE_FP64_ACTIVE", 0.0),
-                    ("DCGM_FI_PROF_PIPE_FP32_ACTIVE", 0.13 * mean[_Rate.SM]),
-                    ("DCGM_FI_PROF_PIPE_FP16_ACTIVE", 0.04 * mean[_Rate.SM]),
+                    ("DCGM_FI_PROF_PIPE_FP32_ACTIVE", 0.13 * mean[Rate.SM]),
+                    ("DCGM_FI_PROF_PIPE_FP16_ACTIVE", 0.04 * mean[Rate.SM]),
                 ),
                 20,
             ):
                 yield metric, (), self._share(share, tick, place)
             for place, (metric, rate) in enumerate(
                 (
-                    ("DCGM_FI_PROF_PCIE_TX_BYTES", mean[_Rate.PCIE_OUT] * pcie_bytes),
-                    ("DCGM_FI_PROF_PCIE_RX_BYTES", mean[_Rate.PCIE_IN] * pcie_bytes),
-                    ("DCGM_FI_PROF_NVLINK_TX_BYTES", mean[_Rate.LINK] * link_bytes),
-                    ("DCGM_FI_PROF_NVLINK_RX_BYTES", mean[_Rate.LINK] * link_bytes),
+                    ("DCGM_FI_PROF_PCIE_TX_BYTES", mean[Rate.PCIE_OUT] * pcie_bytes),
+                    ("DCGM_FI_PROF_PCIE_RX_BYTES", mean[Rate.PCIE_IN] * pcie_bytes),
+                    ("DCGM_FI_PROF_NVLINK_TX_BYTES", mean[Rate.LINK] * link_bytes),
+                    ("DCGM_FI_PROF_NVLINK_RX_BYTES", mean[Rate.LINK] * link_bytes),
                 ),
                 30,
             ):
@@ -199,9 +184,9 @@ class GpuSignals:
         """Why the clock is what it is. A clock that only is stuck gives no reason: that is what makes it hard to find."""
         if self.history.holds(FaultKind.THERMAL_THROTTLE, time_s):
             return REASON_HW_SLOWDOWN | REASON_HW_THERMAL
-        if not mean[_Rate.BUSY]:
+        if not mean[Rate.BUSY]:
             return REASON_IDLE
-        return REASON_POWER if mean[_Rate.CAPPED] > 0.1 else 0
+        return REASON_POWER if mean[Rate.CAPPED] > 0.1 else 0
 
     def _integral(self, time_s: float) -> Sequence[float]:
         """Of each rate since the start, with what faults take away."""
@@ -216,7 +201,7 @@ class GpuSignals:
         )
         if not cuts and self._speed(time_s) == 1:
             return self._since_start(time_s)
-        total = [0.0] * len(_Rate)
+        total = [0.0] * len(Rate)
         for begin_s, end_s in pairwise((0.0, *cuts, time_s)):
             kept = self._kept(self._speed(begin_s))
             spans = zip(self._since_start(begin_s), self._since_start(end_s), kept, strict=True)
@@ -256,22 +241,22 @@ class GpuSignals:
     def _energy_j(self, time_s: float, done: Sequence[float]) -> float:
         profile = self._profile
         span_w = (profile.power_max_w - profile.power_idle_w) * self._spread
-        return profile.power_idle_w * time_s + span_w * done[_Rate.POWER]
+        return profile.power_idle_w * time_s + span_w * done[Rate.POWER]
 
     def _temperature_c(self, time_s: float, done: Sequence[float]) -> float:
         for span in self.history.of(FaultKind.THERMAL_THROTTLE):
             if span.holds(time_s):
                 return self._profile.slowdown_c + min(2.0, (time_s - span.start_s) / 10)
-        power = (done[_Rate.POWER] - self._integral(time_s - WARMING_S)[_Rate.POWER]) / WARMING_S
+        power = (done[Rate.POWER] - self._integral(time_s - WARMING_S)[Rate.POWER]) / WARMING_S
         return self._ambient_c + _RISE_C * self._power_w(power) / self._profile.power_max_w
 
     def _clock_mhz(self, time_s: float, mean: Sequence[float], tick: int) -> float:
         """At the power limit the clock gives way, in steps; a GPU without work rests."""
         profile = self._profile
-        if not mean[_Rate.BUSY]:
+        if not mean[Rate.BUSY]:
             return float(profile.clock_idle_mhz)
         highest = profile.clock_max_mhz * self._speed(time_s)
-        gives_way = 0.35 * mean[_Rate.CAPPED] * profile.clock_max_mhz * (1 + 0.3 * noise(self._seed, tick, 10))
+        gives_way = 0.35 * mean[Rate.CAPPED] * profile.clock_max_mhz * (1 + 0.3 * noise(self._seed, tick, 10))
         return float(int((highest - gives_way) / profile.clock_step_mhz) * profile.clock_step_mhz)
 
     def _used_mib(self, tick: int) -> float:

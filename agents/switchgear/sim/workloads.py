@@ -10,6 +10,7 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
+from enum import IntEnum
 from itertools import accumulate
 
 from switchgear.core.errors import Invalid, Reason
@@ -32,6 +33,20 @@ class Rates:
     pcie_out: float = 0.0
     power: float = 0.0
     capped: float = 0.0
+
+
+class Rate(IntEnum):
+    """Position of each of the `Rates` in `Cycle.integral`."""
+
+    BUSY = 0
+    SM = 1
+    TENSOR = 2
+    DRAM = 3
+    LINK = 4
+    PCIE_IN = 5
+    PCIE_OUT = 6
+    POWER = 7
+    CAPPED = 8
 
 
 NONE = Rates()
