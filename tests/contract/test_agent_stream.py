@@ -16,10 +16,12 @@ from prometheus_client import CollectorRegistry
 
 from switchgear.agent.events import Events
 from switchgear.agent.metrics import AgentMetrics
+from switchgear.agent.outbox import Outbox
 from switchgear.agent.readings import Kind, Reading, known, series, unknown
+from switchgear.agent.sample_spool import SampleSpool
 from switchgear.agent.sampler import Sampler
 from switchgear.agent.spool import Spool
-from switchgear.agent.stream import BLOCKS_MAX, Identity, Outbox, TelemetryStream
+from switchgear.agent.stream import Identity, TelemetryStream
 from switchgear.agent.ticker import Ticker
 from switchgear.agent.worker import Worker
 from switchgear.collector.main import build
@@ -38,13 +40,14 @@ WITHIN_S = 15.0
 class World:
     """An agent's stream, and a collector on one address that can be killed and started again with the same database."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, samples_bytes_max: int = 1 << 20) -> None:
         self.folder = folder
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
         self.spool = Spool(folder / "spool", "boot")
-        self.outbox = Outbox(Sampler(), self.spool)
+        self.samples = SampleSpool(folder / "samples", "epoch", bytes_max=samples_bytes_max)
+        self.outbox = Outbox(Sampler(), self.spool, self.samples)
         self.stream = TelemetryStream(
             self.address, Identity("nodes/n1", self.spool.boot_id, "epoch", "1"), self.outbox, SystemClock()
         )
@@ -85,11 +88,13 @@ class World:
         await asyncio.to_thread(self.spool.append, "kernel_log", "XID", text, time_unix_ns=1, code=79)
         self.outbox.wake_from_thread()
 
-    async def shown(self) -> list[float | None]:
+    async def telemetry(self) -> pb.NodeTelemetry:
         async with rpc.channel(self.address) as channel:
             request = pb.GetNodeTelemetryRequest(name="nodes/n1/telemetry")
-            telemetry = await TelemetryServiceStub(channel).GetNodeTelemetry(request)
-        return [item.value if item.HasField("value") else None for item in telemetry.values]
+            return await TelemetryServiceStub(channel).GetNodeTelemetry(request)
+
+    async def shown(self) -> list[float | None]:
+        return [item.value if item.HasField("value") else None for item in (await self.telemetry()).values]
 
     async def signals(self) -> list[str]:
         async with rpc.channel(self.address) as channel:
@@ -97,7 +102,13 @@ class World:
         return [signal.evidence for signal in reversed(response.signals)]
 
     async def settled(self) -> None:
-        await until(lambda: not self.outbox.blocks and not self.spool.pending(0, 1))
+        await until(self._nothing_waits)
+
+    async def _nothing_waits(self) -> bool:
+        blocks = await self.outbox.disk.call(
+            lambda: self.samples.blocks_waiting
+        )  # behind the blocks that are being written
+        return not blocks and not self.samples.lost_untold and not self.spool.pending(0, 1)
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
@@ -178,16 +189,19 @@ async def shows(world: World, values: list[float]) -> bool:
 
 
 async def test_a_long_outage_loses_the_oldest_samples_counts_them_and_keeps_every_event(tmp_path: Path) -> None:
-    world = World(tmp_path)
-    for number in range(3 * BLOCKS_MAX):
+    world = World(tmp_path, samples_bytes_max=32 * 1024)
+    for number in range(1000):
         world.tick(number)
+        if number % 50 == 0:  # as fast as the disk takes them
+            await world.outbox.disk.call(int)
     await world.event("in the outage")
-    assert len(world.outbox.blocks) <= BLOCKS_MAX
-    assert world.outbox.blocks[0].keyframe
-    assert world.outbox.blocks_lost + len(world.outbox.blocks) == 3 * BLOCKS_MAX
+    kept = await world.outbox.disk.call(lambda: world.samples.blocks_waiting)
+    assert world.samples.nbytes <= 40 * 1024
+    assert 100 < kept == 1000 - world.samples.lost
     async with world.collector(), world.streaming():
         await world.settled()
-        assert await world.shown() == [3 * BLOCKS_MAX - 1]
+        assert await world.shown() == [999]
+        assert (await world.telemetry()).blocks_lost == 1000 - kept
         assert await world.signals() == ["in the outage"]
 
 

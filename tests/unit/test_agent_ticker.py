@@ -14,10 +14,12 @@ from prometheus_client import CollectorRegistry
 from switchgear.agent import ticker
 from switchgear.agent.events import Events
 from switchgear.agent.metrics import AgentMetrics
+from switchgear.agent.outbox import Outbox
 from switchgear.agent.readings import Kind, Reading, known, series
+from switchgear.agent.sample_spool import SampleSpool
 from switchgear.agent.sampler import Sampler
 from switchgear.agent.spool import Spool
-from switchgear.agent.stream import Identity, Outbox, TelemetryStream
+from switchgear.agent.stream import Identity, TelemetryStream
 from switchgear.agent.ticker import Ticker
 from switchgear.agent.worker import Worker
 from switchgear.core.clock import ManualClock
@@ -51,7 +53,7 @@ class World:
         self.gpus = [Gpu(index) for index in range(GPUS)]
         self.workers = [Worker(gpu.name, [gpu], deadline_s=DEADLINE_S, gpu=i) for i, gpu in enumerate(self.gpus)]
         self.spool = Spool(folder / "spool", "boot")
-        self.outbox = Outbox(Sampler(), self.spool)
+        self.outbox = Outbox(Sampler(), self.spool, SampleSpool(folder / "samples", "epoch"))
         self.clock = ManualClock()
         stream = TelemetryStream("127.0.0.1:1", Identity("nodes/n1", "boot", "epoch", "1"), self.outbox, self.clock)
         self.ticker = Ticker(
@@ -78,6 +80,7 @@ class World:
         for gpu, worker in zip(self.gpus, self.workers, strict=True):
             gpu.gate.set()
             worker.close()
+        self.outbox.close()
         self.spool.close()
 
 
@@ -122,7 +125,7 @@ async def test_a_disk_that_hangs_does_not_stop_the_beat(world: World, monkeypatc
     world.gpus[0].gate.clear()
     for _ in range(6):
         await world.tick()
-    assert len(world.outbox.blocks) == 6
+    assert world.outbox.blocks_made == 6
     release.set()
 
 

@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 
 from switchgear.agent.readings import Kind, known, series, unknown
 from switchgear.agent.sampler import Sampler
-from switchgear.collector.windows import Block, NodeWindow, Outcome, SeriesKey, Windows
+from switchgear.collector.blocks import Block
+from switchgear.collector.messages import block_of
+from switchgear.collector.windows import NodeWindow, Outcome, SeriesKey, Windows
 from switchgear.core.errors import Invalid, ResourceExhausted
+from switchgear.v1alpha import telemetry_service_pb2 as pb
 
 NAN = float("nan")
 
@@ -153,8 +156,7 @@ def test_the_window_shows_what_the_sampler_saw_whatever_is_lost_on_the_way(
         made = sampler.tick(readings, number)
         if number in lost:
             continue
-        sent = Block(number, made.sequence, made.keyframe, made.series_ids, made.values_f64, dict(made.unknown))
-        if window.apply(sent) is Outcome.APPLIED:
+        if window.apply(block_of(pb.Block.FromString(made.message))) is Outcome.APPLIED:
             np.testing.assert_array_equal(window.latest(), [NAN if v is None else v for v in values])
             assert window.reasons == {at: "why" for at, v in enumerate(values) if v is None}
 

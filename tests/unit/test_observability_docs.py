@@ -9,9 +9,11 @@ from prometheus_client import CollectorRegistry
 
 from switchgear.access.guard import guard
 from switchgear.agent.metrics import AgentMetrics
+from switchgear.agent.outbox import Outbox
+from switchgear.agent.sample_spool import SampleSpool
 from switchgear.agent.sampler import Sampler
 from switchgear.agent.spool import Spool
-from switchgear.agent.stream import Identity, Outbox, TelemetryStream
+from switchgear.agent.stream import Identity, TelemetryStream
 from switchgear.autoscaler.metrics import AutoscalerMetrics
 from switchgear.cli.compose import lease_held
 from switchgear.collector.metrics import CollectorMetrics
@@ -45,9 +47,10 @@ def everything(folder: Path) -> CollectorRegistry:
     PolicyMetrics(registry, PolicyModes(database))
     guard(database, clock, None, registry)
     spool = Spool(folder / "spool", "boot")
-    outbox = Outbox(Sampler(), spool)
+    outbox = Outbox(Sampler(), spool, SampleSpool(folder / "samples", "epoch"))
     stream = TelemetryStream("127.0.0.1:9", Identity("nodes/a", "b", "c", "d"), outbox, clock)
     AgentMetrics(registry, outbox, stream, launchers_warm=int)
+    outbox.close()
     spool.close()
     return registry
 

@@ -72,6 +72,13 @@ def _add_telemetry(group: argparse._ArgumentGroup) -> None:
         default=True,
         help="show node_* at /metrics (default: yes); no, when a node_exporter beside it does; the collector gets them all the same",
     )
+    group.add_argument(
+        "--spool-mb",
+        type=int,
+        default=64,
+        metavar="N",
+        help="mebibytes on disk for samples while the collector is away, for six hours at most (default: %(default)s)",
+    )
     group.add_argument("--kernel-log", type=Path, metavar="FILE", help="text file to follow instead of /dev/kmsg")
 
 
@@ -141,6 +148,7 @@ def settings_from(args: argparse.Namespace, files: NodeFiles) -> AgentSettings:
         interval_s=args.interval,
         metrics=args.metrics,
         host_metrics=args.host_metrics,
+        spool_mb=args.spool_mb,
         kernel_log=args.kernel_log,
         pod_resources=args.pod_resources,
         hpc_job_mapping_dir=args.hpc_job_mapping_dir,

@@ -20,11 +20,13 @@ from switchgear.agent.kernel_log_follower import KernelLogFollower
 from switchgear.agent.launcher_process import LauncherSettings
 from switchgear.agent.launchers import Launchers
 from switchgear.agent.metrics import AgentMetrics
+from switchgear.agent.outbox import Outbox
+from switchgear.agent.sample_spool import SampleSpool
 from switchgear.agent.sampler import Sampler
 from switchgear.agent.settings import AgentSettings
 from switchgear.agent.spool import Spool
 from switchgear.agent.standbys import Standbys
-from switchgear.agent.stream import Identity, Outbox, TelemetryStream
+from switchgear.agent.stream import Identity, TelemetryStream
 from switchgear.agent.ticker import Ticker
 from switchgear.core import names, rpc
 from switchgear.core.clock import SystemClock
@@ -66,7 +68,10 @@ async def run_agent(settings: AgentSettings) -> None:
         stack.enter_context(only_one(settings.state_dir, "agent"))
         spool = Spool(settings.state_dir / "spool", kernel_boot_id)
         stack.callback(spool.close)
-        outbox = Outbox(Sampler(), spool)
+        epoch = uuid.uuid4().hex
+        samples = SampleSpool(settings.state_dir / "samples", epoch, bytes_max=settings.spool_mb << 20)
+        outbox = Outbox(Sampler(), spool, samples)
+        stack.callback(outbox.close)
         gpus = dict[str, int]()
         events = Events(spool, gpus, clock, outbox.wake_from_thread, simulated=simulated)
         hardware = stack.enter_context(open_hardware(settings, kernel_boot_id, events, clock))
@@ -75,7 +80,7 @@ async def run_agent(settings: AgentSettings) -> None:
             follower = KernelLogFollower(hardware.log, events, clock)
             stack.enter_context(running_thread(follower.run, follower.close, "kernel-log"))
 
-        identity = Identity(node=node, boot_id=spool.boot_id, epoch=uuid.uuid4().hex, agent_version=version)
+        identity = Identity(node=node, boot_id=spool.boot_id, epoch=epoch, agent_version=version)
         stream = TelemetryStream(settings.collector, identity, outbox, clock, tls=settings.tls)
         launcher_settings = LauncherSettings(
             settings.launcher_command,

@@ -1,12 +1,13 @@
-"""Readings into columnar blocks: a dictionary that only grows, then the values that changed."""
+"""Readings into columnar blocks: a dictionary that only grows, then what changed, as small differences where that loses nothing."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from switchgear.agent.deltas import Encoder
 from switchgear.agent.readings import Reading, SeriesKey
+from switchgear.v1alpha import telemetry_service_pb2 as pb
 
 #: Bound of the wire format: a collector sizes its windows by it.
 SERIES_MAX = 4096
@@ -14,14 +15,13 @@ SERIES_MAX = 4096
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The values of one tick as they go over the wire; see `switchgear.v1alpha.Block`."""
+    """One tick. series: how many the dictionary had then. message: the serialized `switchgear.v1alpha.Block`, with deltas."""
 
     time_unix_ns: int
     sequence: int
     keyframe: bool
-    series_ids: bytes
-    values_f64: bytes
-    unknown: tuple[tuple[int, str], ...]
+    series: int
+    message: bytes
 
 
 class Sampler:
@@ -35,10 +35,14 @@ class Sampler:
         self._series_max = series_max
         self._keyframe_every = keyframe_every
         self._ids: dict[SeriesKey, int] = {}
+        #: The dictionary; the position is the id. It only grows, so another thread may read it.
+        self.keys: list[SeriesKey] = []
         self._latest: list[Reading] = []
-        self._sequence = 0
-        self._ticks_to_keyframe = 0
+        self._encoder = Encoder()
+        #: Number of the newest block; the first is 1.
+        self.sequence = 0
         self._time_unix_ns = 0
+        self._ticks_to_keyframe = 0
         self._refused: set[SeriesKey] = set()
 
     @property
@@ -48,49 +52,48 @@ class Sampler:
 
     def dictionary(self) -> list[SeriesKey]:
         """All series; the position is the id."""
-        return list(self._ids)
+        return list(self.keys)
 
     def latest(self) -> list[Reading]:
         """Newest reading of every series, in id order. Safe to call from another thread."""
         return list(self._latest)
 
+    def restart(self) -> None:
+        """The next block is a keyframe."""
+        self._ticks_to_keyframe = 0
+
     def tick(self, readings: Iterable[Reading], time_unix_ns: int) -> Block:
         """The block of this tick. Ids from `len(dictionary())` before the call on are new."""
-        self._time_unix_ns = time_unix_ns
+        ids, latest = self._ids, self._latest
         changed = dict[int, Reading]()
         for reading in readings:
-            series_id = self._ids.get(reading.key)
+            series_id = ids.get(reading.key)
             if series_id is None:
-                if len(self._ids) >= self._series_max:
+                if len(ids) >= self._series_max:
                     if len(self._refused) < self._series_max:
                         self._refused.add(reading.key)
                     continue
-                series_id = self._ids[reading.key] = len(self._ids)
-                self._latest.append(reading)
-            elif self._latest[series_id] == reading:
+                series_id = ids[reading.key] = len(ids)
+                self.keys.append(reading.key)
+                latest.append(reading)
+            elif latest[series_id] == reading:
                 continue
-            self._latest[series_id] = reading
+            latest[series_id] = reading
             changed[series_id] = reading
-        if self._ticks_to_keyframe == 0:
-            return self.keyframe()
-        self._ticks_to_keyframe -= 1
-        return self._block(sorted(changed.items()), keyframe=False)
+        self.sequence += 1
+        self._time_unix_ns = time_unix_ns
+        keyframe = self._ticks_to_keyframe == 0
+        self._ticks_to_keyframe = (self._keyframe_every if keyframe else self._ticks_to_keyframe) - 1
+        items = list(enumerate(latest)) if keyframe else sorted(changed.items())
+        return self._block(self._encoder.encode(items, len(latest), keyframe=keyframe))
 
     def keyframe(self) -> Block:
-        """All values as of the last tick."""
-        self._ticks_to_keyframe = self._keyframe_every - 1
-        return self._block(list(enumerate(self._latest)), keyframe=True)
+        """The newest block once more, as a keyframe; the next one is a keyframe too."""
+        self.restart()
+        return self._block(Encoder().encode(enumerate(self._latest), len(self._latest), keyframe=True))
 
-    def _block(self, items: list[tuple[int, Reading]], *, keyframe: bool) -> Block:
-        self._sequence += 1
-        values = [(series_id, reading.value) for series_id, reading in items if reading.value is not None]
-        unknown = tuple((series_id, reading.reason) for series_id, reading in items if reading.value is None)
-        ids = [] if keyframe and not unknown else [series_id for series_id, _ in values]
+    def _block(self, message: pb.Block) -> Block:
+        message.time_unix_ns, message.sequence = self._time_unix_ns, self.sequence
         return Block(
-            time_unix_ns=self._time_unix_ns,
-            sequence=self._sequence,
-            keyframe=keyframe,
-            series_ids=struct.pack(f"<{len(ids)}I", *ids),
-            values_f64=struct.pack(f"<{len(values)}d", *(value for _, value in values)),
-            unknown=unknown,
+            self._time_unix_ns, self.sequence, message.keyframe, len(self._latest), message.SerializeToString()
         )

@@ -29,6 +29,7 @@ class AgentSettings:
     interval_s: time between samples, 0.05 to 60. metrics: HOST:PORT of `/metrics`; port 0 takes a free one.
     host_metrics: whether `/metrics` shows `node_*`. pod_resources: the kubelet's socket, which need not be there.
     hpc_job_mapping_dir: folder in which files named by GPU hold ids of jobs.
+    spool_mb: mebibytes of samples kept on disk while the collector is away, 1 to 10,240; events have a place of their own.
     kernel_log: a text file to follow instead of `/dev/kmsg`; simulated GPUs bring their own.
     warm_kinds: kinds of jobs for which a launcher is kept warm, 0 to 2; each takes some hundred megabytes.
     launcher_command: how a launcher is called. tls: how this node proves itself; None: the services are plain, on loopback.
@@ -48,6 +49,7 @@ class AgentSettings:
     interval_s: float = 1.0
     metrics: str = "127.0.0.1:0"
     host_metrics: bool = True
+    spool_mb: int = 64
     kernel_log: Path | None = None
     pod_resources: Path = POD_RESOURCES
     hpc_job_mapping_dir: Path | None = None
@@ -61,6 +63,7 @@ class AgentSettings:
         profiles.profile(self.sim_profile)
         _require(self.sim_workload in workloads.WORKLOADS, "sim_workload", f"must be one of {workloads.WORKLOADS}")
         _require(0.05 <= self.interval_s <= 60, "interval_s", "must be 0.05 to 60 seconds")
+        _require(1 <= self.spool_mb <= 10_240, "spool_mb", "must be 1 to 10240 mebibytes")
         _require(0 <= self.warm_kinds <= KINDS_MAX, "warm_kinds", f"must be 0 to {KINDS_MAX}")
         for field in ("collector", "scheduler", "recovery", "autoscaler"):
             address = getattr(self, field)

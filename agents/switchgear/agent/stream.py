@@ -1,17 +1,18 @@
-"""The telemetry stream to the collector: events as soon as they happen, blocks as they are made, both until acked."""
+"""The telemetry stream to the collector: events as soon as they happen, blocks as they are made, and behind them what it missed."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc.aio
 
-from switchgear.agent.readings import Kind, SeriesKey
-from switchgear.agent.sampler import Block, Sampler
-from switchgear.agent.spool import Event, Spool
+from switchgear.agent.deltas import plain_keyframe
+from switchgear.agent.messages import dictionary_message, event_message
+from switchgear.agent.outbox import Outbox
+from switchgear.agent.sample_spool import Chunk
 from switchgear.core import rpc
 from switchgear.core.clock import Clock
 from switchgear.core.reconnect import keep_connected
@@ -19,51 +20,11 @@ from switchgear.core.tls import TlsFiles
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 from switchgear.v1alpha.telemetry_service_pb2_grpc import TelemetryServiceStub
 
-#: Four minutes at 1 Hz: a restart of the collector loses no sample, a longer outage is a counted gap.
-BLOCKS_MAX = 240
+#: What this agent can send beyond the first release's messages.
+FEATURES = (pb.AgentHello.DELTAS, pb.AgentHello.BACKLOG)
 _EVENTS_BATCH = 256
-
-
-class Outbox:
-    """What waits for the collector. Of one event loop; only `wake_from_thread` may be called from elsewhere."""
-
-    def __init__(self, sampler: Sampler, spool: Spool) -> None:
-        self.sampler = sampler
-        self.spool = spool
-        self.blocks: deque[Block] = deque()
-        self.blocks_sent = 0
-        #: Blocks that were made and given up: the collector sees them as a gap.
-        self.blocks_lost = 0
-        self.wake = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-
-    def wake_from_thread(self) -> None:
-        """Tells the stream that the spool has an event."""
-        try:
-            self._loop.call_soon_threadsafe(self.wake.set)
-        except RuntimeError:
-            pass  # the loop has closed: the event waits on disk for the next start
-
-    def put(self, block: Block) -> None:
-        """Queues a block; when the queue is full everything before the next keyframe is given up."""
-        self.blocks.append(block)
-        if len(self.blocks) > BLOCKS_MAX:
-            self._lose_first()
-            self.drop_to_keyframe()
-        self.wake.set()
-
-    def drop_to_keyframe(self) -> None:
-        """Gives up the blocks that mean nothing without what went before them."""
-        while self.blocks and not self.blocks[0].keyframe:
-            self._lose_first()
-
-    def ack_blocks(self, sequence: int) -> None:
-        while self.blocks and self.blocks[0].sequence <= sequence:
-            self.blocks.popleft()
-
-    def _lose_first(self) -> None:
-        self.blocks.popleft()
-        self.blocks_lost += 1
+#: From one backlog to the next: a few hundred blocks a second at most.
+_BACKLOG_PAUSE_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,61 +63,108 @@ class TelemetryStream:
     async def _connect(self, stub: TelemetryServiceStub) -> None:
         begin: Any = stub.Stream  # the stubs know only the form that is given an iterator
         call: grpc.aio.StreamStreamCall[pb.AgentMessage, pb.CollectorMessage] = begin()
-        connection = _Connection(call, self._outbox)
+        connection = _Connection(call, self._outbox, self._identity)
         try:
             async with asyncio.TaskGroup() as tasks:
-                sending = tasks.create_task(connection.send(self._identity))
+                sending = [tasks.create_task(part) for part in (connection.send(), connection.send_backlog())]
                 async for message in call:
                     self.connected = True
                     if message.HasField("throttle"):
                         self.interval_s_min = message.throttle.interval_seconds_min
                     else:
                         await connection.receive(message)
-                sending.cancel()
+                for task in sending:
+                    task.cancel()
         finally:
             self.connected = False
+            self._outbox.connection_lost()
             call.cancel()
 
 
 class _Connection:
     """What has been said on one stream."""
 
-    def __init__(self, call: grpc.aio.StreamStreamCall[pb.AgentMessage, pb.CollectorMessage], outbox: Outbox) -> None:
+    def __init__(
+        self,
+        call: grpc.aio.StreamStreamCall[pb.AgentMessage, pb.CollectorMessage],
+        outbox: Outbox,
+        identity: Identity,
+    ) -> None:
         self._call = call
         self._outbox = outbox
+        self._identity = identity
         self._series_sent = 0
-        self._block_sent = 0
         self._event_sent = 0
+        self._associations_sent = pb.Associations()
         self._resync = False
+        #: What the collector takes of `FEATURES`.
+        self._features: frozenset[int] = frozenset()
+        self._backlog_acked = asyncio.Event()
+        # gRPC takes one message at a time.
+        self._writing = asyncio.Lock()
 
-    async def send(self, identity: Identity) -> None:
-        try:
-            await self._greet(identity)
-            await self._send()
-        except asyncio.InvalidStateError:
-            pass  # the call has ended: the reader says why
-
-    async def _greet(self, identity: Identity) -> None:
+    async def send(self) -> None:
+        """Events, associations and live blocks as they come, until the call ends."""
+        identity = self._identity
         hello = pb.AgentHello(
             node=identity.node,
             boot_id=identity.boot_id,
             epoch=identity.epoch,
             agent_version=identity.agent_version,
+            features=FEATURES,
         )
-        await self._call.write(pb.AgentMessage(hello=hello))
-        self._start_over()
+        try:
+            await self._write(hello=hello)
+            self._outbox.begin_chain()
+            await self._send()
+        except asyncio.InvalidStateError:
+            pass  # the call has ended: the reader says why
+
+    async def send_backlog(self) -> None:
+        """What the collector missed, oldest first, a little at a time; what is live never waits for it."""
+        outbox, samples = self._outbox, self._outbox.samples
+        await outbox.disk.call(samples.begin_reading)
+        number, told = 0, False
+        while True:
+            outbox.spilled.clear()
+            before = outbox.backlog_before if pb.AgentHello.BACKLOG in self._features else 0
+            chunk = await outbox.disk.call(partial(samples.next_chunk, before)) if before else None
+            if chunk is None and not told:
+                await outbox.spilled.wait()
+                continue
+            number += 1
+            message = pb.Backlog(number=number, last=True) if chunk is None else _backlog(number, chunk)
+            told = chunk is not None
+            self._backlog_acked.clear()
+            try:
+                await self._write(backlog=message)
+            except asyncio.InvalidStateError:
+                return
+            await self._backlog_acked.wait()
+            if chunk is not None:
+                await outbox.disk.call(
+                    partial(samples.delivered, chunk.epoch, chunk.fresh_from, chunk.last, lost=chunk.lost)
+                )
+                await asyncio.sleep(_BACKLOG_PAUSE_S)
 
     async def receive(self, message: pb.CollectorMessage) -> None:
+        outbox = self._outbox
         match message.WhichOneof("kind"):
+            case "welcome":
+                self._features = frozenset(message.welcome.features)
+                outbox.begin_chain()
+                outbox.send_newest()
             case "block_ack":
-                self._outbox.ack_blocks(message.block_ack.sequence)
+                outbox.acked(self._identity.epoch, message.block_ack.sequence)
+            case "backlog_ack":
+                self._backlog_acked.set()
             case "event_ack":
                 ack = message.event_ack
                 # In a thread, like every use of the spool: it may rewrite its file, and whoever syncs one holds up the others.
-                await asyncio.to_thread(self._outbox.spool.ack, ack.boot_id, ack.source, ack.sequence)
+                await asyncio.to_thread(outbox.spool.ack, ack.boot_id, ack.source, ack.sequence)
             case "resync":
                 self._resync = True
-                self._outbox.wake.set()
+                outbox.wake.set()
 
     async def _send(self) -> None:
         outbox = self._outbox
@@ -165,66 +173,47 @@ class _Connection:
             if self._resync:
                 self._resync = False
                 self._series_sent = 0
-                self._start_over()
+                outbox.begin_chain()
             # Events first: a fault must not wait behind samples.
             while events := await asyncio.to_thread(outbox.spool.pending, self._event_sent, _EVENTS_BATCH):
                 for ordinal, event in events:
-                    await self._call.write(pb.AgentMessage(event=_event(event)))
+                    await self._write(event=event_message(event))
                     self._event_sent = ordinal
             await self._send_blocks()
+            if (table := outbox.associations) is not self._associations_sent:
+                await self._write(associations=table)
+                self._associations_sent = table
             await outbox.wake.wait()
 
-    def _start_over(self) -> None:
-        """The collector may know nothing: what it gets next is a keyframe."""
-        outbox = self._outbox
-        outbox.drop_to_keyframe()
-        if not outbox.blocks and outbox.sampler.dictionary():
-            outbox.put(outbox.sampler.keyframe())
-        self._block_sent = 0
-
     async def _send_blocks(self) -> None:
-        for block in list(self._outbox.blocks):
-            if block.sequence <= self._block_sent:
-                continue
-            keys = self._outbox.sampler.dictionary()
-            if len(keys) > self._series_sent:
-                new = [_series(number, keys[number]) for number in range(self._series_sent, len(keys))]
-                await self._call.write(pb.AgentMessage(dictionary=pb.Dictionary(series=new)))
-                self._series_sent = len(keys)
-            await self._call.write(pb.AgentMessage(block=_block(block)))
-            self._block_sent = block.sequence
-            self._outbox.blocks_sent += 1
+        outbox, sampler = self._outbox, self._outbox.sampler
+        while outbox.blocks:
+            block = outbox.blocks.popleft()
+            deltas = pb.AgentHello.DELTAS in self._features
+            if not deltas and outbox.blocks:
+                continue  # plain keyframes hold the newest values
+            if block.series > self._series_sent:
+                new = dictionary_message(sampler.keys, self._series_sent, block.series)
+                self._series_sent = block.series
+                await self._write(dictionary=new)
+            outbox.sent(block)
+            if deltas:
+                await self._write(block=pb.Block.FromString(block.message))
+            else:
+                latest = sampler.latest()[: block.series]
+                await self._write(block=plain_keyframe(latest, block.time_unix_ns, block.sequence))
+
+    async def _write(self, **kind: Any) -> None:
+        async with self._writing:
+            await self._call.write(pb.AgentMessage(**kind))
 
 
-_KINDS = {Kind.GAUGE: pb.Series.GAUGE, Kind.COUNTER: pb.Series.COUNTER}
-
-
-def _series(series_id: int, key: SeriesKey) -> pb.Series:
-    return pb.Series(id=series_id, metric=key.metric, unit=key.unit, kind=_KINDS[key.kind], labels=dict(key.labels))
-
-
-def _block(block: Block) -> pb.Block:
-    return pb.Block(
-        time_unix_ns=block.time_unix_ns,
-        sequence=block.sequence,
-        keyframe=block.keyframe,
-        series_ids=block.series_ids,
-        values_f64=block.values_f64,
-        unknown=[pb.UnknownSeries(id=series_id, reason=reason) for series_id, reason in block.unknown],
-    )
-
-
-def _event(event: Event) -> pb.Event:
-    return pb.Event(
-        boot_id=event.boot_id,
-        source=event.source,
-        sequence=event.sequence,
-        time_unix_ns=event.time_unix_ns,
-        kind=event.kind,
-        gpu=event.gpu,
-        code=event.code,
-        text=event.text,
-        simulated=event.simulated,
-        pci=event.pci,
-        detail=event.detail,
+def _backlog(number: int, chunk: Chunk) -> pb.Backlog:
+    return pb.Backlog(
+        number=number,
+        epoch=chunk.epoch,
+        dictionary=chunk.dictionary,
+        blocks=[pb.Block.FromString(block) for block in chunk.blocks],
+        fresh_from=chunk.fresh_from,
+        lost=chunk.lost,
     )

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from switchgear.agent.events import Events, Finding
 from switchgear.agent.metrics import AgentMetrics
-from switchgear.agent.stream import Outbox, TelemetryStream
+from switchgear.agent.outbox import Outbox
+from switchgear.agent.stream import TelemetryStream
 from switchgear.agent.worker import Sample, Worker
 from switchgear.core.clock import Clock
 

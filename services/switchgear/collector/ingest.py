@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc.aio
 
+from switchgear.collector import messages
+from switchgear.collector.backlog import Backlog, Pace
+from switchgear.collector.blocks import protocol
 from switchgear.collector.event_writer import EventWriter
 from switchgear.collector.metrics import CollectorMetrics
 from switchgear.collector.model import Event
-from switchgear.collector.windows import REASON_CHARS_MAX, Block, NodeWindow, Outcome, SeriesKey, Windows
-from switchgear.core import identity, names
+from switchgear.collector.windows import NodeWindow, Outcome, Windows
 from switchgear.core.clock import Clock
-from switchgear.core.errors import Aborted, AlreadyExists, Invalid, Reason, ResourceExhausted, SwitchgearError
+from switchgear.core.errors import Aborted, AlreadyExists, Reason, ResourceExhausted, SwitchgearError
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
-TEXT_BYTES_MAX = 2048
-LABELS_MAX = 32
-PCI_CHARS_MAX = 16
-DETAIL_MAX = 16
-NAME_CHARS_MAX = 256
 #: Sustained rate of a stream; an agent that samples faster is told to slow down.
 BLOCKS_PER_S_MAX = 20.0
 #: What an agent may send at once after an outage: its whole queue, twice.
@@ -30,6 +27,8 @@ BURST_BLOCKS_MAX = 480
 SECOND_AGENT_S = 10.0
 #: An agent that ignores the throttle for so many blocks more is cut off.
 DEBT_BLOCKS_MAX = 2000
+#: What this collector takes beyond the first release's messages.
+FEATURES = frozenset({pb.AgentHello.DELTAS, pb.AgentHello.BACKLOG})
 
 
 class Outgoing:
@@ -41,6 +40,7 @@ class Outgoing:
         self.epoch = ""
         self.heard_s = 0.0
         self._block = 0
+        self._backlog = 0
         self._events: dict[tuple[str, str], int] = {}
         self._others: dict[str, pb.CollectorMessage] = {}
         self.error: SwitchgearError | None = None
@@ -49,8 +49,16 @@ class Outgoing:
         self._block = max(self._block, sequence)
         self.wake.set()
 
+    def ack_backlog(self, number: int) -> None:
+        self._backlog = max(self._backlog, number)
+        self.wake.set()
+
     def ack_event(self, event: Event) -> None:
         self._events[event.boot_id, event.source] = event.sequence
+        self.wake.set()
+
+    def welcome(self, features: Iterable[pb.AgentHello.Feature]) -> None:
+        self._others["welcome"] = pb.CollectorMessage(welcome=pb.Welcome(features=features))
         self.wake.set()
 
     def resync(self, reason: str) -> None:
@@ -69,17 +77,21 @@ class Outgoing:
     def take(self) -> list[pb.CollectorMessage]:
         """Everything that waits."""
         self.wake.clear()
-        messages = [
+        waiting = [
             pb.CollectorMessage(event_ack=pb.EventAck(boot_id=boot_id, source=source, sequence=sequence))
             for (boot_id, source), sequence in self._events.items()
         ]
-        messages += self._others.values()
+        if (welcome := self._others.pop("welcome", None)) is not None:
+            waiting.insert(0, welcome)
+        waiting += self._others.values()
         if self._block:
-            messages.append(pb.CollectorMessage(block_ack=pb.BlockAck(sequence=self._block)))
-        self._block = 0
+            waiting.append(pb.CollectorMessage(block_ack=pb.BlockAck(sequence=self._block)))
+        if self._backlog:
+            waiting.append(pb.CollectorMessage(backlog_ack=pb.BacklogAck(number=self._backlog)))
+        self._block = self._backlog = 0
         self._events.clear()
         self._others.clear()
-        return messages
+        return waiting
 
 
 class Ingest:
@@ -105,6 +117,7 @@ class Ingest:
         self._connected = connected
         self._disconnected = disconnected
         self._streams: dict[str, Outgoing] = {}
+        self._backlog_pace = Pace(clock)
 
     async def stream(
         self, requests: AsyncIterator[pb.AgentMessage], _context: grpc.aio.ServicerContext[Any, Any]
@@ -130,7 +143,7 @@ class Ingest:
     async def _read(self, requests: AsyncIterator[pb.AgentMessage], outgoing: Outgoing) -> None:
         hello: pb.AgentHello | None = None
         async for first in requests:
-            hello = _checked_hello(first)
+            hello = messages.hello_of(first)
             break
         if hello is None:
             return
@@ -147,20 +160,30 @@ class Ingest:
         self._streams[node] = outgoing
         try:
             await self._connected(node)
-            session = _Session(self._windows, self._windows.connect(node, hello.epoch), outgoing, self._clock)
+            features = FEATURES.intersection(hello.features)
+            if hello.features:
+                outgoing.welcome(sorted(features))
+            window = self._windows.connect(node, hello.epoch)
+            window.gaps_lost = pb.AgentHello.BACKLOG not in features
+            session = _Session(self._windows, window, outgoing, self._clock)
+            backlog = Backlog(window)
             async for message in requests:
                 outgoing.heard_s = self._clock.monotonic_s()
                 match message.WhichOneof("kind"):
                     case "block":
                         self._metrics.block(session.block(message.block))
                     case "event":
-                        await self._writer.put(_checked_event(node, message.event), outgoing.ack_event)
+                        await self._writer.put(messages.event_of(node, message.event), outgoing.ack_event)
                     case "dictionary":
                         session.dictionary(message.dictionary)
                     case "associations":
-                        pass  # kept by nobody yet
+                        window.associations = messages.associations_of(message.associations)
+                    case "backlog":
+                        self._metrics.backlog(backlog.take(message.backlog), message.backlog.lost)
+                        wait_s = self._backlog_pace.wait_s(len(message.backlog.blocks))
+                        asyncio.get_running_loop().call_later(wait_s, outgoing.ack_backlog, message.backlog.number)
                     case _:
-                        raise _protocol("the first message, and no other, must be a hello")
+                        raise protocol("the first message, and no other, must be a hello")
         finally:
             if self._streams.get(node) is outgoing:
                 del self._streams[node]
@@ -181,28 +204,13 @@ class _Session:
         self._asked_to_resync = False
 
     def dictionary(self, dictionary: pb.Dictionary) -> None:
-        if not dictionary.series:
-            return
-        first_id = dictionary.series[0].id
-        for offset, series in enumerate(dictionary.series):
-            if series.id != first_id + offset:
-                raise _protocol("series ids of a dictionary must count up by one")
-        self._windows.define(self._window, first_id, [_checked_series(series) for series in dictionary.series])
+        self._windows.define(self._window, *messages.dictionary_of(dictionary))
 
     def block(self, message: pb.Block) -> tuple[Outcome, int]:
         """Takes in a block; returns what became of it and how many blocks were lost with it."""
         self._spend()
         lost = self._window.blocks_lost
-        outcome = self._window.apply(
-            Block(
-                time_unix_ns=message.time_unix_ns,
-                sequence=message.sequence,
-                keyframe=message.keyframe,
-                series_ids=message.series_ids,
-                values_f64=message.values_f64,
-                unknown={item.id: item.reason[:REASON_CHARS_MAX] or "no reason given" for item in message.unknown},
-            )
-        )
+        outcome = self._window.apply(messages.block_of(message))
         if outcome is Outcome.NEED_KEYFRAME and not self._asked_to_resync:
             self._outgoing.resync(f"blocks before {message.sequence} are missing")
         self._asked_to_resync = outcome is Outcome.NEED_KEYFRAME
@@ -222,62 +230,3 @@ class _Session:
             )
         if self._budget < 0 <= had:
             self._outgoing.throttle(1.0)
-
-
-def _checked_hello(message: pb.AgentMessage) -> pb.AgentHello:
-    if not message.HasField("hello"):
-        raise _protocol("the first message must be a hello")
-    hello = message.hello
-    names.parse(hello.node, "nodes/*")
-    identity.require_node(hello.node)
-    if not 1 <= len(hello.epoch) <= NAME_CHARS_MAX:
-        raise _protocol(f"the hello's epoch must have 1 to {NAME_CHARS_MAX} characters")
-    return hello
-
-
-def _checked_series(series: pb.Series) -> SeriesKey:
-    texts = [series.metric, series.unit, *series.labels, *series.labels.values()]
-    if not series.metric or len(series.labels) > LABELS_MAX or any(len(text) > NAME_CHARS_MAX for text in texts):
-        raise _protocol(
-            f"series {series.id} needs a metric, at most {LABELS_MAX} labels and texts of at most {NAME_CHARS_MAX} characters"
-        )
-    return SeriesKey(series.metric, series.unit, tuple(sorted(series.labels.items())))
-
-
-def _checked_event(node: str, event: pb.Event) -> Event:
-    if not (1 <= len(event.boot_id) <= 128 and 1 <= len(event.source) <= 64 and 1 <= len(event.kind) <= 64):
-        raise _protocol("an event needs a boot_id (128 characters at most), a source and a kind (64 at most)")
-    if not 1 <= event.sequence < 2**63 or (event.HasField("gpu") and event.gpu < 0):
-        raise _protocol("an event's sequence counts from 1, and its gpu from 0")
-    texts = [*event.detail, *event.detail.values()]
-    if (
-        len(event.pci) > PCI_CHARS_MAX
-        or len(texts) > 2 * DETAIL_MAX
-        or any(len(text) > NAME_CHARS_MAX for text in texts)
-    ):
-        raise _protocol(
-            f"an event's pci has at most {PCI_CHARS_MAX} characters, its detail {DETAIL_MAX} entries of {NAME_CHARS_MAX}"
-        )
-    return Event(
-        node=node,
-        boot_id=_text(event.boot_id),
-        source=_text(event.source),
-        sequence=event.sequence,
-        time_unix_ns=event.time_unix_ns,
-        kind=_text(event.kind),
-        gpu=event.gpu if event.HasField("gpu") else None,
-        code=event.code if event.HasField("code") else None,
-        text=_text(event.text.encode()[:TEXT_BYTES_MAX].decode(errors="ignore")),
-        simulated=event.simulated,
-        pci=_text(event.pci),
-        detail={_text(name): _text(value) for name, value in event.detail.items()},
-    )
-
-
-def _text(value: str) -> str:
-    """PostgreSQL stores every character but this one."""
-    return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
-
-
-def _protocol(message: str) -> Invalid:
-    return Invalid(message, Reason.STREAM_PROTOCOL)

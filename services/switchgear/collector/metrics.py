@@ -29,6 +29,11 @@ class CollectorMetrics(Collector):
         self._blocks_lost = Counter(
             "switchgear_collector_blocks_lost", "Blocks that agents made and no window has", registry=registry
         )
+        self._blocks_late = Counter(
+            "switchgear_collector_blocks_late",
+            "Blocks that came behind the live ones, from an agent's spool",
+            registry=registry,
+        )
         self.events = Counter("switchgear_collector_events", "Events that were stored", registry=registry)
         self.event_duplicates = Counter(
             "switchgear_collector_event_duplicates", "Events that were stored already", registry=registry
@@ -65,6 +70,11 @@ class CollectorMetrics(Collector):
         for node, up in self._agents.copy().items():
             family.add_metric([node.partition("/")[2]], up)
         yield family
+
+    def backlog(self, late: int, lost: int) -> None:
+        """An agent sent what it had kept, and said what it had given up."""
+        self._blocks_late.inc(late)
+        self._blocks_lost.inc(lost)
 
     def block(self, result: tuple[Outcome, int]) -> None:
         outcome, lost = result

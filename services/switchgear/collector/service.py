@@ -55,6 +55,7 @@ class TelemetryApi(TelemetryServiceServicer):
             name=request.name,
             time=_timestamp(window.time_unix_ns),
             blocks_lost=window.blocks_lost,
+            associations=window.associations,
             values=[
                 telemetry_service_pb2.SeriesValue(
                     metric=key.metric,

@@ -1,15 +1,17 @@
-"""The recent samples of each node: rings of numpy rows, decoded without a loop over samples."""
+"""The recent samples of each node: rings of numpy rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
 import numpy as np
 import numpy.typing as npt
 
-from switchgear.core.errors import Invalid, Reason, ResourceExhausted
+from switchgear.collector.blocks import Block, Decoder, Ids, Values, protocol
+from switchgear.core.errors import Reason, ResourceExhausted
+from switchgear.v1alpha import telemetry_service_pb2 as pb
 
 SERIES_MAX = 4096
 REASON_CHARS_MAX = 256
@@ -18,8 +20,7 @@ _GROWTH = 64
 NOT_REPORTED = "not reported yet"
 NOT_A_NUMBER = "not a number"
 
-Values = npt.NDArray[np.float64]
-Ids = npt.NDArray[np.uint32]
+Times = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +28,6 @@ class SeriesKey:
     metric: str
     unit: str
     labels: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One tick as it came over the wire; see `switchgear.v1alpha.Block`."""
-
-    time_unix_ns: int
-    sequence: int
-    keyframe: bool
-    series_ids: bytes
-    values_f64: bytes
-    unknown: Mapping[int, str]
 
 
 class Outcome(Enum):
@@ -53,20 +42,25 @@ class NodeWindow:
     """One node's samples of the newest `ticks` ticks, in one epoch.
 
     NaN is unknown; for the newest tick `reasons` says why. After a gap nothing is guessed: rows go on at the next keyframe.
+    gaps_lost: whether what is missing before a keyframe counts as lost. An agent that sends a backlog tells itself what it gave up.
     """
 
-    def __init__(self, epoch: str, ticks: int) -> None:
+    def __init__(self, epoch: str, ticks: int, *, gaps_lost: bool = True) -> None:
         self.epoch = epoch
+        self.gaps_lost = gaps_lost
         self.series: list[SeriesKey] = []
         self.reasons: dict[int, str] = {}
         self.time_unix_ns = 0
         #: Blocks that the agent made and that are not in the window.
         self.blocks_lost = 0
+        #: Who uses the node's GPUs, as its agent said at last.
+        self.associations: tuple[pb.Association, ...] = ()
         self._ticks = ticks
         self._rows = 0
         self._sequence: int | None = None
         self._in_step = False
-        self._times = np.zeros(ticks, np.int64)
+        self._decoder = Decoder()
+        self._times: Times = np.zeros(ticks, np.int64)
         self._values: Values = np.empty((ticks, 0))
 
     @property
@@ -85,7 +79,7 @@ class NodeWindow:
         """
         known = self.series[first_id : first_id + len(keys)]
         if first_id > len(self.series) or known != list(keys[: len(known)]):
-            raise _protocol("the dictionary leaves a gap or gives an id another meaning; begin a new epoch for that")
+            raise protocol("the dictionary leaves a gap or gives an id another meaning; begin a new epoch for that")
         new = keys[len(known) :]
         self.reasons.update((len(self.series) + offset, NOT_REPORTED) for offset in range(len(new)))
         self.series += new
@@ -97,20 +91,46 @@ class NodeWindow:
 
     def apply(self, block: Block) -> Outcome:
         """Takes in one block. Raises Invalid (STREAM_PROTOCOL) when it contradicts itself or the dictionary."""
-        ids, values = self._decode(block)
         if self._sequence is not None and block.sequence <= self._sequence:
             return Outcome.DUPLICATE
         # A window that has seen nothing cannot know what was sent before it: it counts from here.
         skipped = block.sequence - self._sequence - 1 if self._sequence is not None else 0
+        usable = block.keyframe or (self._in_step and not skipped)
+        # A plain block means the same whatever came before: what is wrong with it is said in any case.
+        decoded = self._decoder.decode(block, len(self.series)) if usable or block.deltas is None else None
         self._sequence = block.sequence
-        self.blocks_lost += skipped
-        if not block.keyframe and (skipped or not self._in_step):
-            self._in_step = False
+        self._in_step = usable
+        if self.gaps_lost:
+            self.blocks_lost += skipped
+        if decoded is None or not usable:
             self.blocks_lost += 1
             return Outcome.NEED_KEYFRAME
-        self._in_step = True
-        self._write(block, ids, values)
+        self._write(block, *decoded)
         return Outcome.APPLIED
+
+    def merge(self, times: Times, rows: Values, columns: Ids) -> int:
+        """Puts rows of the past where they belong; returns how many of them the window has now and had not.
+
+        times: ns, shape (n,). rows: shape (n, k). columns: series id of each of the k columns, -1 for what is no series here.
+        What is older than the window reaches back, or newer than its newest row, is left out.
+        """
+        here, there = self.history()
+        if not len(here):
+            return 0
+        new = (times < here[-1]) & ~np.isin(times, here)
+        if len(here) == self._ticks:
+            new &= times > here[0]
+        if not new.any():
+            return 0
+        past = np.full((int(new.sum()), len(self.series)), np.nan)
+        past[:, columns[columns >= 0]] = rows[new][:, columns >= 0]
+        here, there = np.concatenate([here, times[new]]), np.concatenate([there, past])
+        order = np.argsort(here, kind="stable")[-self._ticks :]
+        kept = int((order >= len(here) - len(past)).sum())
+        self._rows = len(order)
+        self._times[: self._rows] = here[order]
+        self._values[: self._rows, : len(self.series)] = there[order]
+        return kept
 
     def latest(self) -> Values:
         """Newest value of each series; NaN where it is unknown."""
@@ -118,29 +138,13 @@ class NodeWindow:
             return np.full(len(self.series), np.nan)
         return self._values[(self._rows - 1) % self._ticks, : len(self.series)].copy()
 
-    def history(self) -> tuple[npt.NDArray[np.int64], Values]:
+    def history(self) -> tuple[Times, Values]:
         """Times in ns, shape (n,), and values, shape (n, series), oldest first; n is at most `ticks`."""
         count = min(self._rows, self._ticks)
         order = np.arange(self._rows - count, self._rows) % self._ticks
         return self._times[order], self._values[order, : len(self.series)]
 
-    def _decode(self, block: Block) -> tuple[Ids | slice, Values]:
-        if len(block.values_f64) % 8 or len(block.series_ids) % 4:
-            raise _protocol("values must be float64 and ids uint32")
-        values = np.frombuffer(block.values_f64, "<f8")
-        count = len(self.series)
-        if any(not 0 <= series_id < count for series_id in block.unknown):
-            raise _protocol("an unknown value has an id that is not in the dictionary")
-        if not block.series_ids and block.keyframe:
-            if len(values) > count:
-                raise _protocol("a keyframe has more values than the dictionary has series")
-            return slice(0, len(values)), values
-        ids = np.frombuffer(block.series_ids, "<u4")
-        if len(ids) != len(values) or (len(ids) and int(ids.max()) >= count):
-            raise _protocol("ids and values differ in number, or an id is not in the dictionary")
-        return ids, values
-
-    def _write(self, block: Block, ids: Ids | slice, values: Values) -> None:
+    def _write(self, block: Block, ids: Ids, values: Values) -> None:
         row = self._values[self._rows % self._ticks]
         if block.keyframe:
             row[:] = np.nan
@@ -153,8 +157,7 @@ class NodeWindow:
         elif self.reasons:
             self.reasons = {series_id: reason for series_id, reason in self.reasons.items() if np.isnan(row[series_id])}
         if np.isnan(values).any():
-            positions = np.flatnonzero(np.isnan(values)).tolist()
-            self.reasons.update((int(ids[at]) if isinstance(ids, np.ndarray) else at, NOT_A_NUMBER) for at in positions)
+            self.reasons.update((series_id, NOT_A_NUMBER) for series_id in ids[np.isnan(values)].tolist())
         for series_id, reason in block.unknown.items():
             row[series_id] = np.nan
             self.reasons[series_id] = reason
@@ -220,7 +223,3 @@ class Windows:
 
 def _capacity(series: int) -> int:
     return -(-series // _GROWTH) * _GROWTH
-
-
-def _protocol(message: str) -> Invalid:
-    return Invalid(message, Reason.STREAM_PROTOCOL)

@@ -1,0 +1,37 @@
+"""The agent's values as messages of the telemetry wire."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from switchgear.agent.readings import Kind, SeriesKey
+from switchgear.agent.spool import Event
+from switchgear.v1alpha import telemetry_service_pb2 as pb
+
+_KINDS = {Kind.GAUGE: pb.Series.GAUGE, Kind.COUNTER: pb.Series.COUNTER}
+
+
+def dictionary_message(keys: Sequence[SeriesKey], begin: int, end: int) -> pb.Dictionary:
+    """The series with the ids `begin` up to, not including, `end`."""
+    return pb.Dictionary(
+        series=[
+            pb.Series(id=number, metric=key.metric, unit=key.unit, kind=_KINDS[key.kind], labels=dict(key.labels))
+            for number, key in enumerate(keys[begin:end], begin)
+        ]
+    )
+
+
+def event_message(event: Event) -> pb.Event:
+    return pb.Event(
+        boot_id=event.boot_id,
+        source=event.source,
+        sequence=event.sequence,
+        time_unix_ns=event.time_unix_ns,
+        kind=event.kind,
+        gpu=event.gpu,
+        code=event.code,
+        text=event.text,
+        simulated=event.simulated,
+        pci=event.pci,
+        detail=event.detail,
+    )

@@ -1,0 +1,71 @@
+"""Samples that an agent made while it could not send them: they come behind the live ones and go where they belong."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from switchgear.collector import messages
+from switchgear.collector.blocks import protocol
+from switchgear.collector.windows import SERIES_MAX, NodeWindow, Outcome
+from switchgear.core.clock import Clock
+from switchgear.v1alpha import telemetry_service_pb2 as pb
+
+#: In one message.
+BLOCKS_MAX = 64
+#: Of all agents together, so that a fleet that comes back does not hold up what is live.
+BLOCKS_PER_S_MAX = 4000.0
+
+
+class Pace:
+    """When the next backlog may be acked: whoever waits for the ack sends no more."""
+
+    def __init__(self, clock: Clock, blocks_per_s_max: float = BLOCKS_PER_S_MAX) -> None:
+        self._clock = clock
+        self._blocks_per_s_max = blocks_per_s_max
+        self._free_s = 0.0
+
+    def wait_s(self, blocks: int) -> float:
+        """Takes place for so many blocks; returns how long to wait with the ack."""
+        now_s = self._clock.monotonic_s()
+        self._free_s = max(now_s, self._free_s) + blocks / self._blocks_per_s_max
+        return self._free_s - now_s
+
+
+class Backlog:
+    """What one stream brings of the time before it: a chain of deltas of its own, whose rows are put into the node's window."""
+
+    def __init__(self, window: NodeWindow) -> None:
+        self._window = window
+        self._chain: NodeWindow | None = None
+
+    def take(self, message: pb.Backlog) -> int:
+        """Returns how many blocks it brought that had not come before.
+
+        Raises Invalid (STREAM_PROTOCOL) when the message contradicts itself or what came before it on this stream.
+        """
+        if len(message.blocks) > BLOCKS_MAX:
+            raise protocol(f"a backlog has at most {BLOCKS_MAX} blocks")
+        self._window.blocks_lost += message.lost
+        if self._chain is None or self._chain.epoch != message.epoch:
+            self._chain = NodeWindow(message.epoch, BLOCKS_MAX, gaps_lost=False)
+        first_id, keys = messages.dictionary_of(message.dictionary)
+        if first_id + len(keys) > SERIES_MAX:
+            raise protocol(f"a node has at most {SERIES_MAX} series")
+        self._chain.define(first_id, keys)
+        fresh = 0
+        for block in message.blocks:
+            outcome = self._chain.apply(messages.block_of(block))
+            if outcome is not Outcome.APPLIED:
+                raise protocol("a backlog's block does not follow the one before it, and is no keyframe")
+            fresh += block.sequence >= message.fresh_from
+        if fresh:
+            self._merge(self._chain, fresh)
+        if message.last:
+            self._chain = None
+        return fresh
+
+    def _merge(self, chain: NodeWindow, fresh: int) -> None:
+        times, rows = chain.history()
+        ids = {key: series_id for series_id, key in enumerate(self._window.series)}
+        columns = np.array([ids.get(key, -1) for key in chain.series])
+        self._window.merge(times[-fresh:], rows[-fresh:], columns)
