@@ -46,6 +46,9 @@ def test_a_gpu_is_known_by_what_the_driver_says_of_it(agent: NvmlAgent) -> None:
         "vbios_version": "96.00.89.00.01",
         "simulated": False,
     }
+    labels = next(key[1:] for key in agent.slow(1) if key[0] == "switchgear_gpu_info")
+    assert dict(labels)["DCGM_FI_DEV_SERIAL"] == "1652023000001"
+    assert dict(labels)["DCGM_FI_DEV_VBIOS_VERSION"] == "96.00.89.00.01"
 
 
 def test_the_default_counters_of_dcgm_exporter_have_its_units(agent: NvmlAgent) -> None:
@@ -259,6 +262,7 @@ def test_nvlink5_counters_are_summed_and_a_link_with_errors_is_named(node: Scena
         ("nvlink", "5"): 7
     }
     assert one(read, "switchgear_gpu_nvlinks_active") == 17
+    assert one(read, "DCGM_FI_DEV_NVLINK_BANDWIDTH_L0") == 1_000_000 + 2_000_000
     assert {key[1]: value for key, value in read.items() if key[0] == "switchgear_gpu_nvlink_up"} == {
         ("nvlink", "9"): 0
     }

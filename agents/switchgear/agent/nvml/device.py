@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from switchgear.agent.nvml import library
 from switchgear.agent.nvml.library import Nvml, code_of
-from switchgear.agent.sources.gpu import Process
+from switchgear.agent.sources.gpu import Labels, Process
 
 _NO_INSTANCE = 0xFFFFFFFF
 
@@ -18,7 +18,7 @@ _NO_INSTANCE = 0xFFFFFFFF
 class NvmlDevice:
     """Identity of a GPU, as NVML told it first.
 
-    pci_bus_id: as NVML writes it (`00000000:3B:00.0`). device_file: its name below /dev. serial, vbios_version: "" when the board does not tell.
+    pci_bus_id: as NVML writes it (`00000000:3B:00.0`). device_file: its name below /dev.
     """
 
     index: int
@@ -49,6 +49,25 @@ def identify(nvml: Nvml, index: int) -> NvmlDevice:
         serial=_told(nvml, "nvmlDeviceGetSerial", handle),
         vbios_version=_told(nvml, "nvmlDeviceGetVbiosVersion", handle),
     )
+
+
+# Names of dcgm-exporter's labels, the function, and what else it takes (nvmlInforomObject_t of nvml.h).
+_INFO: Sequence[tuple[str, str, tuple[int, ...]]] = (
+    ("DCGM_FI_DEV_SERIAL", "nvmlDeviceGetSerial", ()),
+    ("DCGM_FI_DEV_VBIOS_VERSION", "nvmlDeviceGetVbiosVersion", ()),
+    ("DCGM_FI_DEV_INFOROM_IMAGE_VER", "nvmlDeviceGetInforomImageVersion", ()),
+    ("DCGM_FI_DEV_OEM_INFOROM_VER", "nvmlDeviceGetInforomVersion", (0,)),
+    ("DCGM_FI_DEV_ECC_INFOROM_VER", "nvmlDeviceGetInforomVersion", (1,)),
+    ("DCGM_FI_DEV_POWER_INFOROM_VER", "nvmlDeviceGetInforomVersion", (2,)),
+    ("DCGM_FI_DEV_BRAND", "nvmlDeviceGetBrand", ()),
+)
+
+
+def info(nvml: Nvml, handle: Any) -> Labels:
+    """What the board says of itself and never changes; what it does not say is left out. Raises NVMLError."""
+    told = [(name, _told(nvml, function, handle, *arguments)) for name, function, arguments in _INFO]
+    told.append(("DCGM_FI_NVML_VERSION", _told(nvml, "nvmlSystemGetNVMLVersion")))
+    return tuple((name, text) for name, text in told if text)
 
 
 def address(handle: Any) -> int:

@@ -22,6 +22,8 @@ from switchgear.agent.sources.gpu import Value
 LINKS_MAX = 36
 _COUNTERS = {field.id: field.metric for field in NVLINK5}
 _RATES = {field.id: field.metric for field in NVLINK5_BER}
+#: Data sent and received over one link, in KiB.
+_DATA = (138, 139)
 _ERRORS = NVLINK5_ERRORS | set(NVLINK_ERRORS_DL)
 
 
@@ -32,9 +34,8 @@ class NvLinks:
         self._nvml = nvml
         self._handle = handle
         ids = (NVLINK_STATE, *NVLINK_ERRORS_DL, *_COUNTERS, *_RATES)
-        self._batch = FieldBatch(
-            nvml, handle, [Field("", id_, 1.0, link) for link in range(min(count, LINKS_MAX)) for id_ in ids]
-        )
+        fields = [Field("", id_, 1.0, link) for link in range(min(count, LINKS_MAX)) for id_ in ids]
+        self._batch = FieldBatch(nvml, handle, [*fields, *(Field("", id_) for id_ in _DATA)])
         self._links = range(min(count, LINKS_MAX))
         self._was_down = set[int]()
         self._had_errors = set[int]()
@@ -47,13 +48,16 @@ class NvLinks:
         answered = set[int]()
         refused = dict[int, str]()
         up = dict[int, float]()
+        first = 0.0
         errors = dict.fromkeys(self._links, 0.0)
         for field, value in zip(self._batch.fields, readings, strict=True):
             if isinstance(value, str):
                 refused[field.id] = value
                 continue
             answered.add(field.id)
-            if field.id == NVLINK_STATE:
+            if field.id in _DATA:
+                first += value
+            elif field.id == NVLINK_STATE:
                 up[field.scope] = value
             elif field.id in worst:
                 worst[field.id] = max(worst[field.id], bit_error_rate(value))
@@ -68,6 +72,8 @@ class NvLinks:
             for id_, reason in refused.items()
             if id_ not in answered and (id_ in _COUNTERS or id_ in _RATES)
         ]
+        if answered.issuperset(_DATA):
+            values.append(("DCGM_FI_DEV_NVLINK_BANDWIDTH_L0", (), first))
         values += self._states(up)
         values += self._errors(errors)
         return values

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from switchgear.agent.nvml import calls, fields, gpm, library
+from switchgear.agent.nvml import calls, device, fields, gpm, library
 from switchgear.agent.nvml.batch import FieldBatch
 from switchgear.agent.nvml.gpm import open_gpm
 from switchgear.agent.nvml.library import Nvml, code_of
@@ -48,6 +48,7 @@ class GpuReader:
         self._gpm = open_gpm(nvml, handle)
         self._mig = Mig(nvml, handle)
         self._links: NvLinks | None = None
+        self._info: list[Value] = [("switchgear_gpu_info", device.info(nvml, handle), 1.0)]
         self._reasons = deque[int](maxlen=CLOCK_WINDOW)
 
     def fast(self) -> list[Value]:
@@ -76,7 +77,7 @@ class GpuReader:
             values += reader.read()
         values += self._nvlinks(batch)
         values += self._clock_events()
-        return values
+        return values + self._info
 
     def close(self) -> None:
         """Gives back what it allocated; no call about this GPU may be under way."""

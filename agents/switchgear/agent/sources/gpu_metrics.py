@@ -20,6 +20,7 @@ class Metric:
 
 
 _GAUGES = (
+    ("switchgear_gpu_info", "", "What the board says of itself, as labels; always 1"),
     ("DCGM_FI_DEV_SM_CLOCK", "megahertz", "SM clock"),
     ("DCGM_FI_DEV_MEM_CLOCK", "megahertz", "Memory clock"),
     ("DCGM_FI_DEV_VIDEO_CLOCK", "megahertz", "Video encoder and decoder clock"),
@@ -146,6 +147,7 @@ _COUNTERS = (
     ("switchgear_gpu_pcie_transmit_bytes_total", "bytes", "PCIe bytes sent; the driver's counter may wrap"),
     ("switchgear_gpu_pcie_receive_bytes_total", "bytes", "PCIe bytes received; the driver's counter may wrap"),
     ("DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL", "kibibytes", "NVLink data of all links, both directions"),
+    ("DCGM_FI_DEV_NVLINK_BANDWIDTH_L0", "kibibytes", "NVLink data of the first link, both directions"),
     ("switchgear_gpu_nvlink_transmit_bytes_total", "bytes", "NVLink data sent over all links"),
     ("switchgear_gpu_nvlink_receive_bytes_total", "bytes", "NVLink data received over all links"),
     ("switchgear_gpu_xgmi_read_bytes_total", "bytes", "Data received over all XGMI links (AMD)"),
