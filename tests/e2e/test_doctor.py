@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from amdsmi_double.build import build_or_skip as build_amdsmi_or_skip
 from nvml_double.fixtures import run_python, scenario_or_skip
 from nvml_double.scenario import NO_PERMISSION, SYSTEM, Scenario
 from terminal import SWITCHGEAR
@@ -52,6 +55,7 @@ def test_a_healthy_node_is_told_once_for_all_gpus_and_with_every_call_timed(node
     assert problems(found) == {}
     gpu = found["gpus"][3]
     assert (gpu["model"], gpu["pciBusId"]) == ("NVIDIA H100 80GB HBM3", "00000000:4B:00.0")
+    assert gpu["info"]["DCGM_FI_DEV_SERIAL"] == "1652023000003"
     assert {"DCGM_FI_DEV_POWER_USAGE", "DCGM_FI_PROF_SM_ACTIVE"} <= set(gpu["supported"])
     assert "DCGM_FI_DEV_FAN_SPEED" in gpu["unsupported"]
     assert gpu["calls"]["nvmlDeviceGetFieldValues"]["calls"] > 0
@@ -140,6 +144,32 @@ print([(check.state.value, check.text, check.gpus) for check in found.checks if 
     assert (node.calls().on(1), node.calls().on(0) > 10) == (0, True)
     node.remove(3, "present")
     assert run_python(node, code) == "[('problem', 'the PCI bus has 4, the driver 3', ())]\n"
+
+
+def test_amd_gpus_are_told_beside_and_their_samples_timed(tmp_path: Path) -> None:
+    (tmp_path / "sys/module/amdgpu").mkdir(parents=True)
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/kfd").touch()
+    code = f"""
+import json
+from pathlib import Path
+from amdsmi_double import board
+from switchgear.agent.doctor.report import examine
+board.node(2)
+print(json.dumps(examine(gpus_expected=True, deadline_s=10, root=Path({str(tmp_path)!r})).as_json()))
+"""
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "ROCM_PATH": str(build_amdsmi_or_skip()), "PYTHONPATH": paths}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    found = json.loads(ended.stdout)
+    texts = {check["topic"]: (check["text"], check["gpus"]) for check in found["checks"]}
+    assert texts["AMD driver"] == ("amdgpu 6.12.12; 2 GPUs", [])
+    assert texts["model"] == ("AMD Instinct MI300X", [0, 1])
+    assert texts["metrics"][1] == [0, 1]
+    assert {"DCGM_FI_DEV_POWER_USAGE", "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL"} <= set(found["gpus"][1]["supported"])
+    assert found["gpus"][1]["calls"].keys() == {"fast sample", "slow sample"}
 
 
 def test_without_a_gpu_there_is_a_note_and_a_problem_only_where_one_should_be() -> None:

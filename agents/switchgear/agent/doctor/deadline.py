@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -34,11 +33,10 @@ class TimedCalls(ModuleType):
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._module, name)
         if name == "_nvmlGetFunctionPointer":  # gives a function of the library itself
-            return lambda function: self._timed(function, found(function))
+            return lambda function: self.timed(function, found(function))
         if not name.startswith("nvml") or not callable(found):
             return found
-        timed = self._timed(name, found)
-        setattr(self, name, timed)
+        setattr(self, name, timed := self.timed(name, found))
         return timed
 
     @property
@@ -50,13 +48,14 @@ class TimedCalls(ModuleType):
         under_way = self._under_way
         return under_way[0] if under_way is not None and time.monotonic() - under_way[1] > deadline_s else ""
 
-    def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(call, assigned=())
-        def timed(*arguments: Any) -> Any:
+    def timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The call under this name."""
+
+        def timed(*arguments: Any, **options: Any) -> Any:
             begun_s = time.monotonic()
             self._under_way = (name, begun_s)
             try:
-                return call(*arguments)
+                return call(*arguments, **options)
             finally:
                 self._under_way = None
                 spent = self._times.setdefault(name, CallTime())

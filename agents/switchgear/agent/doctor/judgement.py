@@ -48,6 +48,17 @@ def profiling(values: Values) -> Check:
     )
 
 
+def pcie(values: Values) -> Iterator[Check]:
+    """Whether the link has all its lanes. Its speed says nothing: it is low while the GPU idles."""
+    width, most = _number(values, "DCGM_FI_DEV_PCIE_LINK_WIDTH"), _number(values, "DCGM_FI_DEV_PCIE_MAX_LINK_WIDTH")
+    if width and most and width < most:
+        yield problem(
+            "PCIe",
+            f"x{width:g} where GPU and slot have x{most:g}",
+            "power off, seat the GPU or its riser again; then test the slot",
+        )
+
+
 def _number(values: Values, metric: str) -> float | None:
     value = values.get(metric)
     return value if isinstance(value, (int, float)) else None
@@ -73,13 +84,7 @@ def _modes(values: Values) -> Iterator[Check]:
         yield note(
             "MIG", "on: instances have memory and activity of their own; temperature, power and errors are the GPU's"
         )
-    width, most = _number(values, "DCGM_FI_DEV_PCIE_LINK_WIDTH"), _number(values, "DCGM_FI_DEV_PCIE_MAX_LINK_WIDTH")
-    if width and most and width < most:
-        yield problem(
-            "PCIe",
-            f"x{width:g} where GPU and slot have x{most:g}",
-            "power off, seat the GPU or its riser again; then test the slot",
-        )
+    yield from pcie(values)
 
 
 def _memory(values: Values) -> Iterator[Check]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
@@ -25,7 +24,6 @@ def examine(root: Path) -> Iterator[Check]:
     yield _clock()
     yield _kubernetes(root)
     yield _slurm(root)
-    yield from _amd(root)
 
 
 def _user() -> Check:
@@ -143,19 +141,6 @@ def _slurm(root: Path) -> Check:
     if shutil.which("scontrol") or any((root / path).exists() for path in _SLURM_FILES):
         return ok("Slurm", "jobs are known by the environment and cgroup of their processes")
     return note("Slurm", "not on this node")
-
-
-def _amd(root: Path) -> Iterator[Check]:
-    if not (root / "dev/kfd").exists():
-        return
-    if importlib.util.find_spec("amdsmi") is None:
-        yield problem(
-            "AMD",
-            "there are AMD GPUs, and amdsmi is not installed",
-            "`pip install 'switchgear[amd]'`, as new as the node's ROCm",
-        )
-    else:
-        yield ok("AMD", "amdsmi is installed")
 
 
 def _word(path: Path) -> str:

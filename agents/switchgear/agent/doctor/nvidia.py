@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 from switchgear.agent.doctor import judgement
 from switchgear.agent.doctor.check import Check, note, ok, problem
 from switchgear.agent.doctor.deadline import CallTime, TimedCalls, run
+from switchgear.agent.doctor.gpu import Gpu
 from switchgear.agent.nvml import calls, fields, gpm, library
-from switchgear.agent.nvml.device import NvmlDevice, identify, processes
+from switchgear.agent.nvml.device import identify, info, processes
 from switchgear.agent.nvml.library import Nvml, NvmlUnavailable, code_of
 from switchgear.agent.nvml.power import RuntimePower
 from switchgear.agent.nvml.reader import GpuReader
@@ -31,24 +32,6 @@ _ASKED = frozenset(
     | {one.metric for one in (*fields.FAST, *fields.SLOW, *fields.NVLINK5, *fields.NVLINK5_BER)}
     | {metric.metric for metric in gpm.METRICS}
 )
-
-
-@dataclass(slots=True)
-class Gpu:
-    """What was found out about one GPU, as far as it answered.
-
-    supported, unsupported: names that the agent asks for. refused: reason by metric. times: of each NVML function that the agent calls.
-    hangs: the function that did not come back, "" when all did.
-    """
-
-    index: int
-    device: NvmlDevice | None = None
-    checks: list[Check] = field(default_factory=list)
-    supported: tuple[str, ...] = ()
-    unsupported: tuple[str, ...] = ()
-    refused: Mapping[str, str] = field(default_factory=dict)
-    times: Mapping[str, CallTime] = field(default_factory=dict)
-    hangs: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +111,14 @@ def _ask(nvml: Nvml, gpu: Gpu) -> None:
     """Fills in what it learns as it goes, so that it stands when a call hangs."""
     gpu.device = identify(nvml, gpu.index)
     handle = nvml.py.nvmlDeviceGetHandleByIndex(gpu.index)
+    gpu.details = dict(info(nvml, handle))
     reader = GpuReader(nvml, handle)
     values = dict[str, float | str]()
     for pause_s in (_BETWEEN_SAMPLES_S, 0.0):
         values |= {metric: value for metric, _, value in (*reader.fast(), *reader.slow())}
         time.sleep(pause_s)
     reader.close()
-    gpu.supported = tuple(sorted(metric for metric, value in values.items() if not isinstance(value, str)))
-    gpu.refused = {metric: value for metric, value in sorted(values.items()) if isinstance(value, str)}
-    gpu.unsupported = tuple(sorted(_ASKED - values.keys()))
+    gpu.take(values, _ASKED)
     gpu.checks.extend((*judgement.judge(values), judgement.profiling(values)))
     if gpu.refused:
         reasons = "; ".join(sorted(set(gpu.refused.values())))

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from switchgear.agent.doctor import node, nvidia
+from switchgear.agent.amd.library import traces_of_driver
+from switchgear.agent.doctor import amd, node, nvidia
 from switchgear.agent.doctor.check import Check, State, ok
-from switchgear.agent.doctor.nvidia import Gpu
+from switchgear.agent.doctor.gpu import Gpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +50,15 @@ class Report:
 
 
 def examine(*, gpus_expected: bool, deadline_s: float, root: Path = Path("/")) -> Report:
-    """Looks at this node. deadline_s: for each call of a GPU driver; a GPU whose call does not come back costs that much time.
+    """Looks at this node. deadline_s: for each call of a driver; a GPU whose call does not come back costs that much time.
 
     root: of the file system, another one in tests.
     """
-    of_driver, gpus = nvidia.examine(root, expected=gpus_expected, deadline_s=deadline_s)
-    return Report([*node.examine(root), *of_driver, *_merged(gpus)], gpus)
+    has_amd = traces_of_driver(root)
+    of_nvidia, gpus = nvidia.examine(root, expected=gpus_expected and not has_amd, deadline_s=deadline_s)
+    of_amd, amd_gpus = amd.examine(root, len(gpus), deadline_s=deadline_s)
+    gpus += amd_gpus
+    return Report([*node.examine(root), *of_nvidia, *of_amd, *_merged(gpus)], gpus)
 
 
 def _merged(gpus: Sequence[Gpu]) -> Iterator[Check]:
@@ -76,22 +80,18 @@ def _merged(gpus: Sequence[Gpu]) -> Iterator[Check]:
 
 
 def _gpu(gpu: Gpu) -> dict[str, Any]:
-    device = gpu.device
-    identity = (
-        {
-            "uuid": device.uuid,
-            "model": device.model,
-            "pciBusId": device.pci_bus_id,
-            "serial": device.serial,
-            "vbiosVersion": device.vbios_version,
-            "memoryBytes": str(device.memory_bytes),  # 64 bits are text in canonical JSON
+    identity = {}
+    if gpu.device is not None:
+        identity = {
+            "uuid": gpu.device.uuid,
+            "model": gpu.device.model,
+            "pciBusId": gpu.device.pci_bus_id,
+            "memoryBytes": str(gpu.device.memory_bytes),  # 64 bits are text in canonical JSON
         }
-        if device is not None
-        else {}
-    )
     return {
         "index": gpu.index,
         **identity,
+        "info": dict(gpu.details),
         "hangsIn": gpu.hangs,
         "supported": list(gpu.supported),
         "unsupported": list(gpu.unsupported),
