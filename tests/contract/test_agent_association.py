@@ -16,7 +16,6 @@ import pytest
 from switchgear.agent.association.identity import Owner
 from switchgear.agent.association.kubernetes import METHOD, Place
 from switchgear.agent.association.sources import AssociationSource, Board, GpuProcessSource, UserMetrics
-from switchgear.agent.readings import Reading
 from switchgear.agent.sources.gpu import Process
 from switchgear.core.clock import ManualClock
 from switchgear.kubelet import pod_resources_pb2 as pb
@@ -87,12 +86,10 @@ class World:
         self.workers = [GpuProcessSource(self.gpus, device, self.board) for device in self.gpus.devices()]
 
     def tick(self) -> list[tuple[Place, Owner, tuple[int, ...]]]:
-        self.read()
+        for worker in self.workers:
+            worker.sample()
         self.source.sample()
         return [(one.place, one.owner, one.pids) for one in self.source.table.associations]
-
-    def read(self) -> list[Reading]:
-        return [reading for worker in self.workers for reading in worker.sample()]
 
     def _changed(self) -> None:
         self.changes += 1
@@ -132,9 +129,8 @@ def test_a_rank_is_known_by_the_launcher_above_it(world: World, slurm_process: s
     assert world.tick() == [(Place(0), Owner(job="jobs/llama", hpc_job="17"), (slurm_process.pid,))]
 
 
-def test_the_driver_says_how_many_there_are_and_a_lost_gpu_has_no_users(world: World) -> None:
+def test_instances_have_users_of_their_own_and_a_lost_gpu_has_none(world: World) -> None:
     world.gpus.on[0] = [(os.getpid(), 1, None), (os.getpid(), 2, None), (1, 1, None)]
-    assert [reading.value for reading in world.read()] == [2, 0]
     assert [place for place, _, _ in world.tick()] == [Place(0, 1), Place(0, 2)]
     del world.gpus.on[0]
     with pytest.raises(OSError, match="lost"):

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from switchgear.agent.association.sources import Board, GpuProcessSource
 from switchgear.agent.events import SIMULATED_NETWORK, Events
 from switchgear.agent.kernel_log_follower import SOURCE as KERNEL_LOG
 from switchgear.agent.node_workers import node_workers
@@ -37,11 +38,12 @@ SLOW_PERIOD_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """log: the kernel log, or None where it cannot be read. by_pci: index of each GPU by its normal PCI address."""
+    """log: the kernel log, or None where it cannot be read. processes: on the GPUs. by_pci: index of each GPU by its normal PCI address."""
 
     workers: Sequence[Worker]
     devices: Sequence[GpuDevice]
     log: LogReader | None
+    processes: Board
 
     @property
     def by_pci(self) -> Mapping[str, int]:
@@ -67,19 +69,20 @@ class Hardware:
 def open_hardware(settings: AgentSettings, kernel_boot_id: str, events: Events, clock: Clock) -> Iterator[Hardware]:
     """events: where sources tell what they notice, and what an earlier agent left off."""
     log_cursor = events.cursor(KERNEL_LOG)
+    board = Board()
     with ExitStack() as stack:
         workers = node_workers(events, clock, kernel_boot_id, DEADLINE_S)
         if settings.sim_gpus:
             driver = _simulated(settings, clock)
             stack.enter_context(running_thread(driver.run, driver.close, "simulated-faults"))
-            workers += [_gpu_worker(driver, device, settings.node) for device in driver.devices()]
+            workers += [_gpu_worker(driver, device, settings.node, board) for device in driver.devices()]
             workers.append(_simulated_network(driver.nics, events, clock))
-            hardware = Hardware(workers, driver.devices(), TextLog(driver.kernel_log, log_cursor))
+            hardware = Hardware(workers, driver.devices(), TextLog(driver.kernel_log, log_cursor), board)
         else:
             kernel_log = _kernel_log(settings.kernel_log, kernel_boot_id, log_cursor)
             found = stack.enter_context(open_gpus(events, clock, kernel_log=kernel_log is not None))
-            workers += [_gpu_worker(driver, device, settings.node) for driver, device in found]
-            hardware = Hardware(workers, [device for _, device in found], kernel_log)
+            workers += [_gpu_worker(driver, device, settings.node, board) for driver, device in found]
+            hardware = Hardware(workers, [device for _, device in found], kernel_log, board)
         for worker in workers:
             stack.callback(worker.close)
         yield hardware
@@ -110,11 +113,12 @@ def _simulated_network(nics: SimulatedNics, events: Events, clock: Clock) -> Wor
     return Worker(SIMULATED_NETWORK, [source], deadline_s=DEADLINE_S)
 
 
-def _gpu_worker(driver: GpuDriver, device: GpuDevice, hostname: str) -> Worker:
+def _gpu_worker(driver: GpuDriver, device: GpuDevice, hostname: str, board: Board) -> Worker:
     """One thread a GPU: a hanging one must not hide the others."""
     sources = [
         GpuSource(driver, device, hostname),
         GpuSource(driver, device, hostname, slow=True, period_s=SLOW_PERIOD_S),
+        GpuProcessSource(driver, device, board),
     ]
     return Worker(f"gpu-{device.index}", sources, deadline_s=DEADLINE_S, gpu=device.index)
 

@@ -10,12 +10,14 @@ import uuid
 from contextlib import ExitStack
 from datetime import UTC, datetime
 
+from switchgear.agent.association.sources import AssociationSource, UserMetrics
+from switchgear.agent.association.table import to_proto
 from switchgear.agent.control import Control, Reports
 from switchgear.agent.enroll import join, read_token, warn_of_expiry
 from switchgear.agent.events import Events
 from switchgear.agent.exporter import Exporter
 from switchgear.agent.flags import add_arguments, settings_from
-from switchgear.agent.hardware import open_hardware, running_thread
+from switchgear.agent.hardware import DEADLINE_S, open_hardware, running_thread
 from switchgear.agent.kernel_log_follower import KernelLogFollower
 from switchgear.agent.launcher_process import LauncherSettings
 from switchgear.agent.launchers import Launchers
@@ -28,6 +30,7 @@ from switchgear.agent.spool import Spool
 from switchgear.agent.standbys import Standbys
 from switchgear.agent.stream import Identity, TelemetryStream
 from switchgear.agent.ticker import Ticker
+from switchgear.agent.worker import Worker
 from switchgear.core import names, rpc
 from switchgear.core.clock import SystemClock
 from switchgear.core.metrics import ADDRESS_FILE, MetricsServer, new_registry
@@ -92,19 +95,46 @@ async def run_agent(settings: AgentSettings) -> None:
             tls=settings.tls,
         )
         standbys = Standbys(launcher_settings, settings.warm_kinds, clock)
+        reports = Reports()
+        launchers = Launchers(launcher_settings, reports.put, standbys)
+        launchers.adopt()
+        association = AssociationSource(
+            hardware.processes,
+            hardware.devices,
+            launchers=lambda: {one.pid: one.job for one in launchers.running()},
+            pod_resources=settings.pod_resources,
+            hpc_job_mapping_dir=settings.hpc_job_mapping_dir,
+            clock=clock,
+            changed=lambda: loop.call_soon_threadsafe(tell_users),
+        )
+        loop = asyncio.get_running_loop()
+
+        def tell_users() -> None:
+            outbox.associations = to_proto(association.table.associations)
+
         registry = new_registry("agent")
+        registry.register(UserMetrics(lambda: association.table))
         metrics = AgentMetrics(registry, outbox, stream, lambda: standbys.ready)
         beyond = not rpc.is_loopback(rpc.split_address(settings.metrics)[0])
         exporter = MetricsServer(
-            Exporter(outbox.sampler.latest, registry, host_metrics=settings.host_metrics).page,
+            Exporter(
+                outbox.sampler.latest,
+                registry,
+                lambda: association.table.labels,
+                host_metrics=settings.host_metrics,
+            ).page,
             settings.metrics,
             settings.tls if beyond else None,
         )
         stack.callback(exporter.close)
         (settings.state_dir / ADDRESS_FILE).write_text(exporter.address)
 
+        workers = list(hardware.workers)
+        if hardware.devices:
+            workers.append(Worker("association", [association], deadline_s=DEADLINE_S))
+            stack.callback(workers[-1].close)
         ticker = Ticker(
-            hardware.workers,
+            workers,
             outbox,
             stream,
             metrics=metrics,
@@ -113,9 +143,6 @@ async def run_agent(settings: AgentSettings) -> None:
             interval_s=settings.interval_s,
         )
 
-        reports = Reports()
-        launchers = Launchers(launcher_settings, reports.put, standbys)
-        launchers.adopt()
         inventory = fleet_service_pb2.Node(
             name=node,
             address=settings.address,

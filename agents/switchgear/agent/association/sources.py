@@ -15,7 +15,7 @@ from switchgear.agent.association.job_mapping import mapped_jobs
 from switchgear.agent.association.kubernetes import DeviceIds, Place, PodResources, container_owners
 from switchgear.agent.association.processes import Processes
 from switchgear.agent.association.table import Association, Labels, associate, labels_by_place
-from switchgear.agent.readings import Kind, Reading, known, series
+from switchgear.agent.readings import Reading
 from switchgear.agent.sources.gpu import GpuDevice, GpuDriver, Process, normal_pci
 from switchgear.core.clock import Clock
 
@@ -42,7 +42,10 @@ class Board:
 
 
 class GpuProcessSource:
-    """How many processes the driver reports on a GPU; in the GPU's own worker, since the call may hang."""
+    """Puts the processes that the driver reports on a GPU on the board; in the GPU's own worker, since the call may hang.
+
+    It has no readings: a driver says "none" of a lost GPU as well.
+    """
 
     period_s = PERIOD_S
 
@@ -51,8 +54,6 @@ class GpuProcessSource:
         self._driver = driver
         self._index = device.index
         self._board = board
-        labels = (("gpu", str(device.index)), ("UUID", device.uuid))
-        self._key = series("switchgear_gpu_processes", "", Kind.GAUGE, *labels)
 
     def sample(self) -> list[Reading]:
         processes: Sequence[Process] = ()
@@ -60,7 +61,7 @@ class GpuProcessSource:
             processes = list(self._driver.processes(self._index))[:PROCESSES_MAX]
         finally:  # when the driver does not tell, yesterday's users are no answer
             self._board.put(self._index, processes)
-        return [known(self._key, len({pid for pid, _, _ in processes}))]
+        return []
 
 
 @dataclass(frozen=True, slots=True)
