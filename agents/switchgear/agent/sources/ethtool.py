@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from switchgear.agent.readings import Kind, Reading, SeriesKey, known, series
+from switchgear.agent.readings import Kind, Reading, SeriesKey, known, series, unknown
 from switchgear.agent.sources.counter_gate import Access, CounterGate
 from switchgear.agent.sources.kernel_files import SYSFS, names
 from switchgear.agent.sources.link_watch import pci_address
@@ -149,9 +149,9 @@ class EthtoolSource:
                 layout = self._layouts[name] = self._layout(name, count)
             values = self._socket.values(name, count) if layout.wanted else ()
         except OSError as error:
-            if error.errno in (errno.EOPNOTSUPP, errno.ENODEV):
-                return
-            raise
+            if layout is not None and error.errno not in (errno.EOPNOTSUPP, errno.ENODEV):
+                yield from (unknown(key, f"ethtool: {error.strerror}") for _, key in layout.wanted)
+            return
         yield known(layout.info, 1)
         for index, key in layout.wanted:
             yield known(key, values[index])
