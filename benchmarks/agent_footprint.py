@@ -31,13 +31,15 @@ from typing import Any
 
 import psutil
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+from nvml_double.scenario import Scenario
+
 GPUS = 8
 RSS_MB_MAX = 60.0
 #: Percent of one core, by seconds between scrapes.
 CPU_PERCENT_MAX = {15.0: 1.0, 1.0: 2.0}
 #: Longer than the slowest source's period, so that every series is there and all code was loaded.
 WARM_UP_S = 20.0
-_DOUBLE = Path(__file__).resolve().parents[1] / "tests" / "nvml_double"
 
 
 @dataclass(slots=True)
@@ -146,7 +148,7 @@ def _agent(folder: Path, server: str, driver: str) -> Iterator[Scraped]:
     if driver == "sim":
         command += ["--sim-gpus", str(GPUS)]
     else:
-        environment |= _double_environment(folder)
+        environment = Scenario(folder / "nvml", GPUS, moving=True).environment
     address = state / "metrics-address"
     with _running([sys.executable, "-m", *command], log, environment) as process:
         _wait(address.exists, process, log)

@@ -14,6 +14,7 @@ from switchgear.agent.events import SIMULATED_NETWORK, Events
 from switchgear.agent.kernel_log_follower import SOURCE as KERNEL_LOG
 from switchgear.agent.node_workers import node_workers
 from switchgear.agent.settings import AgentSettings
+from switchgear.agent.sources.base import Source
 from switchgear.agent.sources.gpu import GpuDevice, GpuDriver, GpuSource, normal_pci
 from switchgear.agent.sources.link_watch import LinkWatch
 from switchgear.agent.sources.log_reader import KernelRing, LogReader, TextLog
@@ -115,7 +116,7 @@ def _simulated_network(nics: SimulatedNics, events: Events, clock: Clock) -> Wor
 
 def _gpu_worker(driver: GpuDriver, device: GpuDevice, hostname: str, board: Board) -> Worker:
     """One thread a GPU: a hanging one must not hide the others."""
-    sources = [
+    sources: list[Source] = [
         GpuSource(driver, device, hostname),
         GpuSource(driver, device, hostname, slow=True, period_s=SLOW_PERIOD_S),
         GpuProcessSource(driver, device, board),

@@ -98,6 +98,14 @@ async def run_agent(settings: AgentSettings) -> None:
         reports = Reports()
         launchers = Launchers(launcher_settings, reports.put, standbys)
         launchers.adopt()
+        loop = asyncio.get_running_loop()
+
+        def tell_users() -> None:
+            outbox.associations = to_proto(association.table.associations)
+
+        def users_changed() -> None:
+            loop.call_soon_threadsafe(tell_users)
+
         association = AssociationSource(
             hardware.processes,
             hardware.devices,
@@ -105,13 +113,8 @@ async def run_agent(settings: AgentSettings) -> None:
             pod_resources=settings.pod_resources,
             hpc_job_mapping_dir=settings.hpc_job_mapping_dir,
             clock=clock,
-            changed=lambda: loop.call_soon_threadsafe(tell_users),
+            changed=users_changed,
         )
-        loop = asyncio.get_running_loop()
-
-        def tell_users() -> None:
-            outbox.associations = to_proto(association.table.associations)
-
         registry = new_registry("agent")
         registry.register(UserMetrics(lambda: association.table))
         metrics = AgentMetrics(registry, outbox, stream, lambda: standbys.ready)
