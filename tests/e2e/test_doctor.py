@@ -68,7 +68,7 @@ def test_what_is_wrong_with_a_gpu_is_told_with_its_number_and_a_remedy(node: Sce
     node.put(3, {"fi.165.5": "uint 0", "nvlink.5.state": 0, "fi.1": "uint 0"})
     ended = doctor(node, "--gpu")
     assert ended.returncode == 1
-    assert "problem  persistence mode (GPU 0,2)" in ended.stdout
+    assert "problem  GPU 0,2: persistence mode" in ended.stdout
     assert "-> `systemctl enable --now nvidia-persistenced`" in ended.stdout
     assert problems(report(node)) == {
         "persistence mode": (
@@ -95,7 +95,7 @@ def test_a_gpu_that_hangs_costs_one_deadline_and_hides_nothing_of_the_others(nod
         2: "",
         3: "",
     }
-    told = [(check["text"], check["gpus"]) for check in found["checks"] if check["topic"] == "GPU"]
+    told = [(check["text"], check["gpus"]) for check in found["checks"] if check["topic"] == "driver calls"]
     assert told == [
         ("nvmlDeviceGetPowerUsage does not come back within 1 s; nothing more was asked of this GPU", [1]),
         ("does not answer: GPU is lost", [2]),

@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _print(report: Report) -> None:
-    wheres = [f"{check.topic}{_numbers(check.gpus)}" for check in report.checks]
+    wheres = [f"{_numbers(check.gpus)}{check.topic}" for check in report.checks]
     indent = " " * (len("problem") + 2 + max(map(len, wheres)) + 2)
     for check, where in zip(report.checks, wheres, strict=True):
         head = f"{check.state.value:<7}  {where}".ljust(len(indent))
@@ -74,7 +74,7 @@ def _verdict(problems: int) -> str:
 
 
 def _numbers(gpus: Sequence[int]) -> str:
-    """` 0-2,5` of (0, 1, 2, 5)."""
+    """`GPU 0-2,5: ` of (0, 1, 2, 5); nothing of none."""
     ranges = list[list[int]]()
     for gpu in gpus:
         if ranges and ranges[-1][1] == gpu - 1:
@@ -82,4 +82,4 @@ def _numbers(gpus: Sequence[int]) -> str:
         else:
             ranges.append([gpu, gpu])
     text = ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
-    return f" (GPU {text})" if text else ""
+    return f"GPU {text}: " if text else ""

@@ -58,11 +58,11 @@ def _examine(driver: AmdDriver, gpu: Gpu, deadline_s: float) -> Gpu:
     gpu.times = timed.times
     if gpu.hangs:
         text = f"the {gpu.hangs} does not come back within {deadline_s:g} s; nothing more was asked of this GPU"
-        gpu.checks.append(problem("GPU", text, _REBOOT))
+        gpu.checks.append(problem("driver calls", text, _REBOOT))
         return gpu
     gpu.take(values, _ASKED)
     if not values:
-        gpu.checks.append(note("GPU", "asleep, or does not answer: nothing was read", _REBOOT))
+        gpu.checks.append(note("driver calls", "asleep, or does not answer: nothing was read", _REBOOT))
     gpu.checks.extend(judgement.pcie(values))
     return gpu
 

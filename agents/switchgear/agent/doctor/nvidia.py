@@ -94,11 +94,11 @@ def _examine(module: ModuleType, index: int, deadline_s: float) -> Gpu:
         gpu.hangs = run(lambda: _ask(nvml, gpu), timed, deadline_s)
     except nvml.Error as error:
         lost = code_of(error) in library.LOST
-        gpu.checks.append(problem("GPU", f"does not answer: {error}", judgement.RESET if lost else _REBOOT))
+        gpu.checks.append(problem("driver calls", f"does not answer: {error}", judgement.RESET if lost else _REBOOT))
     gpu.times = timed.times
     if gpu.hangs:
         text = f"{_hanging(gpu.hangs, deadline_s)}; nothing more was asked of this GPU"
-        gpu.checks.append(problem("GPU", text, _REBOOT))
+        gpu.checks.append(problem("driver calls", text, _REBOOT))
     gpu.checks.extend(_slow(gpu.times))
     return gpu
 
