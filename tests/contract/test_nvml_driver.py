@@ -42,8 +42,6 @@ def test_a_gpu_is_known_by_what_the_driver_says_of_it(agent: NvmlAgent) -> None:
         "pci_bus_id": "00000000:29:00.0",
         "driver_version": "570.133.20",
         "device_file": "nvidia1",
-        "serial": "1652023000001",
-        "vbios_version": "96.00.89.00.01",
         "simulated": False,
     }
     labels = next(key[1:] for key in agent.slow(1) if key[0] == "switchgear_gpu_info")

@@ -28,8 +28,6 @@ class NvmlDevice:
     pci_bus_id: str
     driver_version: str
     device_file: str
-    serial: str = ""
-    vbios_version: str = ""
     simulated: bool = False
 
 
@@ -46,8 +44,6 @@ def identify(nvml: Nvml, index: int) -> NvmlDevice:
         pci_bus_id=bus_id.decode() if isinstance(bus_id, bytes) else bus_id,
         driver_version=_told(nvml, "nvmlSystemGetDriverVersion"),
         device_file=f"nvidia{_told(nvml, 'nvmlDeviceGetMinorNumber', handle) or index}",
-        serial=_told(nvml, "nvmlDeviceGetSerial", handle),
-        vbios_version=_told(nvml, "nvmlDeviceGetVbiosVersion", handle),
     )
 
 
