@@ -10,7 +10,7 @@ from pathlib import Path
 from switchgear.agent.readings import Kind, Reading, SeriesKey, known, series, unknown
 from switchgear.agent.sources.counter_gate import REASON, Access, CounterGate
 from switchgear.agent.sources.infiniband_names import COUNTERS, FOLDERS, LIFESPAN, TROUBLE, scale
-from switchgear.agent.sources.kernel_files import SYSFS, KernelFiles, exists, names, read_once, word
+from switchgear.agent.sources.kernel_files import SYSFS, KernelFiles, names, read_once, word
 from switchgear.agent.sources.link_watch import LinkWatch, pci_address
 from switchgear.agent.sources.links import Link
 from switchgear.core.clock import Clock
@@ -23,6 +23,7 @@ _DISABLED = 3
 #: Counts of old adapters end here and do not wrap.
 _SATURATED = 255
 _BYTES_PER_GIGABIT = 125_000_000
+_LINK_DOWNED = TROUBLE.index("link_downed")
 #: Between searches for ports as long as there are none.
 SEARCH_S = 15.0
 # Looks from one search for new ports to the next; one that is gone is noticed at once.
@@ -64,6 +65,16 @@ def ports(sysfs: Path) -> Iterator[Port]:
             yield Port(device, number, f"{folder}/{number}", address, watched=infiniband or not interfaces)
 
 
+class _Watched:
+    """A port with the paths and keys of what is read of it at every tick, made once."""
+
+    def __init__(self, port: Port) -> None:
+        self.port = port
+        self.state = f"{port.folder}/state", port.key("state_id", kind=Kind.GAUGE)
+        self.physical = f"{port.folder}/phys_state", port.key("physical_state_id", kind=Kind.GAUGE)
+        self.trouble = [(f"{port.folder}/counters/{file}", port.key(COUNTERS[file])) for file in TROUBLE]
+
+
 class InfinibandSource:
     """State of each port and the counters that tell of trouble, at every tick."""
 
@@ -75,75 +86,77 @@ class InfinibandSource:
         self._clock = clock
         self._sysfs = sysfs
         self._files = KernelFiles()
-        self._ports = list[Port]()
+        self._watched = list[_Watched]()
         self._looks_to_search = 0
 
     @property
     def period_s(self) -> float:
         """At every tick; seldom as long as there are no ports, whose driver may be loaded later."""
-        return 0.0 if self._ports else SEARCH_S
+        return 0.0 if self._watched else SEARCH_S
 
     def sample(self) -> list[Reading]:
-        self._search()
+        self._looks_to_search -= 1
+        if self._looks_to_search < 0 or not self._watched:
+            self._search()
         readings, links = list[Reading](), list[Link]()
         now_s = self._clock.monotonic_s()
-        for port in self._ports:
-            state = self._state(port, "state", "state_id", readings)
-            physical = self._state(port, "phys_state", "physical_state_id", readings)
-            downs = self._trouble(port, now_s, readings)
-            if port.watched:
-                links.append(_link(port, state, physical, downs))
+        for watched in self._watched:
+            state = self._state(watched.state, readings)
+            physical = self._state(watched.physical, readings)
+            downs = self._trouble(watched, now_s, readings)
+            if watched.port.watched:
+                links.append(_link(watched.port, state, physical, downs))
+            if state is None:
+                self._looks_to_search = 0  # its device may be gone
         self._watch.see(links)
         return readings
 
     def _search(self) -> None:
-        """Finds ports that came; drops those that are gone."""
-        for port in self._ports:
-            if not exists(port.folder):
-                self._files.close_under(f"{port.folder}/")
-                self._looks_to_search = 0
-        self._looks_to_search -= 1
-        if self._looks_to_search <= 0 or not self._ports:
-            self._ports = list(ports(self._sysfs))
-            self._looks_to_search = _SEARCH_EVERY
+        found = {watched.port: watched for watched in self._watched}
+        present = list(ports(self._sysfs))
+        for port in found.keys() - set(present):
+            self._files.close_under(f"{port.folder}/")
+        self._watched = [found.get(port) or _Watched(port) for port in present]
+        self._looks_to_search = _SEARCH_EVERY
 
-    def _state(self, port: Port, file: str, metric: str, readings: list[Reading]) -> tuple[int, str] | None:
+    def _state(self, file: tuple[str, SeriesKey], readings: list[Reading]) -> tuple[int, str] | None:
         """`4: ACTIVE` as number and word; None when it cannot be read."""
-        key = port.key(metric, kind=Kind.GAUGE)
+        path, key = file
         try:
-            number, _, name = self._files.read(f"{port.folder}/{file}").decode(errors="replace").partition(":")
+            number, _, name = self._files.read(path).decode(errors="replace").partition(":")
             state = int(number), name.strip()
         except OSError as error:
-            readings.append(unknown(key, f"{file}: {error.strerror}"))
+            readings.append(unknown(key, f"{path.rpartition('/')[2]}: {error.strerror}"))
         except ValueError:
-            readings.append(unknown(key, f"{file} is not a state"))
+            readings.append(unknown(key, f"{path.rpartition('/')[2]} is not a state"))
         else:
             readings.append(known(key, state[0]))
             return state
         return None
 
-    def _trouble(self, port: Port, now_s: float, readings: list[Reading]) -> int | None:
+    def _trouble(self, watched: _Watched, now_s: float, readings: list[Reading]) -> int | None:
         """Reads the counters that tell of trouble, as far as the device may be asked; how often the link went down, if that counts."""
-        access = self._gate.access(port.address, now_s)
+        address = watched.port.address
+        access = self._gate.access(address, now_s)
         if access is Access.CLOSED:
-            readings += [unknown(port.key(COUNTERS[file]), REASON) for file in TROUBLE]
+            readings += [unknown(key, REASON) for _, key in watched.trouble]
         if access in (Access.CLOSED, Access.WAIT):
             return None
         if access is Access.PROBE:
-            self._gate.probed(port.address, now_s)
+            self._gate.probed(address, now_s)
         downs = None
-        for file in TROUBLE[:1] if access is Access.PROBE else TROUBLE:
+        for path, key in watched.trouble[:1] if access is Access.PROBE else watched.trouble:
             try:
-                value = int(self._files.read(f"{port.folder}/counters/{file}"))
+                value = int(self._files.read(path))
             except OSError as error:
                 if error.errno == errno.EINVAL:
-                    self._gate.close(port.address, f"reading {file} failed with EINVAL")
+                    self._gate.close(address, f"reading {path.rpartition('/')[2]} failed with EINVAL")
                     return None
             except ValueError:  # `N/A (no PMA)`
                 pass
             else:
-                readings.append(known(port.key(COUNTERS[file]), value))
-                if file == "link_downed" and value != _SATURATED:
+                readings.append(known(key, value))
+                if key is watched.trouble[_LINK_DOWNED][1] and value != _SATURATED:
                     downs = value
         return downs
 
@@ -169,10 +182,14 @@ class InfinibandCounterSource:
         self._gate = gate
         self._clock = clock
         self._sysfs = sysfs
+        #: Path, series and scale of each counter of a port.
+        self._layouts = dict[Port, list[tuple[str, SeriesKey, float]]]()
 
     def sample(self) -> list[Reading]:
         readings, devices = list[Reading](), set[str]()
-        for port in ports(self._sysfs):
+        present = list(ports(self._sysfs))
+        self._layouts = {port: layout for port, layout in self._layouts.items() if port in present}
+        for port in present:
             if port.device not in devices:
                 devices.add(port.device)
                 readings.append(self._info(port.device))
@@ -192,18 +209,24 @@ class InfinibandCounterSource:
         return known(series("node_infiniband_info", "", Kind.GAUGE, *labels), 1)
 
     def _counters(self, port: Port) -> Iterator[Reading]:
-        for folder, metrics in FOLDERS:
-            for file in names(f"{port.folder}/{folder}"):
-                metric = metrics.get(file)
-                if metric is None or file in TROUBLE:
-                    continue
+        layout = self._layouts.get(port)
+        if layout is None:
+            layout = self._layouts[port] = list(_layout(port))
+        for path, key, times in layout:
+            try:
+                yield known(key, int(read_once(path)) * times)
+            except (OSError, ValueError):  # not supported by this adapter
+                continue
+
+
+def _layout(port: Port) -> Iterator[tuple[str, SeriesKey, float]]:
+    for folder, metrics in FOLDERS:
+        for file in names(f"{port.folder}/{folder}"):
+            metric = metrics.get(file)
+            if metric is not None and file not in TROUBLE:
                 kind = Kind.GAUGE if file == LIFESPAN else Kind.COUNTER
                 unit = "bytes" if "_bytes_" in metric else "seconds" if file == LIFESPAN else ""
-                try:
-                    value = int(read_once(f"{port.folder}/{folder}/{file}"))
-                except (OSError, ValueError):  # not supported by this adapter
-                    continue
-                yield known(port.key(metric, unit, kind), value * scale(file))
+                yield f"{port.folder}/{folder}/{file}", port.key(metric, unit, kind), scale(file)
 
 
 def _rate(port: Port) -> Reading:
