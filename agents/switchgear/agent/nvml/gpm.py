@@ -20,6 +20,10 @@ class GpmMetric:
     id: int
     per: float
 
+    def value(self, told: float) -> float:
+        """In our unit, to a millionth of a ratio or a whole byte: behind that is noise, which would cost each sample eight bytes on the wire."""
+        return round(told / self.per, 6 if self.per == _RATIO else 0)
+
 
 METRICS = (
     GpmMetric("DCGM_FI_PROF_GR_ENGINE_ACTIVE", 1, _RATIO),
@@ -71,7 +75,7 @@ class Gpm:
         py.nvmlGpmMetricsGet(get)
         answers = [(metric, entry.nvmlReturn, entry.value) for metric, entry in self._entries]
         values = [
-            (metric.metric, value / metric.per if code == library.SUCCESS else self._nvml.words(code))
+            (metric.metric, metric.value(value) if code == library.SUCCESS else self._nvml.words(code))
             for metric, code, value in answers
             if code not in library.UNSUPPORTED
         ]
