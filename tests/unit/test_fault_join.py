@@ -9,16 +9,21 @@ import pytest
 from switchgear.agent.events import Events, Finding
 from switchgear.agent.fault_join import (
     GPU_LOST,
+    GPU_RETURNED,
     LOST_WINDOW_S,
     REMEMBERED_MAX,
     WAIT_S,
     WINDOW_S,
+    XID_OF,
     DriverJoin,
     FaultJoin,
 )
+from switchgear.agent.nvml.events import TYPES
+from switchgear.agent.nvml.lifecycle import DRIVER_AVAILABLE, DRIVER_HANGS, DRIVER_UNAVAILABLE
 from switchgear.agent.spool import Spool
 from switchgear.agent.xids import WINDOW_S as XID_WINDOW_S
 from switchgear.agent.xids import XidHistory
+from switchgear.core.catalog.kinds import DRIVER_KINDS, KINDS
 from switchgear.core.clock import ManualClock
 
 GPU_0, GPU_1 = "0000:18:00", "0000:29:00"
@@ -163,3 +168,15 @@ def test_xids_are_counted_within_dcgm_exporters_window() -> None:
         ("DCGM_EXP_XID_ERRORS_COUNT", (("xid", "31"), window), 1.0),
         ("DCGM_EXP_XID_ERRORS_COUNT", (("xid", "79"), window), 0.0),
     ]
+
+
+def test_every_kind_that_the_driver_tells_is_in_the_catalog_and_nothing_else() -> None:
+    told = {type_.kind for type_ in TYPES} | {
+        GPU_LOST,
+        GPU_RETURNED,
+        DRIVER_UNAVAILABLE,
+        DRIVER_AVAILABLE,
+        DRIVER_HANGS,
+    }
+    assert set(DRIVER_KINDS) == told - set(KINDS)
+    assert set(XID_OF) <= told | set(KINDS)

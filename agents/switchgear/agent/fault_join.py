@@ -28,7 +28,7 @@ LOST_WINDOW_S = 600.0
 REMEMBERED_MAX = 1024
 
 #: XID that the kernel log has for what the driver names in its own way (NVIDIA's XID catalog).
-_XID_OF = {
+XID_OF = {
     "GPU_FALLEN_OFF_BUS": LOST_XID,
     GPU_LOST: LOST_XID,
     "ECC_DOUBLE_BIT": 48,
@@ -45,7 +45,7 @@ _Fault = tuple[str, int]
 
 def fault_of(finding: Finding) -> _Fault | None:
     """GPU and XID, when the finding is a fault of a GPU that both sources can see."""
-    code = finding.code if finding.kind == XID else _XID_OF.get(finding.kind)
+    code = finding.code if finding.kind == XID else XID_OF.get(finding.kind)
     return None if code is None or not finding.pci else (finding.pci, code)
 
 

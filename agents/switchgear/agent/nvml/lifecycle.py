@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 DRIVER_UNAVAILABLE = "GPU_DRIVER_UNAVAILABLE"
 DRIVER_AVAILABLE = "GPU_DRIVER_AVAILABLE"
+DRIVER_HANGS = "GPU_DRIVER_HANGS"
 #: Between attempts to initialise: doubled each time, and as at first again after a session that lasted.
 RETRY_S_MIN, RETRY_S_MAX = 1.0, 60.0
 #: How long a call may take to return before the library is shut down under it. It is then not shut down at all.

@@ -13,7 +13,7 @@ from switchgear.agent.fault_join import DRIVER, FaultJoin
 from switchgear.agent.nvml import library
 from switchgear.agent.nvml.driver import NvmlDriver
 from switchgear.agent.nvml.library import NvmlUnavailable
-from switchgear.agent.nvml.lifecycle import Lifecycle
+from switchgear.agent.nvml.lifecycle import DRIVER_HANGS, Lifecycle
 from switchgear.agent.xids import XidHistory
 from switchgear.core.clock import Clock
 
@@ -44,7 +44,7 @@ def nvidia_gpus(
     if not lifecycle.ready.wait(PATIENCE_S):
         text = f"NVML is not initialised after {PATIENCE_S:g} s: no GPU is watched; look into the kernel log, then restart the agent"
         log.error("%s", text)
-        events.tell(DRIVER, Finding("GPU_DRIVER_HANGS", text))
+        events.tell(DRIVER, Finding(DRIVER_HANGS, text))
     try:
         yield driver
     finally:

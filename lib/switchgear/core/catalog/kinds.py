@@ -1,4 +1,4 @@
-"""Kinds of events that the kernel log, or the agent's own look at the node, tells: how bad, what to do, what they are about."""
+"""Kinds of events that the kernel log, a driver, or the agent's own look at the node tells: how bad, what to do, what they are about."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ class Kind:
         return Verdict(self.action, self.severity)
 
 
+_TABLES = ("kinds", "node_kinds", "driver_kinds")
+
+
 @cache
 def _kinds(table: str) -> Mapping[str, Kind]:
     return {
@@ -35,7 +38,7 @@ def _kinds(table: str) -> Mapping[str, Kind]:
 
 def kind(name: str) -> Kind | None:
     """The kind of this name, or None for one that is in no table."""
-    return _kinds("kinds").get(name) or _kinds("node_kinds").get(name)
+    return next((found for table in _TABLES if (found := _kinds(table).get(name)) is not None), None)
 
 
 class _Names:
@@ -55,3 +58,5 @@ class _Names:
 KINDS = _Names("kinds")
 #: Of the agent's own look at network and host.
 NODE_KINDS = _Names("node_kinds")
+#: Of the drivers of GPUs.
+DRIVER_KINDS = _Names("driver_kinds")
