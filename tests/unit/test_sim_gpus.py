@@ -217,6 +217,8 @@ def test_injecting_needs_an_agent_with_that_hardware(gpus: SimulatedGpus, tmp_pa
         inject_xid(tmp_path, 0, 0)
     with pytest.raises(Invalid, match="NIC 7 does not exist; the simulated ones are 0 to 1"):
         inject(tmp_path, "nic 7 link-flap times 2")
+    with pytest.raises(Invalid, match="NVSwitch 4 does not exist; the simulated ones are 0 to 3"):
+        inject(tmp_path, "nvswitch 4 sxid 20034 link 2")
 
 
 def test_an_amd_gpu_has_no_xids_and_none_of_nvidias_units(tmp_path: Path, clock: ManualClock) -> None:

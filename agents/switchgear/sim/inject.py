@@ -16,7 +16,8 @@ FAULTS_FILE = "sim-faults.jsonl"
 KERNEL_LOG_FILE = "sim-kernel.log"
 #: Written by the simulation: what there is to break, and since when.
 DEVICES_FILE = "sim-gpus.json"
-_DEVICES = {FaultKind.LINK_FLAP: "NIC", FaultKind.SXID: "NVSwitch"}
+#: What has each kind of fault, and where `DEVICES_FILE` says how many there are; the others are of GPUs.
+_DEVICES = {FaultKind.LINK_FLAP: ("NIC", "nics"), FaultKind.SXID: ("NVSwitch", "nvswitches")}
 
 
 def inject_xid(state_dir: Path, gpu: int, xid: int, clock: Clock | None = None) -> None:
@@ -83,8 +84,8 @@ def _line(fault: str, at_unix_ns: int) -> str:
 
 
 def _check(fault: Fault, devices: Mapping[str, object]) -> None:
-    what = _DEVICES.get(fault.kind, "GPU")
-    count = devices.get(f"{what.lower()}s", 0)
+    what, key = _DEVICES.get(fault.kind, ("GPU", "gpus"))
+    count = devices.get(key, 0)
     if not isinstance(count, int) or not 0 <= fault.target < count:
         there = f"the simulated ones are 0 to {count - 1}" if isinstance(count, int) and count else "none is simulated"
         raise Invalid(f"{what} {fault.target} does not exist; {there}", Reason.BAD_FIELD, field=what.lower())

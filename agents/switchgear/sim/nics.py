@@ -13,7 +13,9 @@ from switchgear.sim.workloads import Cycle, Rate
 #: Of a 400 Gbit/s port, in one direction.
 BYTES_PER_S = 50e9
 _MTU_BYTES = 4_096
-_HEADER = "Inter-|   Receive |  Transmit\n face |bytes packets errs drop\n"
+#: Between two looks at the time: who reads does so at most ten times a second.
+_STEP_S = 0.1
+_HEADER = ("Inter-|   Receive |  Transmit", " face |bytes packets errs drop")
 
 
 class SimulatedNics:
@@ -27,6 +29,7 @@ class SimulatedNics:
         self._cycle = cycle
         self._flaps = flaps
         self._written = dict[Path, str]()
+        self._next_s = 0.0
         self._names = [nic_name(index) for index in range(count)]
         (self.procfs / "net").mkdir(parents=True, exist_ok=True)
         for index, name in enumerate(self._names):
@@ -41,7 +44,10 @@ class SimulatedNics:
 
     def write(self, now_s: float) -> None:
         """now_s: since the simulation's start."""
-        rows = [_HEADER]
+        if self._next_s - _STEP_S <= now_s < self._next_s:
+            return
+        self._next_s = now_s + _STEP_S
+        rows = list(_HEADER)
         for index, name in enumerate(self._names):
             downs = self._downs(index, now_s)
             is_down = any(begin_s <= now_s < end_s for begin_s, end_s in downs)
@@ -51,8 +57,8 @@ class SimulatedNics:
             self._put(interface / "carrier_changes", str(2 * len(downs) - is_down), 12)
             moved = self._moved_bytes(now_s, downs)
             columns = [moved, moved // _MTU_BYTES, *6 * [0], moved, moved // _MTU_BYTES, *6 * [0]]
-            rows.append(f"{name:>10}: " + " ".join(f"{column:>20}" for column in columns) + "\n")
-        self._put(self.procfs / "net/dev", "".join(rows), 0)
+            rows.append(f"{name:>10}: " + " ".join(f"{column:>20}" for column in columns))
+        self._put(self.procfs / "net/dev", "\n".join(rows), 0)
 
     def _downs(self, index: int, now_s: float) -> list[tuple[float, float]]:
         """Begin and end of each time without a link that has begun."""
