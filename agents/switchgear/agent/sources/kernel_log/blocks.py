@@ -25,6 +25,8 @@ HOLD_S = 1.0
 #: Lines of one moment have stamps no further apart.
 TOGETHER_S = 2.0
 _DAY_S = 86_400
+#: Of a line that is no event; the dumps of the kernel have short lines.
+_SEEN_CHARS_MAX = 256
 #: More lines than the dump of a node with thousands of tasks.
 _LINES_MAX = 8192
 
@@ -105,7 +107,7 @@ class Blocks(Generic[T]):
                 return False
             block.open.quiet_lines += 1
             if together:
-                block.open.dumped |= DUMP.search(line.text) is not None
+                block.open.dumped |= DUMP.search(line.text, 0, _SEEN_CHARS_MAX) is not None
                 _whose(block.open, line.text)
             return block.open.quiet_lines <= block.open.quiet_lines_max and block.lines < _LINES_MAX
         if not together:
@@ -118,7 +120,7 @@ class Blocks(Generic[T]):
 
     def _read_sentence(self, token: T, line: Line) -> tuple[T, Classified] | None:
         """The lost GPU that a sentence over up to three lines tells, at its first line."""
-        if match := _SENTENCE.search(line.text[:256]):
+        if match := _SENTENCE.search(line.text, 0, _SEEN_CHARS_MAX):
             pci = normal_pci(match["pci"])
             self._sentence = (token, pci, _SENTENCE_LINES_MAX) if pci else None
         if self._sentence is None:
@@ -134,15 +136,19 @@ class Blocks(Generic[T]):
     def _follow_trace(self, line: Line, found: Classified | None) -> None:
         if found is not None:
             self._in_trace &= found.kind == "NFS_WRITEBACK_HANG"
-        elif _TRACE_END.search(line.text):
+        elif _TRACE_END.search(line.text, 0, _SEEN_CHARS_MAX):
             self._in_trace = False
-        elif _TRACE.search(line.text):
+        elif _TRACE.search(line.text, 0, _SEEN_CHARS_MAX):
             self._in_trace = True
 
 
 def _whose(opened: Open, text: str) -> None:
     """A panic names whom it hit in the line about its processor."""
-    if opened.lead.kind == "KERNEL_PANIC" and opened.lead.pid is None and (match := _AT.search(text)):
+    if (
+        opened.lead.kind == "KERNEL_PANIC"
+        and opened.lead.pid is None
+        and (match := _AT.search(text, 0, _SEEN_CHARS_MAX))
+    ):
         opened.lead = replace(opened.lead, pid=int(match["pid"]), process=match["process"])
 
 

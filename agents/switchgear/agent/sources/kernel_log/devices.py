@@ -79,15 +79,15 @@ RULES: Sequence[Rule] = (
         before=96,
     ),
     Rule(
-        "md/raid",
+        "Disk failure on ",
         re.compile(
-            r"md/raid\S{0,40}?:? ?(?:\S{1,32} )?Disk failure on (?P<device>[^\s,]{1,64})(?:(?P<goes_on>, disabling device)| detected, failing array)"
-            r"|md/raid\S{0,40} Cannot continue operation",
+            r"md/raid[\w:]{0,40}: ?Disk failure on (?P<device>[^\s,]{1,64})(?:(?P<goes_on>, disabling device)| detected, failing array)",
             re.ASCII,
         ),
         _raid,
-        before=0,
+        before=56,
     ),
+    *rules("RAID_ARRAY_FAILURE", ("Cannot continue operation", r"md/raid[\w:]{0,40}: ?Cannot continue operation")),
     *rules(
         "FILESYSTEM_READ_ONLY",
         ("Remounting filesystem read-only", r"Remounting filesystem read-only"),

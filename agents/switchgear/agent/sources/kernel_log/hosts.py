@@ -74,10 +74,10 @@ RULES: Sequence[Rule] = (
     *rules("CPU_HARD_LOCKUP", ("hard LOCKUP on cpu", r"hard LOCKUP on cpu \d{1,5}")),
     *rules(
         "KERNEL_BUG",
-        ("kernel BUG at", r"kernel BUG at \S{1,160}:\d{1,7}"),
+        ("kernel BUG at", r"kernel BUG at \S{1,160}:\d{1,7}\b"),
         # Elsewhere than at the start of a message it is a word of somebody else's.
-        ("BUG: ", r"^(?:kernel )?BUG: (?!soft lockup|unable to handle|kernel NULL|spinlock recursion on)\S"),
-        before=0,
+        ("BUG: ", r"^(?:kernel )?BUG: (?!soft lockup|unable to handle|kernel NULL)\S"),
+        before=8,
     ),
     *rules(
         "KERNEL_OOPS",
@@ -88,8 +88,14 @@ RULES: Sequence[Rule] = (
             r"Unable to handle kernel (?:paging request|NULL pointer|access|execut|read|write|unknown)",
         ),
         ("Oops", r"\bOops\b(?: - [\w ]{1,40})?: .{0,80}\[#\d{1,6}\]|\bOops: [0-9a-fA-F]{4,16}\b"),
+        before=32,
+        after=160,
+    ),
+    *rules(
+        "KERNEL_OOPS",
         (" [#", rf"\b(?:{_EXCEPTIONS}|Oops)\b.{{0,120}} \[#\d{{1,6}}\]"),
         before=160,
+        after=16,
     ),
     *rules(
         "RCU_STALL",
@@ -101,7 +107,12 @@ RULES: Sequence[Rule] = (
         "TASK_BLOCKED_TOO_LONG",
         (" for more than ", rf"\btask {_TASK} blocked (?:in I/O wait )?for more than \d{{1,9}} ?s(?:econds?)?\b"),
     ),
-    *rules("OOM_START", ("invoked oom-killer:", r"(?P<process>\S.{0,40}?) invoked oom-killer:")),
+    *rules(
+        "OOM_START",
+        ("invoked oom-killer:", r"(?<!\S)(?P<process>\S.{0,40}?) invoked oom-killer:"),
+        before=64,
+        after=20,
+    ),
     *rules(
         "OOM",
         (
@@ -109,12 +120,16 @@ RULES: Sequence[Rule] = (
             r"Killed process (?P<pid>\d{1,10})(?:,? ?,? UID:? ?\d{1,10},?)? ?\((?P<process>[^\n]{1,64}?)\)(?=$|[\s,.]|\))",
         ),
         ("Kill process ", r"\bKill process (?P<pid>\d{1,10}) \((?P<process>[^\n]{1,64}?)\)(?: |,|$)"),
+        ("oom_reaper: reaped process", r"oom_reaper: reaped process (?P<pid>\d{1,10}) \((?P<process>[^\n]{1,64}?)\)"),
+        ("ut of memory", r"Out of memory and no killable processes|out of memory and no killable process"),
+    ),
+    *rules(
+        "OOM",
         (
             "oom-kill:constraint=",
             r"oom-kill:constraint=(?:.{0,700},task=(?P<process>[^\n]{1,64}?),pid=(?P<pid>\d{1,10})\b)?",
         ),
-        ("oom_reaper: reaped process", r"oom_reaper: reaped process (?P<pid>\d{1,10}) \((?P<process>[^\n]{1,64}?)\)"),
-        ("ut of memory", r"Out of memory and no killable processes|out of memory and no killable process"),
+        before=0,
         after=1024,
     ),
     *rules(
@@ -171,11 +186,13 @@ RULES: Sequence[Rule] = (
     Rule(
         "segfault at ",
         re.compile(
-            r"(?:(?P<process>[^\s\[][^\[\n]{0,63})\[(?P<pid>\d{1,10})\]: )?segfault at [0-9a-fA-F]{1,16} ip [0-9a-fA-F]{1,16} "
+            r"(?:(?<!\S)(?P<process>[^\s\[][^\[\n]{0,40})\[(?P<pid>\d{1,10})\]: )?segfault at [0-9a-fA-F]{1,16} ip [0-9a-fA-F]{1,16} "
             r"sp [0-9a-fA-F]{1,16} error [0-9a-f]{1,8}\b(?P<library> in libnccl\.so)?",
             re.ASCII,
         ),
         _segfault,
+        before=64,
+        after=160,
     ),
     *rules(
         "APP_SEGFAULT",
@@ -185,7 +202,7 @@ RULES: Sequence[Rule] = (
         ),
         (
             ": unhandled ",
-            r"(?P<process>\S[^\n\[]{0,63})\[(?P<pid>\d{1,10})\]: unhandled .{0,40}fault(?: \(\d{1,3}\))? at 0x[0-9a-f]{1,16}",
+            r"(?<!\S)(?P<process>[^\s\[][^\n\[]{0,40})\[(?P<pid>\d{1,10})\]: unhandled .{0,40}fault(?: \(\d{1,3}\))? at 0x[0-9a-f]{1,16}",
         ),
         before=96,
     ),

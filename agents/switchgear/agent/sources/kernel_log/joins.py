@@ -61,7 +61,7 @@ class Open:
         #: The task that asked for memory, of an OOM kill that began with that line.
         self.invoked = lead.process if lead.kind == "OOM_START" else ""
         #: Whether its victim is known for sure.
-        self.killed = _VICTIM.search(line.text) is not None
+        self.killed = _VICTIM.search(line.text, 0, 1024) is not None
 
     @property
     def quiet_lines_max(self) -> int:
@@ -111,7 +111,7 @@ def join(opened: Open, line: Line, found: Classified, *, in_trace: bool) -> Clas
 
 def _oom_start(at: _Next) -> Classified | None:
     if at.found.kind == "OOM":
-        at.opened.killed = _VICTIM.search(at.text) is not None
+        at.opened.killed = _VICTIM.search(at.text, 0, 1024) is not None
         return at.found
     # While one kill is under way others ask for memory too.
     return at.lead if at.found.kind == "OOM_START" and at.opened.dumped else None
@@ -130,7 +130,7 @@ def _oom(at: _Next) -> Classified | None:
     # What is announced for a task may befall its child; apart from that the victim tells whether it is the same kill.
     if not under_way and at.lead.pid is not None and at.found.pid != at.lead.pid:
         return None
-    at.opened.killed |= _VICTIM.search(at.text) is not None
+    at.opened.killed |= _VICTIM.search(at.text, 0, 1024) is not None
     return at.lead if at.lead.pid is not None else at.found
 
 
@@ -144,7 +144,7 @@ def _trouble(at: _Next) -> Classified | None:
 
 
 def _oops(at: _Next) -> Classified | None:
-    if at.found.kind == "KERNEL_OOPS" and (at.one_report or _OOPS_AGAIN.search(at.text)):
+    if at.found.kind == "KERNEL_OOPS" and (at.one_report or _OOPS_AGAIN.search(at.text, 0, 1024)):
         return at.lead
     return _trouble(at)
 

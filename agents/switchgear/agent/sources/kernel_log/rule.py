@@ -15,7 +15,8 @@ from switchgear.core.catalog import kind as kind_of
 PCI = r"(?:[0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}(?:\.[0-7])?"
 #: Code of an XID or SXid; more is none.
 CODE_MAX = 2**31 - 1
-_OCCURRENCES_MAX = 2
+#: How often a literal is looked at in one line.
+OCCURRENCES_MAX = 2
 
 Build = Callable[[re.Match[str], str], Classified | None]
 
@@ -31,19 +32,15 @@ class Rule:
     pattern: re.Pattern[str]
     build: Build
     before: int = 96
-    after: int = 320
+    after: int = 200
     userspace: bool = False
 
-    def find(self, text: str, driver: str) -> Classified | None:
-        """driver: version of the NVIDIA driver, "" when unknown."""
-        at = text.find(self.literal)
-        for _ in range(_OCCURRENCES_MAX):
-            if at < 0:
-                return None
+    def find(self, text: str, places: Iterable[int], driver: str) -> Classified | None:
+        """places: where the literal stands. driver: version of the NVIDIA driver, "" when unknown."""
+        for at in places:
             window = text[max(0, at - self.before) : at + self.after]
             if (match := self.pattern.search(window)) and (found := self.build(match, driver)):
                 return found
-            at = text.find(self.literal, at + 1)
         return None
 
 
@@ -79,7 +76,7 @@ def named(match: re.Match[str]) -> dict[str, object]:
 
 
 def rules(
-    kind: str, *alternatives: tuple[str, str], before: int = 96, after: int = 320, userspace: bool = False
+    kind: str, *alternatives: tuple[str, str], before: int = 96, after: int = 200, userspace: bool = False
 ) -> Iterable[Rule]:
     """Rules of one kind: each a literal and an expression."""
     for literal, pattern in alternatives:
