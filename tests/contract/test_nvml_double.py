@@ -327,3 +327,42 @@ def test_calls_are_counted_by_function_field_and_gpu(node: Scenario) -> None:
     assert asked == [1, 2, 1, 1]
     assert (calls.of("nvmlDeviceGetName", 5), calls.of("nvmlDeviceGetCount_v2", SYSTEM)) == (0, 1)
     assert calls.on(6) == calls.on(5) + 3
+
+
+def test_threads_read_whole_scenarios_while_it_changes(node: Scenario, session: Session) -> None:
+    """Two fields are always written with the same value, and a batch never has them from two scenarios."""
+    for index in range(8):
+        node.put(index, {"fi.83": "ull 0", "fi.191": "ull 0"})
+    session.until("{nvmlDeviceGetFieldValues(gpu, [83])[0].value.ullVal for gpu in gpus}", "{0}")
+    session.ask("exec('import threading; wrong, reads, over = [], [0] * 3, threading.Event()')")
+    session.ask(
+        "exec('''def read(i):\\n"
+        "    while not over.is_set():\\n"
+        "        energy = {one.value.ullVal for one in nvmlDeviceGetFieldValues(gpus[i], [83, 191] * 20)}\\n"
+        "        reads[i] += 1; over.wait(0.0005)\\n"
+        "        if len(energy) != 1:\\n"
+        "            wrong.append((i, energy))\\n''')"
+    )
+    session.ask("[threading.Thread(target=read, args=(i,), daemon=True).start() for i in range(3)]")
+    for step in (1, 2):
+        node.put(step, {"fi.83": f"ull {step}", "fi.191": f"ull {step}"})
+        session.until(f"nvmlDeviceGetFieldValues(gpus[{step}], [191])[0].value.ullVal", str(step))
+    assert session.ask("over.set() or (wrong, min(reads) > 10)") == "([], True)"
+
+
+def test_a_call_may_be_slow(node: Scenario) -> None:
+    node.put(0, {"delay_ms.nvmlDeviceGetName": 60})
+    took = run_python(
+        node,
+        BEGIN + "import time; begun = time.monotonic(); nvmlDeviceGetName(gpus[0]); print(time.monotonic() - begun)",
+    )
+    assert float(took) >= 0.06
+
+
+def test_a_line_that_is_no_line_of_a_scenario_is_told_and_there_is_no_driver(node: Scenario) -> None:
+    (node.folder / "scenario").write_text("0.power_mw\n")
+    ended = subprocess.run(
+        [sys.executable, "-c", BEGIN], env=node.environment, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert "line 1 of the scenario, `0.power_mw`, is not `[GPU.]key value`" in ended.stderr
+    assert "DriverNotLoaded" in ended.stderr

@@ -24,6 +24,7 @@ CACHE = SOURCES.parents[1] / "build/nvml_double"
 _SONAME = "libnvidia-ml.so.1"
 _FLAGS = (
     "-std=gnu11",
+    "-D_GNU_SOURCE",
     "-O2",
     "-shared",
     "-fPIC",

@@ -67,6 +67,8 @@ extern const struct call system_call;
 /* The address of a file beside the scenario; false when there is no scenario. */
 bool beside_scenario(char *path, size_t size, const char *name);
 void read_changed_scenario(void);
+/* The next read_changed_scenario looks at the file, however soon after the last look. */
+void look_at_once(void);
 /* NVML_ERROR_ARGUMENT_VERSION_MISMATCH unless version is one of the count in known (oldest first) that `struct_max.<function>`
    lets pass: 0 refuses all, 1 knows the first only. */
 nvmlReturn_t check_version(int fn, unsigned int version, const unsigned int *known, int count);

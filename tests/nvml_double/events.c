@@ -114,9 +114,11 @@ nvmlReturn_t nvmlEventSetWait_v2(nvmlEventSet_t set, nvmlEventData_t *data, unsi
             return NVML_ERROR_TIMEOUT;
         struct pollfd watch = {set->watch, POLLIN, 0};
         poll(&watch, 1, (int)(left_ms < LOOK_AGAIN_MS ? left_ms : LOOK_AGAIN_MS));
-        if (watch.revents != 0)
+        if (watch.revents != 0) {
             while (read(set->watch, drained, sizeof drained) > 0)
                 ;
+            look_at_once();
+        }
         read_changed_scenario();
         CHECK(still_waiting(FN_nvmlEventSetWait_v2));
     }
