@@ -38,7 +38,8 @@ class Outbox:
         self._loop = asyncio.get_running_loop()
         self._listening = False
         self._live_acked = False
-        self._acked_sequence = 0
+        #: Newest block that any collector acked.
+        self.acked_sequence = 0
         # Whether the newest block is in `blocks` or was sent, so that the next one makes sense without being a keyframe.
         self._in_chain = False
         # Sequences that were sent on this connection and are not acked, as [first, last]: one run for each chain.
@@ -85,7 +86,7 @@ class Outbox:
 
     def send_newest(self) -> None:
         """Queues the newest block as a keyframe, so that a collector that comes back need not wait for the next tick."""
-        if self.sampler.sequence > self._acked_sequence:
+        if self.sampler.sequence > self.acked_sequence:
             self.blocks.append(self.sampler.keyframe())
             self.wake.set()
 
@@ -112,7 +113,7 @@ class Outbox:
                 self._under_way.popleft()
             else:
                 self._under_way[0][0] = done + 1
-        self._acked_sequence = max(sequence, self._acked_sequence)
+        self.acked_sequence = max(sequence, self.acked_sequence)
         if not self._live_acked:
             self._live_acked = True
             self.spilled.set()
