@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         tree, told = node(Path(folder) / "node", args.ports), Told(Path(folder))
-        gate = CounterGate(told.events, "boot")
+        gate = CounterGate(told.events)
         roots = {"procfs": tree.procfs, "sysfs": tree.sysfs}
         network = NetworkSource(LinkWatch("network", told.events, told.clock, tree.sysfs), **roots)
         ports = InfinibandSource(
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         slow: list[Source] = [
             *(ProtocolSource(), ClockSyncSource(), KernelTablesSource(), BlockedProcessesSource()),
             *(InterfaceSource(tree.sysfs), InfinibandCounterSource(gate, told.clock, tree.sysfs)),
-            *(EthtoolSource(CounterGate(told.events, "b"), told.clock), FilesystemSource(told.events, told.clock)),
+            *(EthtoolSource(CounterGate(told.events), told.clock), FilesystemSource(told.events, told.clock)),
         ]
         paces = {
             pace: {source.name: cost_ms(source, args.samples) for source in sources}

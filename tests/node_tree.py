@@ -87,15 +87,15 @@ class Told:
     def __init__(self, folder: Path) -> None:
         self.clock = ManualClock()
         self._path = folder / "spool"
-        self._open()
+        self._open("boot-1")
 
-    def restart(self) -> None:
+    def restart(self, boot: str = "boot-1") -> None:
         """Another agent begins with what the present one has on disk; sources belong to one agent."""
         self._spool.close()
-        self._open()
+        self._open(boot)
 
-    def _open(self) -> None:
-        self._spool = Spool(self._path, "boot")
+    def _open(self, boot: str) -> None:
+        self._spool = Spool(self._path, boot)
         self.events = Events(self._spool, {}, self.clock, lambda: None, simulated=False)
         self._read = 0
         self.new()

@@ -90,7 +90,7 @@ def scrape(address: str) -> tuple[Mapping[Series, float], Mapping[str, str]]:
 
 def ours(folder: Path) -> list[Reading]:
     told, clock = Told(folder), SystemClock()
-    gate = CounterGate(told.events, "boot")
+    gate = CounterGate(told.events)
     sources: list[Source] = [
         *(HostSource(), PressureSource(), ProtocolSource(), ClockSyncSource(), KernelTablesSource()),
         *(InterfaceSource(), EthtoolSource(gate, clock), InfinibandCounterSource(gate, clock)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from switchgear.agent.sources import counter_gate, filesystems, links
-from switchgear.agent.sources.links import DOWN_S, DOWN_WHILE_FLAPPING_S, FLAPS, LOST_S, STABLE_S, Link, Links
+from switchgear.agent.sources.links import BOOT_S, DOWN_S, DOWN_WHILE_FLAPPING_S, FLAPS, LOST_S, STABLE_S, Link, Links
 from switchgear.core.catalog.kinds import KINDS, NODE_KINDS, kind
 
 ADDRESS = "0000:9a:00.1"
@@ -12,8 +12,8 @@ ADDRESS = "0000:9a:00.1"
 class Wire:
     """One port, `eth2`, looked at once a second."""
 
-    def __init__(self, state: str = "", *, downs: int | None = None) -> None:
-        self.links = Links(state)
+    def __init__(self, state: str = "", *, downs: int | None = None, boot: str = "boot-1") -> None:
+        self.links = Links(boot, state)
         self.now_s = 1000.0
         self.downs = downs
 
@@ -173,20 +173,41 @@ def test_a_port_that_was_there_before_the_restart_is_missed_after_it() -> None:
     assert Wire(before.links.state()).look(gone=True, seconds=LOST_S + 2) == [links.LOST]
 
 
+def test_after_a_boot_ports_have_time_to_come_up_and_are_missed_when_they_do_not() -> None:
+    before = Wire()
+    before.up()
+    state = before.links.state()
+    booted = Wire(state, boot="boot-2")
+    assert [*booted.down(BOOT_S / 2), *booted.up(10)] == []
+    assert booted.down(3) == [links.DOWN]
+    assert Wire(state, boot="boot-2").down(BOOT_S + 1) == [links.DOWN]
+    missing = Wire(state, boot="boot-2")
+    assert missing.look(gone=True, seconds=BOOT_S) == []
+    assert missing.look(gone=True, seconds=1) == [links.LOST]
+
+
+def test_a_boot_that_mends_a_port_clears_it() -> None:
+    before = Wire()
+    before.up()
+    before.down(10)
+    after = Wire(before.links.state(), boot="boot-2")
+    assert [*after.down(60), *after.up()] == [links.UP]
+
+
 def test_a_damaged_state_counts_as_none() -> None:
-    for state in ("{", "[]", "7", '{"eth2":7}', '{"eth2":["","",0,1]}'):
+    for state in ("{", "[]", "7", '["boot-1",7]', '["boot-1",{"eth2":7}]', '["boot-1",{"eth2":["","",0,1]}]'):
         assert Wire(state).down(100) == []
 
 
 def test_ports_beyond_the_bound_are_left_out() -> None:
     crowd = [Link(f"eth{index}", True) for index in range(links.PORTS_MAX * 2)]
-    watched = Links()
+    watched = Links("boot-1")
     assert list(watched.look(crowd, (), 0)) == []
     assert len(watched.missing([])) == links.PORTS_MAX
 
 
 def test_each_finding_belongs_to_the_state_at_its_moment() -> None:
-    watched = Links()
+    watched = Links("boot-1")
     pair = [Link("a", True), Link("b", True)]
     list(watched.look(pair, (), 0))
     down = [Link("a", False), Link("b", False)]

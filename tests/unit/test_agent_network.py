@@ -45,7 +45,7 @@ def network(tree: NodeTree, told: Told) -> NetworkSource:
 
 
 def infiniband(tree: NodeTree, told: Told) -> tuple[InfinibandSource, InfinibandCounterSource]:
-    gate = CounterGate(told.events, "boot-1")
+    gate = CounterGate(told.events)
     watch = LinkWatch("infiniband", told.events, told.clock, tree.sysfs)
     return (
         InfinibandSource(watch, gate, told.clock, tree.sysfs),
@@ -303,15 +303,17 @@ def test_a_device_whose_counters_fail_as_restricted_ones_do_is_left_alone_withou
 
 
 def test_a_restriction_holds_over_a_restart_of_the_agent_until_the_next_boot(told: Told) -> None:
-    gate = CounterGate(told.events, "boot-1")
+    gate = CounterGate(told.events)
     gate.probed(ADDRESS, 0)
     gate.close(ADDRESS, "EINVAL")
-    assert CounterGate(told.events, "boot-1").access(ADDRESS, 0) is Access.CLOSED
-    assert CounterGate(told.events, "boot-2").access(ADDRESS, 0) is Access.PROBE
+    told.restart()
+    assert CounterGate(told.events).access(ADDRESS, 0) is Access.CLOSED
+    told.restart(boot="boot-2")
+    assert CounterGate(told.events).access(ADDRESS, 0) is Access.PROBE
 
 
 def test_complaints_that_others_cause_later_change_nothing(told: Told) -> None:
-    gate = CounterGate(told.events, "boot-1")
+    gate = CounterGate(told.events)
     gate.probed(ADDRESS, 0)
     told.events.tell("kernel_log", Finding(COMPLAINT, "…", pci="0000:1b:00"))
     assert gate.access(ADDRESS, PROBE_S / 2) is Access.WAIT
@@ -356,7 +358,7 @@ def test_the_kernel_answers_our_ethtool_questions() -> None:
 
 def test_statistics_are_asked_of_physical_interfaces_alone(tree: NodeTree, told: Told) -> None:
     tree.interface("lo")
-    assert EthtoolSource(CounterGate(told.events, "b"), told.clock, tree.sysfs).sample() == []
+    assert EthtoolSource(CounterGate(told.events), told.clock, tree.sysfs).sample() == []
 
 
 def test_retransmits_and_timeouts_of_tcp_are_told_under_node_exporters_names(tree: NodeTree) -> None:

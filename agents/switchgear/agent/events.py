@@ -60,6 +60,11 @@ class Events:
         """From now on `judge` says, in the thread that tells a finding, whether it is news; one that is not goes no further."""
         self._judge = judge
 
+    @property
+    def boot_id(self) -> str:
+        """Changes with each boot of the machine."""
+        return self._spool.boot_id
+
     def cursor(self, source: str) -> str:
         """Where `source` was when it last told something or moved; "" before the first."""
         return self._spool.cursor(source)

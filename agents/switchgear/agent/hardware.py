@@ -72,7 +72,7 @@ def open_hardware(settings: AgentSettings, kernel_boot_id: str, events: Events, 
     log_cursor = events.cursor(KERNEL_LOG)
     board = Board()
     with ExitStack() as stack:
-        workers = node_workers(events, clock, kernel_boot_id, DEADLINE_S)
+        workers = node_workers(events, clock, DEADLINE_S)
         if settings.sim_gpus:
             driver = _simulated(settings, clock)
             stack.enter_context(running_thread(driver.run, driver.close, "simulated-faults"))

@@ -19,9 +19,9 @@ from switchgear.agent.worker import Worker
 from switchgear.core.clock import Clock
 
 
-def node_workers(events: Events, clock: Clock, kernel_boot_id: str, deadline_s: float) -> list[Worker]:
+def node_workers(events: Events, clock: Clock, deadline_s: float) -> list[Worker]:
     """One for each thing that can hang by itself: the links' state does not wait for what asks a driver or its firmware."""
-    gate = CounterGate(events, kernel_boot_id)
+    gate = CounterGate(events)
     host = (
         HostSource(),
         PressureSource(),

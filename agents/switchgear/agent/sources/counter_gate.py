@@ -35,19 +35,15 @@ class Access(Enum):
 
 
 class CounterGate:
-    """Asked before counters of a device are read. Times are passed in; safe for several threads.
+    """Asked before counters of a device are read. Times are passed in; safe for several threads. What it finds holds until the next boot."""
 
-    boot_id: of the kernel; what was found holds until the next boot.
-    """
-
-    def __init__(self, events: Events, boot_id: str) -> None:
+    def __init__(self, events: Events) -> None:
         self._events = events
-        self._boot_id = boot_id
         self._lock = threading.Lock()
         self._probing_since_s = dict[str, float]()
         self._open = set[str]()
         self._complained = set[str]()
-        self._closed = _restored(events.cursor(SOURCE), boot_id)
+        self._closed = _restored(events.cursor(SOURCE), events.boot_id)
         events.observe(self._hear)
 
     def access(self, address: str, now_s: float) -> Access:
@@ -84,7 +80,7 @@ class CounterGate:
             if not pci or pci in self._closed:
                 return
             self._closed.add(pci)
-            cursor = json.dumps([self._boot_id, sorted(self._closed)])
+            cursor = json.dumps([self._events.boot_id, sorted(self._closed)])
         text = f"counters of the network device at {address} are not read any more: {why}"
         self._events.tell(SOURCE, Finding(RESTRICTED, text, pci=pci), cursor=cursor)
 

@@ -24,7 +24,7 @@ class LinkWatch:
         self._events = events
         self._clock = clock
         self._sysfs = sysfs
-        self._links = Links(events.cursor(source))
+        self._links = Links(events.boot_id, events.cursor(source))
 
     def see(self, seen: Sequence[Link]) -> None:
         """`seen`: all ports of this kind that there are now."""

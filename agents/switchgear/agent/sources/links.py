@@ -33,6 +33,9 @@ FLAP_WINDOW_S = 600.0
 STABLE_S = 600.0
 #: Reloading the driver of eight adapters takes up to half a minute, in which they are not there.
 LOST_S = 60.0
+#: After a boot drivers are loaded, built perhaps, and links train and wait for their subnet manager: a port of the boot before is missed
+#: when it is not there or not up after this long. (NVIDIA/NVSentinel 1701: links that are down after each boot drained nodes.)
+BOOT_S = 600.0
 #: More ports than any node has; bounds what is remembered and kept.
 PORTS_MAX = 128
 
@@ -59,6 +62,8 @@ class _Port:
     address: str
     #: Was up at least once.
     known: bool = False
+    #: Known from another boot, and not seen up in this one.
+    awaited: bool = False
     #: DOWN or LOST when that was told and is not cleared; else "".
     told: str = ""
     flapping: bool = False
@@ -74,17 +79,21 @@ class _Port:
 
 
 class Links:
-    """The ports of one kind. state: what `state` returned in an earlier life, or ""; damaged, it counts as none."""
+    """The ports of one kind.
 
-    def __init__(self, state: str = "") -> None:
-        self._ports = _restored(state)
+    boot_id: of the kernel. state: what `state` returned in an earlier life, or ""; damaged, it counts as none.
+    """
+
+    def __init__(self, boot_id: str, state: str = "") -> None:
+        self._boot_id = boot_id
+        self._ports = _restored(state, boot_id)
         #: Counts up whenever what `state` returns may have changed.
         self.revision = 0
 
     def state(self) -> str:
         """What has to be known in the next life: which ports there are, and what was told of them. At most a few KiB."""
         kept = {name: [port.address, port.told, int(port.flapping)] for name, port in self._ports.items() if port.known}
-        return json.dumps(kept, separators=(",", ":"))
+        return json.dumps([self._boot_id, kept], separators=(",", ":"))
 
     def missing(self, seen: Sequence[Link]) -> Mapping[str, str]:
         """The addresses of ports that were there and are not among `seen`, by name."""
@@ -152,6 +161,9 @@ class Links:
         if not port.known:
             port.known = True
             self.revision += 1
+        elif port.awaited:
+            down_since_s = None
+        port.awaited = False
         if port.told == DOWN:
             port.told = ""
             port.quiet_since_s = now_s
@@ -170,7 +182,8 @@ class Links:
         if port.down_since_s is None:
             port.down_since_s = now_s
         port.quiet_since_s = now_s
-        if not port.told and now_s - port.down_since_s >= (DOWN_WHILE_FLAPPING_S if port.flapping else DOWN_S):
+        patience_s = BOOT_S if port.awaited else DOWN_WHILE_FLAPPING_S if port.flapping else DOWN_S
+        if not port.told and now_s - port.down_since_s >= patience_s:
             port.told = DOWN
             self.revision += 1
             yield _finding(DOWN, link.name, port, f"is down{f' ({link.state})' if link.state else ''}", link)
@@ -179,7 +192,7 @@ class Links:
         port.up, port.downs, port.down_since_s = None, None, None
         if port.missing_since_s is None:
             port.missing_since_s = now_s
-        if port.told == LOST or now_s - port.missing_since_s < LOST_S:
+        if port.told == LOST or now_s - port.missing_since_s < (BOOT_S if port.awaited else LOST_S):
             return
         self.revision += 1
         if gone and port.known:
@@ -198,12 +211,16 @@ def _finding(kind: str, name: str, port: _Port, text: str, link: Link | None = N
     return Finding(kind, f"{name} {text}", pci=normal_pci(port.address), detail=detail)
 
 
-def _restored(state: str) -> dict[str, _Port]:
+def _restored(state: str, boot_id: str) -> dict[str, _Port]:
     try:
-        kept = json.loads(state or "{}")
+        boot, kept = json.loads(state or '["",{}]')
         return {
             str(name): _Port(
-                str(address), known=True, told=told if told in (DOWN, LOST) else "", flapping=bool(flapping)
+                str(address),
+                known=True,
+                awaited=boot != boot_id,
+                told=told if told in (DOWN, LOST) else "",
+                flapping=bool(flapping),
             )
             for name, (address, told, flapping) in list(kept.items())[:PORTS_MAX]
         }
