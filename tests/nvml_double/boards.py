@@ -280,10 +280,8 @@ def _nvlinks(board: str, index: int, *, moving: bool) -> dict[str, str]:
         values |= {f"nvlink.{link}.error.{counter}": "0" for counter in range(5)}
         if board == "h100":
             values |= {f"fi.{field}.{link}": "ull 0" for field in range(161, 164)}
-    if board == "b200":
-        return values
-    # Errors summed over the links: CRC of flits and data, replays, recoveries, ECC.
-    values |= {f"fi.{field}": "ull 0" for field in (38, 45, 52, 59, 160)}
+    if board != "b200":  # summed over the links: CRC of flits and data, replays, recoveries, ECC
+        values |= {f"fi.{field}": "ull 0" for field in (38, 45, 52, 59, 160)}
     for scope, count in [(link, 1) for link in range(links)] + [(0xFFFFFFFF, links)]:
         for field in range(138, 142):
             still = 1_000_000 * (field - 137) * count + index
@@ -292,7 +290,7 @@ def _nvlinks(board: str, index: int, *, moving: bool) -> dict[str, str]:
 
 
 def _nvlink5(link: int, index: int, *, moving: bool) -> dict[str, str]:
-    """Counters of a link of the fifth generation, which has those of before no more."""
+    """Counters of a link of the fifth generation, in place of the error counters of before."""
     values = {f"fi.{field}.{link}": "ull 0" for field in (*range(205, 216), 219, 221, *range(235, 251))}
     values |= {f"fi.{field}.{link}": f"ull {15 << 8 | 254}" for field in (220, 222)}  # 15e-254: none
     for field in range(201, 205):
