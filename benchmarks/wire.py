@@ -60,7 +60,7 @@ async def ours(recording: Recording, folder: Path) -> dict[str, Any]:
     clock = ManualClock()
     ingest = Ingest(
         windows,
-        EventWriter(nothing, lambda _: False, int),
+        EventWriter(nothing, lambda _: False, lambda: None),
         clock,
         CollectorMetrics(CollectorRegistry()),
         connected=nothing,
@@ -140,21 +140,21 @@ async def over_grpc(bodies: list[bytes]) -> float:
     async def export(_request: bytes, _context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         return b""
 
-    handler = grpc.unary_unary_rpc_method_handler(export)
+    handler: Any = grpc.unary_unary_rpc_method_handler(export)
     name = "opentelemetry.proto.collector.metrics.v1.MetricsService"
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {"Export": handler}),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with counting(f"127.0.0.1:{port}") as counted, grpc.aio.insecure_channel(counted.address) as channel:
-        call = channel.unary_unary(f"/{name}/Export")
+        call: Any = channel.unary_unary(f"/{name}/Export")
         await call(bodies[0])
         begin = counted.sent
         for body in bodies[1:]:
             await call(body)
         sent = counted.sent - begin
     await server.stop(0)
-    return sent / (len(bodies) - 1)
+    return float(sent / (len(bodies) - 1))
 
 
 async def compare(recording: Recording) -> dict[str, dict[str, Any]]:

@@ -57,12 +57,12 @@ class Decoder:
 
     def decode(self, block: Block, count: int) -> tuple[Ids, Values]:
         """Ids and values of a block. count: series in the dictionary."""
+        in_step, self._in_step = self._in_step, False
         if len(block.values_f64) % 8 or len(block.series_ids) % 4:
             raise protocol("values must be float64 and ids uint32")
         if any(not 0 <= series_id < count for series_id in block.unknown):
             raise protocol("an unknown value has an id that is not in the dictionary")
         values = np.frombuffer(block.values_f64, "<f8")
-        in_step, self._in_step = self._in_step, False
         if block.deltas is None:
             # One in which nothing changed is neither plain nor with deltas.
             self._in_step = in_step and not block.keyframe and not len(values)
