@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from prometheus_client import CollectorRegistry, generate_latest
 
 from switchgear.agent.readings import Reading, SeriesKey
+from switchgear.agent.sources.blocked import WHAT as BLOCKED
 from switchgear.agent.sources.gpu_metrics import METRICS
 
 #: Labels that say who uses a GPU, by GPU index and MIG GPU instance ("" for a whole GPU).
@@ -94,9 +95,16 @@ class _Layout:
 
 
 def _header(key: SeriesKey) -> str:
-    metric = METRICS.get(key.metric)
-    described = f"# HELP {key.metric} {_escape_help(metric.what)}\n" if metric else ""
+    what = _what(key.metric)
+    described = f"# HELP {key.metric} {_escape_help(what)}\n" if what else ""
     return f"{described}# TYPE {key.metric} {key.kind.value}\n"
+
+
+def _what(metric: str) -> str:
+    """What the metric means, in words; "" when nothing is known of it."""
+    if metric in METRICS:
+        return METRICS[metric].what
+    return "As node_exporter's metric of this name" if metric.startswith(_HOST) else BLOCKED.get(metric, "")
 
 
 def _name(key: SeriesKey, users: UserLabels) -> str:

@@ -9,6 +9,12 @@ from switchgear.agent.readings import Kind, Reading, SeriesKey, known, series
 from switchgear.agent.sources.kernel_files import PROCFS, names, read_once, word
 
 METRIC = "switchgear_blocked_processes"
+BY_PLACE = "switchgear_blocked_processes_by_place"
+#: For people who read `/metrics`.
+WHAT = {
+    METRIC: "Processes that wait uninterruptibly, and did so when they were looked at before",
+    BY_PLACE: "Those by the kernel function that they wait in",
+}
 #: Looked at in one sample, some 20 us each; with more processes than that the next sample goes on behind them.
 LOOKS_MAX = 256
 #: Places in the kernel that get a series of their own in the life of an agent; the rest is `other`.
@@ -88,4 +94,4 @@ class BlockedProcessesSource:
 
 
 def _key(place: str) -> SeriesKey:
-    return series(f"{METRIC}_by_place", "", Kind.GAUGE, ("wchan", place))
+    return series(BY_PLACE, "", Kind.GAUGE, ("wchan", place))
