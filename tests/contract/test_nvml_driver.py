@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from nvml_agent import NvmlAgent
 from nvml_double.fixtures import scenario_or_skip
-from nvml_double.scenario import GPU_IS_LOST, NO_PERMISSION, UNKNOWN, Scenario
+from nvml_double.scenario import GPU_IS_LOST, NO_PERMISSION, NOT_SUPPORTED, UNKNOWN, Scenario
 
 from switchgear.agent.sources.gpu_metrics import METRICS
 
 PCI_1 = "0000:29:00"
+INVALID_ARGUMENT = 2
 
 
 @pytest.fixture
@@ -125,6 +126,38 @@ def test_what_a_gpu_does_not_have_is_asked_once_and_has_no_series(node: Scenario
     assert node.calls().of("nvmlDeviceGetEncoderUtilization", 0) == 1
     assert node.calls().of("field 82", 0) == 1
     assert node.calls().of("field 83", 0) == 5
+
+
+def test_what_a_gpu_had_once_is_not_given_up_when_the_driver_refuses_it_later(node: Scenario, agent: NvmlAgent) -> None:
+    assert one(agent.fast(0), "DCGM_FI_DEV_DEC_UTIL") == 0
+    node.unsupport(0, "nvmlDeviceGetDecoderUtilization")
+    node.field(0, 82, f"! {NOT_SUPPORTED}")
+    agent.until(lambda: one(agent.fast(0), "DCGM_FI_DEV_DEC_UTIL"), "Not Supported")
+    assert one(agent.fast(0), "DCGM_FI_DEV_MEMORY_TEMP") == "Not Supported"
+    node.remove(0, "error.nvmlDeviceGetDecoderUtilization")
+    node.field(0, 82, 60, kind="uint")
+    agent.until(lambda: one(agent.fast(0), "DCGM_FI_DEV_DEC_UTIL"), 0)
+    assert one(agent.fast(0), "DCGM_FI_DEV_MEMORY_TEMP") == 60
+
+
+def test_a_handle_that_is_void_is_looked_up_again_after_a_while(node: Scenario, agent: NvmlAgent) -> None:
+    assert one(agent.fast(0), "DCGM_FI_DEV_GPU_TEMP") == 45
+    node.fail(0, "nvmlDeviceGetUtilizationRates", INVALID_ARGUMENT)
+    agent.until(lambda: one(agent.fast(0), "DCGM_FI_DEV_GPU_TEMP"), "Invalid Argument")
+    node.remove(0, "error.nvmlDeviceGetUtilizationRates")
+    agent.advance(31)
+    agent.until(lambda: one(agent.fast(0), "DCGM_FI_DEV_GPU_TEMP"), 45)
+    assert agent.told() == []
+
+
+def test_a_byte_counter_of_32_bits_that_wraps_within_a_tick_is_left_out(node: Scenario, tmp_path: Path) -> None:
+    node.field(0, 197, 5, kind="uint")
+    node.field(0, 198, 2**40)
+    agent = NvmlAgent(node, tmp_path / "agent")
+    values = agent.fast(0)
+    agent.close()
+    assert one(values, "switchgear_gpu_pcie_transmit_bytes_total") is None
+    assert one(values, "switchgear_gpu_pcie_receive_bytes_total") == 2**40
 
 
 def test_one_call_a_tick_reads_all_fields(node: Scenario, agent: NvmlAgent) -> None:

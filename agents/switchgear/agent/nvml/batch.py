@@ -19,6 +19,7 @@ _NOT_AVAILABLE = "not available"
 _HEAD = "24x"
 _VALUE_OF_TYPE = {0: "d", 1: "I4x", 2: "Q", 3: "Q", 4: "q", 5: "i4x", 6: "H6x"}
 _ENTRY_BYTES = 40
+_WIDE = frozenset({2, 3, 4})
 
 
 class FieldBatch:
@@ -27,6 +28,7 @@ class FieldBatch:
     def __init__(self, nvml: Nvml, handle: Any, fields: Sequence[Field]) -> None:
         self._nvml = nvml
         self._handle = handle
+        self._proven = set[Field]()
         try:
             self._call = nvml.function("nvmlDeviceGetFieldValues")
         except nvml.Error:  # a driver of before 2016
@@ -55,17 +57,20 @@ class FieldBatch:
 
     def _one_by_one(self) -> list[float | str]:
         """As `read`, for a call that some field did not answer, or answered with another type than before."""
-        supported = [
-            field
-            for field, entry in zip(self._fields, self._array, strict=True)
-            if entry.nvmlReturn not in library.UNSUPPORTED
-        ]
-        entries = [entry for entry in self._array if entry.nvmlReturn not in library.UNSUPPORTED]
-        values = [self._value(field, entry) for field, entry in zip(supported, entries, strict=True)]
-        types = tuple(entry.valueType if entry.nvmlReturn == library.SUCCESS else 0 for entry in entries)
-        if len(supported) < len(self._fields) or types != self._types:
-            self._ask(supported, types)
+        answers = list(zip(self._fields, self._array, strict=True))
+        self._proven.update(field for field, entry in answers if entry.nvmlReturn == library.SUCCESS)
+        answers = [(field, entry) for field, entry in answers if self._supports(field, entry)]
+        values = [self._value(field, entry) for field, entry in answers]
+        types = tuple(entry.valueType if entry.nvmlReturn == library.SUCCESS else 0 for _, entry in answers)
+        if len(answers) < len(self._fields) or types != self._types:
+            self._ask([field for field, _ in answers], types)
         return values
+
+    def _supports(self, field: Field, entry: Any) -> bool:
+        """A field that was answered once stays, whatever the driver says later."""
+        if field.wide and entry.nvmlReturn == library.SUCCESS and entry.valueType not in _WIDE:
+            return False
+        return entry.nvmlReturn not in library.UNSUPPORTED or field in self._proven
 
     def _ask(self, fields: Sequence[Field], types: tuple[int, ...] = ()) -> None:
         """types: of the values, as the driver gave them; without, the first reading finds out."""

@@ -226,21 +226,27 @@ class Reader:
         self._nvml = nvml
         self._handle = handle
         self._ways = list(call.ways)
+        self._proven = False
         self._metrics = call.metrics
 
     def read(self) -> list[tuple[str, tuple[()], float | str]]:
-        """The values; nothing when no way is supported. Raises NVMLError for what concerns the whole GPU or driver."""
+        """The values; nothing when no way is supported.
+
+        Raises NVMLError for what concerns the whole GPU or driver; INVALID_ARGUMENT where the call was good before, which means that
+        the handle is void.
+        """
         while self._ways:
             try:
                 values = self._ways[0].read(self._nvml.py, self._handle)
             except self._nvml.Error as error:
                 code = code_of(error)
-                if code in library.UNSUPPORTED:
+                if code in library.UNSUPPORTED and not self._proven:
                     del self._ways[0]
                     continue
-                if code in library.LOST or code in library.BROKEN:
+                if code in library.LOST or code in library.BROKEN or code == library.INVALID_ARGUMENT:
                     raise
                 return [(metric, (), str(error)) for metric in self._metrics]
+            self._proven = True
             return [
                 (metric, (), value) for metric, value in zip(self._metrics, values, strict=True) if value is not None
             ]

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 LOST = "GPU is lost"
 SUSPENDED = "not sampled: suspended"
 NO_DRIVER = "the driver is not there"
-#: From one look for a lost GPU to the next: it comes back by a reset or by a new binding, which take longer.
+#: Until a GPU whose handle was no good is looked for again: it comes back by a reset or by a new binding, which take longer.
 LOOK_AGAIN_S = 30.0
 
 
@@ -46,7 +46,9 @@ class Gpu:
         #: A call about it may be under way.
         self.busy = False
         self.lost = False
+        #: Until when nothing is asked of it, and why.
         self.look_again_s = 0.0
+        self.away = ""
         self.power = RuntimePower(identity.pci_bus_id, sysfs)
         self.session: Session | None = None
         self.handle: Any = None
@@ -130,8 +132,8 @@ class NvmlDriver:
                 return gpu.unknown(self._reason, slow=slow)
             if gpu.power.suspended():
                 return gpu.unknown(SUSPENDED, slow=slow)
-            if gpu.lost and self._clock.monotonic_s() < gpu.look_again_s:
-                return gpu.unknown(LOST, slow=slow)
+            if self._clock.monotonic_s() < gpu.look_again_s:
+                return gpu.unknown(gpu.away, slow=slow)
             return self._read(gpu, session, slow=slow)
         finally:
             gpu.busy = False
@@ -156,8 +158,10 @@ class NvmlDriver:
             code = code_of(error)
             if code in library.BROKEN:
                 session.broken.set()
-            elif code in library.LOST or (gpu.lost and code == library.NOT_FOUND):
+            elif code in library.LOST or code == library.NOT_FOUND:
                 return self._lose(gpu, slow=slow)
+            elif code == library.INVALID_ARGUMENT:  # its handle is void, as after it was bound to its driver anew
+                self._leave(gpu, str(error))
             return gpu.unknown(str(error), slow=slow)
         if gpu.lost:
             self._find(gpu)
@@ -167,8 +171,7 @@ class NvmlDriver:
         return gpu.keep(values, slow=slow)
 
     def _lose(self, gpu: Gpu, *, slow: bool) -> Iterable[Value]:
-        gpu.forget()
-        gpu.look_again_s = self._clock.monotonic_s() + LOOK_AGAIN_S
+        self._leave(gpu, LOST)
         if not gpu.lost:
             gpu.lost = True
             identity = gpu.identity
@@ -176,6 +179,12 @@ class NvmlDriver:
             text = f"NVML: GPU {identity.index} at {identity.pci_bus_id} is lost"
             self._tell(Finding(GPU_LOST, text, pci=gpu.pci, gpu=identity.index, detail={"uuid": identity.uuid}))
         return gpu.unknown(LOST, slow=slow)
+
+    def _leave(self, gpu: Gpu, reason: str) -> None:
+        """Nothing is asked of it for a while, and then with a new handle."""
+        gpu.forget()
+        gpu.away = reason
+        gpu.look_again_s = self._clock.monotonic_s() + LOOK_AGAIN_S
 
     def _find(self, gpu: Gpu) -> None:
         gpu.lost = False

@@ -15,8 +15,10 @@ from switchgear.agent.nvml.library import Nvml, code_of
 
 #: How long one wait lasts: `close` takes effect within it.
 WAIT_MS = 1000
-#: Until events are waited for again after the driver refused; a GPU that is lost makes it refuse at once.
+#: Until events are waited for again after the driver refused twice.
 PAUSE_S = 5.0
+#: Waits after which the set is made anew for a GPU that could not take part and may now.
+REOPEN_WAITS = 5
 _NO_INSTANCE = 0xFFFFFFFF
 
 
@@ -54,7 +56,7 @@ ACTIONS = (
 
 
 class EventSet:
-    """The events of some GPUs in one session; made anew without the GPUs that are lost when the driver refuses to wait."""
+    """The events of the GPUs in one session; made anew when the driver refuses to wait, as it does when one of them is lost."""
 
     def __init__(self, nvml: Nvml, gpus: Sequence[Gpu], tell: Callable[[Finding], None]) -> None:
         self._nvml = nvml
@@ -63,29 +65,35 @@ class EventSet:
         self._set: Any = None
         self._by_address = dict[int, Gpu]()
         self._left_out = list[Gpu]()
+        self._waits = 0
+        self._refused = False
         self._open()
 
     def wait(self, broken: threading.Event) -> None:
         """Waits for one event, at most a second; sets `broken` when the driver went away."""
-        if self._set is None:
-            if not broken.wait(PAUSE_S):
-                self._open()
+        if self._set is None and broken.wait(PAUSE_S):
             return
-        if any(_takes_part(gpu) for gpu in self._left_out):
+        if self._set is None or (self._waits >= REOPEN_WAITS and any(_takes_part(gpu) for gpu in self._left_out)):
             self.close()
             self._open()
             return
+        self._waits += 1
         try:
             data = self._nvml.py.nvmlEventSetWait_v2(self._set, WAIT_MS)
         except self._nvml.Error as error:
             code = code_of(error)
             if code == library.TIMEOUT:
+                self._refused = False
                 return
             if code in library.BROKEN:
                 broken.set()
                 return
             self.close()
+            if not self._refused:  # a set without the GPU that is lost may do
+                self._open()
+            self._refused = True
             return
+        self._refused = False
         if (finding := self._finding(data)) is not None:
             self._tell(finding)
 
@@ -101,20 +109,24 @@ class EventSet:
         """A set with every GPU that takes part; none when no GPU does."""
         py = self._nvml.py
         self._by_address.clear()
-        self._left_out = [gpu for gpu in self._gpus if not _takes_part(gpu)]
+        self._left_out = []
+        self._waits = 0
         try:
             self._set = py.nvmlEventSetCreate()
         except self._nvml.Error:
             return
         for gpu in self._gpus:
-            if gpu in self._left_out:
+            if not _takes_part(gpu):
+                self._left_out.append(gpu)
                 continue
             try:
                 handle = py.nvmlDeviceGetHandleByUUID(gpu.identity.uuid)
                 wanted = py.nvmlDeviceGetSupportedEventTypes(handle) & sum(type_.bit for type_ in TYPES)
                 py.nvmlDeviceRegisterEvents(handle, wanted, self._set)
-            except self._nvml.Error:
-                continue  # a GPU without events, or one that cannot be asked now
+            except self._nvml.Error as error:
+                if code_of(error) not in library.UNSUPPORTED:
+                    self._left_out.append(gpu)
+                continue
             self._by_address[address(handle)] = gpu
         if not self._by_address:
             self.close()

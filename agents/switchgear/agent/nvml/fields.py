@@ -10,12 +10,16 @@ ALL_LINKS = 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """metric: in `METRICS`. id: `NVML_FI_*`. per: the driver's units in one of ours. scope: NVML's `scopeId`."""
+    """metric: in `METRICS`. id: `NVML_FI_*`. per: the driver's units in one of ours. scope: NVML's `scopeId`.
+
+    wide: a counter that means nothing where the driver gives 32 bits of it, since it wraps within a tick.
+    """
 
     metric: str
     id: int
     per: float = 1.0
     scope: int = 0
+    wide: bool = False
 
 
 _W = 1000  # milliwatts
@@ -27,8 +31,8 @@ FAST = (
     Field("DCGM_FI_DEV_POWER_USAGE_INSTANT", 186, _W),
     Field("switchgear_gpu_nvlink_transmit_bytes_total", 138, 1 / 1024, ALL_LINKS),
     Field("switchgear_gpu_nvlink_receive_bytes_total", 139, 1 / 1024, ALL_LINKS),
-    Field("switchgear_gpu_pcie_transmit_bytes_total", 197),
-    Field("switchgear_gpu_pcie_receive_bytes_total", 198),
+    Field("switchgear_gpu_pcie_transmit_bytes_total", 197, wide=True),
+    Field("switchgear_gpu_pcie_receive_bytes_total", 198, wide=True),
     Field("switchgear_gpu_recovery_action", 230),
 )
 
