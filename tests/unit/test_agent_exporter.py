@@ -52,6 +52,7 @@ def test_counters_keep_the_name_that_dashboards_know() -> None:
         "# HELP DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION Energy since the driver was loaded",
         "# TYPE DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION counter",
         'DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{gpu="0",UUID="GPU-0"} 5000000000.0',
+        "# HELP node_load1 As node_exporter's metric of this name",
         "# TYPE node_load1 gauge",
         "node_load1 0.25",
     ]
@@ -121,7 +122,7 @@ def test_what_node_exporter_shows_can_be_left_to_it() -> None:
 
 
 def test_promtool_reads_the_page_and_finds_nothing_but_dcgm_exporters_names() -> None:
-    page = World(known(ENERGY, 1), known(TEMPERATURE, 41), known(MIG, 0.5)).exporter.page()
+    page = World(known(ENERGY, 1), known(TEMPERATURE, 41), known(MIG, 0.5), known(LOAD, 1)).exporter.page()
     checked = subprocess.run([program("promtool"), "check", "metrics"], input=page, capture_output=True, check=False)
     complaints = checked.stderr.decode().splitlines()
     assert complaints == [
