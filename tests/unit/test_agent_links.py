@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from switchgear.agent.sources import counter_gate, filesystems, links
 from switchgear.agent.sources.links import BOOT_S, DOWN_S, DOWN_WHILE_FLAPPING_S, FLAPS, LOST_S, STABLE_S, Link, Links
 from switchgear.core.catalog.kinds import KINDS, NODE_KINDS, kind
@@ -222,3 +224,9 @@ def test_every_kind_that_the_sources_tell_is_in_the_catalog_and_nothing_else() -
     assert set(NODE_KINDS) == told
     assert not told & set(KINDS)
     assert kind(links.LOST) is not None
+
+
+def test_the_documentation_has_every_kind_with_its_severity_and_meaning() -> None:
+    text = (Path(__file__).parents[2] / "docs/host-telemetry.md").read_text()
+    rows = [f"| `{name}` | {found.severity} | {found.meaning} |" for name in NODE_KINDS if (found := kind(name))]
+    assert [row for row in rows if row not in text] == []
