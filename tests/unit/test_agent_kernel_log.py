@@ -62,7 +62,7 @@ def test_a_finding_tells_what_the_line_does() -> None:
         "intrinfo": str(0x040000C2),
         "error_status": "8",
         "action": "IGNORE",
-        "fatal": "false",
+        "level": "INFO",
     }
 
 
@@ -129,9 +129,11 @@ def test_an_sxid_counts_once_and_its_own_word_says_whether_it_is_fatal() -> None
         "nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 28006, Non-fatal, Link 46 MC TS crumbstore MCTO (First)",
         "nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 28006, Severity 0 Engine instance 46 Sub-engine instance 00",
     )
-    assert [(found.kind, found.code, found.detail["fatal"]) for found in findings(*lines)] == [("SXID", 28006, "false")]
+    assert [(found.kind, found.code, found.detail["level"]) for found in findings(*lines)] == [
+        ("SXID", 28006, "WARNING")
+    ]
     fatal = "[1.5] nvidia-nvswitch0: SXid (PCI:0000:c1:00.0): 20034, Fatal, Link 24 LTSSM Fault Up"
-    assert [(found.code, found.detail["fatal"]) for found in findings(fatal)] == [(20034, "true")]
+    assert [(found.code, found.detail["level"]) for found in findings(fatal)] == [(20034, "FATAL")]
 
 
 def test_a_text_is_cut_to_its_bound_at_a_whole_character() -> None:

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 from switchgear.collector.model import Event, Severity, Signal, signal_id
-from switchgear.collector.xid import GPU_LOST_CODE, verdict
+from switchgear.core.catalog import AGENT_KINDS, DRIVER_KINDS, GPU_LOST, NODE_KINDS, judge
+from switchgear.core.catalog import KINDS as KERNEL_KINDS
 
+#: A GPU that is gone, however it is told: recovery and scheduler know it by this name.
+_GPU_LOST = "GPU_LOST"
+_LOST_KINDS = frozenset({"GPU_FALLEN_OFF_BUS", _GPU_LOST})
+_OLD_NAMES = {"SXID_FATAL": "SXID"}
+_SILENT = "NODE_SILENT"
 #: Kinds of all signals that are raised here.
-KINDS = ("GPU_LOST", "XID", "SXID", "SOURCE_STALLED", "NODE_SILENT")
+KINDS = (
+    _GPU_LOST,
+    _SILENT,
+    *(
+        kind
+        for kinds in (KERNEL_KINDS, NODE_KINDS, DRIVER_KINDS, AGENT_KINDS)
+        for kind in kinds
+        if kind not in _LOST_KINDS
+    ),
+)
 
 
 def signals_of(event: Event) -> list[Signal]:
     """The signals that one event raises; none for a kind that is not known here."""
-    match event.kind:
-        case "XID" if event.code is not None:
-            found = verdict(event.code, event.text)
-            kind = "GPU_LOST" if event.code == GPU_LOST_CODE else "XID"
-            return [_signal(event, kind, found.severity, found.action)]
-        case "SXID":
-            return [_signal(event, "SXID", Severity.WARNING, "")]
-        case "SXID_FATAL":
-            return [_signal(event, "SXID", Severity.FATAL, "")]
-        case "SOURCE_STALLED":
-            return [_signal(event, "SOURCE_STALLED", Severity.WARNING, "")]
-    return []
+    found = judge(event.kind, event.code, event.text, event.detail)
+    if found is None:
+        return []
+    lost = event.kind in _LOST_KINDS or (event.kind == "XID" and event.code == GPU_LOST)
+    kind = _GPU_LOST if lost else _OLD_NAMES.get(event.kind, event.kind)
+    return [_signal(event, kind, found.severity, found.action)]
 
 
 def _signal(event: Event, kind: str, severity: Severity, action: str) -> Signal:
@@ -72,7 +81,7 @@ def silence_signal(node: str, silent_s: float, now_unix_ns: int) -> Signal:
         signal_id=signal_id("silence", node, now_unix_ns),
         node=node,
         gpu=None,
-        kind="NODE_SILENT",
+        kind=_SILENT,
         severity=Severity.WARNING,
         action="",
         evidence=f"no telemetry stream from the node's agent for {silent_s:.0f} s",

@@ -5,21 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 
+from switchgear.core import catalog
 
-class Severity(StrEnum):
-    INFO = "INFO"
-    WARNING = "WARNING"
-    #: The subject cannot do its work.
-    FATAL = "FATAL"
+Severity = catalog.Severity
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened on a node, told by its agent; identified by (boot_id, source, sequence).
 
-    node: `nodes/{node}`. kind: XID, SXID, SXID_FATAL, SOURCE_STALLED, or one that a newer agent knows.
+    node: `nodes/{node}`. kind: of `core.catalog`, or one that a newer agent knows.
     """
 
     node: str

@@ -4,7 +4,8 @@ The tables beside this file say where they come from in the module that reads th
 `overrides.csv`, each with its reason.
 """
 
-from switchgear.core.catalog.kinds import KINDS, Kind, kind
+from switchgear.core.catalog.judge import judge
+from switchgear.core.catalog.kinds import AGENT_KINDS, DRIVER_KINDS, KINDS, NODE_KINDS, Kind, kind
 from switchgear.core.catalog.nvlink5 import CODES as NVLINK5
 from switchgear.core.catalog.nvlink5 import Decoded, decode_nvlink5
 from switchgear.core.catalog.severity import Severity, Verdict
@@ -12,8 +13,11 @@ from switchgear.core.catalog.sxids import SXid, sxid
 from switchgear.core.catalog.xids import GPU_LOST, Override, Xid, judge_xid, overrides, recovery_action, xid
 
 __all__ = [
+    "AGENT_KINDS",
+    "DRIVER_KINDS",
     "GPU_LOST",
     "KINDS",
+    "NODE_KINDS",
     "NVLINK5",
     "Decoded",
     "Kind",
@@ -23,6 +27,7 @@ __all__ = [
     "Verdict",
     "Xid",
     "decode_nvlink5",
+    "judge",
     "judge_xid",
     "kind",
     "overrides",

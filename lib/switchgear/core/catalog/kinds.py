@@ -25,7 +25,7 @@ class Kind:
         return Verdict(self.action, self.severity)
 
 
-_TABLES = ("kinds", "node_kinds", "driver_kinds")
+_TABLES = ("kinds", "node_kinds", "driver_kinds", "agent_kinds")
 
 
 @cache
@@ -60,3 +60,5 @@ KINDS = _Names("kinds")
 NODE_KINDS = _Names("node_kinds")
 #: Of the drivers of GPUs.
 DRIVER_KINDS = _Names("driver_kinds")
+#: Of the agent itself.
+AGENT_KINDS = _Names("agent_kinds")

@@ -17,22 +17,27 @@ from switchgear.core.catalog.table import rows
 
 GPU_LOST = 79
 RECOVERY_ACTION_CHANGED = 154
+#: A channel that was taken from a process which had done nothing.
+_REMOVED = 45
+_CAUSED = re.compile(r"caused by previous Xid \d")
 _SUPPORT = "CONTACT_SUPPORT"
+#: What else the decoding of NVLink5 faults ends in: nothing, or what XID 154 says next.
+_NVLINK5_MILD = frozenset({"IGNORE", "XID_154_EVAL"})
 _FATAL = frozenset({"RESET_GPU", "RESTART_BM", "RESTART_VM"})
 # XID 154 says which action the driver wants now; its words vary between drivers, the code does not.
 _RECOVERY = re.compile(r" to 0x([0-9a-fA-F]{1,8})\b")
 _NVLINK5_FATAL = re.compile(r"\bFatal\b")
 #: NVML's constants of nvmlDeviceGpuRecoveryAction_t, which the line of XID 154 prints.
-_RECOVERY_ACTIONS = {
-    0: Verdict("NONE", Severity.INFO),
-    1: Verdict("RESET_GPU", Severity.FATAL),
-    2: Verdict("RESTART_BM", Severity.FATAL),
-    3: Verdict("DRAIN_P2P", Severity.WARNING),
-    4: Verdict("DRAIN_AND_RESET", Severity.WARNING),
-    5: Verdict("RECOVER_IMEX_DOMAIN", Severity.WARNING),
-    6: Verdict("BUS_RESET", Severity.FATAL),
-    7: Verdict("RESTART_BM", Severity.FATAL),
-}
+_RECOVERY_ACTIONS = (
+    ("NONE", Verdict("NONE", Severity.INFO)),
+    ("GPU_RESET", Verdict("RESET_GPU", Severity.FATAL)),
+    ("NODE_REBOOT", Verdict("RESTART_BM", Severity.FATAL)),
+    ("DRAIN_P2P", Verdict("DRAIN_P2P", Severity.WARNING)),
+    ("DRAIN_AND_RESET", Verdict("DRAIN_AND_RESET", Severity.WARNING)),
+    ("RECOVER_IMEX_DOMAIN", Verdict("RECOVER_IMEX_DOMAIN", Severity.WARNING)),
+    ("BUS_RESET", Verdict("BUS_RESET", Severity.FATAL)),
+    ("SYSTEM_REBOOT", Verdict("RESTART_BM", Severity.FATAL)),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +90,12 @@ def overrides() -> Sequence[Override]:
 
 def recovery_action(code: int) -> Verdict | None:
     """What the driver's recovery action (NVML field 230, event 0x8000, XID 154) asks for; None for one that is not known."""
-    return _RECOVERY_ACTIONS.get(code)
+    return _RECOVERY_ACTIONS[code][1] if 0 <= code < len(_RECOVERY_ACTIONS) else None
+
+
+def recovery_action_named(name: str) -> Verdict | None:
+    """The same by the end of the name of NVML's constant."""
+    return dict(_RECOVERY_ACTIONS).get(name)
 
 
 def judge_xid(code: int, text: str = "", decoded_action: str = "") -> Verdict:
@@ -96,11 +106,11 @@ def judge_xid(code: int, text: str = "", decoded_action: str = "") -> Verdict:
     """
     if code == RECOVERY_ACTION_CHANGED:
         match = _RECOVERY.search(text)
-        return (_RECOVERY_ACTIONS.get(int(match.group(1), 16)) if match else None) or Verdict(
-            "XID_154", Severity.WARNING
-        )
+        return (recovery_action(int(match[1], 16)) if match else None) or Verdict("XID_154", Severity.WARNING)
     if code in NVLINK5:
         return _judge_nvlink5(text, decoded_action)
+    if code == _REMOVED and _CAUSED.search(text):
+        return Verdict("IGNORE", Severity.INFO)  # what it asks for was told with the cause
     if override := _overrides().get(code):
         return override.verdict
     row = _xids().get(code)
@@ -116,7 +126,7 @@ def _judge_nvlink5(text: str, decoded_action: str) -> Verdict:
     if decoded_action in _FATAL:
         return Verdict(decoded_action, Severity.FATAL)
     fatal = _NVLINK5_FATAL.search(text) is not None
-    if decoded_action:
+    if decoded_action in _NVLINK5_MILD:
         quiet = decoded_action == "IGNORE" and not fatal
         return Verdict(decoded_action, Severity.INFO if quiet else Severity.WARNING)
     return Verdict("WORKFLOW_NVLINK5_ERR", Severity.FATAL if fatal else Severity.WARNING)

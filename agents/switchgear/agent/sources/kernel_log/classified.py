@@ -47,7 +47,7 @@ class Classified:
             "caused_by": self.caused_by,
             "device": self.device,
             "action": self.verdict.action,
-            "fatal": None if self.fatal is None else str(self.fatal).lower(),
+            "level": self.verdict.severity.value,
         }
         return {name: str(value) for name, value in fields.items() if value is not None and value != ""}
 
