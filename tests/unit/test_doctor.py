@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from switchgear.agent.doctor import judgement, node, nvidia
+from switchgear.agent.doctor import faults, judgement, node, nvidia
 from switchgear.agent.doctor.check import Check, State
 from switchgear.agent.doctor.deadline import TimedCalls, run
 
@@ -152,3 +152,25 @@ def test_what_the_work_raises_is_raised_to_whoever_gave_it() -> None:
 
     with pytest.raises(ValueError, match="as it is"):
         run(work, timed, deadline_s=1.0)
+
+
+def test_fatal_faults_of_the_kernel_log_are_named_with_how_often_and_lesser_ones_counted() -> None:
+    lost = "NVRM: Xid (PCI:0000:3b:00): 79, pid=7, name=python, GPU has fallen off the bus."
+    lesser = "NVRM: Xid (PCI:0000:3b:00): 31, pid=7, name=python, Ch 00000010, intr 10000000."
+    log = [
+        "[    1.000000] usb 1-1: new device",
+        f"[    2.000000] {lost}",
+        f"[    3.000000] {lesser}",
+        f"[   99.000000] {lost}",
+    ]
+    (told,) = faults.judge(log)
+    assert (told.state, told.text) == (State.NOTE, "XID 79 of 0000:3b:00, 2 times since the boot")
+    assert told.remedy.endswith(", where it was not mended since")
+    (fine,) = faults.judge([log[0], log[2]])
+    assert (fine.state, fine.text) == (State.OK, "no fatal one in the kernel log since the boot; 1 of lesser weight")
+
+
+def test_more_kinds_of_faults_than_a_screen_holds_are_counted() -> None:
+    log = [f"[{n}.000000] NVRM: Xid (PCI:0000:{n:02x}:00): 79, GPU has fallen off the bus." for n in range(1, 13)]
+    told = [check.text for check in faults.judge(log)]
+    assert (len(told), told[-1]) == (9, "and 4 others")

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from switchgear.agent.doctor import faults
 from switchgear.agent.doctor.check import Check, note, ok, problem
 from switchgear.agent.sources.clock_sync import ClockSyncSource
 
@@ -16,9 +17,10 @@ _RECORD_BYTES_MAX = 8192
 
 
 def examine(root: Path) -> Iterator[Check]:
-    """Reads only; takes some milliseconds."""
+    """Reads only; takes some milliseconds, and longer for a long kernel log."""
     yield _user()
     yield _kernel_log(root)
+    yield from faults.examine(root)
     yield from _infiniband(root)
     yield _pressure(root)
     yield _clock()
