@@ -71,6 +71,10 @@ class NodeTree:
         del self._rows[name]
         self._write_rows()
 
+    def remove_port(self, device: str) -> None:
+        """With its InfiniBand device."""
+        shutil.rmtree(self.sysfs / "class/infiniband" / device)
+
     def remove_device(self, address: str) -> None:
         """From the bus."""
         (self.sysfs / "bus/pci/devices" / address).unlink()

@@ -35,6 +35,7 @@ PURE = (
     "services/switchgear/autoscaler/demand.py",
     "services/switchgear/autoscaler/replicas.py",
     "services/switchgear/autoscaler/plan.py",
+    "agents/switchgear/agent/sources/links.py",
     "agents/switchgear/launcher/lease.py",
     "agents/switchgear/launcher/watch.py",
     "agents/switchgear/launcher/stacks.py",

@@ -91,6 +91,13 @@ def test_a_kernel_without_pressure_has_no_series(tree: NodeTree) -> None:
     assert PressureSource(tree.procfs).sample() == []
 
 
+def test_a_kernel_without_some_of_its_files_still_tells_the_others(tree: NodeTree) -> None:
+    tree.write(tree.procfs, {"loadavg": "1.5 2.5 3.5 1/80 99"})
+    readings = by_name(HostSource(tree.procfs).sample())
+    assert value(readings, "node_load5{}") == 2.5
+    assert not any("memory" in name for name in readings)
+
+
 def test_a_host_without_partitions_loops_and_interrupts_in_its_series(tree: NodeTree) -> None:
     disk = "7 0 14 30 9 0 18 60 0 4 90 0 0 0 0 0 0"
     names = ("loop0", "sda", "sda1", "nvme0n1", "nvme0n1p2", "dm-0", "ram1")

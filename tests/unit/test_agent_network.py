@@ -257,6 +257,32 @@ def test_a_port_that_waits_for_its_subnet_manager_is_down_and_a_disabled_one_is_
     assert [event.detail for event in told.new()] == [{"link": "mlx5_0/1", "state": "INIT, LinkUp"}]
 
 
+def test_an_infiniband_adapter_that_leaves_the_bus_is_lost(tree: NodeTree, told: Told) -> None:
+    tree.port("mlx5_0", ADDRESS)
+    tree.port("mlx5_1", "0000:1b:00.0")
+    fast, _ = infiniband(tree, told)
+    fast.sample()
+    tree.remove_port("mlx5_1")
+    tree.remove_device("0000:1b:00.0")
+    for _ in range(int(LOST_S) + 20):
+        readings = fast.sample()
+        told.clock.advance(1)
+    assert [(event.source, event.kind, event.pci) for event in told.new()] == [("infiniband", "NIC_LOST", "0000:1b:00")]
+    assert {dict(reading.key.labels)["device"] for reading in readings} == {"mlx5_0"}
+
+
+def test_a_virtual_function_of_an_adapter_is_read_and_its_link_not_told(tree: NodeTree, told: Told) -> None:
+    port = tree.port("mlx5_0", ADDRESS)
+    (tree.pci_device(ADDRESS) / "physfn").mkdir()
+    fast, _ = infiniband(tree, told)
+    assert fast.sample()
+    tree.write(port, {"state": "1: DOWN"})
+    for _ in range(9):
+        fast.sample()
+        told.clock.advance(1)
+    assert told.kinds() == []
+
+
 def test_infiniband_ports_that_come_later_are_found(tree: NodeTree, told: Told) -> None:
     fast, _ = infiniband(tree, told)
     assert fast.sample() == []

@@ -84,7 +84,11 @@ class HostSource:
         ]
 
     def _read(self, file: str) -> str:
-        return self._files.read(f"{self._procfs}/{file}").decode(errors="replace")
+        """ "" where it cannot be read, so that a kernel without one of them still tells the others."""
+        try:
+            return self._files.read(f"{self._procfs}/{file}").decode(errors="replace")
+        except OSError:
+            return ""
 
 
 def _stat(text: str) -> Iterator[Reading]:

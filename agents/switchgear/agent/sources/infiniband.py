@@ -10,7 +10,7 @@ from pathlib import Path
 from switchgear.agent.readings import Kind, Reading, SeriesKey, known, series, unknown
 from switchgear.agent.sources.counter_gate import REASON, Access, CounterGate
 from switchgear.agent.sources.infiniband_names import COUNTERS, FOLDERS, LIFESPAN, TROUBLE, scale
-from switchgear.agent.sources.kernel_files import SYSFS, KernelFiles, names, read_once, word
+from switchgear.agent.sources.kernel_files import SYSFS, KernelFiles, exists, names, read_once, word
 from switchgear.agent.sources.link_watch import LinkWatch, pci_address
 from switchgear.agent.sources.links import Link
 from switchgear.core.clock import Clock
@@ -49,20 +49,21 @@ class Port:
 
 
 def ports(sysfs: Path) -> Iterator[Port]:
-    """All ports of all devices, at most PORTS_MAX."""
+    """All ports of all devices, at most PORTS_MAX; those of virtual functions last."""
     root = sysfs / "class/infiniband"
     found = 0
-    for device in names(root):
+    for virtual, device in sorted((exists(root / device / "device/physfn"), device) for device in names(root)):
         folder = root / device / PORTS_FOLDER
         address = pci_address(f"{root}/{device}/device")
-        # RoCE, iWARP: the interface over it is told by the network source, where it is in our network namespace.
+        # A virtual function's link is told by its physical one. RoCE, iWARP: that of the interface over it by the network source, where
+        # the interface is in our network namespace.
         interfaces = names(root / device / "device" / "net")
         for number in names(folder):
             if found == PORTS_MAX:
                 return
             found += 1
-            infiniband = word(folder / number / "link_layer") == "InfiniBand"
-            yield Port(device, number, f"{folder}/{number}", address, watched=infiniband or not interfaces)
+            told_here = word(folder / number / "link_layer") == "InfiniBand" or not interfaces
+            yield Port(device, number, f"{folder}/{number}", address, watched=told_here and not virtual)
 
 
 class _Watched:
