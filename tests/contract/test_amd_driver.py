@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 from amdsmi_double.build import build_or_skip
 
+from switchgear.agent.sources.gpu_metrics import METRICS
+from switchgear.core.clock import ManualClock
+from switchgear.sim.gpus import SimulatedGpus
+
 #: Each script below runs in a process of its own with these at hand: amdsmi loads its library once and for all.
 PRELUDE = """
 import json, sys, threading, time
@@ -119,9 +123,15 @@ def test_what_the_firmware_publishes_comes_under_the_names_and_units_that_the_ag
         "DCGM_FI_DEV_PCIE_LINK_GEN": 4,
         "DCGM_FI_DEV_PCIE_MAX_LINK_GEN": 5,
     }
-    from switchgear.agent.sources.gpu_metrics import METRICS
-
     assert {name.partition("{")[0] for name in fast | slow} <= METRICS.keys()
+
+
+def test_a_simulated_mi300x_has_the_metrics_of_a_real_one(sysfs: Path, tmp_path: Path) -> None:
+    real = run("d = driver(1)\nprint(json.dumps([sorted(values(d, 0)), sorted(values(d, 0, slow=True))]))", sysfs)
+    gpus = SimulatedGpus("n1", 1, tmp_path, ManualClock(), profile="MI300X")
+    for slow, names in zip((False, True), real, strict=True):
+        read = gpus.read(0, slow=slow)
+        assert sorted(name + "".join(f"{{{k}={v}}}" for k, v in labels) for name, labels, _ in read) == names
 
 
 def test_a_field_that_a_gpu_does_not_fill_is_left_out_and_an_older_one_takes_its_place(sysfs: Path) -> None:

@@ -30,7 +30,6 @@ at 1s gpu 2 vanish
 at 1s gpu 3 hang
 at 1s gpu 4 thermal-throttle
 at 1s gpu 5 slow clock 600
-at 1s gpu 6 ecc-storm rate 1000
 at 1s gpu 7 nvlink-errors link 3 rate 50
 at 1s nic 0 link-flap times 3 for 200ms
 at 1s nvswitch 1 sxid 20034 fatal link 12
@@ -102,11 +101,11 @@ async def test_every_fault_arrives_as_an_event_or_in_the_values_and_nowhere_else
     assert all(event.simulated for event in events if event.source in {"kernel_log", "simulated-network"})
     assert {e.detail.get("link") for e in events if e.code in {149, 20034, 74}} == {"7", "12", "3"}
     assert len([e for e in events if e.code == 94]) == 1
-    assert not {gpu for _, _, gpu, _ in found} & {4, 5, 6}, "a fault that only counters show has no event of its own"
+    assert not {gpu for _, _, gpu, _ in found} & {4, 5}, "a fault that only counters show has no event of its own"
 
     async with asyncio.timeout(WITHIN_S):
-        while not _numbers(await plane.values("DCGM_FI_DEV_ECC_SBE_VOL_TOTAL")).get(6, 0) > 2000:  # noqa: ASYNC110 - behind gRPC
-            await asyncio.sleep(0.2)
+        while "deadline exceeded" not in (await plane.values("DCGM_FI_DEV_SM_CLOCK")).values():  # noqa: ASYNC110 - in another process
+            await asyncio.sleep(0.1)
     clocks = await plane.values("DCGM_FI_DEV_SM_CLOCK")
     assert (clocks[2], clocks[3]) == ("GPU is lost", "deadline exceeded")
     assert _numbers(clocks)[5] <= 600 < _numbers(clocks)[4] < 1200 < _numbers(clocks)[0]
@@ -114,8 +113,6 @@ async def test_every_fault_arrives_as_an_event_or_in_the_values_and_nowhere_else
     assert int(reasons[4]) & 0x40
     assert not int(reasons[5]) & 0x40
     assert _numbers(await plane.values("DCGM_FI_DEV_GPU_TEMP"))[4] >= 87
-    healthy = _numbers(await plane.values("DCGM_FI_DEV_ECC_SBE_VOL_TOTAL"))
-    assert (healthy[0], healthy[4]) == (0, 0)
 
 
 def _numbers(values: dict[int, float | str]) -> dict[int, float]:

@@ -49,15 +49,15 @@ def test_counters_of_a_recording_only_grow() -> None:
 
 def test_what_reads_seldom_changes_seldom_and_an_idle_gpu_less_than_a_busy_one() -> None:
     busy, idle = (recording(7, gpus=2, seconds=120, work=work).changed_share() for work in ("training", "idle"))
-    assert 0.2 < busy < 0.5
+    assert 0.1 < busy < 0.3
     assert 0.01 < idle < busy / 2
 
 
 def test_a_recording_may_have_faults_that_show_in_values() -> None:
-    made = recording(7, gpus=1, seconds=30, script="at 10s gpu 0 ecc-storm rate 50 for 10s")
+    made = recording(7, gpus=1, seconds=60, script="at 10s gpu 0 ecc-storm rate 50 for 10s")
     place = [series.metric for series in made.series].index("DCGM_FI_DEV_ECC_SBE_VOL_TOTAL")
     counts = [values[place] for _, values in made]
-    assert (counts[9], counts[29]) == (0, 500)
+    assert (counts[9], counts[59]) == (0, 500)  # read each 15 s
     with pytest.raises(Invalid, match="cannot be recorded"):
         recording(7, gpus=1, seconds=30, script="at 1s gpu 0 vanish")
 

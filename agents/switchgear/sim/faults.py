@@ -97,6 +97,8 @@ _CODED = {FaultKind.XID: ("XID", 9_999), FaultKind.SXID: ("SXid", 99_999)}
 #: Greatest values that mean something.
 _RATE_MAX, _LINK_MAX, _CLOCK_MAX, _TIMES_MAX = 1e6, 127, 10_000, 1_000
 _FLAP_S = 2.0
+#: A whole number of events is not one less for the want of a nanosecond.
+_ROUNDING = 1e-6
 _HELP = "all faults: switchgear inject --help"
 
 
@@ -243,7 +245,7 @@ class History:
     def count(self, kind: FaultKind, at_s: float, link: int | None = None) -> int:
         """Events of an ECC storm or of NVLink errors until then, on one link or on all."""
         return sum(
-            int(span.fault.rate * span.lasted_s(at_s))
+            int(span.fault.rate * span.lasted_s(at_s) + _ROUNDING)
             for span in self.of(kind)
             if link is None or span.fault.link == link
         )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from switchgear.core.clock import Clock
 from switchgear.core.errors import Invalid
-from switchgear.sim import profiles, workloads
+from switchgear.sim import driver, profiles, workloads
 from switchgear.sim.faults import FAULTS_MAX, Fault, FaultKind, History, Scheduled
 from switchgear.sim.inject import DEVICES_FILE, FAULTS_FILE, KERNEL_LOG_FILE, inject_script, read_fault
 from switchgear.sim.kernel_lines import gpu_pci, kernel_lines
@@ -122,7 +122,7 @@ class SimulatedGpus:
         signals = self._signals[index]
         while signals.history.hangs(self.now_s) and not self._stopping.wait(_POLL_S):
             pass
-        return signals.read(self.now_s, slow=slow)
+        return driver.read(signals, self.now_s, slow=slow)
 
     def processes(self, index: int) -> tuple[tuple[int, int | None, int | None], ...]:  # noqa: ARG002 - as real drivers
         return ()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from switchgear.core.errors import Invalid, Reason
-from switchgear.sim import profiles, workloads
+from switchgear.sim import driver, profiles, workloads
 from switchgear.sim.faults import History, parse_script
 from switchgear.sim.gpus import simulated_device
 from switchgear.sim.signals import GpuSignals
@@ -110,7 +110,7 @@ def recording(
         RecordedSeries(metric, (*simulated_device(_NODE, index, facts).labels(_NODE), *labels))
         for index, gpu in enumerate(signals)
         for slow in (False, True)
-        for metric, labels, _ in gpu.read(_BEFORE_S, slow=slow)
+        for metric, labels, _ in driver.read(gpu, _BEFORE_S, slow=slow)
     )
     ticks = int(seconds / interval_s)
     if ticks * len(series) > _VALUES_MAX:
@@ -119,7 +119,7 @@ def recording(
 
 
 def _values(gpu: GpuSignals, time_s: float, *, slow: bool) -> list[float]:
-    return [value for _, _, value in gpu.read(time_s, slow=slow) if not isinstance(value, str)]
+    return [value for _, _, value in driver.read(gpu, time_s, slow=slow) if not isinstance(value, str)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
