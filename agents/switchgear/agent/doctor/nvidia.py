@@ -161,7 +161,8 @@ def _count(count: int, on_bus: Sequence[PciGpu], *, expected: bool) -> list[Chec
     missing = len(on_bus) - count
     if missing > 0:
         text = f"the PCI bus has {len(on_bus)}, the driver {count}"
-        return [problem("GPUs", text, "look for `RmInitAdapter failed` and XID 79 in the kernel log; then reboot")]
+        remedy = "look for `RmInitAdapter failed` and XID 79 in the kernel log, then reboot; a container may have been given only some"
+        return [problem("GPUs", text, remedy)]
     return [ok("GPUs", f"the driver has {count}")]
 
 
