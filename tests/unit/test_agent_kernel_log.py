@@ -153,3 +153,8 @@ def test_a_text_is_cut_to_its_bound_at_a_whole_character() -> None:
 )
 def test_every_spelling_of_a_pci_address_has_one_normal_form(spelling: str, normal: str) -> None:
     assert normal_pci(spelling) == normal
+
+
+def test_what_asks_for_nothing_is_told_once_a_minute() -> None:
+    line = "mlx5_core 0000:d2:00.0: mlx5_cmd_out_err:838:(pid 5): ACCESS_REG(0x805) op_mod(0x1) failed, status bad operation(0x2)"
+    assert len(findings(*[line] * 50, seconds_apart=1.0)) == 2  # the first, and how many there were

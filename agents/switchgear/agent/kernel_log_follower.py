@@ -72,8 +72,10 @@ class KernelLogFollower:
                     log.error("%s: %s", self._source, error)
                 self.read_errors += 1
                 self._stopping.wait(WAIT_S)
+        self._reader.close()
 
     def close(self) -> None:
+        """Ends `run` within `WAIT_S`, which then closes the log."""
         self._stopping.set()
 
     def _tell(self, findings: Sequence[Finding]) -> None:

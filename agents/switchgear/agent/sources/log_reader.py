@@ -29,6 +29,9 @@ class LogReader(Protocol):
     def wait(self, timeout_s: float) -> bool:
         """Returns when there may be something to read, or after `timeout_s`; False at once where that cannot be waited for."""
 
+    def close(self) -> None:
+        """Nothing is read after that."""
+
 
 class TextLog:
     """A text file, followed by inode and offset through rotation and truncation.

@@ -10,10 +10,12 @@ from switchgear.agent.sources.kernel_log.blocks import Blocks
 from switchgear.agent.sources.kernel_log.classified import Classified
 from switchgear.agent.sources.kernel_log.classify import LINE_CHARS_MAX, classify_message
 from switchgear.agent.sources.kernel_log.prefix import split
-from switchgear.core.catalog import GPU_LOST
+from switchgear.core.catalog import GPU_LOST, Severity
 
 #: A fault is told once a second, however often the kernel does.
 FOLD_S = 1.0
+#: What asks for nothing is told once a minute: a counter that may not be read makes the kernel complain at each sample.
+QUIET_FOLD_S = 60.0
 #: As many lines within a second are no longer the lines of one event but a storm, whose count is told.
 STORM_LINES_MIN = 16
 #: Bound of remembered events; more devices x codes than one second can bring.
@@ -36,6 +38,7 @@ class _Fold:
 
     at_s: float
     now_s: float
+    lasts_s: float
     folded: int = 0
     last: tuple[str, Classified] | None = None
 
@@ -70,7 +73,7 @@ class KernelLogParser:
         """What is known because nothing more came: call it now and then."""
         findings = self._findings(self._blocks.due(now_s))
         for key, fold in list(self._folds.items()):
-            if now_s - fold.now_s >= FOLD_S:
+            if now_s - fold.now_s >= fold.lasts_s:
                 del self._folds[key]
                 if fold.folded >= STORM_LINES_MIN and fold.last is not None:
                     findings.append(_finding(*fold.last, fold.folded))
@@ -82,13 +85,14 @@ class KernelLogParser:
             key = _key(found)
             fold = self._folds.get(key)
             # A stamp before the first one means that the machine booted meanwhile.
-            if fold is not None and fold.at_s <= told.at_s < fold.at_s + FOLD_S:
+            if fold is not None and fold.at_s <= told.at_s < fold.at_s + fold.lasts_s:
                 fold.folded += 1
                 fold.last = (told.text, found)
                 continue
             if len(self._folds) >= FOLDED_MAX:
                 del self._folds[next(iter(self._folds))]
-            self._folds[key] = _Fold(told.at_s, told.now_s)
+            quiet = found.code is None and found.verdict.severity is Severity.INFO
+            self._folds[key] = _Fold(told.at_s, told.now_s, QUIET_FOLD_S if quiet else FOLD_S)
             findings.append(_finding(told.text, found, fold.folded + 1 if fold is not None else 1))
         return findings
 

@@ -1,0 +1,33 @@
+"""Which log of the kernel can be read on this node."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from switchgear.agent.sources.journal import JournalLog
+from switchgear.agent.sources.log_reader import KernelRing, LogReader, TextLog
+
+log = logging.getLogger(__name__)
+
+KMSG = Path("/dev/kmsg")
+
+
+def open_kernel_log(file: Path | None, kernel_boot_id: str, cursor: str) -> LogReader | None:
+    """The kernel's ring; where that may not be read, journald; None where neither can. file: instead of both.
+
+    cursor: where an earlier agent left off, whichever of them it read.
+    """
+    if file is not None:
+        return TextLog(file, cursor, from_end=True)
+    try:
+        return KernelRing(kernel_boot_id, cursor, KMSG)
+    except OSError as error:
+        refused = error.strerror
+    try:
+        journal = JournalLog(cursor)
+    except FileNotFoundError:
+        log.warning("%s cannot be read (%s): XIDs stay unseen; run as root or give --kernel-log", KMSG, refused)
+        return None
+    log.info("%s cannot be read (%s): reading the journal instead", KMSG, refused)
+    return journal
