@@ -17,7 +17,7 @@ from switchgear.agent.sources.blocked import METRIC, BlockedProcessesSource
 from switchgear.agent.sources.clock_sync import ClockSyncSource
 from switchgear.agent.sources.filesystems import FILESYSTEMS_MAX, HANGS_S, FilesystemSource, mounts
 from switchgear.agent.sources.host import HostSource
-from switchgear.agent.sources.kernel_files import OPEN_MAX, KernelFiles
+from switchgear.agent.sources.kernel_files import OPEN_MAX, PAGE_BYTES, KernelFiles, table_once
 from switchgear.agent.sources.kernel_tables import KernelTablesSource
 from switchgear.agent.sources.mount_probes import THREADS_MAX, MountProbes
 from switchgear.agent.sources.pressure import PressureSource
@@ -319,6 +319,19 @@ def test_more_processes_than_one_look_holds_are_looked_at_in_turns(
     source = BlockedProcessesSource(tree.procfs)
     counts = [source.sample()[0].value for _ in range(4)]
     assert counts == [0, 0, 3, 5]
+
+
+def test_a_table_that_the_kernel_gives_in_pieces_is_read_to_its_end() -> None:
+    """The mounts of a node with hundreds of containers are many pages; one read gives one."""
+    files = KernelFiles()
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        for text in (files.table("/proc/self/maps"), table_once("/proc/self/maps").decode()):
+            assert len(text) > 2 * PAGE_BYTES
+            assert text.splitlines()[-1] == lines[-1]
+            assert len(text.splitlines()) >= 0.9 * len(lines)
+    finally:
+        files.close()
 
 
 def test_files_that_are_read_again_and_again_are_bounded_and_follow_a_device_that_is_back(tmp_path: Path) -> None:

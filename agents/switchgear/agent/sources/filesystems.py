@@ -10,7 +10,7 @@ from pathlib import Path
 
 from switchgear.agent.events import Events, Finding
 from switchgear.agent.readings import Kind, Reading, SeriesKey, known, series, unknown
-from switchgear.agent.sources.kernel_files import PROCFS, read_once
+from switchgear.agent.sources.kernel_files import PROCFS, table_once
 from switchgear.agent.sources.mount_probes import Answer, MountProbes
 from switchgear.core.clock import Clock
 
@@ -82,7 +82,7 @@ class FilesystemSource:
         self._hanging = set(events.cursor(SOURCE).split("\n")) - {""}
 
     def sample(self) -> list[Reading]:
-        present = mounts(read_once(self._table).decode(errors="replace"))
+        present = mounts(table_once(self._table).decode(errors="replace"))
         answers = self._probes.ask([mount.mountpoint for mount in present], self._clock.monotonic_s)
         self._tell(present, answers)
         return [reading for mount, answer in zip(present, answers, strict=True) for reading in _readings(mount, answer)]

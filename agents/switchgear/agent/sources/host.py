@@ -86,7 +86,7 @@ class HostSource:
     def _read(self, file: str) -> str:
         """ "" where it cannot be read, so that a kernel without one of them still tells the others."""
         try:
-            return self._files.read(f"{self._procfs}/{file}").decode(errors="replace")
+            return self._files.table(f"{self._procfs}/{file}")
         except OSError:
             return ""
 

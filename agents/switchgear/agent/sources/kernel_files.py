@@ -9,8 +9,12 @@ from switchgear.agent.readings import Reading, SeriesKey, known, unknown
 
 PROCFS = Path("/proc")
 SYSFS = Path("/sys")
-#: More than any file that is read here has; what is longer is cut.
-FILE_BYTES_MAX = 1 << 18
+#: An attribute of sysfs has no more.
+PAGE_BYTES = 4096
+#: More than any table that is read here has, with a thousand mounts of containers; what is longer is cut.
+TABLE_BYTES_MAX = 1 << 22
+# Of one read. Beyond 128 KiB each costs a mapping of its own, and ten times the time.
+_CHUNK_BYTES = 1 << 16
 #: Open files that one `KernelFiles` keeps; a service often may have 1,024 in all.
 OPEN_MAX = 256
 
@@ -26,18 +30,24 @@ class KernelFiles:
         self._fds = dict[str, int]()
 
     def read(self, path: str) -> bytes:
-        """The content, at most FILE_BYTES_MAX. Raises OSError."""
+        """The first page, which is all of an attribute of sysfs. Raises OSError."""
         fd = self._fds.get(path)
         if fd is None:
             if len(self._fds) >= OPEN_MAX:
                 return read_once(path)
             fd = self._fds[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return os.pread(fd, FILE_BYTES_MAX, 0)
+            return os.pread(fd, PAGE_BYTES, 0)
         except OSError:
             del self._fds[path]
             os.close(fd)
             raise
+
+    def table(self, path: str) -> str:
+        """The whole of a table of procfs, at most TABLE_BYTES_MAX; the kernel gives it in pieces of about a page. Raises OSError."""
+        text = self.read(path)
+        fd = self._fds.get(path)
+        return (table_once(path) if fd is None else _rest(fd, text)).decode(errors="replace")
 
     def reading(self, path: str, key: SeriesKey, scale: float = 1.0) -> Reading:
         """The number that the file holds, times `scale`, or unknown with the reason."""
@@ -58,12 +68,27 @@ class KernelFiles:
 
 
 def read_once(path: str | Path) -> bytes:
-    """The content, at most FILE_BYTES_MAX. Raises OSError."""
+    """The first page. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return os.read(fd, FILE_BYTES_MAX)
+        return os.read(fd, PAGE_BYTES)
     finally:
         os.close(fd)
+
+
+def table_once(path: str | Path) -> bytes:
+    """The whole of a table of procfs, at most TABLE_BYTES_MAX. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _rest(fd, b"")
+    finally:
+        os.close(fd)
+
+
+def _rest(fd: int, text: bytes) -> bytes:
+    while len(text) < TABLE_BYTES_MAX and (more := os.pread(fd, _CHUNK_BYTES, len(text))):
+        text += more
+    return text
 
 
 def word(path: str | Path) -> str:

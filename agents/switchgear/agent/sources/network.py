@@ -86,7 +86,7 @@ class NetworkSource:
 
     def _rows(self) -> dict[str, str]:
         """Each interface's columns; one read for all of them, where sysfs would need one for each number."""
-        lines = self._files.read(self._table).decode(errors="replace").splitlines()[2:]
+        lines = self._files.table(self._table).splitlines()[2:]
         rows = dict[str, str]()
         for line in lines:
             name, _, row = line.partition(":")

@@ -30,7 +30,7 @@ class ProtocolSource:
         readings = list[Reading]()
         for path in self._paths:
             try:
-                lines = self._files.read(path).decode(errors="replace").splitlines()
+                lines = self._files.table(path).splitlines()
             except OSError:  # not built in
                 continue
             # Pairs of lines: the names, then the numbers.
