@@ -9,6 +9,7 @@ from pathlib import Path
 
 from switchgear.agent.doctor import faults
 from switchgear.agent.doctor.check import Check, note, ok, problem
+from switchgear.agent.settings import POD_RESOURCES
 from switchgear.agent.sources.clock_sync import ClockSyncSource
 
 _KUBELET = "var/lib/kubelet"
@@ -125,18 +126,18 @@ def _clock() -> Check:
 
 
 def _kubernetes(root: Path) -> Check:
-    socket = root / _KUBELET / "pod-resources/kubelet.sock"
+    socket = root / POD_RESOURCES.relative_to("/")
     if not (root / _KUBELET).exists():
         return note("Kubernetes", "no kubelet on this node, or its folder is not handed into this container")
     if not socket.exists():
         return problem(
             "Kubernetes",
-            f"/{socket.relative_to(root)} is not there: pods are known by their cgroup only, without name",
-            f"mount /{socket.parent.relative_to(root)} into the agent's container",
+            f"{POD_RESOURCES} is not there: which pod was given which GPU stays unknown as long as it runs nothing there",
+            f"mount {POD_RESOURCES.parent} into the agent's container, or say `switchgear agent --pod-resources`",
         )
     if not os.access(socket, os.R_OK | os.W_OK):
-        return problem("Kubernetes", f"/{socket.relative_to(root)} may not be opened", "run the agent as root")
-    return ok("Kubernetes", "the kubelet tells which pod has which GPU")
+        return problem("Kubernetes", f"{POD_RESOURCES} may not be opened", "run the agent as root")
+    return ok("Kubernetes", "the kubelet can be asked which pod was given which GPU")
 
 
 def _slurm(root: Path) -> Check:
