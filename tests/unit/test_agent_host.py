@@ -13,13 +13,16 @@ from node_tree import NodeTree, Told
 
 from switchgear.agent.readings import Kind, Reading
 from switchgear.agent.sources import blocked
+from switchgear.agent.sources.base import Source
 from switchgear.agent.sources.blocked import METRIC, BlockedProcessesSource
 from switchgear.agent.sources.clock_sync import ClockSyncSource
 from switchgear.agent.sources.filesystems import FILESYSTEMS_MAX, HANGS_S, FilesystemSource, mounts
 from switchgear.agent.sources.host import HostSource
 from switchgear.agent.sources.kernel_files import OPEN_MAX, PAGE_BYTES, KernelFiles, table_once
 from switchgear.agent.sources.kernel_tables import KernelTablesSource
+from switchgear.agent.sources.link_watch import LinkWatch
 from switchgear.agent.sources.mount_probes import THREADS_MAX, MountProbes
+from switchgear.agent.sources.network import InterfaceSource, NetworkSource
 from switchgear.agent.sources.pressure import PressureSource
 
 
@@ -190,6 +193,37 @@ def test_mounts_are_those_that_can_fill_up_each_once_at_its_shortest_path() -> N
     assert not found["/"].readonly
     crowd = "\n".join(mount_line(f"0:{index}", f"/m{index}", "nfs", "filer:/m") for index in range(200))
     assert len(mounts(crowd)) == FILESYSTEMS_MAX
+
+
+#: What the alerts and dashboards that come with node_exporter (docs/node-mixin) ask for, but for systemd's units and its own state.
+MIXIN = """
+node_cpu_seconds_total node_load1 node_memory_MemTotal_bytes node_memory_MemAvailable_bytes node_memory_MemFree_bytes
+node_memory_Buffers_bytes node_memory_Cached_bytes node_memory_Slab_bytes node_vmstat_pgmajfault node_filesystem_size_bytes
+node_filesystem_avail_bytes node_filesystem_files node_filesystem_files_free node_filesystem_readonly
+node_disk_io_time_seconds_total node_disk_io_time_weighted_seconds_total node_disk_read_bytes_total node_disk_written_bytes_total
+node_network_receive_bytes_total node_network_transmit_bytes_total node_network_receive_packets_total
+node_network_transmit_packets_total node_network_receive_errs_total node_network_transmit_errs_total
+node_network_receive_drop_total node_network_transmit_drop_total node_filefd_allocated node_filefd_maximum node_md_disks
+node_md_disks_required node_nf_conntrack_entries node_nf_conntrack_entries_limit node_timex_offset_seconds
+node_timex_maxerror_seconds node_timex_sync_status node_time_seconds node_boot_time_seconds node_bonding_active node_bonding_slaves
+node_uname_info
+"""
+
+
+def test_everything_that_node_exporters_alerts_and_dashboards_ask_for_is_told(tree: NodeTree, told: Told) -> None:
+    bond = tree.interface("bond0")
+    tree.write(bond, {"bonding/slaves": "eth0", "lower_eth0/bonding_slave/mii_status": "up"})
+    tree.write(tree.sysfs / "block/md0/md", {"raid_disks": "2", "array_state": "clean"})
+    tree.write(tree.procfs / "sys/net/netfilter", {"nf_conntrack_count": "1", "nf_conntrack_max": "2"})
+    tree.write(tree.procfs / "sys/fs", {"file-nr": "1 0 2"})
+    watch = LinkWatch("network", told.events, told.clock, tree.sysfs)
+    sources: list[Source] = [
+        *(HostSource(), ClockSyncSource(), FilesystemSource(told.events, told.clock)),
+        *(KernelTablesSource(tree.procfs, tree.sysfs), InterfaceSource(tree.sysfs)),
+        NetworkSource(watch, procfs=tree.procfs, sysfs=tree.sysfs),
+    ]
+    metrics = {reading.key.metric for source in sources for reading in source.sample()}
+    assert set(MIXIN.split()) - metrics == set()
 
 
 class FileServer:
