@@ -34,8 +34,8 @@ def fast(gpu: GpuSignals, time_s: float) -> Iterator[Value]:
         "switchgear_gpu_pcie_naks_received_total",
     ):
         yield metric, (), 0.0
-    yield "switchgear_gpu_xgmi_read_bytes_total", (), float(int(linked / 1024) * 1024)
-    yield "switchgear_gpu_xgmi_write_bytes_total", (), float(int(linked / 1024) * 1024)
+    yield "switchgear_gpu_xgmi_read_bytes_total", (), float(int(linked * gpu.spread(15) / 1024) * 1024)
+    yield "switchgear_gpu_xgmi_write_bytes_total", (), float(int(linked * gpu.spread(16) / 1024) * 1024)
     yield "switchgear_gpu_throttle_ticks_total", (), float(int(time_s * _TICKS_PER_S))
     for reason in _REASONS:
         ticks = int(throttled_s.get(reason, 0.0) * _TICKS_PER_S)

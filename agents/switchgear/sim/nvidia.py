@@ -75,7 +75,7 @@ def fast(gpu: GpuSignals, time_s: float) -> Iterator[Value]:
     """At each tick."""
     profile, now = gpu.profile, gpu.at(time_s)
     link_bytes = profile.links * profile.link_bytes_per_s
-    sent, received = int(now.done[Rate.LINK] * link_bytes), int(now.done[Rate.LINK] * link_bytes * 0.998)
+    sent, received = (int(now.done[Rate.LINK] * link_bytes * gpu.spread(place)) for place in (15, 16))
     yield "DCGM_FI_DEV_MEMORY_TEMP", (), float(round(now.temperature_c + 7 + 6 * now.mean[Rate.DRAM]))
     yield "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", (), float(int(now.energy_j * 1000))
     yield "DCGM_FI_DEV_POWER_USAGE_INSTANT", (), _watts(gpu, now, 13, 0.03)
@@ -189,7 +189,7 @@ def _from_hopper_on(margin_c: float) -> Iterator[Value]:
 def _links(gpu: GpuSignals, time_s: float) -> Iterator[Value]:
     history = gpu.history
     errors = history.count(FaultKind.NVLINK_ERRORS, time_s)
-    moved = int(gpu.at(time_s).done[Rate.LINK] * gpu.profile.link_bytes_per_s)
+    moved = int(gpu.at(time_s).done[Rate.LINK] * gpu.profile.link_bytes_per_s * gpu.spread(15))
     counts: dict[str, float] = {"DCGM_FI_DEV_NVLINK_BANDWIDTH_L0": 2 * moved // 1024}
     if gpu.profile.nvlink < 5:
         counts |= {

@@ -19,6 +19,8 @@ Value = tuple[str, tuple[tuple[str, str], ...], float | str]
 
 #: Over which the driver averages what it shows as present.
 WINDOW_S = 1.0
+#: How late that is at most: each GPU's driver has windows of its own.
+LATE_S = 0.3
 #: Over which the power decides the temperature.
 WARMING_S = 40.0
 _AMBIENT_C = 29.0
@@ -62,16 +64,22 @@ class GpuSignals:
         self.history = history
         self._workload = workload
         self._seed = seed
-        self._spread = 1 + _SPREAD * noise(seed, 1)
+        self._spread = self.spread(1)
+        self._late_s = LATE_S * (0.5 + 0.5 * noise(seed, 14))
         self._offset_s = 0.0 if workload.together else workload.cycle.period_s * (0.5 + 0.5 * noise(seed, 2))
         self._ambient_c = _AMBIENT_C + 3 * noise(seed, 3)
         self._begin = workload.cycle.integral(self._offset_s)
 
+    def spread(self, place: int) -> float:
+        """A factor near 1 that sets this GPU apart from the others, always the same for the same place."""
+        return 1 + _SPREAD * noise(self._seed, place)
+
     def at(self, time_s: float) -> Moment:
         tick = int(time_s * 10)
         done = self._integral(time_s)
-        before = self._integral(time_s - WINDOW_S)
-        mean = [(now - then) / WINDOW_S for now, then in zip(done, before, strict=True)]
+        shown_s = time_s - self._late_s
+        window = zip(self._integral(shown_s), self._integral(shown_s - WINDOW_S), strict=True)
+        mean = [max(0.0, now - then) / WINDOW_S for now, then in window]
         return Moment(
             time_s=time_s,
             done=done,
