@@ -1,7 +1,8 @@
 """Healthy GPUs of three generations, as values of a scenario.
 
-Figures of the boards: NVIDIA's datasheets of A100, H100 and B200 SXM. What a generation supports: nvml.h, where it says so beside a
-function or a field id (NVML_FI_*). What moves is made up: it only has to move as much as a busy GPU's values do.
+Figures of the boards: NVIDIA's datasheets of A100, H100 and B200 SXM. What a generation supports: nvml.h, where it says
+so beside a function or a field id (NVML_FI_*). What moves is made up: it only has to move as much as a busy GPU's
+values do.
 """
 
 from __future__ import annotations

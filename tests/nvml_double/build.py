@@ -1,7 +1,7 @@
 """Builds the double: `libnvidia-ml.so.1` out of the C beside this file and the header of the package nvidia-nvml-dev.
 
-Each function of the header that the C does not have gets a stub which answers NVML_ERROR_NOT_SUPPORTED, as a driver does for what a
-GPU lacks. A library is built once for its content and kept under `build/nvml_double/<hash>/`.
+Each function of the header that the C does not have gets a stub which answers NVML_ERROR_NOT_SUPPORTED, as a driver
+does for what a GPU lacks. A library is built once for its content and kept under `build/nvml_double/<hash>/`.
 
 `python tests/nvml_double/build.py [--without FUNCTION ...]` prints the folder that belongs into LD_LIBRARY_PATH.
 """

@@ -69,7 +69,7 @@ static void sleep_ms(unsigned int ms) {
 
 static bool hangs(int slot, const char *key) { return is_set(slot, "hang") || is_set(slot, key); }
 
-/* What the scenario orders for this function: `hang`, `hang.<function>`, `delay_ms`, `delay_ms.<function>`, `error.<function>`. */
+/* What the scenario orders for this function: `hang`, `delay_ms`, each also for one function, and `error.<function>`. */
 static nvmlReturn_t ordered(int fn, int slot) {
     struct call call = {slot, NO_MIG};
     char key[96];

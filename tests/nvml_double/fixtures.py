@@ -26,7 +26,7 @@ def scenario_or_skip(
 
 
 def run_python(scenario: Scenario, code: str, timeout_s: float = 30.0) -> str:
-    """What the code prints in a process of its own, whose libnvidia-ml.so.1 is the double. The loader looks before main begins."""
+    """What the code prints in a process of its own: the loader looks for libnvidia-ml.so.1 before main begins."""
     command = [sys.executable, "-c", code]
     ended = subprocess.run(
         command, env=scenario.environment, capture_output=True, text=True, timeout=timeout_s, check=False

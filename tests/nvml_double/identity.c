@@ -17,7 +17,8 @@ int parse_pci(const char *text, unsigned int *domain, unsigned int *bus, unsigne
 void fill_pci(const char *text, nvmlPciInfo_t *pci) {
     memset(pci, 0, sizeof *pci);
     parse_pci(text, &pci->domain, &pci->bus, &pci->device);
-    snprintf(pci->busIdLegacy, sizeof pci->busIdLegacy, "%04X:%02X:%02X.0", pci->domain & 0xFFFF, pci->bus & 0xFF, pci->device & 0x1F);
+    snprintf(pci->busIdLegacy, sizeof pci->busIdLegacy, "%04X:%02X:%02X.0", pci->domain & 0xFFFF, pci->bus & 0xFF,
+             pci->device & 0x1F);
     snprintf(pci->busId, sizeof pci->busId, NVML_DEVICE_PCI_BUS_ID_FMT, pci->domain, pci->bus, pci->device);
 }
 

@@ -1,19 +1,19 @@
 """What the double shall answer: a folder with three files, written here and read by the library while it runs.
 
-- `scenario`: lines of `[GPU.]key value`. Without GPU it is of the system, `*.key` holds for each GPU that has no such key itself. A key
-  that is not there: NVML_ERROR_NOT_SUPPORTED; the value `! CODE`: that error. Read again within 50 ms of a change.
+- `scenario`: lines of `[GPU.]key value`. Without GPU it is of the system, `*.key` holds for each GPU that has no such key
+  itself. A key that is not there: NVML_ERROR_NOT_SUPPORTED; the value `! CODE`: that error. Read again within 50 ms of a change.
 - `events`: lines of `GPU XID [TYPE [GPU_INSTANCE COMPUTE_INSTANCE]]`, only ever appended to.
 - `calls`: written by the library: how often each function and each field was asked, by GPU.
 
 Values are numbers or text, or move by themselves: `ramp START PER_SECOND`, `sine MEAN AMPLITUDE PERIOD_S`,
-`noise MEAN AMPLITUDE HOLD_S` (another value each HOLD_S). Field values stand under `fi.ID` or `fi.ID.SCOPE` with their type before them,
-as in `fi.138.0 ull ramp 0 4000000`; types: double uint ulong ull sll sint ushort. Keys of the i-th MIG device begin with `mig.i.`, and
-it is there once it has `mig.i.gpu_instance`. The other keys are those of boards.py.
+`noise MEAN AMPLITUDE HOLD_S` (another value each HOLD_S). Field values stand under `fi.ID` or `fi.ID.SCOPE` with their type
+before them, as in `fi.138.0 ull ramp 0 4000000`; types: double uint ulong ull sll sint ushort. Keys of the i-th MIG device
+begin with `mig.i.`, and it is there once it has `mig.i.gpu_instance`. The other keys are those of boards.py.
 
 Orders for a GPU (`3.hang 1`) or for calls that belong to none (`hang.nvmlEventSetWait_v2 1`): `lost`, `present`; `hang`,
-`hang.FUNCTION`; `delay_ms`, `delay_ms.FUNCTION`; `error.FUNCTION CODE`. Orders for the driver: `driver.loaded`, `driver.generation`
-(another one is a restart: all answers are NVML_ERROR_UNINITIALIZED until nvmlInit), `struct_max.FUNCTION N` (the newest version of its
-struct that it takes).
+`hang.FUNCTION`; `delay_ms`, `delay_ms.FUNCTION`; `error.FUNCTION CODE`. Orders for the driver: `driver.loaded`,
+`driver.generation` (another one is a restart: all answers are NVML_ERROR_UNINITIALIZED until nvmlInit),
+`struct_max.FUNCTION N` (the newest version of its struct that it takes).
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ class Scenario:
     def __init__(
         self, folder: Path, gpus: int = 8, *, board: str = "h100", moving: bool = False, without: Sequence[str] = ()
     ) -> None:
-        """gpus: healthy ones. board: of `BOARDS`. moving: their values change. without: functions that the library does not have. Raises Unbuildable."""
+        """gpus: healthy ones. board: of `BOARDS`. moving: their values change.
+
+        without: functions that the library does not have. Raises Unbuildable.
+        """
         self.folder = folder
         self._library = build(without)
         self._values = {(SYSTEM, key): value for key, value in boards.system().items()}

@@ -25,7 +25,10 @@ _ASKED = frozenset(entry.metric for entry in FAST)
 
 
 def examine(root: Path, first_index: int, *, deadline_s: float) -> tuple[list[Check], list[Gpu]]:
-    """Nothing where there is no AMD GPU. first_index: of the first of them, behind those of other vendors. deadline_s: for each sample."""
+    """Nothing where there is no AMD GPU.
+
+    first_index: of the first of them, behind those of other vendors. deadline_s: for each sample.
+    """
     if not traces_of_driver(root):
         return [], []
     timed, drivers = TimedCalls(ModuleType("amdsmi")), list[AmdDriver]()

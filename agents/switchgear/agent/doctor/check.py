@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class State(Enum):
-    """OK: seen as it should be. NOTE: not there or not seen, which may be meant so. PROBLEM: broken, or unseen although it is there."""
+    """OK: seen as it should be. NOTE: not there or not seen, which may be meant so. PROBLEM: broken, or there and not seen."""
 
     OK = "ok"
     NOTE = "note"
@@ -16,7 +16,10 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """topic: what was looked at, in a word or two. remedy: what helps, "" where nothing is to be done. gpus: indices, () for the node."""
+    """topic: what was looked at, in a word or two. remedy: what helps, "" when nothing is to be done.
+
+    gpus: indices, () for what is the node's.
+    """
 
     topic: str
     state: State

@@ -14,8 +14,9 @@ from switchgear.agent.sources.gpu import GpuDevice
 class Gpu:
     """As far as it answered.
 
-    details: what the board says of itself, by name. supported, unsupported: metrics that the agent asks for. refused: reason by metric.
-    times: of each function of the vendor's library that the agent calls. hangs: the one that did not come back, "" when all did.
+    details: what the board says of itself, by name. supported, unsupported: metrics that the agent asks for.
+    refused: reason by metric. times: of each function of the vendor's library that the agent calls.
+    hangs: the one that did not come back, "" when all did.
     """
 
     index: int
