@@ -95,9 +95,12 @@ class _Program:
         self.events = events
         faults = FaultJoin(events, self.clock, log_source="kernel_log", kernel_log=True)
         self.driver = NvmlDriver(faults.tell, xids, self.clock, sysfs=folder / "sys")
-        lifecycle = Lifecycle(self.driver, faults.tell, self.clock, retry_s_min=0.05)
+        lifecycle = Lifecycle(self.driver, faults.tell, self._late, self.clock, retry_s_min=0.05)
         threading.Thread(target=lifecycle.run, daemon=True).start()
-        lifecycle.ready.wait(10)
+        lifecycle.wait(10)
+
+    def _late(self) -> None:
+        self.told.append(("late", None, None, ""))
 
     def devices(self) -> list[dict[str, Any]]:
         return [{name: getattr(device, name) for name in device.__slots__} for device in self.driver.devices()]

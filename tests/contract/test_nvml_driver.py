@@ -347,3 +347,16 @@ def test_a_gpu_that_is_lost_from_the_start_leaves_the_others_their_index(node: S
     assert one(agent.fast(1), "DCGM_FI_DEV_GPU_TEMP") == 46
     assert agent.told() == [("GPU_UNAVAILABLE", None, 0)]
     agent.close()
+
+
+def test_gpus_of_a_driver_that_is_loaded_after_the_agent_started_are_announced(node: Scenario, tmp_path: Path) -> None:
+    node.unload_driver()
+    agent = NvmlAgent(node, tmp_path / "agent")
+    assert agent.devices == []
+    agent.until(agent.told, [("GPU_DRIVER_UNAVAILABLE", None, None)])
+    node.restart_driver()
+    agent.until(
+        agent.told,
+        [("GPU_DRIVER_UNAVAILABLE", None, None), ("GPU_DRIVER_AVAILABLE", None, None), ("late", None, None)],
+    )
+    agent.close()

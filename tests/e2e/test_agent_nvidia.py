@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import grpc
 import pytest
@@ -47,7 +48,7 @@ class Node:
         watch.cancel()
         return found
 
-    async def value(self, metric: str, gpu: int) -> float | str:
+    async def value(self, metric: str, gpu: int | None) -> float | str:
         """As the collector has it; "" before it knows the node, or the series."""
         try:
             answer = await self._telemetry.GetNodeTelemetry(
@@ -56,19 +57,29 @@ class Node:
         except grpc.RpcError:
             return ""
         for item in answer.values:
-            if item.metric == metric and item.labels.get("gpu") == str(gpu):
+            if item.metric == metric and item.labels.get("gpu") == (None if gpu is None else str(gpu)):
                 return item.value if item.HasField("value") else str(item.unknown_reason)
         return ""
 
-    async def until(self, metric: str, gpu: int, expected: float | str) -> None:
+    async def until(self, metric: str, gpu: int | None, expected: object) -> None:
         async with asyncio.timeout(WITHIN_S):
-            while await self.value(metric, gpu) != expected:  # noqa: ASYNC110 - behind gRPC
+            while (value := await self.value(metric, gpu)) == "" or value != expected:  # noqa: ASYNC110 - behind gRPC
                 await asyncio.sleep(0.05)
 
 
 @pytest.fixture
-async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    scenario = scenario_or_skip(tmp_path / "nvml", gpus=2)
+def scenario(tmp_path: Path) -> Scenario:
+    return scenario_or_skip(tmp_path / "nvml", gpus=2)
+
+
+@pytest.fixture
+def unloaded(scenario: Scenario) -> Scenario:
+    scenario.unload_driver()
+    return scenario
+
+
+@pytest.fixture
+async def node(tmp_path: Path, scenario: Scenario) -> AsyncIterator[Node]:
     kernel_log = tmp_path / "kernel.log"
     kernel_log.touch()
     database = Database(sqlite_url(tmp_path / "state.db"))
@@ -103,3 +114,11 @@ async def test_gpus_are_read_a_fault_is_one_signal_and_a_call_that_hangs_is_anot
     await node.until("DCGM_FI_DEV_GPU_TEMP", 0, "deadline exceeded")
     assert await node.value("DCGM_FI_DEV_GPU_TEMP", 1) == 46.0
     assert await node.value("DCGM_FI_DEV_XID_ERRORS", 1) == 94.0
+
+
+async def test_gpus_whose_driver_is_loaded_after_the_agent_started_are_watched_as_well(
+    unloaded: Scenario, node: Node
+) -> None:
+    await node.until("node_load1", None, ANY)  # the agent runs, without GPUs
+    unloaded.restart_driver()
+    await node.until("DCGM_FI_DEV_GPU_TEMP", 1, 46.0)

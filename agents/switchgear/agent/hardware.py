@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from switchgear.agent.association.sources import Board, GpuProcessSource
 from switchgear.agent.events import SIMULATED_NETWORK, Events
@@ -17,20 +17,22 @@ from switchgear.agent.settings import AgentSettings
 from switchgear.agent.sources.base import Source
 from switchgear.agent.sources.gpu import GpuDevice, GpuDriver, GpuSource, normal_pci
 from switchgear.agent.sources.link_watch import LinkWatch
-from switchgear.agent.sources.log_reader import KernelRing, LogReader, TextLog
+from switchgear.agent.sources.log_reader import LogReader, TextLog
 from switchgear.agent.sources.network import NetworkSource
+from switchgear.agent.sources.open_log import open_kernel_log
 from switchgear.agent.vendors import open_gpus
 from switchgear.agent.worker import Worker
 from switchgear.core import names
 from switchgear.core.clock import Clock
 from switchgear.core.errors import Invalid, Reason
-from switchgear.sim.gpus import SimulatedGpus
-from switchgear.sim.nics import SimulatedNics
 from switchgear.v1 import fleet_service_pb2
+
+if TYPE_CHECKING:
+    from switchgear.sim.gpus import SimulatedGpus
+    from switchgear.sim.nics import SimulatedNics
 
 log = logging.getLogger(__name__)
 
-_KMSG = Path("/dev/kmsg")
 #: What a sample may take before its series count as unknown and the hang is an event. A driver that is busy answers late now and then.
 DEADLINE_S = 2.0
 #: Between readings of what changes seldom: error totals, remapped rows, limits.
@@ -67,8 +69,10 @@ class Hardware:
 
 
 @contextmanager
-def open_hardware(settings: AgentSettings, kernel_boot_id: str, events: Events, clock: Clock) -> Iterator[Hardware]:
-    """events: where sources tell what they notice, and what an earlier agent left off."""
+def open_hardware(
+    settings: AgentSettings, kernel_boot_id: str, events: Events, clock: Clock, late: Callable[[], None]
+) -> Iterator[Hardware]:
+    """events: where sources tell what they notice, and what an earlier agent left off. late: see `Opening.late`."""
     log_cursor = events.cursor(KERNEL_LOG)
     board = Board()
     with ExitStack() as stack:
@@ -80,8 +84,8 @@ def open_hardware(settings: AgentSettings, kernel_boot_id: str, events: Events, 
             workers.append(_simulated_network(driver.nics, events, clock))
             hardware = Hardware(workers, driver.devices(), TextLog(driver.kernel_log, log_cursor), board)
         else:
-            kernel_log = _kernel_log(settings.kernel_log, kernel_boot_id, log_cursor)
-            found = stack.enter_context(open_gpus(events, clock, kernel_log=kernel_log is not None))
+            kernel_log = open_kernel_log(settings.kernel_log, kernel_boot_id, log_cursor)
+            found = stack.enter_context(open_gpus(events, clock, late, kernel_log=kernel_log is not None))
             workers += [_gpu_worker(driver, device, settings.node, board) for driver, device in found]
             hardware = Hardware(workers, [device for _, device in found], kernel_log, board)
         for worker in workers:
@@ -91,6 +95,8 @@ def open_hardware(settings: AgentSettings, kernel_boot_id: str, events: Events, 
 
 def _simulated(settings: AgentSettings, clock: Clock) -> SimulatedGpus:
     """Raises Invalid when the fault script is wrong or cannot be read."""
+    from switchgear.sim.gpus import SimulatedGpus  # here, for a node with real ones has no use for it
+
     driver = SimulatedGpus(
         settings.node,
         settings.sim_gpus,
@@ -134,13 +140,3 @@ def running_thread(run: Callable[[], None], close: Callable[[], None], name: str
     finally:
         close()
         thread.join(timeout=1.0)
-
-
-def _kernel_log(file: Path | None, kernel_boot_id: str, cursor: str) -> LogReader | None:
-    if file is not None:
-        return TextLog(file, cursor, from_end=True)
-    try:
-        return KernelRing(kernel_boot_id, cursor)
-    except OSError as error:
-        log.warning("%s cannot be read (%s): XIDs stay unseen; run as root or give --kernel-log", _KMSG, error.strerror)
-        return None

@@ -18,14 +18,16 @@ from switchgear.agent.events import Events
 from switchgear.agent.exporter import Exporter
 from switchgear.agent.flags import add_arguments, settings_from
 from switchgear.agent.hardware import DEADLINE_S, open_hardware, running_thread
-from switchgear.agent.kernel_log_follower import KernelLogFollower
+from switchgear.agent.kernel_log_follower import FABRIC_MANAGER, FABRIC_MANAGER_LOG, KernelLogFollower
 from switchgear.agent.launcher_process import LauncherSettings
 from switchgear.agent.launchers import Launchers
+from switchgear.agent.memory import give_back_once_settled
 from switchgear.agent.metrics import AgentMetrics
 from switchgear.agent.outbox import Outbox
 from switchgear.agent.sample_spool import SampleSpool
 from switchgear.agent.sampler import Sampler
 from switchgear.agent.settings import AgentSettings
+from switchgear.agent.sources.log_reader import TextLog
 from switchgear.agent.spool import Spool
 from switchgear.agent.standbys import Standbys
 from switchgear.agent.stream import Identity, TelemetryStream
@@ -56,11 +58,24 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
+class _GpusCameLate(Exception):
+    """Their driver was loaded after the agent had started."""
+
+
 async def run_agent(settings: AgentSettings) -> None:
     """Runs one agent until cancelled. Several may run in a process, each with its own node and state directory.
 
     Raises FailedPrecondition when another agent uses the state directory or the metrics port.
     """
+    while True:
+        try:
+            await _run(settings)
+        except* _GpusCameLate:
+            log.info("GPUs are there that were not: all is opened anew")
+
+
+async def _run(settings: AgentSettings) -> None:
+    """Until cancelled, or until GPUs come late."""
     clock = SystemClock()
     node = names.node_name(settings.node)
     version = importlib.metadata.version("switchgear")
@@ -77,11 +92,21 @@ async def run_agent(settings: AgentSettings) -> None:
         stack.callback(outbox.close)
         gpus = dict[str, int]()
         events = Events(spool, gpus, clock, outbox.wake_from_thread, simulated=simulated)
-        hardware = stack.enter_context(open_hardware(settings, kernel_boot_id, events, clock))
+        loop = asyncio.get_running_loop()
+        late = asyncio.Event()
+
+        def gpus_came_late() -> None:
+            loop.call_soon_threadsafe(late.set)
+
+        hardware = stack.enter_context(open_hardware(settings, kernel_boot_id, events, clock, gpus_came_late))
         gpus.update(hardware.by_pci)
         if hardware.log is not None:
             follower = KernelLogFollower(hardware.log, events, clock)
             stack.enter_context(running_thread(follower.run, follower.close, "kernel-log"))
+        if FABRIC_MANAGER_LOG.exists():
+            manager_log = TextLog(FABRIC_MANAGER_LOG, events.cursor(FABRIC_MANAGER), from_end=True)
+            follower = KernelLogFollower(manager_log, events, clock, FABRIC_MANAGER)
+            stack.enter_context(running_thread(follower.run, follower.close, "fabric-manager-log"))
 
         identity = Identity(node=node, boot_id=spool.boot_id, epoch=epoch, agent_version=version)
         stream = TelemetryStream(settings.collector, identity, outbox, clock, tls=settings.tls)
@@ -98,7 +123,6 @@ async def run_agent(settings: AgentSettings) -> None:
         reports = Reports()
         launchers = Launchers(launcher_settings, reports.put, standbys)
         launchers.adopt()
-        loop = asyncio.get_running_loop()
 
         def tell_users() -> None:
             outbox.associations = to_proto(association.table.associations)
@@ -158,7 +182,13 @@ async def run_agent(settings: AgentSettings) -> None:
         log.info("agent of %s", node, extra={"gpus": len(inventory.gpus), "metrics": exporter.address})
         try:
             async with asyncio.TaskGroup() as tasks:
-                for part in (ticker.run(), stream.run(), control.run(), standbys.run()):
+                parts = (ticker.run(), stream.run(), control.run(), standbys.run(), give_back_once_settled())
+                for part in (*parts, _wait_for(late)):
                     tasks.create_task(part)
         finally:
             await launchers.close()
+
+
+async def _wait_for(late: asyncio.Event) -> None:
+    await late.wait()
+    raise _GpusCameLate

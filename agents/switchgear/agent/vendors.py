@@ -16,13 +16,15 @@ from switchgear.core.clock import Clock
 class Opening:
     """What a vendor's driver is given. events: where it tells what it notices. first_index: of its first GPU, behind all earlier vendors'.
 
-    kernel_log: whether the agent reads the kernel log, where a driver's faults have more words.
+    kernel_log: whether the agent reads the kernel log, where a driver's faults have more words. late: to be called, from any thread,
+    when GPUs are there that were not when the driver was opened; the agent then opens all anew.
     """
 
     events: Events
     clock: Clock
     first_index: int
     kernel_log: bool
+    late: Callable[[], None]
 
 
 #: A context with the driver, or None where the node has no such GPUs; it decides by what is on the node and must not hang.
@@ -33,7 +35,9 @@ OpenGpus = Callable[[Opening], AbstractContextManager[GpuDriver | None]]
 def _nvidia(opening: Opening) -> AbstractContextManager[GpuDriver | None]:
     from switchgear.agent.nvml.open import nvidia_gpus
 
-    return nvidia_gpus(opening.events, opening.clock, log_source=KERNEL_LOG, kernel_log=opening.kernel_log)
+    return nvidia_gpus(
+        opening.events, opening.clock, opening.late, log_source=KERNEL_LOG, kernel_log=opening.kernel_log
+    )
 
 
 def _amd(opening: Opening) -> AbstractContextManager[GpuDriver | None]:
@@ -48,14 +52,19 @@ VENDORS: Sequence[OpenGpus] = (_nvidia, _amd)
 
 @contextmanager
 def open_gpus(
-    events: Events, clock: Clock, *, kernel_log: bool, vendors: Sequence[OpenGpus] = VENDORS
+    events: Events,
+    clock: Clock,
+    late: Callable[[], None] = lambda: None,
+    *,
+    kernel_log: bool,
+    vendors: Sequence[OpenGpus] = VENDORS,
 ) -> Iterator[list[tuple[GpuDriver, GpuDevice]]]:
     """Every GPU of the node with the driver that reads it; no two have the same index."""
     with ExitStack() as stack:
         found = list[tuple[GpuDriver, GpuDevice]]()
         for vendor in vendors:
             first_index = 1 + max((device.index for _, device in found), default=-1)
-            opening = Opening(events=events, clock=clock, first_index=first_index, kernel_log=kernel_log)
+            opening = Opening(events=events, clock=clock, first_index=first_index, kernel_log=kernel_log, late=late)
             driver = stack.enter_context(vendor(opening))
             if driver is not None:
                 found += [(driver, device) for device in driver.devices()]

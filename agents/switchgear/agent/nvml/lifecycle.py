@@ -30,20 +30,36 @@ _POLL_S = 0.05
 class Lifecycle:
     """Runs in a thread of its own, since initialising may hang.
 
-    tell: takes what is noticed. ready: set after the first attempt, when `driver.devices()` is what there is.
+    tell: takes what is noticed. late: called when the first GPUs are there only after `wait` returned without them; they are not
+    watched until someone begins anew, and that finds the driver awake.
     """
 
     def __init__(
-        self, driver: NvmlDriver, tell: Callable[[Finding], None], clock: Clock, *, retry_s_min: float = RETRY_S_MIN
+        self,
+        driver: NvmlDriver,
+        tell: Callable[[Finding], None],
+        late: Callable[[], None],
+        clock: Clock,
+        *,
+        retry_s_min: float = RETRY_S_MIN,
     ) -> None:
         self._driver = driver
         self._tell = tell
+        self._late = late
         self._clock = clock
         self._retry_s_min = retry_s_min
         self._stopping = threading.Event()
         self._nvml: Nvml | None = None
         self._unavailable = ""
-        self.ready = threading.Event()
+        self._ready = threading.Event()
+        self._waited = False
+        self._came_late = False
+
+    def wait(self, patience_s: float) -> bool:
+        """Waits for the first attempt to end, well or not, so that `driver.devices()` is what there is; False when it does not."""
+        ready = self._ready.wait(patience_s)
+        self._waited = True
+        return ready
 
     def run(self) -> None:
         """Until `close`; for a thread."""
@@ -54,7 +70,7 @@ class Lifecycle:
                 self._serve()
             except NvmlUnavailable as error:
                 self._note_unavailable(str(error))
-                self.ready.set()
+                self._ready.set()
             if self._clock.monotonic_s() - begun_s > RETRY_S_MAX:
                 retry_s = self._retry_s_min
             self._stopping.wait(retry_s)
@@ -66,9 +82,12 @@ class Lifecycle:
     def _serve(self) -> None:
         """One session, from its begin to its end. Raises NvmlUnavailable when it cannot begin."""
         session, devices = self._open()
+        self._came_late |= self._waited and bool(devices) and not self._driver.devices()
         self._driver.begin(session, devices)
-        self.ready.set()
+        self._ready.set()
         self._note_available()
+        if self._came_late:
+            self._late()
         self._follow(session)
         self._end(session)
 
@@ -117,7 +136,9 @@ class Lifecycle:
             if DRAIN_S < waited_s <= DRAIN_S + _POLL_S:
                 log.error("a call of NVML does not return, so the driver cannot be opened again before it does")
             waited_s += _POLL_S
-        session.nvml.shutdown()
+        # Those who came late are opened anew at once: without persistence mode, waking them again would take as long again.
+        if session.broken.is_set() or not self._came_late:
+            session.nvml.shutdown()
 
     def _note_unavailable(self, reason: str) -> None:
         if reason != self._unavailable:

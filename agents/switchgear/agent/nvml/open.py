@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,11 +25,17 @@ PATIENCE_S = 15.0
 
 @contextmanager
 def nvidia_gpus(
-    events: Events, clock: Clock, *, log_source: str, kernel_log: bool, sysfs: Path = Path("/sys")
+    events: Events,
+    clock: Clock,
+    late: Callable[[], None],
+    *,
+    log_source: str,
+    kernel_log: bool,
+    sysfs: Path = Path("/sys"),
 ) -> Iterator[NvmlDriver | None]:
     """The driver of the node's NVIDIA GPUs; None where the node has no sign of any.
 
-    log_source: how `events` knows the kernel log. kernel_log: whether it can be read.
+    late: called when the first GPUs are there only after this gave up on them. log_source: how `events` knows the kernel log. kernel_log: whether it can be read.
     """
     if not (library.traces_of_driver() or _has_library()):
         yield None
@@ -38,11 +44,11 @@ def nvidia_gpus(
     xids = XidHistory(clock)
     events.observe(xids.observe)
     driver = NvmlDriver(faults.tell, xids, clock, sysfs=sysfs)
-    lifecycle = Lifecycle(driver, faults.tell, clock)
+    lifecycle = Lifecycle(driver, faults.tell, late, clock)
     thread = threading.Thread(target=lifecycle.run, name="nvml", daemon=True)
     thread.start()
-    if not lifecycle.ready.wait(PATIENCE_S):
-        text = f"NVML is not initialised after {PATIENCE_S:g} s: no GPU is watched; look into the kernel log, then restart the agent"
+    if not lifecycle.wait(PATIENCE_S):
+        text = f"NVML is not initialised after {PATIENCE_S:g} s and no GPU is watched until it is; look into the kernel log"
         log.error("%s", text)
         events.tell(DRIVER, Finding(DRIVER_HANGS, text))
     try:
