@@ -127,6 +127,17 @@ def test_a_kernel_log_that_can_be_read_is_fine(tmp_path: Path) -> None:
     assert found["faults"].state is State.OK
 
 
+def test_the_journal_stands_in_for_the_ring_where_it_shows_kernel_messages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    write(tmp_path / "journalctl", "#!/bin/sh\nexit 0\n")
+    (tmp_path / "journalctl").chmod(0o755)
+    assert checks(tmp_path)["kernel log"].state is State.PROBLEM
+    write(tmp_path / "journalctl", "#!/bin/sh\necho Linux version 6.1\n")
+    assert checks(tmp_path)["kernel log"].state is State.NOTE
+
+
 def test_gpus_of_other_vendors_and_other_devices_are_left_out_of_the_bus(tmp_path: Path) -> None:
     devices = tmp_path / "sys/bus/pci/devices"
     for address, vendor, class_ in (
