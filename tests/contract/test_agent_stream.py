@@ -10,7 +10,9 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -24,7 +26,8 @@ from switchgear.agent.spool import Spool
 from switchgear.agent.stream import Identity, TelemetryStream
 from switchgear.agent.ticker import Ticker
 from switchgear.agent.worker import Worker
-from switchgear.collector.main import build
+from switchgear.collector.main import CollectorService, CollectorSettings
+from switchgear.collector.windows import Windows
 from switchgear.core import rpc
 from switchgear.core.clock import ManualClock, SystemClock
 from switchgear.core.service import Endpoints
@@ -32,7 +35,11 @@ from switchgear.store.database import Database, sqlite_url
 from switchgear.v1 import signal_service_pb2 as signals
 from switchgear.v1.signal_service_pb2_grpc import SignalServiceStub
 from switchgear.v1alpha import telemetry_service_pb2 as pb
-from switchgear.v1alpha.telemetry_service_pb2_grpc import TelemetryServiceStub
+from switchgear.v1alpha.telemetry_service_pb2_grpc import (
+    TelemetryServiceServicer,
+    TelemetryServiceStub,
+    add_TelemetryServiceServicer_to_server,
+)
 
 WITHIN_S = 15.0
 
@@ -40,25 +47,28 @@ WITHIN_S = 15.0
 class World:
     """An agent's stream, and a collector on one address that can be killed and started again with the same database."""
 
-    def __init__(self, folder: Path, *, samples_bytes_max: int = 1 << 20) -> None:
+    def __init__(self, folder: Path, *, epoch: str = "epoch", samples_bytes_max: int = 1 << 20) -> None:
         self.folder = folder
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
         self.spool = Spool(folder / "spool", "boot")
-        self.samples = SampleSpool(folder / "samples", "epoch", bytes_max=samples_bytes_max)
+        self.samples = SampleSpool(folder / "samples", epoch, bytes_max=samples_bytes_max)
         self.outbox = Outbox(Sampler(), self.spool, self.samples)
         self.stream = TelemetryStream(
-            self.address, Identity("nodes/n1", self.spool.boot_id, "epoch", "1"), self.outbox, SystemClock()
+            self.address, Identity("nodes/n1", self.spool.boot_id, epoch, "1"), self.outbox, SystemClock()
         )
         self.keys = [series(f"metric_{number}", "", Kind.GAUGE) for number in range(5)]
         self.time = 0
+        #: Of the collector that runs now.
+        self.windows: Windows | None = None
 
     @contextlib.asynccontextmanager
     async def collector(self) -> AsyncIterator[None]:
         database = Database(sqlite_url(self.folder / "state.db"))
         await database.migrate()
-        service, server = build(database, SystemClock()), rpc.Server()
+        service = CollectorService(database, SystemClock(), CollectorSettings(), CollectorRegistry())
+        server, self.windows = rpc.Server(), service.windows
         service.register(server.grpc)
         await server.start(self.address, service.service_names)
         running = asyncio.create_task(service.run(Endpoints.all_at(self.address)))
@@ -83,6 +93,14 @@ class World:
         self.time += 1
         readings = [unknown(k, "why") if v is None else known(k, v) for k, v in zip(self.keys, values, strict=False)]
         self.outbox.put(self.outbox.sampler.tick(readings, self.time))
+
+    def history(self) -> tuple[list[int], list[list[float]]]:
+        """Times and rows in the collector's window."""
+        window = self.windows.get("nodes/n1") if self.windows is not None else None
+        if window is None:
+            return [], []
+        times, rows = window.history()
+        return times.tolist(), rows.tolist()
 
     async def event(self, text: str) -> None:
         await asyncio.to_thread(self.spool.append, "kernel_log", "XID", text, time_unix_ns=1, code=79)
@@ -240,3 +258,102 @@ async def test_a_hanging_gpu_becomes_a_signal_and_unknown_while_the_others_go_on
     hanging.gate.set()
     for worker in workers:
         worker.close()
+
+
+async def test_after_an_outage_the_newest_tick_comes_first_and_the_rest_finds_its_place(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    async with world.streaming():
+        async with world.collector():
+            world.tick(1, 1)
+            await world.settled()
+        for number in range(100):
+            world.tick(number, 2 * number)
+        async with world.collector():
+            await until(lambda: bool(world.history()[0]))
+            assert world.history()[0][-1] == 101
+            world.tick(200, 7)
+            await world.settled()
+            times, rows = world.history()
+            assert times == list(range(2, 103))
+            assert rows == [[number, 2 * number] for number in range(100)] + [[200, 7]]
+            assert (await world.telemetry()).blocks_lost == 0
+            assert await world.shown() == [200, 7]
+
+
+async def test_samples_of_an_agent_that_was_killed_are_sent_by_the_next_one(tmp_path: Path) -> None:
+    killed = World(tmp_path)
+    for number in range(30):
+        killed.tick(number, number + 0.5)
+    await killed.outbox.disk.call(int)
+    killed.spool.close()
+    world = World(tmp_path, epoch="another")
+    world.time = 1000
+    world.keys.reverse()  # ids have other meanings in another epoch
+    async with world.collector(), world.streaming():
+        world.tick(*[5] * 5)
+        await world.settled()
+        world.tick(*[6] * 5)
+        await world.settled()
+        times, rows = world.history()
+        assert times == [*range(1, 31), 1001, 1002]
+        # Columns are those of the new epoch; the first agent knew metric_0 and metric_1 alone.
+        assert [row[3:] for row in rows[:30]] == [[number + 0.5, number] for number in range(30)]
+        assert await world.shown() == [6] * 5
+
+
+async def test_who_uses_the_gpus_is_shown_and_replaced_whole(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    async with world.collector(), world.streaming():
+        world.tick(1)
+        for jobs in (["jobs/a", "jobs/b"], ["jobs/c"], []):
+            world.outbox.associations = pb.Associations(
+                associations=[pb.Association(gpu=number, job=job, pids=[7]) for number, job in enumerate(jobs)]
+            )
+            await world.settled()
+            await until(lambda: shows_jobs(world, jobs))  # noqa: B023 - awaited in this round
+
+
+async def shows_jobs(world: World, jobs: list[str]) -> bool:
+    return [item.job for item in (await world.telemetry()).associations] == jobs
+
+
+class OlderCollector(TelemetryServiceServicer):
+    """The release before: it welcomes nobody, and knows plain blocks alone."""
+
+    def __init__(self) -> None:
+        self.blocks: list[pb.Block] = []
+        self.others: list[str] = []
+
+    async def Stream(  # noqa: N802 - the contract names it
+        self, request_iterator: AsyncIterator[pb.AgentMessage], context: Any
+    ) -> AsyncIterator[pb.CollectorMessage]:
+        del context
+        async for message in request_iterator:
+            self.others.append(str(message.WhichOneof("kind")))
+            if message.HasField("block"):
+                self.blocks.append(message.block)
+                yield pb.CollectorMessage(block_ack=pb.BlockAck(sequence=message.block.sequence))
+
+
+async def test_a_collector_of_the_release_before_gets_what_it_understands(tmp_path: Path) -> None:
+    world, older, server = World(tmp_path), OlderCollector(), rpc.Server()
+    add_TelemetryServiceServicer_to_server(older, server.grpc)
+    await server.start(world.address, ["switchgear.v1alpha.TelemetryService"])
+    async with stopping(server), world.streaming():
+        await until(lambda: "hello" in older.others)
+        for number in range(1, 4):
+            world.tick(number, 0.1)
+            await until(lambda: bool(older.blocks) and older.blocks[-1].sequence == number)  # noqa: B023 - awaited in this round
+        assert [np.frombuffer(block.values_f64).tolist() for block in older.blocks] == [[n, 0.1] for n in (1, 2, 3)]
+        assert all(block.keyframe and not block.changed for block in older.blocks)
+        assert older.others[:3] == ["hello", "dictionary", "block"]
+        assert "backlog" not in older.others
+        await world.settled()
+
+
+@contextlib.asynccontextmanager
+async def stopping(server: rpc.Server) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await server.stop(0)

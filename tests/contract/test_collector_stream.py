@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -325,6 +326,13 @@ VIOLATIONS: list[list[dict[str, Any]]] = [
     [HELLO, {}],
     [HELLO, {"dictionary": pb.Dictionary(series=[pb.Series(id=0, metric="a"), pb.Series(id=2, metric="b")])}],
     [HELLO, {"dictionary": pb.Dictionary(series=[pb.Series()])}],
+    [HELLO, {"dictionary": pb.Dictionary(packed=b"rubbish")}],
+    [HELLO, {"dictionary": pb.Dictionary(packed=zlib.compress(b"rubbish"))}],
+    [HELLO, {"dictionary": pb.Dictionary(packed=zlib.compress(bytes(5 << 20)))}],
+    [HELLO, {"block": pb.Block(sequence=1, keyframe=True, classes=b"\x03")}],
+    [HELLO, {"backlog": pb.Backlog(epoch="x", blocks=[pb.Block(sequence=3)])}],
+    [HELLO, {"backlog": pb.Backlog(epoch="x", blocks=[pb.Block(sequence=3)] * 65)}],
+    [HELLO, {"associations": pb.Associations(associations=[pb.Association(gpu=-1)])}],
     [HELLO, {"block": pb.Block(sequence=1, values_f64=b"123")}],
     [HELLO, {"event": pb.Event(sequence=1)}],
     [HELLO, {"event": pb.Event(boot_id="b", source="s", kind="k", sequence=2**63)}],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 from switchgear.agent.readings import Kind, SeriesKey
@@ -19,6 +20,11 @@ def dictionary_message(keys: Sequence[SeriesKey], begin: int, end: int) -> pb.Di
             for number, key in enumerate(keys[begin:end], begin)
         ]
     )
+
+
+def packed(dictionary: pb.Dictionary) -> pb.Dictionary:
+    """The same in a tenth of the bytes: names and labels repeat."""
+    return pb.Dictionary(packed=zlib.compress(dictionary.SerializeToString())) if dictionary.series else dictionary
 
 
 def event_message(event: Event) -> pb.Event:

@@ -10,7 +10,7 @@ from typing import Any
 import grpc.aio
 
 from switchgear.agent.deltas import plain_keyframe
-from switchgear.agent.messages import dictionary_message, event_message
+from switchgear.agent.messages import dictionary_message, event_message, packed
 from switchgear.agent.outbox import Outbox
 from switchgear.agent.sample_spool import Chunk
 from switchgear.core import rpc
@@ -24,7 +24,7 @@ from switchgear.v1alpha.telemetry_service_pb2_grpc import TelemetryServiceStub
 FEATURES = (pb.AgentHello.DELTAS, pb.AgentHello.BACKLOG)
 _EVENTS_BATCH = 256
 #: From one backlog to the next: a few hundred blocks a second at most.
-_BACKLOG_PAUSE_S = 0.2
+_BACKLOG_PAUSE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class _Connection:
         self._identity = identity
         self._series_sent = 0
         self._event_sent = 0
-        self._associations_sent = pb.Associations()
+        self._associations_sent: pb.Associations | None = None
         self._resync = False
         #: What the collector takes of `FEATURES`.
         self._features: frozenset[int] = frozenset()
@@ -180,7 +180,7 @@ class _Connection:
                     await self._write(event=event_message(event))
                     self._event_sent = ordinal
             await self._send_blocks()
-            if (table := outbox.associations) is not self._associations_sent:
+            if self._series_sent and (table := outbox.associations) is not self._associations_sent:
                 await self._write(associations=table)
                 self._associations_sent = table
             await outbox.wake.wait()
@@ -195,7 +195,7 @@ class _Connection:
             if block.series > self._series_sent:
                 new = dictionary_message(sampler.keys, self._series_sent, block.series)
                 self._series_sent = block.series
-                await self._write(dictionary=new)
+                await self._write(dictionary=packed(new) if deltas else new)
             outbox.sent(block)
             if deltas:
                 await self._write(block=pb.Block.FromString(block.message))
@@ -212,7 +212,7 @@ def _backlog(number: int, chunk: Chunk) -> pb.Backlog:
     return pb.Backlog(
         number=number,
         epoch=chunk.epoch,
-        dictionary=chunk.dictionary,
+        dictionary=packed(chunk.dictionary),
         blocks=[pb.Block.FromString(block) for block in chunk.blocks],
         fresh_from=chunk.fresh_from,
         lost=chunk.lost,

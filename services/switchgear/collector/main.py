@@ -61,10 +61,11 @@ class CollectorService:
         self._silence = Silence(settings.silence_s)
         self._streaming = set[str]()
         self._expected = set[str]()
-        self._windows = Windows(ticks=settings.window_ticks, bytes_max=settings.window_bytes_max)
+        #: Recent samples of all nodes.
+        self.windows = Windows(ticks=settings.window_ticks, bytes_max=settings.window_bytes_max)
         self._writer = EventWriter(self._commit, store.refused, self._metrics.events_refused.inc)
         self._ingest = Ingest(
-            self._windows,
+            self.windows,
             self._writer,
             clock,
             self._metrics,
@@ -73,7 +74,7 @@ class CollectorService:
         )
 
     def register(self, server: grpc.aio.Server) -> None:
-        add_TelemetryServiceServicer_to_server(TelemetryApi(self._ingest, self._windows), server)
+        add_TelemetryServiceServicer_to_server(TelemetryApi(self._ingest, self.windows), server)
         add_SignalServiceServicer_to_server(SignalApi(self._database, self._feed), server)
 
     async def run(self, endpoints: Endpoints) -> None:  # noqa: ARG002 - the collector calls nobody

@@ -5,12 +5,15 @@ Everything here raises Invalid (STREAM_PROTOCOL) for what no agent of ours would
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from switchgear.collector.blocks import Block, Deltas, protocol
 from switchgear.collector.model import Event
 from switchgear.collector.windows import REASON_CHARS_MAX, SeriesKey
-from switchgear.core import identity, names
+from switchgear.core import identity, names, rpc
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
 TEXT_BYTES_MAX = 2048
@@ -36,6 +39,8 @@ def hello_of(message: pb.AgentMessage) -> pb.AgentHello:
 
 def dictionary_of(dictionary: pb.Dictionary) -> tuple[int, list[SeriesKey]]:
     """The first id, and the series from it on."""
+    if dictionary.packed:
+        dictionary = _unpacked(dictionary.packed)
     first_id = dictionary.series[0].id if dictionary.series else 0
     if any(series.id != first_id + offset for offset, series in enumerate(dictionary.series)):
         raise protocol("series ids of a dictionary must count up by one")
@@ -49,6 +54,17 @@ def series_of(series: pb.Series) -> SeriesKey:
             f"series {series.id} needs a metric, at most {LABELS_MAX} labels and texts of at most {NAME_CHARS_MAX} characters"
         )
     return SeriesKey(series.metric, series.unit, tuple(sorted(series.labels.items())))
+
+
+def _unpacked(packed: bytes) -> pb.Dictionary:
+    unpacking = zlib.decompressobj()
+    try:
+        data = unpacking.decompress(packed, rpc.MESSAGE_BYTES_MAX)
+        if not unpacking.eof:
+            raise protocol(f"a packed dictionary is cut short, or has more than {rpc.MESSAGE_BYTES_MAX} bytes")
+        return pb.Dictionary.FromString(data)
+    except (zlib.error, DecodeError) as error:
+        raise protocol(f"a packed dictionary cannot be read: {error}") from None
 
 
 def block_of(message: pb.Block) -> Block:
