@@ -71,7 +71,8 @@ def decode_nvlink5(code: int, unit: str, intrinfo: int, error_status: int | None
     layouts: tuple[Callable[[_Rule, int], bool | None], ...] = (_before_r575, _from_r575)
     if found:
         layouts = layouts[:1] if int(found.group(1)) < _R575 else layouts[1:]
-    rules = [rule for rule in _rules().get(code, ()) if unit in rule.units]
+    units = frozenset(unit.split("/"))
+    rules = [rule for rule in _rules().get(code, ()) if units & rule.units]
     for layout in layouts:
         if decoded := _worst(
             [(rule, escalated) for rule in rules if (escalated := layout(rule, intrinfo)) is not None], error_status

@@ -101,7 +101,7 @@ RULES: Sequence[Rule] = (
         "NVME_CONTROLLER_TIMEOUT",
         (
             " timeout, ",
-            r"nvme (?P<device>nvme\d{1,6}): I/O .{1,100} timeout, (?:aborting|reset|completion polled|disable|canceling)",
+            r"nvme (?P<device>nvme\d{1,6}|[0-9a-f]{4}:[0-9a-f:.]{5,9}): I/O .{1,100} timeout, (?:aborting|reset|completion polled|disable|canceling)",
         ),
         before=128,
     ),

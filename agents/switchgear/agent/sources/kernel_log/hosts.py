@@ -138,6 +138,8 @@ RULES: Sequence[Rule] = (
             "Memory failure: 0x",
             r"Memory failure: (?P<device>0x[0-9a-fA-F]{1,16}): (?:(?:Sending|Killing) .{0,24}? ?to (?P<process>[^\s:]{1,32}):(?P<pid>\d{1,10}))?",
         ),
+        ("MCE 0x", r"^MCE (?P<device>0x[0-9a-fA-F]{1,16}): .{1,60} recovery: "),  # up to Linux 4.12
+        before=1,
     ),
     Rule(
         "[Hardware Error]",

@@ -76,6 +76,8 @@ class Open:
             return self.lead.pid is not None
         if self.lead.kind == "GHES_HARDWARE_ERROR":
             return self.lead.severity != ""
+        if self.lead.kind == "OOM":
+            return self.killed
         return self.lead.kind not in HELD
 
 
@@ -130,8 +132,10 @@ def _oom(at: _Next) -> Classified | None:
     # What is announced for a task may befall its child; apart from that the victim tells whether it is the same kill.
     if not under_way and at.lead.pid is not None and at.found.pid != at.lead.pid:
         return None
-    at.opened.killed |= _VICTIM.search(at.text, 0, 1024) is not None
-    return at.lead if at.lead.pid is not None else at.found
+    sure = _VICTIM.search(at.text, 0, 1024) is not None
+    better = at.lead.pid is None or (sure and not at.opened.killed)
+    at.opened.killed |= sure
+    return at.found if better else at.lead
 
 
 def _trouble(at: _Next) -> Classified | None:

@@ -18,6 +18,8 @@ _LEVEL = re.compile(
     r"(?:emerg|alert|crit|err|warn|notice|info|debug) {0,6}: ?"
 )
 _UPTIME = re.compile(r"\[ {0,12}(?P<s>\d{1,12}\.\d{1,9})\](?:\[ {0,8}[TC]\d{1,10}\])? ?")
+# Of dmesg --raw and of what the firmware kept of a panic.
+_PRIORITY = re.compile(r"<(?P<priority>\d{1,4})>")
 _CLOCK = r"(?P<h>\d\d):(?P<m>\d\d):(?P<sec>\d\d)"
 _DATE = re.compile(rf"\[[A-Z][a-z]{{2}} [A-Z][a-z]{{2}} {{1,2}}\d{{1,2}} {_CLOCK} \d{{4}}\] ?")
 _MANAGER = re.compile(rf"\[[A-Z][a-z]{{2}} \d{{1,2}} \d{{4}} {_CLOCK}\] (?=\[)")
@@ -60,9 +62,10 @@ def _layer(line: str, position: int, form: str) -> tuple[str, int, float | None,
     """Name, end, stamp and program of the layer at `position`."""
     if match := _UPTIME.match(line, position):
         return "u", match.end(), float(match["s"]), ""
-    if (match := _RECORD.match(line, position)) and not form:
+    if match := None if form else _RECORD.match(line, position) or _PRIORITY.match(line, position):
         # Facility 0 is the kernel; programs may write into the ring too.
-        return "r", match.end(), int(match["us"]) / 1e6, "" if int(match["priority"]) >> 3 == 0 else "user"
+        us = match.groupdict().get("us")
+        return "r", match.end(), int(us) / 1e6 if us else None, "" if int(match["priority"]) >> 3 == 0 else "user"
     if match := _KERNEL.match(line, position):
         return "k", match.end(), None, ""
     if (match := _LEVEL.match(line, position)) and not form:
