@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from switchgear.agent.amd import library as amd
 from switchgear.agent.main import TLS_FOLDER, run_agent
+from switchgear.agent.nvml import library as nvml
 from switchgear.agent.settings import AgentSettings
 from switchgear.cli import exits
 from switchgear.cli.compose import DEFAULT_METRICS, SERVICES, PlaneSettings, running
@@ -37,6 +39,7 @@ from switchgear.core.tls import TlsFiles
 from switchgear.recovery.values import Timing
 from switchgear.serve import router
 from switchgear.serve.router import DEFAULT_LISTEN
+from switchgear.sim import profiles
 from switchgear.store.database import sqlite_url
 
 #: How long `up` waits for requests in its router at the end; a router of its own (`switchgear router`) is more patient.
@@ -48,7 +51,7 @@ class UpSettings:
     """grpc, http, router: HOST:PORT to listen on, port 0 takes a free one. database_url: empty for SQLite in the state directory.
 
     agent: whether this process is also the agent of this machine; None: as long as there is no TLS. Jobs run as the agent's user, and
-    with TLS that user has the CA's key. sim_gpus: simulated GPUs of that agent.
+    with TLS that user has the CA's key. sim_gpus: simulated GPUs of that agent, of the model sim_profile.
     policies: modes of the configuration. metrics: HOST:PORT of `/metrics`. machines: with TLS, HOST:PORT at which agents and
     launchers bring certificates. router_key_file: keys of the router's clients, which it must have beyond loopback.
     timing: the leases of jobs that begin from now on.
@@ -62,6 +65,7 @@ class UpSettings:
     agent: bool | None = None
     node: str = ""
     sim_gpus: int = 0
+    sim_profile: str = profiles.DEFAULT
     policies: Mapping[str, Mode] = field(default_factory=dict)
     metrics: str = DEFAULT_METRICS
     machines: str = DEFAULT_MACHINES
@@ -117,6 +121,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sim-gpus", type=int, default=0, metavar="N", help="simulate N GPUs on this machine's node (default: none)"
     )
     parser.add_argument(
+        "--sim-profile",
+        choices=tuple(profiles.PROFILES),
+        default=profiles.DEFAULT,
+        help="the model of the simulated GPUs (default: %(default)s)",
+    )
+    parser.add_argument(
         "--metrics",
         default=DEFAULT_METRICS,
         metavar="HOST:PORT",
@@ -143,6 +153,7 @@ def main(args: argparse.Namespace) -> int:
         agent=args.agent,
         node=args.node or names.to_id(socket.gethostname()),
         sim_gpus=args.sim_gpus,
+        sim_profile=args.sim_profile,
         policies=configured_policies(args.policy),
         metrics=args.metrics,
         machines=args.machines,
@@ -197,8 +208,8 @@ async def serve(settings: UpSettings) -> None:
 
 
 def _hints(settings: UpSettings, *, agent: bool, secure: bool) -> Iterator[str]:
-    if agent and not settings.sim_gpus:
-        yield "this node has no GPUs to offer (NVML comes later); simulate some with --sim-gpus N"
+    if agent and not settings.sim_gpus and not (nvml.traces_of_driver() or amd.traces_of_driver()):
+        yield "this node has no GPUs to offer; simulate some with --sim-gpus N"
     if agent and secure:
         yield (
             f"WARNING: jobs run here as {getpass.getuser()}, who owns {settings.state_dir}: whoever may submit a job (role operator) can "
@@ -232,5 +243,6 @@ def _agent_settings(settings: UpSettings, endpoints: Endpoints, files: TlsFiles 
         autoscaler=endpoints.autoscaler,
         state_dir=settings.state_dir / "agent",
         sim_gpus=settings.sim_gpus,
+        sim_profile=settings.sim_profile,
         tls=files,
     )
