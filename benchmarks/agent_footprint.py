@@ -66,8 +66,8 @@ class Scraped:
         memory = _memory_kb(self.pid)
         return {
             "cpu_percent_of_a_core": round(100 * (_cpu_s(self.pid) - self.cpu_start_s) / seconds, 3),
-            "rss_mb": round(memory["Rss"] / 1000, 1),
-            "pss_mb": round(memory["Pss"] / 1000, 1),
+            "rss_mb": round(memory["Rss"] * 1024 / 1e6, 1),
+            "pss_mb": round(memory["Pss"] * 1024 / 1e6, 1),
             "threads": len(os.listdir(f"/proc/{self.pid}/task")),  # noqa: PTH208 - names, not paths
             "series": self.series,
             "page_bytes": self.page_bytes,
@@ -149,6 +149,11 @@ def _agent(folder: Path, server: str, driver: str) -> Iterator[Scraped]:
         command += ["--sim-gpus", str(GPUS)]
     else:
         environment = Scenario(folder / "nvml", GPUS, moving=True).environment
+    # As installed: what was compiled before is loaded, for compiling leaves a process larger.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment["PYTHONPYCACHEPREFIX"] = str(folder / "compiled")
+    loaded = "import switchgear.agent.main, pynvml"
+    subprocess.run([sys.executable, "-c", loaded], env=environment, check=True)
     address = state / "metrics-address"
     with _running([sys.executable, "-m", *command], log, environment) as process:
         _wait(address.exists, process, log)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
+from importlib.metadata import version
 
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
 
 from switchgear.core import trace
 from switchgear.core.log import JsonFormatter
+from switchgear.core.version import VERSION
 from switchgear.recovery import model as m
 from switchgear.recovery import tracing
 
@@ -26,6 +30,15 @@ def test_without_a_receiver_nothing_is_traced_and_nothing_breaks() -> None:
         assert trace.current() == ""
     trace.record("work", 1, 2)
     assert (trace.client_interceptors(), trace.is_on()) == ([], False)
+
+
+def test_without_a_receiver_the_library_is_not_even_imported() -> None:
+    code = "import sys; import switchgear.core.trace, switchgear.core.log; print('opentelemetry' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert version("switchgear") == VERSION
 
 
 def test_an_incidents_trace_is_the_same_in_every_process_and_never_another_ones() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.metadata
 import logging
 import uuid
 from contextlib import ExitStack
@@ -21,7 +20,7 @@ from switchgear.agent.hardware import DEADLINE_S, open_hardware, running_thread
 from switchgear.agent.kernel_log_follower import FABRIC_MANAGER, FABRIC_MANAGER_LOG, KernelLogFollower
 from switchgear.agent.launcher_process import LauncherSettings
 from switchgear.agent.launchers import Launchers
-from switchgear.agent.memory import give_back_once_settled
+from switchgear.agent.memory import give_back_once_settled, share_arenas
 from switchgear.agent.metrics import AgentMetrics
 from switchgear.agent.outbox import Outbox
 from switchgear.agent.sample_spool import SampleSpool
@@ -38,6 +37,7 @@ from switchgear.core.clock import SystemClock
 from switchgear.core.metrics import ADDRESS_FILE, MetricsServer, new_registry
 from switchgear.core.process import boot_id, only_one, until_signal
 from switchgear.core.tls import NodeFiles
+from switchgear.core.version import VERSION
 from switchgear.v1 import fleet_service_pb2
 
 __all__ = ["TLS_FOLDER", "add_arguments", "main", "run_agent"]
@@ -49,6 +49,7 @@ TLS_FOLDER = "tls"
 
 def main(args: argparse.Namespace) -> int:
     """Runs the agent until SIGTERM or SIGINT; launchers live on."""
+    share_arenas()
     files = NodeFiles(args.state_dir / TLS_FOLDER)
     if args.join and not files.complete:
         join(read_token(args.join), args.node, files.folder)
@@ -78,7 +79,6 @@ async def _run(settings: AgentSettings) -> None:
     """Until cancelled, or until GPUs come late."""
     clock = SystemClock()
     node = names.node_name(settings.node)
-    version = importlib.metadata.version("switchgear")
     simulated = settings.sim_gpus > 0
     kernel_boot_id = boot_id()
     with ExitStack() as stack:
@@ -108,7 +108,7 @@ async def _run(settings: AgentSettings) -> None:
             follower = KernelLogFollower(manager_log, events, clock, FABRIC_MANAGER)
             stack.enter_context(running_thread(follower.run, follower.close, "fabric-manager-log"))
 
-        identity = Identity(node=node, boot_id=spool.boot_id, epoch=epoch, agent_version=version)
+        identity = Identity(node=node, boot_id=spool.boot_id, epoch=epoch, agent_version=VERSION)
         stream = TelemetryStream(settings.collector, identity, outbox, clock, tls=settings.tls)
         launcher_settings = LauncherSettings(
             settings.launcher_command,
@@ -174,7 +174,7 @@ async def _run(settings: AgentSettings) -> None:
             name=node,
             address=settings.address,
             gpus=hardware.gpus(node),
-            agent_version=version,
+            agent_version=VERSION,
             # Said, since others would take an address on loopback for a plain one, and we may listen on all.
             metrics_address=f"{'https://' if beyond else ''}{exporter.reached_at(settings.address)}",
         )

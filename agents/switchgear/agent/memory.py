@@ -10,11 +10,21 @@ import gc
 SETTLED_S = 15.0
 
 
+#: Of mallopt(3).
+_M_ARENA_MAX = -8
+_ARENAS_MAX = 2
+
+
+def share_arenas() -> None:
+    """Before there are threads: glibc gives each of them a heap of its own, and what a scrape used once stays in many of them."""
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(_M_ARENA_MAX, _ARENAS_MAX)
+
+
 async def give_back_once_settled() -> None:
     """Two megabytes of what imports used for a moment; and what stays for ever is no longer searched for garbage."""
     await asyncio.sleep(SETTLED_S)
     gc.collect()
     gc.freeze()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc alone
-    if trim is not None:
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # of glibc alone
         trim(0)

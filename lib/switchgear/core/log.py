@@ -8,9 +8,6 @@ import sys
 from datetime import UTC, datetime
 from typing import TextIO
 
-from opentelemetry import trace
-from opentelemetry.trace import format_span_id, format_trace_id
-
 from switchgear.core.text import printable
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -32,9 +29,11 @@ class JsonFormatter(logging.Formatter):
         }
         if self._component:
             entry["component"] = self._component
-        span = trace.get_current_span().get_span_context()
-        if span.is_valid:
-            entry["trace_id"], entry["span_id"] = format_trace_id(span.trace_id), format_span_id(span.span_id)
+        # Without traces nobody has imported it, and a log is no reason to.
+        if (tracing := sys.modules.get("opentelemetry.trace")) is not None:
+            span = tracing.get_current_span().get_span_context()
+            if span.is_valid:
+                entry["trace_id"], entry["span_id"] = f"{span.trace_id:032x}", f"{span.span_id:016x}"
         entry.update({key: value for key, value in vars(record).items() if key not in _STANDARD})
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)

@@ -9,7 +9,7 @@ import ssl
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.metadata import version
+from socketserver import TCPServer
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
@@ -19,6 +19,7 @@ from prometheus_client.process_collector import ProcessCollector
 from switchgear.core import rpc
 from switchgear.core.errors import FailedPrecondition, Reason
 from switchgear.core.tls import TlsFiles
+from switchgear.core.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def new_registry(*components: str) -> CollectorRegistry:
         "switchgear_build_info", "1; the labels say what runs here", ["version", "component"], registry=registry
     )
     for component in components:
-        info.labels(version("switchgear"), component).set(1)
+        info.labels(VERSION, component).set(1)
     return registry
 
 
@@ -91,6 +92,11 @@ class MetricsServer(ThreadingHTTPServer):
         super().__init__((host.strip("[]"), port), _handler(page))
         self.address = f"{host}:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, name="metrics", daemon=True).start()
+
+    def server_bind(self) -> None:
+        # Not HTTPServer's, which asks the name server who we are: that may take seconds, and nobody wants to know.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
     @classmethod
     def of(cls, registry: CollectorRegistry, address: str, tls: TlsFiles | None = None) -> MetricsServer:
