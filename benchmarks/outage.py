@@ -40,7 +40,7 @@ from switchgear.store.database import Database, sqlite_url
 XIDS = range(1, 73)
 DEAD_S = 2.0
 #: How late a live block may be beside a backlog, on a machine that has other work as well.
-LATE_S_MAX = 1.0
+LATE_S_MAX = 2.0
 WITHIN_S = 60.0
 
 
