@@ -256,6 +256,21 @@ def test_a_gpu_that_sleeps_is_not_touched(node: Scenario, agent: NvmlAgent, tmp_
     assert one(agent.fast(1), "DCGM_FI_DEV_GPU_TEMP") == 46
 
 
+def test_a_gpu_that_sleeps_when_the_agent_starts_is_watched_once_it_wakes(node: Scenario, tmp_path: Path) -> None:
+    devices = tmp_path / "agent/sys/bus/pci/devices"
+    for address, status in (("0000:18:00.0", "active"), ("0000:29:00.0", "suspended")):
+        (devices / address / "power").mkdir(parents=True)
+        for name, text in (("vendor", "0x10de"), ("class", "0x030200"), ("power/runtime_status", status)):
+            (devices / address / name).write_text(f"{text}\n")
+    agent = NvmlAgent(node, tmp_path / "agent")
+    assert [device["index"] for device in agent.devices] == [0]
+    assert one(agent.fast(0), "DCGM_FI_DEV_GPU_TEMP") == 45
+    assert node.calls().on(1) == 0
+    (devices / "0000:29:00.0/power/runtime_status").write_text("active\n")
+    agent.until(agent.told, [("late", None, None)])
+    agent.close()
+
+
 def test_a_call_that_fails_makes_its_own_metrics_unknown(node: Scenario, agent: NvmlAgent) -> None:
     assert one(agent.fast(0), "DCGM_FI_DEV_POWER_USAGE") == 520.0
     node.fail(0, "nvmlDeviceGetPowerUsage", UNKNOWN)

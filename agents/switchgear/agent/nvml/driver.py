@@ -93,7 +93,7 @@ class NvmlDriver:
         self._tell = tell
         self._xids = xids
         self._clock = clock
-        self._sysfs = sysfs
+        self.sysfs = sysfs
         self._gpus = dict[int, Gpu]()
         self._session: Session | None = None
         self._reason = NO_DRIVER
@@ -109,7 +109,7 @@ class NvmlDriver:
     def begin(self, session: Session, devices: Sequence[NvmlDevice]) -> None:
         """From now on GPUs are read in this session. devices: the first session's are the inventory."""
         if not self._gpus:
-            self._gpus = {found.index: Gpu(found, self._sysfs) for found in devices}
+            self._gpus = {found.index: Gpu(found, self.sysfs) for found in devices}
         self._session = session
 
     def end(self, reason: str) -> bool:

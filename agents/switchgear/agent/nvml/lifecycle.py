@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from switchgear.agent.events import Finding
 from switchgear.agent.nvml import library
@@ -12,6 +12,7 @@ from switchgear.agent.nvml.device import NvmlDevice, identify
 from switchgear.agent.nvml.driver import NvmlDriver, Session
 from switchgear.agent.nvml.events import EventSet
 from switchgear.agent.nvml.library import Nvml, NvmlUnavailable, code_of
+from switchgear.agent.nvml.power import RuntimePower, sleepers
 from switchgear.core.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -30,8 +31,8 @@ _POLL_S = 0.05
 class Lifecycle:
     """Runs in a thread of its own, since initialising may hang.
 
-    tell: takes what is noticed. late: called when the first GPUs are there only after `wait` returned without them; they are not
-    watched until someone begins anew, and that finds the driver awake.
+    tell: takes what is noticed. late: called when GPUs are there, or awake, only after `wait` returned without them; they are
+    not watched until someone begins anew, and that finds the driver awake.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Lifecycle:
         self._ready = threading.Event()
         self._waited = False
         self._came_late = False
+        self._asleep: Mapping[int, RuntimePower] = {}
 
     def wait(self, patience_s: float) -> bool:
         """Waits for the first attempt to end, well or not, so that `driver.devices()` is what there is; False when it does not."""
@@ -109,7 +111,11 @@ class Lifecycle:
                 log.warning("%d GPUs are there, %d were: restart the agent to have them watched", count, len(known))
             return known
         found = list[NvmlDevice]()
+        self._asleep = sleepers(count, self._driver.sysfs)
         for index in range(count):
+            if index in self._asleep:
+                log.info("GPU %d is asleep and is watched once something wakes it", index)
+                continue
             try:
                 found.append(identify(nvml, index))
             except nvml.Error as error:
@@ -125,6 +131,10 @@ class Lifecycle:
         events = EventSet(session.nvml, self._driver.gpus, self._tell)
         while not (self._stopping.is_set() or session.broken.is_set()):
             events.wait(session.broken)
+            if self._asleep and any(not power.suspended() for power in self._asleep.values()):
+                self._asleep = {}
+                self._came_late = True
+                self._late()
         events.close()
 
     def _end(self, session: Session) -> None:

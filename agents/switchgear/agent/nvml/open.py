@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from switchgear.agent.events import Events, Finding
-from switchgear.agent.fault_join import DRIVER, FaultJoin
+from switchgear.agent.fault_join import FaultJoin
 from switchgear.agent.nvml import library
 from switchgear.agent.nvml.driver import NvmlDriver
 from switchgear.agent.nvml.library import NvmlUnavailable
@@ -19,8 +19,10 @@ from switchgear.core.clock import Clock
 
 log = logging.getLogger(__name__)
 
-#: How long the agent waits for the driver before it runs without it; waking eight GPUs without persistence mode takes some seconds.
-PATIENCE_S = 15.0
+#: How long the agent waits for the driver before it runs without it; what comes later is `late`.
+PATIENCE_S = 5.0
+#: After this the driver hangs: waking many GPUs without persistence mode takes ten seconds and more.
+HANGS_S = 30.0
 
 
 @contextmanager
@@ -48,12 +50,22 @@ def nvidia_gpus(
     thread = threading.Thread(target=lifecycle.run, name="nvml", daemon=True)
     thread.start()
     if not lifecycle.wait(PATIENCE_S):
-        text = f"NVML is not initialised after {PATIENCE_S:g} s and no GPU is watched until it is; look into the kernel log"
-        log.error("%s", text)
-        events.tell(DRIVER, Finding(DRIVER_HANGS, text))
+        log.warning("NVML is not initialised after %g s; GPUs are watched as soon as it is", PATIENCE_S)
+
+    def note_hang() -> None:
+        if not lifecycle.wait(0.0):
+            text = f"NVML is not initialised after {HANGS_S:g} s and no GPU is watched until it is; look into the kernel log"
+            log.error("%s", text)
+            faults.tell(Finding(DRIVER_HANGS, text))
+
+    hang = threading.Timer(HANGS_S - PATIENCE_S, note_hang)
+    hang.daemon = True
+    if not lifecycle.wait(0.0):
+        hang.start()
     try:
         yield driver
     finally:
+        hang.cancel()
         lifecycle.close()
         thread.join(timeout=2.0)
         faults.close()

@@ -8,6 +8,19 @@ from pathlib import Path
 from switchgear.agent.sources.gpu import normal_pci
 
 
+def sleepers(count: int, sysfs: Path = Path("/sys")) -> dict[int, RuntimePower]:
+    """The GPUs that are asleep, by NVML index; count: how many NVML has.
+
+    NVML numbers GPUs by address, as the bus does; where the bus has more of them than NVML, nobody knows which is which without waking
+    them, and none counts as asleep.
+    """
+    addresses = sorted(folder.name for folder in (sysfs / "bus/pci/devices").glob("*") if _is_nvidia_gpu(folder))
+    if len(addresses) != count:
+        return {}
+    powers = {index: RuntimePower(address, sysfs) for index, address in enumerate(addresses)}
+    return {index: power for index, power in powers.items() if power.suspended()}
+
+
 class RuntimePower:
     """`power/runtime_status` of one PCI device (kernel documentation, ABI/testing/sysfs-devices-power), by a file that stays open."""
 
@@ -29,3 +42,11 @@ class RuntimePower:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _is_nvidia_gpu(folder: Path) -> bool:
+    try:
+        vendor, class_ = (folder / "vendor").read_text(), (folder / "class").read_text()
+    except OSError:
+        return False
+    return vendor.strip() == "0x10de" and class_.startswith("0x03")
