@@ -5,10 +5,11 @@
 
 #include <pthread.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
-enum { GPUS_MAX = 16, ANSWERS_MAX = 512, BYTES_MAX = 16384, NOT_SUPPORTED = 2 };
+enum { GPUS_MAX = 16, ANSWERS_MAX = 512, BYTES_MAX = 16384, NOT_SUPPORTED = 2, NUMBER_MAX = 1 << 24 };
 
 struct answer {
     char function[64];
@@ -56,7 +57,11 @@ int double_set(const char *function, int gpu, int argument, int status, const vo
     return at < ANSWERS_MAX ? 0 : -1;
 }
 
-int double_answer(const char *function, void *handle, void *first, void *second, void *third) {
+// A first argument that is a number and no pointer (a block, a sensor) is part of the name: `amdsmi_get_gpu_ecc_count#1`.
+int double_answer(const char *name, void *handle, void *first, void *second, void *third) {
+    char function[64];
+    uintptr_t number = (uintptr_t)first;
+    snprintf(function, sizeof function, number && number < NUMBER_MAX ? "%s#%lu" : "%s", name, (unsigned long)number);
     int gpu = gpu_of(handle), status = NOT_SUPPORTED;
     if (gpu < 0) return 1;  // AMDSMI_STATUS_INVAL
     calls[gpu]++;

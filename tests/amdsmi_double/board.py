@@ -99,6 +99,7 @@ def node(gpus: int) -> None:
         answer("get_gpu_metrics_info", gpu, mi300x(gpu))
         errors = w.amdsmi_error_count_t(correctable_count=12, uncorrectable_count=1, deferred_count=2)
         answer("get_gpu_total_ecc_count", gpu, errors)
+        answer(f"get_gpu_ecc_count#{w.AMDSMI_GPU_BLOCK_UMC}", gpu, errors, argument=2)
         cap = w.amdsmi_power_cap_info_t(power_cap=700_000_000, max_power_cap=750_000_000)
         answer("get_power_cap_info", gpu, cap, argument=2)
         pages = (w.amdsmi_retired_page_record_t * 3)()

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from switchgear.agent.amd.library import AmdSmi, AmdUnavailable, Failed
-from switchgear.agent.amd.readings import MEMORY, SLOW, Answer, TableReader
+from switchgear.agent.amd.ras import BlockErrors
+from switchgear.agent.amd.readings import ERROR_TOTALS, MEMORY, SLOW, Answer, TableReader
 from switchgear.agent.events import Finding
 from switchgear.agent.fault_join import GPU_LOST, GPU_RETURNED
 from switchgear.agent.nvml.power import RuntimePower
@@ -106,6 +107,7 @@ class _Gpu:
         self._device = sysfs / "bus/pci/devices" / f"{self.pci}.0"
         self._table = smi.metrics_table()
         self._reader = TableReader(self._table)
+        self._blocks = BlockErrors(smi, handle)
         self._without = set[str]()
         self._last = dict[bool, list[Value]]()
 
@@ -120,7 +122,11 @@ class _Gpu:
 
     def slow(self) -> list[Value]:
         """Raises Failed when nothing can be read at all."""
-        return list(self._answers(SLOW, slow=True))
+        values = list(self._answers(SLOW, slow=True))
+        errors = [value for metric, _, value in values if metric in ERROR_TOTALS]
+        if any(isinstance(value, str) for value in errors):
+            return values
+        return values + self._blocks.values(sum(value for value in errors if not isinstance(value, str)))
 
     def keep(self, values: list[Value], *, slow: bool) -> list[Value]:
         self._last[slow] = values
@@ -133,7 +139,7 @@ class _Gpu:
     def _answers(self, calls: Mapping[str, Answer], *, slow: bool) -> Iterator[Value]:
         """One call that fails costs its own metrics; what the GPU does not have is not asked for again."""
         failed, answered = None, False
-        before = {metric: labels for metric, labels, _ in self._last.get(slow, ())}
+        before = {metric for metric, labels, _ in self._last.get(slow, ()) if not labels}
         for name, metrics_of in calls.items():
             if name in self._without:
                 continue
@@ -149,11 +155,11 @@ class _Gpu:
             for metric, value in metrics_of(answer):
                 if not isinstance(value, str):
                     yield metric, (), float(value)
-                    before.pop(metric, None)
+                    before.discard(metric)
         if failed is not None:
             if not answered:
                 raise failed
-            yield from ((metric, labels, str(failed)) for metric, labels in before.items())
+            yield from ((metric, (), str(failed)) for metric in sorted(before))
 
 
 def _identify(smi: AmdSmi, handle: Any, index: int) -> AmdDevice:

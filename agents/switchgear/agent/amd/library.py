@@ -51,13 +51,17 @@ class AmdSmi:
         except self._errors as error:
             raise AmdUnavailable(f"libamd_smi.so does not list the GPUs: {_words(error)}") from error
 
-    def call(self, name: str, handle: Any) -> Any:
+    def blocks(self) -> list[Any]:
+        """The parts of a GPU that count errors, in this release."""
+        return [block for block in self._py.AmdSmiGpuBlock if block.name not in {"INVALID", "RESERVED"}]
+
+    def call(self, name: str, handle: Any, *arguments: Any) -> Any:
         """What `amdsmi_get_{name}` answers about this GPU. Raises Failed."""
         function = getattr(self._py, f"amdsmi_get_{name}", None)
         if function is None:  # of another release
             raise Failed(min(_UNSUPPORTED), f"this release of amdsmi has no amdsmi_get_{name}")
         try:
-            return function(handle)
+            return function(handle, *arguments)
         except Exception as error:  # beside its own errors whatever comes of a structure of another release
             raise Failed(getattr(error, "err_code", None) or 0, _words(error)) from error
 

@@ -112,6 +112,15 @@ def _memory(answer: Mapping[str, int]) -> Iterator[tuple[str, float | str]]:
     yield "DCGM_FI_DEV_FB_FREE", total - used
 
 
+ERROR_TOTALS = frozenset(
+    {
+        "DCGM_FI_DEV_ECC_SBE_VOL_TOTAL",
+        "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL",
+        "switchgear_gpu_ecc_deferred_errors_total",
+    }
+)
+
+
 def _ecc(answer: Mapping[str, int]) -> Iterator[tuple[str, float | str]]:
     yield "DCGM_FI_DEV_ECC_SBE_VOL_TOTAL", answer["correctable_count"]
     yield "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL", answer["uncorrectable_count"]

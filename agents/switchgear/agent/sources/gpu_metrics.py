@@ -182,6 +182,7 @@ _COUNTERS = (
     ("switchgear_gpu_c2c_replays_total", "", "Replays of the link to the CPU (Grace)"),
     ("DCGM_FI_DEV_ECC_SBE_VOL_TOTAL", "", "Corrected ECC errors since the driver was loaded"),
     ("DCGM_FI_DEV_ECC_DBE_VOL_TOTAL", "", "Uncorrected ECC errors since the driver was loaded"),
+    ("switchgear_gpu_ecc_block_errors_total", "", "Errors of one block, by type; only blocks that had some (AMD)"),
     ("switchgear_gpu_ecc_deferred_errors_total", "", "Errors found and not yet used by anyone (AMD)"),
     ("DCGM_FI_DEV_ECC_SBE_AGG_TOTAL", "", "Corrected ECC errors in the GPU's life"),
     ("DCGM_FI_DEV_ECC_DBE_AGG_TOTAL", "", "Uncorrected ECC errors in the GPU's life"),
