@@ -66,6 +66,7 @@ class Scenario:
         self._values[SYSTEM, "epoch"] = str(int(time.time()))
         for index in range(gpus):
             self._values |= {(index, key): value for key, value in boards.gpu(board, index, moving=moving).items()}
+        self._as_made = dict(self._values)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "events").touch()
         self._write()
@@ -118,6 +119,12 @@ class Scenario:
         """Loaded again: handles of before are dead, and every call wants nvmlInit first."""
         generation = int(self._values[SYSTEM, "driver.generation"]) + 1
         self.set(SYSTEM, driver__loaded=1, driver__generation=generation)
+
+    def mend(self) -> None:
+        """All values as they were made, with the driver started once more."""
+        generation = self._values[SYSTEM, "driver.generation"]
+        self._values = self._as_made | {(SYSTEM, "driver.generation"): generation}
+        self.restart_driver()
 
     def xid(self, gpu: int, code: int, *, event: int = XID_EVENT) -> None:
         """Whoever waits for events of the GPU gets one. event: bit of NVML_EVENT_TYPE_*."""
