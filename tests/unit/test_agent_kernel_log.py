@@ -158,3 +158,22 @@ def test_every_spelling_of_a_pci_address_has_one_normal_form(spelling: str, norm
 def test_what_asks_for_nothing_is_told_once_a_minute() -> None:
     line = "mlx5_core 0000:d2:00.0: mlx5_cmd_out_err:838:(pid 5): ACCESS_REG(0x805) op_mod(0x1) failed, status bad operation(0x2)"
     assert len(findings(*[line] * 50, seconds_apart=1.0)) == 2  # the first, and how many there were
+
+
+def test_a_sentence_may_come_in_pieces_but_not_over_seconds() -> None:
+    lines = (
+        "NVRM: The NVIDIA GPU 0000:b3:00.0",
+        "NVRM: (PCI ID: 10de:2330) installed in this system has",
+        "NVRM: fallen off the bus and",
+    )
+    parser = KernelLogParser()
+    told = [(*parser.feed(line, now_s), *parser.due(now_s)) for now_s, line in zip((1.0, 1.1, 1.2), lines, strict=True)]
+    assert [len(found) for found in told] == [0, 0, 1]
+    assert findings(*lines, seconds_apart=2.0) == []
+
+
+def test_a_finding_has_no_character_that_a_database_refuses() -> None:
+    (found,) = findings("NVRM: Xid (PCI:0000:3b:00): 31, pid=5, name=tr\0in\ud800, MMU Fault")
+    told = found.text + "".join(found.detail.values())
+    assert "\0" not in told
+    assert told.encode()

@@ -29,15 +29,18 @@ _DRIVER_VERSION = Path("/sys/module/nvidia/version")
 class KernelLogFollower:
     """Follows one log until `close`.
 
-    source: under which name its findings are told. Where the log is read on is kept with them, and else each `MOVE_S`: a restart of
+    source: under which name its findings are told. poll_s: where the log cannot be waited for. Where the log is read on is kept with them, and else each `MOVE_S`: a restart of
     the agent replays nothing that was told, and reads no more than `MOVE_S` again.
     """
 
-    def __init__(self, reader: LogReader, events: Events, clock: Clock, source: str = SOURCE) -> None:
+    def __init__(
+        self, reader: LogReader, events: Events, clock: Clock, source: str = SOURCE, poll_s: float = POLL_S
+    ) -> None:
         self._reader = reader
         self._events = events
         self._clock = clock
         self._source = source
+        self._poll_s = poll_s
         self._parser = KernelLogParser(driver_version())
         self._stopping = threading.Event()
         self._read_cursor = self._safe_cursor = self._kept_cursor = events.cursor(source)
@@ -65,7 +68,7 @@ class KernelLogFollower:
         while not self._stopping.is_set():
             try:
                 if not self._reader.wait(WAIT_S):
-                    self._stopping.wait(POLL_S)
+                    self._stopping.wait(self._poll_s)
                 self.poll()
             except OSError as error:
                 if self.read_errors == 0:

@@ -17,7 +17,7 @@ from switchgear.agent.events import Events
 from switchgear.agent.exporter import Exporter
 from switchgear.agent.flags import add_arguments, settings_from
 from switchgear.agent.hardware import DEADLINE_S, open_hardware, running_thread
-from switchgear.agent.kernel_log_follower import FABRIC_MANAGER, FABRIC_MANAGER_LOG, KernelLogFollower
+from switchgear.agent.kernel_log_follower import FABRIC_MANAGER, FABRIC_MANAGER_LOG, WAIT_S, KernelLogFollower
 from switchgear.agent.launcher_process import LauncherSettings
 from switchgear.agent.launchers import Launchers
 from switchgear.agent.memory import give_back_once_settled, share_arenas
@@ -105,7 +105,7 @@ async def _run(settings: AgentSettings) -> None:
             stack.enter_context(running_thread(follower.run, follower.close, "kernel-log"))
         if FABRIC_MANAGER_LOG.exists():
             manager_log = TextLog(FABRIC_MANAGER_LOG, events.cursor(FABRIC_MANAGER), from_end=True)
-            follower = KernelLogFollower(manager_log, events, clock, FABRIC_MANAGER)
+            follower = KernelLogFollower(manager_log, events, clock, FABRIC_MANAGER, poll_s=WAIT_S)
             stack.enter_context(running_thread(follower.run, follower.close, "fabric-manager-log"))
 
         identity = Identity(node=node, boot_id=spool.boot_id, epoch=epoch, agent_version=VERSION)

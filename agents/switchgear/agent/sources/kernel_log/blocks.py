@@ -41,7 +41,6 @@ _AT = re.compile(r"CPU: \d{1,5} (?:UID: \d{1,10} )?PID: (?P<pid>\d{1,10}) Comm: 
 class _Block(Generic[T]):
     token: T
     open: Open
-    touched_s: float
     lines: int = 1
     told: bool = False
 
@@ -53,6 +52,7 @@ class Blocks(Generic[T]):
         self._block: _Block[T] | None = None
         self._in_trace = False
         self._sentence: tuple[T, str, int] | None = None
+        self._read_s = float("-inf")
 
     @property
     def held(self) -> T | None:
@@ -65,20 +65,21 @@ class Blocks(Generic[T]):
         """Events that are complete now. found: what the line says on its own merits. now_s: when it was read, monotonic."""
         if not line.text and not line.form:
             return self.close()
+        ended = self.due(now_s)
+        self._read_s = now_s
         if found is None and (lost := self._read_sentence(token, line)):
-            return [*self._end(), lost]
-        ended = list[tuple[T, Classified]]()
+            return [*ended, *self._end(), lost]
         block = self._block
         if block is not None and not self._belongs(block, line, found):
-            ended, block = self._end(), None
+            ended += self._end()
+            block = None
         self._follow_trace(line, found)
         if found is not None:
             self._sentence = None
         if block is None:
             if found is None:
                 return ended
-            block = self._block = _Block(token, Open(found, line, self._in_trace), now_s)
-        block.touched_s = now_s
+            block = self._block = _Block(token, Open(found, line, self._in_trace))
         block.lines += 1
         if not block.told and block.open.complete:
             block.told = True
@@ -87,7 +88,7 @@ class Blocks(Generic[T]):
 
     def due(self, now_s: float) -> list[tuple[T, Classified]]:
         """Events whose block has ended because nothing more came."""
-        if self._block is None or now_s - self._block.touched_s >= HOLD_S:
+        if now_s - self._read_s >= HOLD_S:
             return self.close()
         return []
 

@@ -64,6 +64,8 @@ class KernelLogParser:
 
         now_s: when the line was read, in seconds; used for a line without the kernel's own stamp.
         """
+        # A NUL is no text to databases.
+        line = line.replace("\0", "\N{REPLACEMENT CHARACTER}")
         message = split(line[:LINE_CHARS_MAX])
         found = classify_message(message, self.driver_version)
         told = _Told(line, message.at_s if message.at_s is not None else now_s, now_s)
