@@ -318,6 +318,7 @@ async def test_an_agent_that_is_too_fast_is_told_to_slow_down_and_then_cut_off(c
 
 
 HELLO = {"hello": pb.AgentHello(node="nodes/n1", epoch="e")}
+FRAMES = pb.Backlog(epoch="x", blocks=[pb.Block(sequence=n + 1, keyframe=True) for n in range(64)])
 VIOLATIONS: list[list[dict[str, Any]]] = [
     [{"block": pb.Block(sequence=1)}],
     [{"hello": pb.AgentHello(node="nodes/UPPER", epoch="e")}],
@@ -332,6 +333,7 @@ VIOLATIONS: list[list[dict[str, Any]]] = [
     [HELLO, {"block": pb.Block(sequence=1, keyframe=True, classes=b"\x03")}],
     [HELLO, {"backlog": pb.Backlog(epoch="x", blocks=[pb.Block(sequence=3)])}],
     [HELLO, {"backlog": pb.Backlog(epoch="x", blocks=[pb.Block(sequence=3)] * 65)}],
+    [HELLO, {"backlog": FRAMES}, {"backlog": FRAMES}],
     [HELLO, {"associations": pb.Associations(associations=[pb.Association(gpu=-1)])}],
     [HELLO, {"block": pb.Block(sequence=1, values_f64=b"123")}],
     [HELLO, {"event": pb.Event(sequence=1)}],

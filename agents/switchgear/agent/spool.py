@@ -111,6 +111,11 @@ class Spool:
             self._write(line, sync=True)
             return event
 
+    @property
+    def newest(self) -> int:
+        """Ordinal of the newest event; cheap enough to ask at each tick."""
+        return self._ordinal
+
     def pending(self, after: int, limit: int) -> list[tuple[int, Event]]:
         """Events that are not acked, oldest first, each with its ordinal; only those with ordinals greater than `after`."""
         with self._lock:

@@ -175,10 +175,11 @@ class _Connection:
                 self._series_sent = 0
                 outbox.begin_chain()
             # Events first: a fault must not wait behind samples.
-            while events := await asyncio.to_thread(outbox.spool.pending, self._event_sent, _EVENTS_BATCH):
-                for ordinal, event in events:
+            while self._event_sent < (newest := outbox.spool.newest):
+                events = await asyncio.to_thread(outbox.spool.pending, self._event_sent, _EVENTS_BATCH)
+                for _, event in events:
                     await self._write(event=event_message(event))
-                    self._event_sent = ordinal
+                self._event_sent = events[-1][0] if events else newest
             await self._send_blocks()
             if self._series_sent and (table := outbox.associations) is not self._associations_sent:
                 await self._write(associations=table)

@@ -41,6 +41,8 @@ class Outgoing:
         self.heard_s = 0.0
         self._block = 0
         self._backlog = 0
+        #: A backlog came that is not acked yet.
+        self.backlog_open = False
         self._events: dict[tuple[str, str], int] = {}
         self._others: dict[str, pb.CollectorMessage] = {}
         self.error: SwitchgearError | None = None
@@ -50,7 +52,8 @@ class Outgoing:
         self.wake.set()
 
     def ack_backlog(self, number: int) -> None:
-        self._backlog = max(self._backlog, number)
+        self._backlog = number
+        self.backlog_open = False
         self.wake.set()
 
     def ack_event(self, event: Event) -> None:
@@ -179,9 +182,7 @@ class Ingest:
                     case "associations":
                         window.associations = messages.associations_of(message.associations)
                     case "backlog":
-                        self._metrics.backlog(backlog.take(message.backlog), message.backlog.lost)
-                        wait_s = self._backlog_pace.wait_s(len(message.backlog.blocks))
-                        asyncio.get_running_loop().call_later(wait_s, outgoing.ack_backlog, message.backlog.number)
+                        self._take_backlog(backlog, message.backlog, outgoing)
                     case _:
                         raise protocol("the first message, and no other, must be a hello")
         finally:
@@ -189,6 +190,14 @@ class Ingest:
                 del self._streams[node]
                 self._windows.disconnect(node)
                 self._disconnected(node)
+
+    def _take_backlog(self, backlog: Backlog, message: pb.Backlog, outgoing: Outgoing) -> None:
+        if outgoing.backlog_open:
+            raise protocol("one backlog at a time: wait for the ack of the one before")
+        outgoing.backlog_open = True
+        self._metrics.backlog(backlog.take(message), message.lost)
+        wait_s = self._backlog_pace.wait_s(len(message.blocks))
+        asyncio.get_running_loop().call_later(wait_s, outgoing.ack_backlog, message.number)
 
 
 class _Session:
