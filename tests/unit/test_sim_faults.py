@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from switchgear.core.errors import Invalid
@@ -102,3 +105,10 @@ def test_events_are_counted_by_rate_time_and_link() -> None:
     assert faults.count(FaultKind.NVLINK_ERRORS, 20) == 70
     assert faults.count(FaultKind.NVLINK_ERRORS, 20, link=2) == 20
     assert faults.count(FaultKind.ECC_STORM, 20) == 0
+
+
+def test_the_script_in_the_documentation_is_one_and_shows_every_fault() -> None:
+    text = (Path(__file__).parents[2] / "docs/simulation.md").read_text()
+    (script,) = re.findall(r"```\n(# faults.txt.*?)```", text, re.DOTALL)
+    assert {item.fault.kind for item in parse_script(script)} == set(FaultKind)
+    assert [kind for kind in FaultKind if kind is not FaultKind.MEND and f"| `{kind.value}` |" not in text] == []

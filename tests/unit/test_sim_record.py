@@ -79,3 +79,9 @@ def test_what_is_out_of_bounds_is_refused_with_the_bound() -> None:
         recording(7, gpus=99)
     with pytest.raises(Invalid, match="no GPU profile"):
         recording(7, profile="H9000")
+
+
+def test_the_documentation_states_the_rate_of_change_of_the_default_recording() -> None:
+    text = (Path(__file__).parents[2] / "docs/simulation.md").read_text()
+    made = recording(7)
+    assert f"| training | {len(made.series)} | {100 * made.changed_share():.1f} % |" in text
