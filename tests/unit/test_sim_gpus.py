@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from switchgear.agent.sources.gpu_metrics import METRICS
-from switchgear.agent.sources.kernel_log import KernelLogParser
+from switchgear.agent.sources.kernel_log import KernelLogParser, classify
 from switchgear.core.clock import ManualClock
 from switchgear.core.errors import FailedPrecondition, Invalid
 from switchgear.sim.gpus import SimulatedGpus
@@ -229,7 +229,9 @@ def test_an_amd_gpu_has_no_xids_and_none_of_nvidias_units(tmp_path: Path, clock:
         inject_xid(tmp_path, 0, 79)
     inject(tmp_path, "gpu 0 vanish", clock)
     gpus.follow_faults()
-    assert "amdgpu 0000:10:00.0" in log_lines(tmp_path)[0]
+    found = [classify(line) for line in log_lines(tmp_path)]
+    assert found[0] is not None
+    assert (found[0].kind, found[0].pci) == ("AMDGPU_RESET", "0000:10:00")
     assert set(everything(gpus, 0).values()) == {"GPU is lost"}
 
 

@@ -59,6 +59,7 @@ def kernel_lines(fault: Fault, profile: Profile) -> Iterator[tuple[float, str]]:
         case FaultKind.NVLINK_ERRORS if profile.nvlink:
             yield 0.0, _xid(pci, 149 if profile.nvlink >= 5 else 74, fault.link)
         case FaultKind.VANISH if profile.is_amd:
+            yield 0.0, f"amdgpu {pci}: amdgpu: GPU reset begin!"
             yield 0.0, f"amdgpu {pci}: amdgpu: device lost from bus!"
         case FaultKind.VANISH:
             yield 0.0, f"NVRM: GPU {pci}: GPU has fallen off the bus."
