@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo kill-each up test test-slow check bench hook load soak campaign dashboards lint type dist clean help
+.PHONY: setup demo kill-each up test test-slow check bench hook load soak campaign wire outage dashboards lint type dist clean help
 
 $(STAMP): pyproject.toml constraints.txt proto/build.py $(shell find proto/switchgear -name '*.proto')
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -55,6 +55,12 @@ soak: $(STAMP)  ## rounds of random faults, each with the proofs
 
 campaign: $(STAMP)  ## one long job, eight faults a minute for ten minutes, with all proofs
 	$(BIN)/python benchmarks/campaign.py
+
+wire: $(STAMP)  ## bytes and CPU of the telemetry wire, beside OTLP with zstd and remote write
+	$(BIN)/python benchmarks/wire.py
+
+outage: $(STAMP)  ## ten minutes without a collector, the agent killed meanwhile: nothing missing, live data first
+	$(BIN)/python benchmarks/outage.py --seconds 600
 
 dashboards: $(STAMP)  ## write Grafana's dashboards as JSON from their code
 	$(BIN)/python dashboards/build.py
