@@ -278,3 +278,34 @@ def test_without_the_library_the_module_says_so_and_prints_nothing_of_its_own(sy
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert ended.stdout.startswith("amdsmi does not find libamd_smi.so")
     assert ended.stdout.count("\n") == 1
+
+
+OPENED = """
+from switchgear.agent.amd.open import amd_gpus
+from switchgear.agent.events import Events
+from switchgear.agent.spool import Spool
+from switchgear.core.clock import ManualClock
+
+spool = Spool(SYSFS / "spool", "boot")
+events = Events(spool, {}, ManualClock(), lambda: None, simulated=False)
+events.observe(lambda finding: told.append([finding.kind, finding.text]))
+board.node(2)
+%s
+with amd_gpus(events, 3, SYSFS) as driver:
+    indices = None if driver is None else [device.index for device in driver.devices()]
+print(json.dumps([indices, told]))
+"""
+
+
+def test_they_are_looked_for_only_where_the_kernel_driver_is(sysfs: Path) -> None:
+    assert run(OPENED % "", sysfs) == [None, []]
+
+
+def test_they_are_opened_where_the_kernel_driver_is_or_it_is_told_why_not(sysfs: Path) -> None:
+    (sysfs / "sys/module/amdgpu").mkdir(parents=True)
+    (sysfs / "dev").mkdir()
+    (sysfs / "dev/kfd").touch()
+    assert run(OPENED % "", sysfs) == [[3, 4], []]
+    indices, ((kind, text),) = run(OPENED % "board.init_fails(34)", sysfs)
+    assert (indices, kind) == (None, "GPU_DRIVER_UNAVAILABLE")
+    assert "is amdgpu loaded" in text
