@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from switchgear.agent.nvml import library
 from switchgear.agent.nvml.library import Nvml, code_of
 
+# Of an entry: return code and value (nvml.h, nvmlGpmMetric_t). A tenth of the time that its fields take one by one.
+_ENTRY = "4xId24x"
 _RATIO = 100.0  # GPM gives percent
 _MIB = 2.0**-20  # GPM gives mebibytes a second
 
@@ -55,6 +60,8 @@ class Gpm:
         self._samples = [py.nvmlGpmSampleAlloc(), py.nvmlGpmSampleAlloc()]
         self._sampled = False
         self._get = py.c_nvmlGpmMetricsGet_t()
+        if ctypes.sizeof(py.c_nvmlGpmMetric_t) != struct.calcsize("=" + _ENTRY):
+            raise TypeError("an nvmlGpmMetric_t is of another size in this pynvml than in nvml.h")
         self._get.version = py.NVML_GPM_METRICS_GET_VERSION
         self._ask(METRICS)
 
@@ -73,13 +80,14 @@ class Gpm:
         get = self._get
         get.sample1, get.sample2 = before, now
         py.nvmlGpmMetricsGet(get)
-        answers = [(metric, entry.nvmlReturn, entry.value) for metric, entry in self._entries]
+        entries = self._layout.unpack_from(get, type(get).metrics.offset)
+        answers = list(zip(self._metrics, entries[0::2], entries[1::2], strict=True))
         values = [
             (metric.metric, metric.value(value) if code == library.SUCCESS else self._nvml.words(code))
             for metric, code, value in answers
             if code not in library.UNSUPPORTED
         ]
-        if len(values) < len(self._entries):
+        if len(values) < len(answers):
             self._ask([metric for metric, code, _ in answers if code not in library.UNSUPPORTED])
         return values
 
@@ -88,12 +96,12 @@ class Gpm:
             self._nvml.py.nvmlGpmSampleFree(sample)
         self._samples = []
 
-    def _ask(self, metrics: tuple[GpmMetric, ...] | list[GpmMetric]) -> None:
+    def _ask(self, metrics: Sequence[GpmMetric]) -> None:
+        self._metrics = metrics
+        self._layout = struct.Struct("=" + _ENTRY * len(metrics))
         self._get.numMetrics = len(metrics)
-        # Views into the struct, made once: an index into a ctypes array makes a new object each time.
-        self._entries = [(metric, self._get.metrics[position]) for position, metric in enumerate(metrics)]
-        for metric, entry in self._entries:
-            entry.metricId = metric.id
+        for position, metric in enumerate(metrics):
+            self._get.metrics[position].metricId = metric.id
 
 
 def open_gpm(nvml: Nvml, handle: Any, gpu_instance: int | None = None) -> Gpm | None:
