@@ -7,6 +7,8 @@ from enum import StrEnum
 
 
 class Severity(StrEnum):
+    """What a fault means for whoever uses its subject."""
+
     INFO = "INFO"
     WARNING = "WARNING"
     #: The subject cannot do its work.
