@@ -104,6 +104,16 @@ def test_a_gpu_that_hangs_costs_one_deadline_and_hides_nothing_of_the_others(nod
     assert found["gpus"][0]["supported"] == found["gpus"][3]["supported"]
 
 
+def test_a_gpu_whose_answers_nobody_understands_hides_nothing_of_the_others(node: Scenario) -> None:
+    with (node.folder / "scenario").open("ab") as file:
+        file.write(b"1.name \xff\xfe\n")  # what pynvml cannot decode
+    found = report(node)
+    text, gpus = problems(found)["driver calls"]
+    assert (text.partition(":")[0], gpus) == ("what it answers is not understood", [1])
+    assert "UnicodeDecodeError" in text
+    assert [bool(gpu["supported"]) for gpu in found["gpus"]] == [True, False, True, True]
+
+
 def test_a_driver_that_hangs_or_is_not_loaded_is_told_instead_of_waited_for(node: Scenario) -> None:
     node.put(SYSTEM, {"hang.nvmlInitWithFlags": 1})
     hanging = [check for check in report(node, "--deadline-s", "0.5")["checks"] if check["topic"] == "driver"]

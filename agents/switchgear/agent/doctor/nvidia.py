@@ -95,6 +95,15 @@ def _examine(module: ModuleType, index: int, deadline_s: float) -> Gpu:
     except nvml.Error as error:
         lost = code_of(error) in library.LOST
         gpu.checks.append(problem("driver calls", f"does not answer: {error}", judgement.RESET if lost else _REBOOT))
+    except Exception as error:  # of ours; whoever runs this on new hardware is to see all the rest
+        text = f"what it answers is not understood: {type(error).__name__}: {error}"
+        gpu.checks.append(
+            problem(
+                "driver calls",
+                text,
+                "report it with `switchgear doctor --gpu --json`; the agent does not watch this GPU",
+            )
+        )
     gpu.times = timed.times
     if gpu.hangs:
         text = f"{_hanging(gpu.hangs, deadline_s)}; nothing more was asked of this GPU"
