@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from switchgear.core.errors import Invalid
 from switchgear.sim.faults import FOREVER_S, SYNTAX, FaultKind, History, Scheduled, parse_fault, parse_script
@@ -112,3 +115,12 @@ def test_the_script_in_the_documentation_is_one_and_shows_every_fault() -> None:
     (script,) = re.findall(r"```\n(# faults.txt.*?)```", text, re.DOTALL)
     assert {item.fault.kind for item in parse_script(script)} == set(FaultKind)
     assert [kind for kind in FaultKind if kind is not FaultKind.MEND and f"| `{kind.value}` |" not in text] == []
+
+
+@given(st.text())
+@example("gpu 1 xid \x00")
+@example("nic 1 link-flap for for")
+def test_no_text_does_anything_but_parse_or_be_refused(text: str) -> None:
+    for parse in (parse_fault, parse_script):
+        with contextlib.suppress(Invalid):
+            parse(text)
