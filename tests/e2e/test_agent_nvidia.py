@@ -103,7 +103,7 @@ async def node(tmp_path: Path, scenario: Scenario) -> AsyncIterator[Node]:
         await database.close()
 
 
-async def test_gpus_are_read_a_fault_is_one_signal_and_a_call_that_hangs_is_another(node: Node) -> None:
+async def test_gpus_are_read_and_a_fault_a_call_that_hangs_and_a_lost_gpu_are_one_signal_each(node: Node) -> None:
     await node.until("DCGM_FI_DEV_GPU_TEMP", 1, 46.0)
     with node.kernel_log.open("a") as log:
         log.write("[12.5] NVRM: Xid (PCI:0000:29:00): 94, pid=7, name=train, Contained: SM (0x1). RST: No, D-RST: No\n")
@@ -114,6 +114,8 @@ async def test_gpus_are_read_a_fault_is_one_signal_and_a_call_that_hangs_is_anot
     await node.until("DCGM_FI_DEV_GPU_TEMP", 0, "deadline exceeded")
     assert await node.value("DCGM_FI_DEV_GPU_TEMP", 1) == 46.0
     assert await node.value("DCGM_FI_DEV_XID_ERRORS", 1) == 94.0
+    node.scenario.lose(1)
+    assert (await node.signals(3))[2] == ("GPU_LOST", "nodes/n1/gpus/1")
 
 
 async def test_gpus_whose_driver_is_loaded_after_the_agent_started_are_watched_as_well(
