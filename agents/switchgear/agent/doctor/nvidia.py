@@ -16,7 +16,7 @@ from switchgear.agent.doctor.gpu import Gpu
 from switchgear.agent.nvml import calls, fields, gpm, library
 from switchgear.agent.nvml.device import identify, info, processes
 from switchgear.agent.nvml.library import Nvml, NvmlUnavailable, code_of
-from switchgear.agent.nvml.power import RuntimePower
+from switchgear.agent.nvml.power import sleepers
 from switchgear.agent.nvml.reader import GpuReader
 from switchgear.agent.sources.gpu import normal_pci
 
@@ -73,12 +73,8 @@ def examine(root: Path, *, expected: bool, deadline_s: float) -> tuple[list[Chec
         return [*checks, _unavailable(error) if wanted else note("driver", "no sign of an NVIDIA GPU on this node")], []
     if hangs:
         return [*checks, problem("driver", _hanging(hangs, deadline_s), _REBOOT)], []
-    # NVML numbers by address as well; when it has not all of them, nobody knows which is which without asking.
-    addresses = [found.address for found in on_bus] if len(on_bus) == count else [""] * count
-    gpus = [
-        _asleep(index) if RuntimePower(address, root / "sys").suspended() else _examine(module, index, deadline_s)
-        for index, address in enumerate(addresses)
-    ]
+    asleep = sleepers(count, root / "sys")
+    gpus = [_asleep(index) if index in asleep else _examine(module, index, deadline_s) for index in range(count)]
     return [*checks, *seen, *_count(count, on_bus, expected=expected), *_slow(timed.times)], gpus
 
 
