@@ -95,7 +95,7 @@ _GRAMMAR: Mapping[FaultKind, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 }
 _CODED = {FaultKind.XID: ("XID", 9_999), FaultKind.SXID: ("SXid", 99_999)}
 #: Greatest values that mean something.
-_RATE_MAX, _LINK_MAX, _CLOCK_MAX, _TIMES_MAX = 1e6, 127, 10_000, 1_000
+_RATE_MAX, _LINK_MAX, _CLOCK_MAX, _TIMES_MAX = 1e6, 127, 10_000, 100
 _FLAP_S = 2.0
 #: A whole number of events is not one less for the want of a nanosecond.
 _ROUNDING = 1e-6

@@ -91,6 +91,8 @@ class SimulatedGpus:
         }
         self._present = present
         self._start_unix_ns = _remember_start(state_dir / DEVICES_FILE, present, clock.unix_ns())
+        # From here on by the clock that never jumps, or counters would.
+        self._ahead_s = max(0.0, (clock.unix_ns() - self._start_unix_ns) / 1e9) - clock.monotonic_s()
         does = workload(work, seed)
         self._signals = [
             GpuSignals(self._profile, does, seed_of(seed, node, index), History()) for index in range(count)
@@ -103,12 +105,13 @@ class SimulatedGpus:
         self._logged = self._read_logged()
         #: Time at which a line is due, its number, and the line.
         self._due: list[tuple[float, str, str]] = []
+        self._failing = False
         self._stopping = threading.Event()
 
     @property
     def now_s(self) -> float:
         """Since the simulation's start, over all restarts."""
-        return (self._clock.unix_ns() - self._start_unix_ns) / 1e9
+        return self._clock.monotonic_s() + self._ahead_s
 
     def plan(self, script: str) -> None:
         """Takes in a fault script (`faults.parse_script`), once in the life of the state directory. Raises Invalid when it is wrong."""
@@ -135,14 +138,22 @@ class SimulatedGpus:
         self._read_faults()
         self.nics.write(self.now_s)
         while self._due and self._due[0][0] <= self.now_s:
-            _, number, line = heapq.heappop(self._due)
+            _, number, line = self._due[0]
             if number not in self._logged:
                 self._write_log(number, line)
+            heapq.heappop(self._due)
 
     def run(self) -> None:
         """Follows the faults until `close`; for a thread."""
         while not self._stopping.wait(_POLL_S):
-            self.follow_faults()
+            try:
+                self.follow_faults()
+            except OSError as error:  # the disk is full: what is due is written when there is room again
+                if not self._failing:
+                    log.error("simulated faults wait: %s", error)
+                self._failing = True
+            else:
+                self._failing = False
 
     def close(self) -> None:
         """Ends `run`, and calls that hang."""
@@ -219,5 +230,7 @@ def _remember_start(path: Path, present: Mapping[str, object], now_unix_ns: int)
         start_unix_ns = int(json.loads(path.read_text())["start_unix_ns"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         start_unix_ns = now_unix_ns
-    path.write_text(json.dumps({**present, "start_unix_ns": start_unix_ns}))
+    written = path.with_suffix(".new")
+    written.write_text(json.dumps({**present, "start_unix_ns": start_unix_ns}))
+    written.replace(path)  # whoever injects at this moment reads a whole file
     return start_unix_ns
