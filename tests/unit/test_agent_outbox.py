@@ -105,7 +105,7 @@ async def test_the_newest_block_is_told_again_only_to_a_collector_that_has_not_a
 
 async def test_a_disk_that_hangs_costs_no_tick_and_a_bounded_number_of_jobs() -> None:
     disk, release, done = Disk(), threading.Event(), list[int]()
-    disk.submit(lambda: release.wait(10) and None)
+    disk.submit(lambda: release.wait(10))
     taken = sum(disk.submit(lambda: done.append(1)) for _ in range(2 * JOBS_MAX))
     assert taken <= JOBS_MAX
     release.set()
@@ -115,7 +115,7 @@ async def test_a_disk_that_hangs_costs_no_tick_and_a_bounded_number_of_jobs() ->
 
 async def test_what_a_job_raises_is_the_callers_and_the_next_one_is_done() -> None:
     disk = Disk()
-    disk.submit(lambda: 1 // 0 and None)
+    disk.submit(lambda: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         await disk.call(lambda: 1 // 0)
     assert await disk.call(lambda: 7) == 7

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from switchgear.agent.readings import Kind, known, series, unknown
 from switchgear.agent.sampler import Sampler
+from switchgear.collector.backlog import Pace
 from switchgear.collector.blocks import Block
 from switchgear.collector.messages import block_of
 from switchgear.collector.windows import NodeWindow, Outcome, SeriesKey, Windows
+from switchgear.core.clock import ManualClock
 from switchgear.core.errors import Invalid, ResourceExhausted
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
@@ -159,6 +161,49 @@ def test_the_window_shows_what_the_sampler_saw_whatever_is_lost_on_the_way(
         if window.apply(block_of(pb.Block.FromString(made.message))) is Outcome.APPLIED:
             np.testing.assert_array_equal(window.latest(), [NAN if v is None else v for v in values])
             assert window.reasons == {at: "why" for at, v in enumerate(values) if v is None}
+
+
+def merged(window: NodeWindow, *times: int) -> int:
+    """Rows of the past whose columns are series 2 and 0, and one that the window does not have."""
+    rows = np.array([[time, -time, 7.0] for time in times], np.float64)
+    return window.merge(np.array(times, np.int64), rows, np.array([2, 0, -1]))
+
+
+def test_rows_of_the_past_find_their_place_and_the_newest_stays_the_newest(window: NodeWindow) -> None:
+    window.apply(frame(1, 1, 2, 3))
+    window.apply(frame(5, 4, 5, 6))
+    assert merged(window, 20, 30) == 2
+    window.apply(block(6, {0: 7.0}))
+    times, values = window.history()
+    assert times.tolist() == [20, 30, 50, 60]
+    np.testing.assert_array_equal(values, [[-20, NAN, 20], [-30, NAN, 30], [4, 5, 6], [7, 5, 6]])
+
+
+def test_rows_that_are_there_already_too_old_or_newer_than_what_is_live_are_left_out(window: NodeWindow) -> None:
+    assert merged(window, 20) == 0, "nothing is live yet"
+    for sequence in (3, 4, 6, 7):
+        window.apply(frame(sequence, 0, 0, 0))
+    assert merged(window, 10, 40, 80) == 0
+    assert merged(window, 50) == 1
+    assert window.history()[0].tolist() == [40, 50, 60, 70]
+
+
+def test_a_clock_that_was_set_back_does_not_make_an_old_row_the_newest(window: NodeWindow) -> None:
+    for sequence, time in ((1, 90), (2, 95), (3, 50)):
+        window.apply(Block(time, sequence, True, b"", np.full(3, float(sequence)).tobytes(), {}))
+    assert merged(window, 40) == 1
+    times, values = window.history()
+    assert times.tolist() == [40, 90, 95, 50]
+    assert values[:, 1].tolist()[1:] == [1, 2, 3]
+    assert window.latest().tolist() == [3, 3, 3]
+
+
+def test_a_fleet_that_comes_back_is_acked_at_a_pace() -> None:
+    clock = ManualClock()
+    pace = Pace(clock, blocks_per_s_max=100)
+    assert [pace.wait_s(50) for _ in range(3)] == [0.5, 1.0, 1.5]
+    clock.advance(10)
+    assert pace.wait_s(50) == 0.5
 
 
 def test_an_agent_that_lost_only_its_connection_finds_its_window_again() -> None:

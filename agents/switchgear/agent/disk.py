@@ -20,11 +20,11 @@ class Disk:
     """Does jobs one after the other in a daemon thread: a disk that never answers must not keep the agent from ending."""
 
     def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="disk", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Callable[[], None]) -> bool:
+    def submit(self, job: Callable[[], object]) -> bool:
         """Queues a job; False when too many wait already."""
         if self._jobs.qsize() >= JOBS_MAX:
             return False

@@ -111,7 +111,7 @@ class NodeWindow:
     def merge(self, times: Times, rows: Values, columns: Ids) -> int:
         """Puts rows of the past where they belong; returns how many of them the window has now and had not.
 
-        times: ns, shape (n,). rows: shape (n, k). columns: series id of each of the k columns, -1 for what is no series here.
+        times: ns, shape (n,), all different. rows: shape (n, k). columns: series id of each of the k columns, -1 for what is no series here.
         What is older than the window reaches back, or newer than its newest row, is left out.
         """
         here, there = self.history()
@@ -124,12 +124,13 @@ class NodeWindow:
             return 0
         past = np.full((int(new.sum()), len(self.series)), np.nan)
         past[:, columns[columns >= 0]] = rows[new][:, columns >= 0]
-        here, there = np.concatenate([here, times[new]]), np.concatenate([there, past])
-        order = np.argsort(here, kind="stable")[-self._ticks :]
-        kept = int((order >= len(here) - len(past)).sum())
-        self._rows = len(order)
-        self._times[: self._rows] = here[order]
-        self._values[: self._rows, : len(self.series)] = there[order]
+        # The newest row stays the newest, whatever a clock that was set back makes of the others.
+        older, olds = np.concatenate([here[:-1], times[new]]), np.concatenate([there[:-1], past])
+        order = np.argsort(older, kind="stable")[max(0, len(older) + 1 - self._ticks) :]
+        kept = int((order >= len(here) - 1).sum())
+        self._rows = len(order) + 1
+        self._times[: self._rows] = [*older[order], here[-1]]
+        self._values[: self._rows, : len(self.series)] = np.concatenate([olds[order], there[-1:]])
         return kept
 
     def latest(self) -> Values:
