@@ -12,9 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-from nvml_double.scenario import Scenario
+from typing import TYPE_CHECKING, Any
 
 from switchgear.agent.events import Events, Finding
 from switchgear.agent.fault_join import FaultJoin
@@ -23,6 +21,9 @@ from switchgear.agent.nvml.lifecycle import Lifecycle
 from switchgear.agent.spool import Spool
 from switchgear.agent.xids import XidHistory
 from switchgear.core.clock import ManualClock
+
+if TYPE_CHECKING:  # the process has no use for it, and starts sooner without
+    from nvml_double.scenario import Scenario
 
 #: A read that takes longer hangs.
 HANGS_S = 1.5

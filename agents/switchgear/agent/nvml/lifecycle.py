@@ -121,6 +121,9 @@ class Lifecycle:
             except nvml.Error as error:
                 if code_of(error) in library.BROKEN:
                     raise
+                if code_of(error) == library.NO_PERMISSION:  # NVML counts those too that are kept from a container
+                    log.warning("GPU %d may not be used by the agent and is not watched", index)
+                    continue
                 log.error("GPU %d cannot be identified: %s", index, error)
                 text = f"NVML: GPU {index} cannot be identified: {error}"
                 self._tell(Finding("GPU_UNAVAILABLE", text, gpu=index, detail={"reason": str(error)}))
