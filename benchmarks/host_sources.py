@@ -30,6 +30,7 @@ from switchgear.agent.sources.host import HostSource
 from switchgear.agent.sources.infiniband import InfinibandCounterSource, InfinibandSource
 from switchgear.agent.sources.infiniband_names import COUNTERS, HW_COUNTERS
 from switchgear.agent.sources.kernel_tables import KernelTablesSource
+from switchgear.agent.sources.link_speed import SpeedWatch
 from switchgear.agent.sources.link_watch import LinkWatch
 from switchgear.agent.sources.network import InterfaceSource, NetworkSource
 from switchgear.agent.sources.pressure import PressureSource
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         tree, told = node(Path(folder) / "node", args.ports), Told(Path(folder))
-        gate = CounterGate(told.events)
+        gate, speeds = CounterGate(told.events), SpeedWatch(told.events)
         roots = {"procfs": tree.procfs, "sysfs": tree.sysfs}
         network = NetworkSource(LinkWatch("network", told.events, told.clock, tree.sysfs), **roots)
         ports = InfinibandSource(
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         medium: list[Source] = [HostSource()]
         slow: list[Source] = [
             *(ProtocolSource(), ClockSyncSource(), KernelTablesSource(), BlockedProcessesSource()),
-            *(InterfaceSource(tree.sysfs), InfinibandCounterSource(gate, told.clock, tree.sysfs)),
+            *(InterfaceSource(speeds, tree.sysfs), InfinibandCounterSource(speeds, gate, told.clock, tree.sysfs)),
             *(EthtoolSource(CounterGate(told.events), told.clock), FilesystemSource(told.events, told.clock)),
         ]
         paces = {

@@ -29,6 +29,7 @@ from switchgear.agent.sources.filesystems import FilesystemSource
 from switchgear.agent.sources.host import HostSource
 from switchgear.agent.sources.infiniband import InfinibandCounterSource, InfinibandSource
 from switchgear.agent.sources.kernel_tables import KernelTablesSource
+from switchgear.agent.sources.link_speed import SpeedWatch
 from switchgear.agent.sources.link_watch import LinkWatch
 from switchgear.agent.sources.network import InterfaceSource, NetworkSource
 from switchgear.agent.sources.pressure import PressureSource
@@ -90,10 +91,10 @@ def scrape(address: str) -> tuple[Mapping[Series, float], Mapping[str, str]]:
 
 def ours(folder: Path) -> list[Reading]:
     told, clock = Told(folder), SystemClock()
-    gate = CounterGate(told.events)
+    gate, speeds = CounterGate(told.events), SpeedWatch(told.events)
     sources: list[Source] = [
         *(HostSource(), PressureSource(), ProtocolSource(), ClockSyncSource(), KernelTablesSource()),
-        *(InterfaceSource(), EthtoolSource(gate, clock), InfinibandCounterSource(gate, clock)),
+        *(InterfaceSource(speeds), EthtoolSource(gate, clock), InfinibandCounterSource(speeds, gate, clock)),
         FilesystemSource(told.events, clock),
         NetworkSource(LinkWatch("network", told.events, clock)),
         InfinibandSource(LinkWatch("infiniband", told.events, clock), gate, clock),

@@ -20,6 +20,7 @@ from switchgear.agent.sources.filesystems import FILESYSTEMS_MAX, HANGS_S, Files
 from switchgear.agent.sources.host import HostSource
 from switchgear.agent.sources.kernel_files import OPEN_MAX, PAGE_BYTES, KernelFiles, table_once
 from switchgear.agent.sources.kernel_tables import KernelTablesSource
+from switchgear.agent.sources.link_speed import SpeedWatch
 from switchgear.agent.sources.link_watch import LinkWatch
 from switchgear.agent.sources.mount_probes import THREADS_MAX, MountProbes
 from switchgear.agent.sources.network import InterfaceSource, NetworkSource
@@ -219,7 +220,7 @@ def test_everything_that_node_exporters_alerts_and_dashboards_ask_for_is_told(tr
     watch = LinkWatch("network", told.events, told.clock, tree.sysfs)
     sources: list[Source] = [
         *(HostSource(), ClockSyncSource(), FilesystemSource(told.events, told.clock)),
-        *(KernelTablesSource(tree.procfs, tree.sysfs), InterfaceSource(tree.sysfs)),
+        *(KernelTablesSource(tree.procfs, tree.sysfs), InterfaceSource(SpeedWatch(told.events), tree.sysfs)),
         NetworkSource(watch, procfs=tree.procfs, sysfs=tree.sysfs),
     ]
     metrics = {reading.key.metric for source in sources for reading in source.sample()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from switchgear.agent.sources import counter_gate, filesystems, links
+from switchgear.agent.sources import counter_gate, filesystems, link_speed, links
 from switchgear.agent.sources.links import BOOT_S, DOWN_S, DOWN_WHILE_FLAPPING_S, FLAPS, LOST_S, STABLE_S, Link, Links
 from switchgear.core.catalog.kinds import KINDS, NODE_KINDS, kind
 
@@ -220,7 +220,7 @@ def test_each_finding_belongs_to_the_state_at_its_moment() -> None:
 
 def test_every_kind_that_the_sources_tell_is_in_the_catalog_and_nothing_else() -> None:
     told = {links.DOWN, links.UP, links.BOUNCED, links.FLAPPING, links.STABLE, links.LOST, links.FOUND, links.UNWATCHED}
-    told |= {counter_gate.RESTRICTED, filesystems.HANGS, filesystems.ANSWERS}
+    told |= {link_speed.SLOW, link_speed.FULL_SPEED, counter_gate.RESTRICTED, filesystems.HANGS, filesystems.ANSWERS}
     assert set(NODE_KINDS) == told
     assert not told & set(KINDS)
     assert kind(links.LOST) is not None

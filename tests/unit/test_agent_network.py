@@ -15,6 +15,7 @@ from switchgear.agent.sources.counter_gate import COMPLAINT, PROBE_S, Access, Co
 from switchgear.agent.sources.ethtool import EthtoolSocket, EthtoolSource, metric_name
 from switchgear.agent.sources.infiniband import InfinibandCounterSource, InfinibandSource
 from switchgear.agent.sources.infiniband_names import COUNTERS, HW_COUNTERS, LEGACY_COUNTERS, TROUBLE
+from switchgear.agent.sources.link_speed import SpeedWatch
 from switchgear.agent.sources.link_watch import LinkWatch
 from switchgear.agent.sources.links import LOST_S
 from switchgear.agent.sources.network import INTERFACES_MAX, InterfaceSource, NetworkSource
@@ -49,14 +50,14 @@ def infiniband(tree: NodeTree, told: Told) -> tuple[InfinibandSource, Infiniband
     watch = LinkWatch("infiniband", told.events, told.clock, tree.sysfs)
     return (
         InfinibandSource(watch, gate, told.clock, tree.sysfs),
-        InfinibandCounterSource(gate, told.clock, tree.sysfs),
+        InfinibandCounterSource(SpeedWatch(told.events), gate, told.clock, tree.sysfs),
     )
 
 
 def test_interfaces_have_traffic_state_and_speed_in_bytes(tree: NodeTree, told: Told) -> None:
     tree.interface("eth0", ADDRESS)
     tree.interface("veth12ab")
-    readings = by_name([*network(tree, told).sample(), *InterfaceSource(tree.sysfs).sample()])
+    readings = by_name([*network(tree, told).sample(), *InterfaceSource(SpeedWatch(told.events), tree.sysfs).sample()])
     assert readings["node_network_receive_bytes_total{'device': 'eth0'}"].value == 5
     assert readings["node_network_transmit_drop_total{'device': 'eth0'}"].value == 6
     assert readings["node_network_up{'device': 'eth0'}"].value == 1
@@ -69,7 +70,7 @@ def test_interfaces_have_traffic_state_and_speed_in_bytes(tree: NodeTree, told: 
 def test_what_an_interface_does_not_tell_is_unknown_and_not_zero(tree: NodeTree, told: Told) -> None:
     folder = tree.interface("ib0", speed="-1")
     (folder / "carrier_changes").unlink()
-    readings = by_name([*network(tree, told).sample(), *InterfaceSource(tree.sysfs).sample()])
+    readings = by_name([*network(tree, told).sample(), *InterfaceSource(SpeedWatch(told.events), tree.sysfs).sample()])
     speed = readings["node_network_speed_bytes{'device': 'ib0'}"]
     changes = readings["node_network_carrier_changes_total{'device': 'ib0'}"]
     assert (speed.value, speed.reason) == (None, "no link speed")
@@ -83,12 +84,12 @@ def test_interfaces_without_end_are_bounded(tree: NodeTree, told: Told) -> None:
     assert len(devices) == INTERFACES_MAX
 
 
-def test_a_bond_counts_its_members_and_those_that_work(tree: NodeTree) -> None:
+def test_a_bond_counts_its_members_and_those_that_work(tree: NodeTree, told: Told) -> None:
     bond = tree.interface("bond0")
     tree.write(bond, {"bonding/slaves": "eth0 eth1", "lower_eth0/bonding_slave/mii_status": "up"})
     tree.write(bond, {"lower_eth1/bonding_slave/mii_status": "down"})
     (tree.sysfs / "class/net/bonding_masters").write_text("bond0\n")
-    readings = by_name(InterfaceSource(tree.sysfs).sample())
+    readings = by_name(InterfaceSource(SpeedWatch(told.events), tree.sysfs).sample())
     assert readings["node_bonding_slaves{'master': 'bond0'}"].value == 2
     assert readings["node_bonding_active{'master': 'bond0'}"].value == 1
 
@@ -183,6 +184,53 @@ def test_a_restart_of_the_agent_replays_nothing_and_knows_what_was_there(tree: N
         source.sample()
         told.clock.advance(LOST_S)
     assert told.kinds() == ["NIC_LOST"]
+
+
+def test_a_port_that_comes_back_slower_than_it_was_is_told_and_cleared(tree: NodeTree, told: Told) -> None:
+    folder, port = tree.interface("eth2", ADDRESS), tree.port("mlx5_0", "0000:1b:00.0")
+    tree.interface("ib0", "0000:1b:00.0", type="32")
+    _, slow = infiniband(tree, told)
+    interfaces = InterfaceSource(SpeedWatch(told.events), tree.sysfs)
+
+    def look(times: int) -> list[tuple[str, str]]:
+        for _ in range(times):
+            interfaces.sample()
+            slow.sample()
+        return [(event.kind, event.text) for event in told.new()]
+
+    assert look(3) == []
+    (folder / "speed").write_text("200000\n")
+    tree.write(port, {"rate": "200 Gb/sec (2X NDR)"})
+    assert look(1) == []
+    assert look(9) == [
+        ("LINK_SLOW", "eth2 runs at 200 Gbit/s, and ran at 400 Gbit/s since the boot"),
+        ("LINK_SLOW", "mlx5_0/1 runs at 200 Gbit/s, and ran at 400 Gbit/s since the boot"),
+    ]
+    (folder / "speed").write_text("-1\n")
+    tree.write(port, {"phys_state": "2: Polling", "rate": "10 Gb/sec (4X SDR)"})
+    assert look(9) == []
+    (folder / "speed").write_text("400000\n")
+    assert look(9) == [("LINK_FULL_SPEED", "eth2 is back at 400 Gbit/s")]
+
+
+def test_what_was_told_of_a_speed_is_known_after_a_restart_and_a_boot_begins_anew(told: Told) -> None:
+    def look(speed_bytes: float) -> list[str]:
+        for _ in range(3):
+            watch.see("eth2", ADDRESS, speed_bytes)
+        return told.kinds()
+
+    watch = SpeedWatch(told.events)
+    assert look(50e9) == []
+    told.restart()
+    watch = SpeedWatch(told.events)
+    assert look(25e9) == ["LINK_SLOW"]
+    told.restart()
+    watch = SpeedWatch(told.events)
+    assert look(25e9) == []
+    assert look(50e9) == ["LINK_FULL_SPEED"]
+    told.restart(boot="boot-2")
+    watch = SpeedWatch(told.events)
+    assert look(25e9) == []
 
 
 def test_an_infiniband_port_has_node_exporters_names_and_units(tree: NodeTree, told: Told) -> None:

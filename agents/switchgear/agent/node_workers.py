@@ -11,6 +11,7 @@ from switchgear.agent.sources.filesystems import FilesystemSource
 from switchgear.agent.sources.host import HostSource
 from switchgear.agent.sources.infiniband import InfinibandCounterSource, InfinibandSource
 from switchgear.agent.sources.kernel_tables import KernelTablesSource
+from switchgear.agent.sources.link_speed import SpeedWatch
 from switchgear.agent.sources.link_watch import LinkWatch
 from switchgear.agent.sources.network import InterfaceSource, NetworkSource
 from switchgear.agent.sources.pressure import PressureSource
@@ -30,7 +31,8 @@ def node_workers(events: Events, clock: Clock, deadline_s: float) -> list[Worker
         KernelTablesSource(),
         BlockedProcessesSource(),
     )
-    drivers = (InterfaceSource(), EthtoolSource(gate, clock), InfinibandCounterSource(gate, clock))
+    speeds = SpeedWatch(events)
+    drivers = (InterfaceSource(speeds), EthtoolSource(gate, clock), InfinibandCounterSource(speeds, gate, clock))
     return [
         Worker("host", host, deadline_s=deadline_s),
         Worker("filesystem", [FilesystemSource(events, clock)], deadline_s=deadline_s),

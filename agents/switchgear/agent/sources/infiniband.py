@@ -11,6 +11,7 @@ from switchgear.agent.readings import Kind, Reading, SeriesKey, known, series, u
 from switchgear.agent.sources.counter_gate import REASON, Access, CounterGate
 from switchgear.agent.sources.infiniband_names import COUNTERS, FOLDERS, LIFESPAN, TROUBLE, scale
 from switchgear.agent.sources.kernel_files import SYSFS, KernelFiles, exists, names, read_once, word
+from switchgear.agent.sources.link_speed import SpeedWatch
 from switchgear.agent.sources.link_watch import LinkWatch, pci_address
 from switchgear.agent.sources.links import Link
 from switchgear.core.clock import Clock
@@ -20,6 +21,7 @@ PORTS_MAX = 32
 PORTS_FOLDER = "ports"
 _ACTIVE, _DEFERRED = 4, 5
 _DISABLED = 3
+_LINK_UP = "5:"
 #: Counts of old adapters end here and do not wrap.
 _SATURATED = 255
 _BYTES_PER_GIGABIT = 125_000_000
@@ -179,7 +181,8 @@ class InfinibandCounterSource:
     name = "infiniband-counters"
     period_s = 15.0
 
-    def __init__(self, gate: CounterGate, clock: Clock, sysfs: Path = SYSFS) -> None:
+    def __init__(self, speeds: SpeedWatch, gate: CounterGate, clock: Clock, sysfs: Path = SYSFS) -> None:
+        self._speeds = speeds
         self._gate = gate
         self._clock = clock
         self._sysfs = sysfs
@@ -194,7 +197,11 @@ class InfinibandCounterSource:
             if port.device not in devices:
                 devices.add(port.device)
                 readings.append(self._info(port.device))
-            readings.append(_rate(port))
+            rate = _rate(port)
+            readings.append(rate)
+            # Without a link the rate is that of the slowest kind.
+            if port.watched and rate.value is not None and word(f"{port.folder}/phys_state").startswith(_LINK_UP):
+                self._speeds.see(port.name, port.address, rate.value)
             if self._gate.access(port.address, self._clock.monotonic_s()) is Access.OPEN:
                 readings += self._counters(port)
         return readings

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from switchgear.agent.readings import Kind, Reading, SeriesKey, known, series, unknown
 from switchgear.agent.sources.kernel_files import PROCFS, SYSFS, KernelFiles, exists, names, number, read_once, word
+from switchgear.agent.sources.link_speed import SpeedWatch
 from switchgear.agent.sources.link_watch import LinkWatch, pci_address
 from switchgear.agent.sources.links import Link
 
@@ -163,7 +164,8 @@ class InterfaceSource:
     name = "interface"
     period_s = 15.0
 
-    def __init__(self, sysfs: Path = SYSFS) -> None:
+    def __init__(self, speeds: SpeedWatch, sysfs: Path = SYSFS) -> None:
+        self._speeds = speeds
         self._sysfs = sysfs / "class/net"
 
     def sample(self) -> list[Reading]:
@@ -173,7 +175,11 @@ class InterfaceSource:
             folder = f"{self._sysfs}/{name}"
             if name == "bonding_masters":  # a file
                 continue
-            readings.append(_speed(folder, series("node_network_speed_bytes", "bytes", Kind.GAUGE, ("device", name))))
+            speed = _speed(folder, series("node_network_speed_bytes", "bytes", Kind.GAUGE, ("device", name)))
+            readings.append(speed)
+            # Without a link some drivers tell 0.
+            if speed.value and is_physical(folder) and number(f"{folder}/type") != _TYPE_INFINIBAND:
+                self._speeds.see(name, pci_address(f"{folder}/device"), speed.value)
             if (mtu := number(f"{folder}/mtu")) is not None:
                 readings.append(known(series("node_network_mtu_bytes", "bytes", Kind.GAUGE, ("device", name)), mtu))
             readings += _bond(name, folder)
