@@ -18,8 +18,8 @@ def state(made: SimulatedNics, now_s: float) -> tuple[str, int, int, int]:
     made.write(now_s)
     interface = made.sysfs / "class/net/simnic0"
     row = (made.procfs / "net/dev").read_text().splitlines()[2]
-    texts = [(interface / file).read_text() for file in ("carrier_down_count", "carrier_changes")]
-    return ((interface / "operstate").read_text().strip(), *map(int, texts), int(row.split()[1]))
+    downs, changes = (int((interface / file).read_text()) for file in ("carrier_down_count", "carrier_changes"))
+    return (interface / "operstate").read_text().strip(), downs, changes, int(row.split()[1])
 
 
 def test_a_flapping_link_goes_down_as_often_as_asked_and_moves_nothing_meanwhile(tmp_path: Path) -> None:

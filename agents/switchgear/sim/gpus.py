@@ -172,7 +172,7 @@ class SimulatedGpus:
             self._lines_read += 1
             try:
                 found = read_fault(line, self._present)
-            except (ValueError, Invalid) as error:
+            except (ValueError, RecursionError, Invalid) as error:
                 log.warning(
                     "%s: line %d is no fault of simulated hardware: %s", self._faults_path, self._lines_read, error
                 )

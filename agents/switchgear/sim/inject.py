@@ -72,7 +72,7 @@ def read_fault(line: bytes, devices: Mapping[str, object]) -> tuple[int, Fault] 
     if "script" in entry:
         return None
     at_unix_ns, fault = entry.get("at_unix_ns"), entry.get("fault")
-    if not isinstance(at_unix_ns, int) or not isinstance(fault, str):
+    if not (isinstance(at_unix_ns, int) and abs(at_unix_ns) < 2**63 and isinstance(fault, str)):
         raise ValueError("no fault with a time")
     parsed = parse_fault(fault)
     _check(parsed, devices)
@@ -95,9 +95,8 @@ def _check(fault: Fault, devices: Mapping[str, object]) -> None:
 
 def _append(state_dir: Path, lines: Iterable[str]) -> None:
     fd = os.open(state_dir / FAULTS_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    text = "".join(f"{line}\n" for line in lines)
     try:
-        os.write(
-            fd, "".join(f"{line}\n" for line in lines).encode()
-        )  # one write: lines of several injectors do not mix
+        os.write(fd, text.encode())  # one write: lines of several injectors do not mix
     finally:
         os.close(fd)
