@@ -193,9 +193,7 @@ def test_lines_that_are_no_fault_are_passed_over(gpus: SimulatedGpus, tmp_path: 
     (tmp_path / FAULTS_FILE).write_text(
         'rubbish\n{"at_unix_ns": 0, "fault": "gpu 9 xid 79"}\n{"at_unix_ns": "x", "fault": "gpu 1 xid 79"}\n[]\n'
         '{"at_unix_ns": 0, "fault": "gpu -1 xid 79"}\n'
-        + f'{{"at_unix_ns": 1{"0" * 400}, "fault": "gpu 1 xid 79"}}\n'
-        + "[" * 100_000
-        + "\n"
+        f'{{"at_unix_ns": 1{"0" * 400}, "fault": "gpu 1 xid 79"}}\n' + "[" * 100_000 + "\n"
     )
     inject_xid(tmp_path, 1, 79, clock)
     gpus.follow_faults()
