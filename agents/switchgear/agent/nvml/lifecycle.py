@@ -52,6 +52,7 @@ class Lifecycle:
         self._stopping = threading.Event()
         self._nvml: Nvml | None = None
         self._unavailable = ""
+        self._count = 0
         self._ready = threading.Event()
         self._waited = False
         self._came_late = False
@@ -72,7 +73,11 @@ class Lifecycle:
                 self._serve()
             except NvmlUnavailable as error:
                 self._note_unavailable(str(error))
-                self._ready.set()
+            except (
+                Exception
+            ):  # the driver may answer anything, and GPUs are to be watched again when it comes to its senses
+                log.exception("NVML")
+            self._ready.set()
             if self._clock.monotonic_s() - begun_s > RETRY_S_MAX:
                 retry_s = self._retry_s_min
             self._stopping.wait(retry_s)
@@ -107,9 +112,10 @@ class Lifecycle:
         count = nvml.py.nvmlDeviceGetCount()
         known = self._driver.devices()
         if known:
-            if count > len(known):
-                log.warning("%d GPUs are there, %d were: restart the agent to have them watched", count, len(known))
+            if count > self._count:
+                log.warning("%d GPUs are there, %d were: restart the agent to have them watched", count, self._count)
             return known
+        self._count = count
         found = list[NvmlDevice]()
         self._asleep = sleepers(count, self._driver.sysfs)
         for index in range(count):
@@ -154,12 +160,18 @@ class Lifecycle:
             session.nvml.shutdown()
 
     def _note_unavailable(self, reason: str) -> None:
-        if reason != self._unavailable:
-            self._unavailable = reason
-            log.error("no NVIDIA GPU is watched: %s", reason)
+        if reason == self._unavailable:
+            return
+        self._unavailable = reason
+        log.error("no NVIDIA GPU is watched: %s", reason)
+        # A node that never had its driver may be without on purpose: its GPUs belong to guests, or it gets one later.
+        if self._driver.devices():
             self._tell(Finding(DRIVER_UNAVAILABLE, reason))
 
     def _note_available(self) -> None:
-        if self._unavailable:
-            self._unavailable = ""
+        if not self._unavailable:
+            return
+        self._unavailable = ""
+        log.info("NVML answers, with %d GPUs", len(self._driver.devices()))
+        if not self._came_late:
             self._tell(Finding(DRIVER_AVAILABLE, f"NVML answers, with {len(self._driver.devices())} GPUs"))

@@ -14,6 +14,7 @@ from switchgear.agent.nvml import library
 from switchgear.agent.nvml.driver import NvmlDriver
 from switchgear.agent.nvml.library import NvmlUnavailable
 from switchgear.agent.nvml.lifecycle import DRIVER_HANGS, Lifecycle
+from switchgear.agent.nvml.power import has_gpu
 from switchgear.agent.xids import XidHistory
 from switchgear.core.clock import Clock
 
@@ -37,9 +38,10 @@ def nvidia_gpus(
 ) -> Iterator[NvmlDriver | None]:
     """The driver of the node's NVIDIA GPUs; None where the node has no sign of any.
 
-    late: called when the first GPUs are there only after this gave up on them. log_source: how `events` knows the kernel log. kernel_log: whether it can be read.
+    late: called when the first GPUs are there only after this gave up on them. log_source: how `events` knows the kernel log.
+    kernel_log: whether it can be read.
     """
-    if not (library.traces_of_driver() or _has_library()):
+    if not (library.traces_of_driver() or has_gpu(sysfs) or _has_library()):
         yield None
         return
     faults = FaultJoin(events, clock, log_source=log_source, kernel_log=kernel_log)

@@ -1,4 +1,4 @@
-"""Whether the kernel has put a GPU to sleep: any NVML call would wake it, and hold it awake."""
+"""GPUs as the kernel sees them, and whether one is asleep: any NVML call would wake it, and hold it awake."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 from switchgear.agent.sources.gpu import normal_pci
+
+
+def has_gpu(sysfs: Path = Path("/sys")) -> bool:
+    """Whether the PCI bus has an NVIDIA GPU, with its driver or without."""
+    return any(_is_nvidia_gpu(folder) for folder in (sysfs / "bus/pci/devices").glob("*"))
 
 
 def sleepers(count: int, sysfs: Path = Path("/sys")) -> dict[int, RuntimePower]:
