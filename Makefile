@@ -62,6 +62,10 @@ wire: $(STAMP)  ## bytes and CPU of the telemetry wire, beside OTLP with zstd an
 outage: $(STAMP)  ## ten minutes without a collector, the agent killed meanwhile: nothing missing, live data first
 	$(BIN)/python benchmarks/outage.py --seconds 600
 
+agent-footprint: $(STAMP)  ## what the node agent costs with 8 GPUs, beside node_exporter; and what a GPU that hangs costs the others
+	$(BIN)/python benchmarks/agent_footprint.py
+	$(BIN)/python benchmarks/gpu_hang.py
+
 dashboards: $(STAMP)  ## write Grafana's dashboards as JSON from their code
 	$(BIN)/python dashboards/build.py
 

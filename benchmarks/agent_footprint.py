@@ -15,21 +15,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gzip
 import json
 import os
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
+from agentbench.processes import agent, free_port, listens, plane, running, wait
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 from nvml_double.scenario import Scenario
@@ -51,15 +51,20 @@ class Scraped:
     latencies_s: list[float] = field(default_factory=list)
     series: int = 0
     page_bytes: int = 0
+    sent_bytes: int = 0
     cpu_start_s: float = 0.0
 
     def scrape(self) -> None:
         start_s = time.perf_counter()
-        with urllib.request.urlopen(f"http://{self.address}/metrics", timeout=10) as response:
-            page = response.read()
+        # As Prometheus asks.
+        request = urllib.request.Request(f"http://{self.address}/metrics", headers={"Accept-Encoding": "gzip"})
+        with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - http, as built above
+            sent = response.read()
         self.latencies_s.append(time.perf_counter() - start_s)
+        page = gzip.decompress(sent)
         self.series = sum(1 for line in page.splitlines() if line and not line.startswith(b"#"))
         self.page_bytes = len(page)
+        self.sent_bytes = len(sent)
 
     def figures(self, seconds: float) -> dict[str, float]:
         latencies = sorted(self.latencies_s)
@@ -71,6 +76,7 @@ class Scraped:
             "threads": len(os.listdir(f"/proc/{self.pid}/task")),  # noqa: PTH208 - names, not paths
             "series": self.series,
             "page_bytes": self.page_bytes,
+            "sent_bytes": self.sent_bytes,
             "scrapes": len(latencies),
             "scrape_ms_median": round(latencies[len(latencies) // 2] * 1e3, 2),
             "scrape_ms_max": round(latencies[-1] * 1e3, 2),
@@ -106,7 +112,16 @@ def run(args: argparse.Namespace, scrape_s: float) -> dict[str, Any]:
     """Figures of the agent, and of node_exporter beside it or why there are none."""
     with tempfile.TemporaryDirectory(prefix="switchgear-footprint-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        scraped = {"agent": stack.enter_context(_agent(folder, stack.enter_context(_plane(folder)), args.driver))}
+        if args.driver == "sim":
+            environment, flags = dict(os.environ), ("--sim-gpus", str(GPUS))
+        else:
+            environment, flags = Scenario(folder / "nvml", GPUS, moving=True).environment, ()
+        # As installed: its code was compiled before, which leaves a process larger.
+        with agent(folder, f"127.0.0.1:{free_port()}", environment, *flags) as compiling:
+            time.sleep(2)
+            Scraped(compiling.pid, compiling.metrics).scrape()
+        measured = stack.enter_context(agent(folder, stack.enter_context(plane(folder)), environment, *flags))
+        scraped = {"agent": Scraped(measured.pid, measured.metrics)}
         if args.node_exporter:
             scraped["node_exporter"] = stack.enter_context(_node_exporter(args.node_exporter))
         _scrape_for(args.warm_up, scrape_s, list(scraped.values()))
@@ -130,82 +145,14 @@ def _scrape_for(seconds: float, every_s: float, scraped: Sequence[Scraped]) -> N
 
 
 @contextlib.contextmanager
-def _plane(folder: Path) -> Iterator[str]:
-    """A control plane, of which the agent needs collector and scheduler; its address."""
-    address = f"127.0.0.1:{_free_port()}"
-    listening = [f"--{name}=127.0.0.1:{_free_port()}" for name in ("http", "router", "machines")]
-    command = ["switchgear.cli.main", "up", "--no-agent", "--state-dir", str(folder / "plane"), "--grpc", address]
-    with _running([sys.executable, "-m", *command, *listening], folder / "plane.log") as process:
-        _wait(lambda: _listens(address), process, folder / "plane.log")
-        yield address
-
-
-@contextlib.contextmanager
-def _agent(folder: Path, server: str, driver: str) -> Iterator[Scraped]:
-    state, log = folder / "agent", folder / "agent.log"
-    command = ["switchgear.agent", "--server", server, "--node", "n1", "--state-dir", str(state)]
-    environment = dict(os.environ)
-    if driver == "sim":
-        command += ["--sim-gpus", str(GPUS)]
-    else:
-        environment = Scenario(folder / "nvml", GPUS, moving=True).environment
-    # As installed: what was compiled before is loaded, for compiling leaves a process larger.
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    environment["PYTHONPYCACHEPREFIX"] = str(folder / "compiled")
-    loaded = "import switchgear.agent.main, pynvml"
-    subprocess.run([sys.executable, "-c", loaded], env=environment, check=True)
-    address = state / "metrics-address"
-    with _running([sys.executable, "-m", *command], log, environment) as process:
-        _wait(address.exists, process, log)
-        yield Scraped(process.pid, address.read_text())
-
-
-@contextlib.contextmanager
 def _node_exporter(program: str) -> Iterator[Scraped]:
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     with (
         tempfile.TemporaryDirectory(prefix="switchgear-footprint-") as folder,
-        _running([program, f"--web.listen-address={address}"], Path(folder) / "log") as process,
+        running([program, f"--web.listen-address={address}"], Path(folder) / "log") as process,
     ):
-        _wait(lambda: _listens(address), process, Path(folder) / "log")
+        wait(lambda: listens(address), process, Path(folder) / "log")
         yield Scraped(process.pid, address)
-
-
-@contextlib.contextmanager
-def _running(
-    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait(condition: Any, process: subprocess.Popen[bytes], log: Path, within_s: float = 60.0) -> None:
-    end_s = time.monotonic() + within_s
-    while not condition():
-        if process.poll() is not None or time.monotonic() > end_s:
-            sys.exit(f"{process.args} did not come up:\n{log.read_text()[-2000:]}")
-        time.sleep(0.1)
-
-
-def _listens(address: str) -> bool:
-    host, _, port = address.partition(":")
-    with socket.socket() as probe:
-        return probe.connect_ex((host, int(port))) == 0
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _cpu_s(pid: int) -> float:

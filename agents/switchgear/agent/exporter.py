@@ -43,16 +43,16 @@ class Exporter:
         self._lock = threading.Lock()
         self._layout = _Layout([], _NOBODY, host_metrics=host_metrics)
         self._shown: list[Reading] = []
-        self._text = b""
+        self._text: Sequence[bytes] = ()
 
     def page(self) -> bytes:
         """Prometheus' text format 0.0.4; a series whose value is unknown is left out, never written as 0.
 
         Not prometheus_client's renderer, nor OpenMetrics: both want `_total` behind a counter's name, and dcgm-exporter's have none.
         """
-        return self._node() + generate_latest(self._registry)
+        return b"".join((*self._node(), generate_latest(self._registry)))
 
-    def _node(self) -> bytes:
+    def _node(self) -> Sequence[bytes]:
         with self._lock:
             readings, users = self._latest(), self._users()
             same_layout = len(readings) == self._layout.series and users is self._layout.users
@@ -60,7 +60,7 @@ class Exporter:
                 return self._text
             if not same_layout:
                 self._layout = _Layout([reading.key for reading in readings], users, host_metrics=self._host_metrics)
-            self._shown, self._text = readings, self._layout.render(readings).encode()
+            self._shown, self._text = readings, self._layout.render(readings)
             return self._text
 
 
@@ -81,17 +81,17 @@ class _Layout:
                 self._families.append((_header(key), family))
             family.append((number, _name(key, users)))
 
-    def render(self, readings: Sequence[Reading]) -> str:
-        lines = list[str]()
+    def render(self, readings: Sequence[Reading]) -> list[bytes]:
+        """The text in pieces, one for each family: of all in one string there would be three at a time, a megabyte."""
+        pieces = list[bytes]()
         for header, family in self._families:
             # A family whose series are all unknown is not mentioned.
             known = [
                 f"{name} {_number(value)}\n" for number, name in family if (value := readings[number][1]) is not None
             ]
             if known:
-                lines.append(header)
-                lines += known
-        return "".join(lines)
+                pieces.append(f"{header}{''.join(known)}".encode())
+        return pieces
 
 
 def _header(key: SeriesKey) -> str:

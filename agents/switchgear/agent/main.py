@@ -20,7 +20,7 @@ from switchgear.agent.hardware import DEADLINE_S, open_hardware, running_thread
 from switchgear.agent.kernel_log_follower import FABRIC_MANAGER, FABRIC_MANAGER_LOG, WAIT_S, KernelLogFollower
 from switchgear.agent.launcher_process import LauncherSettings
 from switchgear.agent.launchers import Launchers
-from switchgear.agent.memory import give_back_once_settled, share_arenas
+from switchgear.agent.memory import give_back_once_settled, share_heap
 from switchgear.agent.metrics import AgentMetrics
 from switchgear.agent.outbox import Outbox
 from switchgear.agent.sample_spool import SampleSpool
@@ -49,7 +49,7 @@ TLS_FOLDER = "tls"
 
 def main(args: argparse.Namespace) -> int:
     """Runs the agent until SIGTERM or SIGINT; launchers live on."""
-    share_arenas()
+    share_heap()
     files = NodeFiles(args.state_dir / TLS_FOLDER)
     if args.join and not files.complete:
         join(read_token(args.join), args.node, files.folder)

@@ -12,11 +12,11 @@ SETTLED_S = 15.0
 
 #: Of mallopt(3).
 _M_ARENA_MAX = -8
-_ARENAS_MAX = 2
+_ARENAS_MAX = 1
 
 
-def share_arenas() -> None:
-    """Before there are threads: glibc gives each of them a heap of its own, and what a scrape used once stays in many of them."""
+def share_heap() -> None:
+    """Before there are threads: glibc gives each of them a heap of its own, and what a scrape used once would stay in all of them."""
     if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(_M_ARENA_MAX, _ARENAS_MAX)
 
