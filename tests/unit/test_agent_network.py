@@ -11,10 +11,11 @@ from node_tree import NodeTree, Told
 from switchgear.agent.events import Finding
 from switchgear.agent.readings import Kind, Reading
 from switchgear.agent.sources import counter_gate
-from switchgear.agent.sources.counter_gate import COMPLAINT, PROBE_S, Access, CounterGate
+from switchgear.agent.sources.counter_gate import COMPLAINT, PROBE_S, TRIAL_S, Access, CounterGate
 from switchgear.agent.sources.ethtool import EthtoolSocket, EthtoolSource, metric_name
 from switchgear.agent.sources.infiniband import InfinibandCounterSource, InfinibandSource
 from switchgear.agent.sources.infiniband_names import COUNTERS, HW_COUNTERS, LEGACY_COUNTERS, TROUBLE
+from switchgear.agent.sources.kernel_log.parser import QUIET_FOLD_S, KernelLogParser
 from switchgear.agent.sources.link_speed import SpeedWatch
 from switchgear.agent.sources.link_watch import LinkWatch
 from switchgear.agent.sources.links import LOST_S
@@ -392,8 +393,32 @@ def test_complaints_that_others_cause_later_change_nothing(told: Told) -> None:
     told.events.tell("kernel_log", Finding(COMPLAINT, "…", pci="0000:1b:00"))
     assert gate.access(ADDRESS, PROBE_S / 2) is Access.WAIT
     assert gate.access(ADDRESS, PROBE_S) is Access.OPEN
+    assert gate.access(ADDRESS, TRIAL_S) is Access.OPEN
     told.events.tell("kernel_log", Finding(COMPLAINT, "…", pci="0000:9a:00"))
-    assert gate.access(ADDRESS, PROBE_S + 1) is Access.OPEN
+    assert gate.access(ADDRESS, TRIAL_S + 1) is Access.OPEN
+
+
+def test_the_line_that_mlx5_logs_closes_the_device_that_it_names(told: Told) -> None:
+    line = (
+        "mlx5_core 0000:9a:00.1: mlx5_cmd_out_err:838:(pid 4711): ACCESS_REG(0x805) op_mod(0x1) failed, status bad operation(0x2), "
+        "syndrome (0x9a6171), err(-22)"
+    )
+    gate, parser = CounterGate(told.events), KernelLogParser()
+    gate.probed(ADDRESS, 0)
+    gate.probed("0000:1b:00.0", 0)
+    for finding in [*parser.feed(line, 0), *parser.due(10)]:
+        told.events.tell("kernel_log", finding)
+    assert gate.access(ADDRESS, PROBE_S) is Access.CLOSED
+    assert gate.access("0000:1b:00.0", PROBE_S) is Access.OPEN
+
+
+def test_a_complaint_that_is_told_late_since_another_tool_caused_one_before_still_counts(told: Told) -> None:
+    gate = CounterGate(told.events)
+    gate.probed(ADDRESS, 0)
+    assert gate.access(ADDRESS, PROBE_S) is Access.OPEN
+    told.events.tell("kernel_log", Finding(COMPLAINT, "…", pci="0000:9a:00"))
+    assert gate.access(ADDRESS, QUIET_FOLD_S + 1) is Access.CLOSED
+    assert TRIAL_S > QUIET_FOLD_S
 
 
 @pytest.mark.parametrize(
