@@ -88,6 +88,7 @@ def test_a_chunk_is_small_and_the_next_goes_on_where_it_ended(tmp_path: Path) ->
     told = 0
     while (chunk := agent.spool.next_chunk(BEFORE_ALL)) is not None:
         assert chunk.fresh_from == told + 1
+        assert len(chunk.dictionary.series) == (0 if told else len(KEYS)), "the series are told once"
         assert len(chunk.blocks) == chunk.last - told <= CHUNK_BLOCKS_MAX, "no block is sent again to build on"
         sizes.append(sum(map(len, chunk.blocks)))
         told = chunk.last

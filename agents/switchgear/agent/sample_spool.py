@@ -15,7 +15,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from switchgear.agent.intervals import Intervals
@@ -77,6 +77,8 @@ class _Reader:
     epoch: str = ""
     last: int = 0
     series: int = 0
+    #: Segment, and number of its dictionaries, that `series` come from: a chunk of the same need not read them again.
+    told: tuple[Path, int] = (Path(), 0)
 
 
 class SampleSpool:
@@ -212,13 +214,16 @@ class SampleSpool:
         ):
             size += len(blocks[end].payload)
             end += 1
-        dictionary = pb.Dictionary()
-        for record in records:
-            if record.kind == _DICTIONARY:
-                dictionary.MergeFromString(zlib.decompress(record.payload))
-        told = pb.Dictionary(series=[series for series in dictionary.series if series.id >= reader.series])
         last = blocks[end - 1].sequence
-        self._reader = _Reader(segment.epoch, last, max(reader.series, len(dictionary.series)))
+        packed = [record.payload for record in records if record.kind == _DICTIONARY]
+        told = pb.Dictionary()
+        if reader.told != (segment.path, len(packed)):
+            for part in packed:
+                told.MergeFromString(zlib.decompress(part))
+            known = len(told.series)
+            del told.series[: reader.series]
+            reader = _Reader(segment.epoch, last, max(reader.series, known), (segment.path, len(packed)))
+        self._reader = replace(reader, last=last)
         payloads = [record.payload for record in blocks[begin:end]]
         return Chunk(segment.epoch, told, payloads, blocks[fresh].sequence, last, self.lost_untold)
 
