@@ -14,6 +14,7 @@ from switchgear.agent.sources.gpu_metrics import METRICS
 
 PCI_1 = "0000:29:00"
 INVALID_ARGUMENT = 2
+RECOVERY_EVENT = 0x8000
 
 
 @pytest.fixture
@@ -342,6 +343,19 @@ def test_an_xid_of_the_driver_alone_is_told_when_the_log_stays_silent(node: Scen
     agent.advance(301)
     assert agent.fast(1)["DCGM_EXP_XID_ERRORS_COUNT", ("xid", "94"), window] == 0
     assert one(agent.fast(1), "DCGM_FI_DEV_XID_ERRORS") == 94
+
+
+def test_what_the_driver_wants_done_is_told_once_and_when_it_is_done(node: Scenario, agent: NvmlAgent) -> None:
+    agent.fast(1)
+    node.xid(1, 4, event=RECOVERY_EVENT)
+    node.field(1, 230, 4, kind="uint")
+    agent.until(lambda: one(agent.fast(1), "switchgear_gpu_recovery_action"), 4)
+    agent.until(agent.told_later, [("GPU_RECOVERY_ACTION", None, 1)])
+    assert "DRAIN_AND_RESET" in agent.ask("told")[0][3]
+    agent.advance(60)
+    node.field(1, 230, 0, kind="uint")
+    agent.until(lambda: one(agent.fast(1), "switchgear_gpu_recovery_action"), 0)
+    agent.until(agent.told_later, [("GPU_RECOVERY_ACTION", None, 1)] * 2)
 
 
 def test_a_gpu_that_falls_off_the_bus_is_one_event_of_three_sources(node: Scenario, agent: NvmlAgent) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from switchgear.agent.doctor.check import Check, note, ok, problem
-from switchgear.agent.nvml.events import ACTIONS
+from switchgear.agent.nvml.recovery import ACTIONS
 
 #: From `GpuDriver.read`: a number, or why there is none.
 Values = Mapping[str, float | str]

@@ -16,12 +16,14 @@ from switchgear.agent.nvml.device import NvmlDevice
 from switchgear.agent.nvml.library import Nvml, code_of
 from switchgear.agent.nvml.power import RuntimePower
 from switchgear.agent.nvml.reader import GpuReader
+from switchgear.agent.nvml.recovery import recovery_finding
 from switchgear.agent.sources.gpu import Process, Value, normal_pci
 from switchgear.agent.xids import XidHistory
 from switchgear.core.clock import Clock
 
 log = logging.getLogger(__name__)
 
+_RECOVERY = "switchgear_gpu_recovery_action"
 LOST = "GPU is lost"
 SUSPENDED = "not sampled: suspended"
 NO_DRIVER = "the driver is not there"
@@ -49,6 +51,7 @@ class Gpu:
         #: Until when nothing is asked of it, and why.
         self.look_again_s = 0.0
         self.away = ""
+        self.recovery = 0.0
         self.power = RuntimePower(identity.pci_bus_id, sysfs)
         self.session: Session | None = None
         self.handle: Any = None
@@ -166,9 +169,17 @@ class NvmlDriver:
         if gpu.lost:
             self._find(gpu)
         if not slow:
+            self._note_recovery(gpu, values)
             values += self._xids.values(gpu.pci)
             values.append(("DCGM_FI_DEV_VGPU_LICENSE_STATUS", (), 0.0))
         return gpu.keep(values, slow=slow)
+
+    def _note_recovery(self, gpu: Gpu, values: list[Value]) -> None:
+        """Tells what the driver wants done about the GPU when that changes; older drivers have no event for it."""
+        wanted = next((value for metric, _, value in values if metric == _RECOVERY), None)
+        if isinstance(wanted, float) and wanted != gpu.recovery:
+            gpu.recovery = wanted
+            self._tell(recovery_finding(gpu.identity, int(wanted)))
 
     def _lose(self, gpu: Gpu, *, slow: bool) -> Iterable[Value]:
         self._leave(gpu, LOST)

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from switchgear.agent.events import Finding
+from switchgear.agent.fault_join import XID
 from switchgear.agent.nvml import library
 from switchgear.agent.nvml.device import address
 from switchgear.agent.nvml.driver import Gpu
 from switchgear.agent.nvml.library import Nvml, code_of
+from switchgear.agent.nvml.recovery import RECOVERY_ACTION, recovery_finding
 
 #: How long one wait lasts: `close` takes effect within it.
 WAIT_MS = 1000
@@ -24,15 +26,14 @@ _NO_INSTANCE = 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class EventType:
-    """bit: `nvmlEventType…` of nvml.h. kind: of the finding. what: its event data, "" when that says nothing."""
+    """bit: `nvmlEventType…` of nvml.h. kind: of the finding."""
 
     bit: int
     kind: str
-    what: str = ""
 
 
 TYPES = (
-    EventType(0x8, "XID", "xid"),
+    EventType(0x8, XID),
     EventType(0x2, "ECC_DOUBLE_BIT"),
     EventType(0x200, "ECC_SINGLE_BIT_STORM"),
     EventType(0x400, "DRAM_RETIREMENT"),
@@ -40,18 +41,7 @@ TYPES = (
     EventType(0x1000, "GPU_POISON_NON_FATAL"),
     EventType(0x2000, "GPU_POISON_FATAL"),
     EventType(0x4000, "GPU_UNAVAILABLE"),
-    EventType(0x8000, "GPU_RECOVERY_ACTION", "action"),
-)
-#: nvmlDeviceGpuRecoveryAction_t of nvml.h.
-ACTIONS = (
-    "NONE",
-    "GPU_RESET",
-    "NODE_REBOOT",
-    "DRAIN_P2P",
-    "DRAIN_AND_RESET",
-    "RECOVER_IMEX_DOMAIN",
-    "BUS_RESET",
-    "SYSTEM_REBOOT",
+    EventType(0x8000, RECOVERY_ACTION),
 )
 
 
@@ -136,17 +126,15 @@ class EventSet:
         gpu = self._by_address.get(address(data.device))
         if type_ is None or gpu is None:
             return None
-        value = int(data.eventData)
-        identity = gpu.identity
+        value, identity = int(data.eventData), gpu.identity
+        if type_.kind == RECOVERY_ACTION:
+            return recovery_finding(identity, value)
         detail = {"uuid": identity.uuid}
         if data.gpuInstanceId != _NO_INSTANCE:
             detail["mig_gpu_instance"] = str(data.gpuInstanceId)
-        text = f"NVML: {type_.kind} on GPU {identity.index} at {identity.pci_bus_id}"
-        if type_.what:
-            text += f", {type_.what} {value}"
-        if type_.what == "action":
-            detail["action"] = ACTIONS[value] if value < len(ACTIONS) else str(value)
-        code = value if type_.kind == "XID" else None
+        code = value if type_.kind == XID else None
+        what = f"XID {value}" if code is not None else type_.kind
+        text = f"NVML: {what} on GPU {identity.index} at {identity.pci_bus_id}"
         return Finding(type_.kind, text, code=code, pci=gpu.pci, gpu=identity.index, detail=detail)
 
 
