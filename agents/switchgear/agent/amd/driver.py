@@ -104,7 +104,7 @@ class _Gpu:
         self.pci = normal_pci(identity.pci_bus_id)
         self.power = RuntimePower(identity.pci_bus_id, sysfs)
         self.lost = False
-        self._device = sysfs / "bus/pci/devices" / f"{self.pci}.0"
+        self._device = sysfs / "bus/pci/devices" / identity.pci_bus_id
         self._table = smi.metrics_table()
         self._reader = TableReader(self._table)
         self._blocks = BlockErrors(smi, handle)
