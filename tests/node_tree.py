@@ -7,6 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from switchgear.agent.events import Events
+from switchgear.agent.readings import Reading
+from switchgear.agent.sources.counter_gate import CounterGate
+from switchgear.agent.sources.infiniband import InfinibandCounterSource, InfinibandSource
+from switchgear.agent.sources.link_speed import SpeedWatch
+from switchgear.agent.sources.link_watch import LinkWatch
+from switchgear.agent.sources.network import NetworkSource
 from switchgear.agent.spool import Event, Spool
 from switchgear.core.clock import ManualClock
 
@@ -115,3 +121,25 @@ class Told:
 
     def close(self) -> None:
         self._spool.close()
+
+
+def by_name(readings: list[Reading]) -> dict[str, Reading]:
+    """The readings by metric and labels, as text."""
+    return {f"{reading.key.metric}{dict(reading.key.labels)}": reading for reading in readings}
+
+
+@pytest.fixture
+def network(tree: NodeTree, told: Told) -> NetworkSource:
+    """Of that machine, which tells its links."""
+    watch = LinkWatch("network", told.events, told.clock, tree.sysfs)
+    return NetworkSource(watch, procfs=tree.procfs, sysfs=tree.sysfs)
+
+
+def infiniband(tree: NodeTree, told: Told) -> tuple[InfinibandSource, InfinibandCounterSource]:
+    """Of that machine: what is read at every tick, and the rest."""
+    gate = CounterGate(told.events)
+    watch = LinkWatch("infiniband", told.events, told.clock, tree.sysfs)
+    return (
+        InfinibandSource(watch, gate, told.clock, tree.sysfs),
+        InfinibandCounterSource(SpeedWatch(told.events), gate, told.clock, tree.sysfs),
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from node_tree import NodeTree, Told
+from node_tree import NodeTree, Told, by_name
 
 from switchgear.agent.readings import Kind, Reading
 from switchgear.agent.sources import blocked
@@ -25,10 +25,6 @@ from switchgear.agent.sources.link_watch import LinkWatch
 from switchgear.agent.sources.mount_probes import THREADS_MAX, MountProbes
 from switchgear.agent.sources.network import InterfaceSource, NetworkSource
 from switchgear.agent.sources.pressure import PressureSource
-
-
-def by_name(readings: list[Reading]) -> Mapping[str, Reading]:
-    return {f"{reading.key.metric}{dict(reading.key.labels)}": reading for reading in readings}
 
 
 def value(readings: Mapping[str, Reading], name: str) -> float:

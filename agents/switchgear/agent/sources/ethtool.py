@@ -8,7 +8,7 @@ import fcntl
 import re
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +20,17 @@ from switchgear.agent.sources.network import INTERFACES_MAX, is_physical
 from switchgear.core.clock import Clock
 
 #: Statistics of one interface that are kept; the dictionary of an epoch holds 4,096 series for the whole node.
-STATISTICS_MAX = 48
+STATISTICS_MAX = 64
 #: More than any driver has; mlx5 has some 4,000 with a queue for each of 192 CPUs.
 _DRIVER_STATISTICS_MAX = 16384
 # Errors, drops, congestion and flow control, and the port's own octets, which hold RDMA as well; not the ones of a single queue.
 _WANTED = re.compile(
-    r"err|drop|discard|crc|pause|ecn|cnp|cong|symbol|corrected|fault|timeout|retrans|link_down|out_of_buffer|overrun|overflow|missed|"
-    r"jabber|fragments|oversize|undersize|full|reset|_bytes_phy$|_packets_phy$"
+    r"(?<![a-z])err|error|fail|drop|discard|crc|pause|ecn|cnp|cong|symbol|corrected|fault|timeout|retrans|link_down|out_of_buffer|stall|"
+    r"overrun|overflow|missed|jabber|fragments|oversize|undersize|full|reset|module|_bytes_phy$|_packets_phy$"
 )
+# Of each of eight priorities; how long a pause was and how often it began says less than how many there were.
+_PRIORITY = re.compile(r"(^|_)prio_?\d")
+_LESSER = re.compile(r"duration|transition|marked")
 _QUEUE = re.compile(r"(^|_)(rx|tx|ch|q|queue|qp|txq|rxq|xsk|xdpsq)[_\-]?(queue_)?\d+|\[\d+\]|-\d+\.|\.\d+")
 _SPECIAL = {
     "rx_bytes": "received_bytes_total",
@@ -159,10 +162,6 @@ class EthtoolSource:
     def _layout(self, name: str, count: int) -> _Layout:
         driver = self._socket.driver(name)
         strings = self._socket.strings(name, count)
-        wanted = dict[str, int]()
-        for index, statistic in enumerate(strings):
-            if len(wanted) < STATISTICS_MAX and _WANTED.search(statistic) and not _QUEUE.search(statistic):
-                wanted.setdefault(metric_name(statistic), index)
         info = series(
             "node_ethtool_info",
             "",
@@ -177,8 +176,24 @@ class EthtoolSource:
         return _Layout(
             count,
             info,
-            tuple((index, series(metric, "", Kind.COUNTER, ("device", name))) for metric, index in wanted.items()),
+            tuple(
+                (index, series(metric, "", Kind.COUNTER, ("device", name))) for metric, index in chosen(strings).items()
+            ),
         )
+
+
+def chosen(statistics: Sequence[str]) -> Mapping[str, int]:
+    """The positions of those that are kept, by their metric; those of the whole port before those of its priorities."""
+    wanted = [
+        (index, statistic)
+        for index, statistic in enumerate(statistics)
+        if _WANTED.search(statistic) and not _QUEUE.search(statistic) and not _LESSER.search(statistic)
+    ]
+    wanted.sort(key=lambda item: bool(_PRIORITY.search(item[1])))
+    positions = dict[str, int]()
+    for index, statistic in wanted[:STATISTICS_MAX]:
+        positions.setdefault(metric_name(statistic), index)
+    return positions
 
 
 def metric_name(statistic: str) -> str:
