@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo kill-each up test test-slow check bench hook load soak campaign wire outage dashboards lint type dist clean help
+.PHONY: setup demo kill-each up test test-slow check bench hook load soak campaign wire outage agent-footprint dashboards lint type dist clean help
 
 $(STAMP): pyproject.toml constraints.txt proto/build.py $(shell find proto/switchgear -name '*.proto')
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -8,6 +8,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from switchgear.access.guard import guard
+from switchgear.agent.association.sources import Table, UserMetrics
 from switchgear.agent.metrics import AgentMetrics
 from switchgear.agent.outbox import Outbox
 from switchgear.agent.sample_spool import SampleSpool
@@ -50,6 +51,7 @@ def everything(folder: Path) -> CollectorRegistry:
     outbox = Outbox(Sampler(), spool, SampleSpool(folder / "samples", "epoch"))
     stream = TelemetryStream("127.0.0.1:9", Identity("nodes/a", "b", "c", "d"), outbox, clock)
     AgentMetrics(registry, outbox, stream, launchers_warm=int)
+    registry.register(UserMetrics(Table))
     outbox.close()
     spool.close()
     return registry
