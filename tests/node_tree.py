@@ -128,7 +128,6 @@ def by_name(readings: list[Reading]) -> dict[str, Reading]:
     return {f"{reading.key.metric}{dict(reading.key.labels)}": reading for reading in readings}
 
 
-@pytest.fixture
 def network(tree: NodeTree, told: Told) -> NetworkSource:
     """Of that machine, which tells its links."""
     watch = LinkWatch("network", told.events, told.clock, tree.sysfs)

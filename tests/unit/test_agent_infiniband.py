@@ -19,6 +19,7 @@ from switchgear.agent.sources.links import LOST_S
 ADDRESS = "0000:9a:00.1"
 
 
+@pytest.fixture
 def tree(tmp_path: Path) -> NodeTree:
     return NodeTree(tmp_path / "machine")
 
