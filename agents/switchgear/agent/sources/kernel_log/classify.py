@@ -15,8 +15,8 @@ from switchgear.agent.sources.kernel_log.rule import OCCURRENCES_MAX, Rule
 
 #: What is longer is cut.
 LINE_CHARS_MAX = 8192
-#: A kernel message has at most 2 KiB (PRINTK_MESSAGE_MAX), syslog before it a few hundred bytes: what it says stands further in front.
-_HEAD_CHARS_MAX = 4096
+#: A kernel message has at most 2 KiB (PRINTK_MESSAGE_MAX): what it says begins further in front.
+_HEAD_CHARS_MAX = 2048
 #: A line with more literals than that is a text about kernel logs.
 _HITS_MAX = 48
 _TRIED_MAX = 12
