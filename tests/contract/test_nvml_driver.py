@@ -315,6 +315,17 @@ def test_nvlink5_counters_are_summed_and_a_link_with_errors_is_named(node: Scena
     }
 
 
+def test_a_sum_over_links_is_unknown_and_not_less_while_a_link_does_not_answer(node: Scenario, tmp_path: Path) -> None:
+    node.put(0, {f"fi.206.{link}": "ull 7" for link in range(18)})
+    agent = NvmlAgent(node, tmp_path / "agent")
+    malformed = "DCGM_FI_DEV_NVLINK_COUNT_RX_MALFORMED_PACKET_ERRORS"
+    of_5 = ("switchgear_gpu_nvlink_errors_total", ("nvlink", "5"))
+    agent.until(lambda: (one(agent.slow(0), malformed), agent.slow(0)[of_5]), (18 * 7, 7))
+    node.field(0, 206, f"! {UNKNOWN}", scope=5)
+    agent.until(lambda: (one(agent.slow(0), malformed), agent.slow(0)[of_5]), ("Unknown Error", "Unknown Error"))
+    agent.close()
+
+
 def test_reasons_for_lower_clocks_are_counted_as_dcgm_exporter_does(node: Scenario, agent: NvmlAgent) -> None:
     node.set(0, clock_events=0x40 | 0x8)
     agent.until(lambda: one(agent.fast(0), "DCGM_FI_DEV_CLOCKS_EVENT_REASONS"), 0x48)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from switchgear.agent.nvml import library
@@ -34,25 +35,30 @@ class NvLinks:
         self._nvml = nvml
         self._handle = handle
         ids = (NVLINK_STATE, *NVLINK_ERRORS_DL, *_COUNTERS, *_RATES)
-        fields = [Field("", id_, 1.0, link) for link in range(min(count, LINKS_MAX)) for id_ in ids]
-        self._batch = FieldBatch(nvml, handle, [*fields, *(Field("", id_) for id_ in _DATA)])
+        # A call for each link: nobody says how many fields one call may have.
+        self._batches = [
+            FieldBatch(nvml, handle, [Field("", id_, 1.0, link) for id_ in (*ids, *(_DATA if link == 0 else ()))])
+            for link in range(min(count, LINKS_MAX))
+        ]
         self._links = range(min(count, LINKS_MAX))
         self._was_down = set[int]()
         self._had_errors = set[int]()
 
     def read(self) -> list[Value]:
-        """Raises NVMLError when nothing can be read."""
-        readings = self._batch.read()
+        """Raises NVMLError for what concerns the whole GPU or driver."""
         sums = dict.fromkeys(_COUNTERS, 0.0)
         worst = dict.fromkeys(_RATES, 0.0)
         answered = set[int]()
         refused = dict[int, str]()
         up = dict[int, float]()
         first = 0.0
-        errors = dict.fromkeys(self._links, 0.0)
-        for field, value in zip(self._batch.fields, readings, strict=True):
+        errors: dict[int, float | str] = dict.fromkeys(self._links, 0.0)
+        for field, value in self._read():
             if isinstance(value, str):
+                # A sum without one of its links would look like a counter that was reset.
                 refused[field.id] = value
+                if field.id in _ERRORS:
+                    errors[field.scope] = value
                 continue
             answered.add(field.id)
             if field.id in _DATA:
@@ -63,20 +69,32 @@ class NvLinks:
                 worst[field.id] = max(worst[field.id], bit_error_rate(value))
             elif field.id in sums:
                 sums[field.id] += value
-            if field.id in _ERRORS:
-                errors[field.scope] += value
-        values: list[Value] = [(_COUNTERS[id_], (), sums[id_]) for id_ in _COUNTERS if id_ in answered]
-        values += [(_RATES[id_], (), worst[id_]) for id_ in _RATES if id_ in answered]
-        values += [
-            ({**_COUNTERS, **_RATES}[id_], (), reason)
-            for id_, reason in refused.items()
-            if id_ not in answered and (id_ in _COUNTERS or id_ in _RATES)
+            if field.id in _ERRORS and not isinstance(so_far := errors[field.scope], str):
+                errors[field.scope] = so_far + value
+        values: list[Value] = [
+            (metric, (), refused.get(id_, told[id_]))
+            for names, told in ((_COUNTERS, sums), (_RATES, worst))
+            for id_, metric in names.items()
+            if id_ in answered or id_ in refused
         ]
-        if answered.issuperset(_DATA):
+        if answered.issuperset(_DATA) and refused.keys().isdisjoint(_DATA):
             values.append(("DCGM_FI_DEV_NVLINK_BANDWIDTH_L0", (), first))
-        values += self._states(up)
+        if NVLINK_STATE in refused:
+            values.append(("switchgear_gpu_nvlinks_active", (), refused[NVLINK_STATE]))
+        else:
+            values += self._states(up)
         values += self._errors(errors)
         return values
+
+    def _read(self) -> Iterator[tuple[Field, float | str]]:
+        for batch in self._batches:
+            try:
+                values = batch.read()
+            except self._nvml.Error as error:
+                if code_of(error) in library.LOST | library.BROKEN:
+                    raise
+                values = [str(error)] * len(batch.fields)
+            yield from zip(batch.fields, values, strict=True)
 
     def _states(self, up: dict[int, float]) -> list[Value]:
         # Older drivers have no field for it.
@@ -98,8 +116,8 @@ class NvLinks:
                 raise
             return None
 
-    def _errors(self, errors: dict[int, float]) -> list[Value]:
-        self._had_errors.update(link for link, count in errors.items() if count)
+    def _errors(self, errors: dict[int, float | str]) -> list[Value]:
+        self._had_errors.update(link for link, count in errors.items() if count and not isinstance(count, str))
         return [
             ("switchgear_gpu_nvlink_errors_total", (("nvlink", str(link)),), errors[link])
             for link in sorted(self._had_errors)
