@@ -15,6 +15,8 @@ CHUNK_BYTES_MAX = 1 << 20
 LINE_BYTES_MAX = 1 << 16
 
 
+#: A smaller buffer makes a read of the kernel's ring fail (CONSOLE_EXT_LOG_MAX, PRINTK_MESSAGE_MAX).
+RECORD_BYTES_MAX = 8192
 #: Of another reader, which this node had before, is no cursor of a file.
 _TEXT_CURSOR = re.compile(r"(\d+):(\d+)")
 #: Priorities below it are the kernel's; above, the number of the program's facility times this is added.
@@ -112,7 +114,7 @@ class KernelRing:
     def read(self) -> Iterator[tuple[str, str]]:
         while True:
             try:
-                record = os.read(self._fd, 8192)
+                record = os.read(self._fd, RECORD_BYTES_MAX)
             except BlockingIOError:
                 return
             except BrokenPipeError:

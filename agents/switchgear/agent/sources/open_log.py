@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 from switchgear.agent.sources.journal import JournalLog
-from switchgear.agent.sources.log_reader import KernelRing, LogReader, TextLog
+from switchgear.agent.sources.log_reader import RECORD_BYTES_MAX, KernelRing, LogReader, TextLog
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,7 @@ def open_kernel_log(file: Path | None, kernel_boot_id: str, cursor: str) -> LogR
     if file is not None:
         return TextLog(file, cursor, from_end=True)
     try:
+        _read_once(KMSG)
         return KernelRing(kernel_boot_id, cursor, KMSG)
     except OSError as error:
         refused = error.strerror
@@ -31,3 +33,14 @@ def open_kernel_log(file: Path | None, kernel_boot_id: str, cursor: str) -> LogR
         return None
     log.info("%s cannot be read (%s): reading the journal instead", KMSG, refused)
     return journal
+
+
+def _read_once(ring: Path) -> None:
+    """Raises OSError: some containers let it be opened and not be read. Through a descriptor of its own, which takes no record away."""
+    fd = os.open(ring, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        os.read(fd, RECORD_BYTES_MAX)
+    except (BlockingIOError, BrokenPipeError):  # empty, or written over just now
+        pass
+    finally:
+        os.close(fd)

@@ -1,0 +1,38 @@
+"""Which log of the kernel the agent reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from switchgear.agent.sources import open_log
+from switchgear.agent.sources.journal import JournalLog
+from switchgear.agent.sources.log_reader import TextLog
+
+
+def test_a_file_that_is_given_counts_instead_of_all_others(tmp_path: Path) -> None:
+    assert isinstance(open_log.open_kernel_log(tmp_path / "kern.log", "boot", ""), TextLog)
+
+
+@pytest.mark.parametrize("ring", ["none", "folder"], ids=["not there", "opened and not read"])
+def test_the_journal_is_read_where_the_ring_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ring: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "journalctl").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "journalctl").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(open_log, "KMSG", tmp_path / ring)
+    reader = open_log.open_kernel_log(None, "boot", "boot:7")
+    assert isinstance(reader, JournalLog)
+    reader.close()
+
+
+def test_without_ring_and_journal_it_says_that_faults_stay_unseen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(open_log, "KMSG", tmp_path / "none")
+    assert open_log.open_kernel_log(None, "boot", "") is None
+    assert "XIDs stay unseen" in caplog.text
