@@ -35,9 +35,10 @@ Values = Mapping[tuple[Any, ...], float | str]
 class NvmlAgent:
     """Asks the process; `close` ends it."""
 
-    def __init__(self, scenario: Scenario, folder: Path) -> None:
+    def __init__(self, scenario: Scenario, folder: Path, *, patience_s: float = 10.0) -> None:
+        """patience_s: how long it waits for the driver."""
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, __file__, str(folder)]
+        command = [sys.executable, __file__, str(folder), str(patience_s)]
         self._process = subprocess.Popen(
             command, env=scenario.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -86,7 +87,7 @@ class NvmlAgent:
 
 
 class _Program:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, patience_s: float) -> None:
         self.clock = ManualClock()
         self.told = list[tuple[str, int | None, int | None, str]]()
         events = Events(Spool(folder / "spool", "boot"), {}, self.clock, lambda: None, simulated=False)
@@ -98,7 +99,7 @@ class _Program:
         self.driver = NvmlDriver(faults.tell, xids, self.clock, sysfs=folder / "sys")
         lifecycle = Lifecycle(self.driver, faults.tell, self._late, self.clock, retry_s_min=0.05)
         threading.Thread(target=lifecycle.run, daemon=True).start()
-        lifecycle.wait(10)
+        lifecycle.wait(patience_s)
 
     def _late(self) -> None:
         self.told.append(("late", None, None, ""))
@@ -125,7 +126,7 @@ class _Program:
 
 
 def _main() -> None:
-    program = _Program(Path(sys.argv[1]))
+    program = _Program(Path(sys.argv[1]), float(sys.argv[2]))
     for line in sys.stdin:
         request = json.loads(line)
         what = request.pop("what")

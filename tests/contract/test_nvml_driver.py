@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from nvml_agent import NvmlAgent
 from nvml_double.fixtures import scenario_or_skip
-from nvml_double.scenario import GPU_IS_LOST, NO_PERMISSION, NOT_SUPPORTED, UNKNOWN, Scenario
+from nvml_double.scenario import GPU_IS_LOST, NO_PERMISSION, NOT_SUPPORTED, SYSTEM, UNKNOWN, Scenario
 
 from switchgear.agent.sources.gpu_metrics import METRICS
 
@@ -407,5 +407,16 @@ def test_gpus_of_a_driver_that_is_loaded_after_the_agent_started_are_announced(n
     agent = NvmlAgent(node, tmp_path / "agent")
     assert agent.devices == []
     node.restart_driver()
+    agent.until(agent.told, [("late", None, None)])
+    agent.close()
+
+
+def test_a_driver_that_hangs_while_it_is_opened_does_not_keep_the_agent_from_starting(
+    node: Scenario, tmp_path: Path
+) -> None:
+    node.hang(SYSTEM, "nvmlInitWithFlags")
+    agent = NvmlAgent(node, tmp_path / "agent", patience_s=0.2)
+    assert agent.devices == []
+    node.release(SYSTEM, "nvmlInitWithFlags")
     agent.until(agent.told, [("late", None, None)])
     agent.close()
