@@ -10,9 +10,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from switchgear.agent import sampler
 from switchgear.agent.deltas import DIVISORS, Encoder, plain_keyframe
 from switchgear.agent.readings import Kind, Reading, known, series, unknown
+from switchgear.agent.sample_spool import CHUNK_BLOCKS_MAX
 from switchgear.agent.sampler import Sampler
+from switchgear.collector import backlog, windows
 from switchgear.collector.blocks import Decoder
 from switchgear.collector.messages import block_of
 from switchgear.core.errors import Invalid
@@ -35,19 +38,19 @@ rows = st.lists(values | st.none(), min_size=len(KEYS), max_size=len(KEYS))
 @given(ticks=st.lists(rows, min_size=1, max_size=15), keyframe_every=st.integers(2, 8))
 @example(ticks=[[0.1 + 0.2] * 6, [0.5] * 6, [math.inf] * 6, [2.0**53] * 6, [-0.0] * 6, [5e-324] * 6], keyframe_every=8)
 def test_every_float_comes_out_as_it_went_in(ticks: list[list[float | None]], keyframe_every: int) -> None:
-    sampler, decoder = Sampler(keyframe_every=keyframe_every), Decoder()
+    agent, decoder = Sampler(keyframe_every=keyframe_every), Decoder()
     now: dict[int, bytes] = {}
     for time_ns, row in enumerate(ticks):
         readings = [unknown(k, "why") if v is None else known(k, v) for k, v in zip(KEYS, row, strict=True)]
         # Series join one by one, as sources answer.
-        block = sampler.tick(readings[: 1 + 2 * time_ns], time_ns)
+        block = agent.tick(readings[: 1 + 2 * time_ns], time_ns)
         message = pb.Block.FromString(block.message)
         ids, decoded = decoder.decode(block_of(message), block.series)
         now = {} if block.keyframe else now
         now |= dict(zip(ids.tolist(), map(bits, decoded.tolist()), strict=True))
         for item in message.unknown:
             now.pop(item.id, None)
-        shown = [bits(value) if (value := reading.value) is not None else None for reading in sampler.latest()]
+        shown = [bits(value) if (value := reading.value) is not None else None for reading in agent.latest()]
         assert [now.get(number) for number in range(len(shown))] == shown
 
 
@@ -98,6 +101,11 @@ def test_both_ends_divide_alike() -> None:
         block = pb.Block(keyframe=True, changed=b"\x01", classes=bytes([class_]), deltas=[7])
         _, decoded = decoder.decode(block_of(block), 1)
         assert decoded.tolist() == [7 / divisor]
+
+
+def test_both_ends_have_the_same_bounds() -> None:
+    assert CHUNK_BLOCKS_MAX <= backlog.BLOCKS_MAX
+    assert sampler.SERIES_MAX == windows.SERIES_MAX
 
 
 def test_a_plain_keyframe_has_every_value_and_every_reason() -> None:
