@@ -41,9 +41,17 @@ async def counting(target: str) -> AsyncIterator[Counted]:
             writer.close()
             back.close()
 
-    server = await asyncio.start_server(forward, "127.0.0.1", 0)
+    connections = set[asyncio.Task[None]]()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.add(asyncio.create_task(forward(reader, writer)))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
     counted.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield counted
     finally:
         server.close()
+        for connection in connections:
+            connection.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
