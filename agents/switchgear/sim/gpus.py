@@ -161,6 +161,8 @@ class SimulatedGpus:
 
     def _read_faults(self) -> None:
         try:
+            if self._faults_path.stat().st_size <= self._offset:
+                return
             with self._faults_path.open("rb") as file:
                 file.seek(self._offset)
                 data = file.read()
