@@ -68,18 +68,9 @@ class Node:
 
 
 @pytest.fixture
-def scenario(tmp_path: Path) -> Scenario:
-    return scenario_or_skip(tmp_path / "nvml", gpus=2)
-
-
-@pytest.fixture
-def unloaded(scenario: Scenario) -> Scenario:
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
+    scenario = scenario_or_skip(tmp_path / "nvml", gpus=2)
     scenario.unload_driver()
-    return scenario
-
-
-@pytest.fixture
-async def node(tmp_path: Path, scenario: Scenario) -> AsyncIterator[Node]:
     kernel_log = tmp_path / "kernel.log"
     kernel_log.touch()
     database = Database(sqlite_url(tmp_path / "state.db"))
@@ -103,7 +94,11 @@ async def node(tmp_path: Path, scenario: Scenario) -> AsyncIterator[Node]:
         await database.close()
 
 
-async def test_gpus_are_read_and_a_fault_a_call_that_hangs_and_a_lost_gpu_are_one_signal_each(node: Node) -> None:
+async def test_gpus_whose_driver_comes_late_are_read_and_a_fault_a_hang_and_a_loss_are_one_signal_each(
+    node: Node,
+) -> None:
+    await node.until("node_load1", None, ANY)  # the agent runs, and has no GPUs yet
+    node.scenario.restart_driver()
     await node.until("DCGM_FI_DEV_GPU_TEMP", 1, 46.0)
     with node.kernel_log.open("a") as log:
         log.write("[12.5] NVRM: Xid (PCI:0000:29:00): 94, pid=7, name=train, Contained: SM (0x1). RST: No, D-RST: No\n")
@@ -116,11 +111,3 @@ async def test_gpus_are_read_and_a_fault_a_call_that_hangs_and_a_lost_gpu_are_on
     assert await node.value("DCGM_FI_DEV_XID_ERRORS", 1) == 94.0
     node.scenario.lose(1)
     assert (await node.signals(3))[2] == ("GPU_LOST", "nodes/n1/gpus/1")
-
-
-async def test_gpus_whose_driver_is_loaded_after_the_agent_started_are_watched_as_well(
-    unloaded: Scenario, node: Node
-) -> None:
-    await node.until("node_load1", None, ANY)  # the agent runs, without GPUs
-    unloaded.restart_driver()
-    await node.until("DCGM_FI_DEV_GPU_TEMP", 1, 46.0)
