@@ -28,7 +28,7 @@ class Node:
     def start(self) -> None:
         self.spool = Spool(self._folder / "spool", "boot")
         events = Events(self.spool, {"0000:3b:00": 3}, self.clock, lambda: None, simulated=False)
-        self._follower = KernelLogFollower(TextLog(self.log, events.cursor(SOURCE)), events, self.clock)
+        self._follower = KernelLogFollower(TextLog(self.log, events.cursor(SOURCE), from_end=True), events, self.clock)
 
     def restart(self) -> None:
         self.spool.close()
@@ -68,6 +68,15 @@ def test_a_restart_replays_nothing(node: Node) -> None:
 def test_where_reading_goes_on_is_kept_without_events_too(node: Node) -> None:
     node.happen("[1.0] a line that is none", after_s=MOVE_S)
     assert node.spool.cursor(SOURCE) == f"{node.log.stat().st_ino}:{node.log.stat().st_size}"
+
+
+def test_what_happens_while_a_fresh_agent_is_away_is_told_when_it_is_back(node: Node) -> None:
+    node.happen(after_s=MOVE_S)
+    with node.log.open("a") as file:
+        file.write(XID.format(at=9, code=79, pid=6) + "\n")
+    node.restart()
+    node.happen()
+    assert node.told() == [("XID", 79, 3)]
 
 
 def test_a_block_that_is_open_when_the_agent_dies_is_read_again_and_told_once(node: Node) -> None:

@@ -43,7 +43,9 @@ class KernelLogFollower:
         self._poll_s = poll_s
         self._parser = KernelLogParser(driver_version())
         self._stopping = threading.Event()
-        self._read_cursor = self._safe_cursor = self._kept_cursor = events.cursor(source)
+        self._kept_cursor = events.cursor(source)
+        # Of a fresh agent too, or what happens while it is away for the first time would be lost.
+        self._read_cursor = self._safe_cursor = self._kept_cursor or reader.cursor
         self._moved_s = clock.monotonic_s()
         #: Reads that failed; the follower goes on.
         self.read_errors = 0

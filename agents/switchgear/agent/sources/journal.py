@@ -54,6 +54,10 @@ class JournalLog:
         #: Times that journalctl ended by itself.
         self.restarts = 0
 
+    @property
+    def cursor(self) -> str:
+        return self._cursor
+
     def read(self) -> Iterator[tuple[str, str]]:
         child = self._child or self._start()
         if child is None or child.stdout is None:

@@ -25,6 +25,10 @@ _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 
 class LogReader(Protocol):
+    @property
+    def cursor(self) -> str:
+        """Where reading goes on; "" when that is not known yet."""
+
     def read(self) -> Iterator[tuple[str, str]]:
         """New lines, each with the cursor from which reading goes on after it. Does not block."""
 
@@ -51,6 +55,10 @@ class TextLog:
         elif from_end and path.exists():
             stat = path.stat()
             self._inode, self._offset = stat.st_ino, stat.st_size
+
+    @property
+    def cursor(self) -> str:
+        return f"{self._inode}:{self._offset}" if self._inode else ""
 
     def read(self) -> Iterator[tuple[str, str]]:
         if self._fd < 0 and not self._open():
@@ -109,9 +117,21 @@ class KernelRing:
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
         if not cursor:  # a fresh installation: what lies in the ring may be mended
-            os.lseek(self._fd, 0, os.SEEK_END)
+            for newest, _ in self._records():
+                self._after = newest
+
+    @property
+    def cursor(self) -> str:
+        return f"{self._boot_id}:{self._after}" if self._after >= 0 else ""
 
     def read(self) -> Iterator[tuple[str, str]]:
+        for sequence, lines in self._records():
+            if sequence > self._after:
+                self._after = sequence
+                for line in lines:
+                    yield line, self.cursor
+
+    def _records(self) -> Iterator[tuple[int, list[str]]]:
         while True:
             try:
                 record = os.read(self._fd, RECORD_BYTES_MAX)
@@ -120,10 +140,7 @@ class KernelRing:
             except BrokenPipeError:
                 self.overruns += 1
                 continue
-            sequence, lines = parse_record(record)
-            if sequence > self._after:
-                for line in lines:
-                    yield line, f"{self._boot_id}:{sequence}"
+            yield parse_record(record)
 
     def wait(self, timeout_s: float) -> bool:
         self._poll.poll(timeout_s * 1000)
