@@ -37,10 +37,10 @@ from switchgear.agent.sources.protocols import ProtocolSource
 from switchgear.core.clock import SystemClock
 
 _BINARY = shutil.which("prometheus-node-exporter") or shutil.which("node_exporter")
-# Debian leaves out loopback, /mnt, /media and /run by default.
+# Debian leaves out loopback, /mnt, /media and /run by default; both leave out /dev, in which shared memory is.
 _AS_UPSTREAM = (
     "--collector.netdev.device-exclude=^$",
-    "--collector.filesystem.mount-points-exclude=^/(dev|proc|run/credentials/.+|sys|var/lib/docker/.+)($|/)",
+    "--collector.filesystem.mount-points-exclude=^/(proc|run/credentials/.+|sys|var/lib/docker/.+)($|/)",
 )
 #: Ours is the sum over the CPUs, which theirs are one by one.
 SUMMED = {"node_cpu_seconds_total": "cpu"}

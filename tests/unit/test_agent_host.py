@@ -168,6 +168,9 @@ def test_a_degraded_array_and_full_tables_are_seen(tree: NodeTree) -> None:
     assert any("'state': 'dead'" in name for name in readings)
 
 
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - a mount point
+
+
 def mount_line(number: str, mountpoint: str, fstype: str, device: str, options: str = "rw") -> str:
     return f"36 35 {number} / {mountpoint} rw,noatime master:1 - {fstype} {device} {options}"
 
@@ -181,10 +184,20 @@ def test_mounts_are_those_that_can_fill_up_each_once_at_its_shortest_path() -> N
         mount_line("8:1", "/", "ext4", "/dev/sda1"),
         mount_line("0:41", r"/with\040space", "xfs", "/dev/sdb", "ro"),
         mount_line("0:42", "/net", "autofs", "auto"),
+        mount_line("0:6", "/dev", "tmpfs", "tmpfs"),
+        mount_line("0:9", "/covered", "ext4", "/dev/sdc"),
+        mount_line("0:10", "/covered", "overlay", "overlay"),
+        mount_line("0:7", SHARED_MEMORY, "tmpfs", "hidden"),
+        mount_line("0:8", SHARED_MEMORY, "tmpfs", "tmpfs"),
+        mount_line("0:43", "/var/lib/kubelet/pods/a/volumes/secret", "tmpfs", "tmpfs"),
+        mount_line("0:44", "/var/lib/kubelet/pods/a/volumes/data", "nfs4", "filer:/export/pods"),
         "garbage",
     ))  # fmt: skip
     found = {mount.mountpoint: mount for mount in mounts(table)}
-    assert set(found) == {"/data", "/", "/with space"}
+    volume = "/var/lib/kubelet/pods/a/volumes/data"
+    assert set(found) == {"/data", "/", "/with space", SHARED_MEMORY, volume}
+    assert [name for name, mount in found.items() if mount.passing] == [volume]
+    assert found[SHARED_MEMORY].device == "tmpfs", "the one that is mounted over the other"
     assert found["/data"].device == "filer:/export/data"
     assert found["/with space"].readonly
     assert not found["/"].readonly
@@ -290,6 +303,22 @@ def test_a_restart_does_not_tell_the_same_hang_again_and_clears_a_mount_that_is_
         assert told_by_each == [["MOUNT_HANGS"], []]
         filesystems(tree, told, server, count=1).sample()
         assert told.kinds() == ["MOUNT_ANSWERS"]
+    finally:
+        server.come_back()
+
+
+def test_a_pods_volume_that_hangs_is_told_and_has_no_series(tree: NodeTree, told: Told) -> None:
+    server = FileServer()
+    volume = "/var/lib/kubelet/pods/a/volumes/data"
+    server.gone.add(volume)
+    tree.write(tree.procfs / "self", {"mountinfo": mount_line("0:44", volume, "nfs4", "filer:/pods")})
+    source = FilesystemSource(told.events, told.clock, MountProbes(server.statvfs), tree.procfs)
+    try:
+        readings = source.sample()
+        told.clock.advance(HANGS_S)
+        readings += source.sample()
+        assert readings == []
+        assert [event.detail["mountpoint"] for event in told.new()] == [volume]
     finally:
         server.come_back()
 

@@ -28,26 +28,35 @@ _NOT_TYPES = frozenset(
         *("pstore", "rpc_pipefs", "securityfs", "selinuxfs", "squashfs", "sysfs", "tracefs"),
     )
 )
+# But shared memory, which data loaders and NCCL fill.
 _NOT_AT = re.compile(
-    r"/(dev|proc|run/credentials/.+|run/netns|sys|var/lib/(docker|containerd|kubelet/pods|containers/storage)/.+)($|/)"
+    r"(?!/dev/shm$)/(dev|proc|run/credentials/.+|run/netns|sys|var/lib/(docker|containerd|containers/storage)/.+)($|/)"
 )
+# Volumes of pods. They come and go, and would fill the dictionary of an epoch: those with a server are asked, and have no series.
+_OF_PODS = re.compile(r"/var/lib/kubelet/pods/")
+_WITH_SERVER = re.compile(r"(nfs4?|cifs|smb3|lustre|ceph|beegfs|gpfs|wekafs|9p|glusterfs|panfs|afs|fuse\..+)$")
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """device: what is mounted, `server:/export` for NFS. number: major:minor, the same for all places where it is mounted."""
+    """device: what is mounted, `server:/export` for NFS. number: major:minor, the same for all places where it is mounted.
+
+    passing: a volume of a pod.
+    """
 
     device: str
     mountpoint: str
     fstype: str
     number: str
     readonly: bool
+    passing: bool
 
 
 def mounts(table: str) -> list[Mount]:
     """What `/proc/self/mountinfo` says, one for each file system, at its shortest path; at most FILESYSTEMS_MAX."""
-    found = list[Mount]()
+    # Of several at one place the last one is seen.
+    found = dict[str, Mount]()
     for line in table.splitlines():
         before, _, after = line.partition(" - ")
         left, right = before.split(), after.split()
@@ -55,13 +64,15 @@ def mounts(table: str) -> list[Mount]:
             continue
         fstype, device, options = right[0], _unescaped(right[1]), right[2]
         mountpoint = _unescaped(left[4])
-        if fstype in _NOT_TYPES or _NOT_AT.match(mountpoint):
+        passing = _OF_PODS.match(mountpoint) is not None
+        if fstype in _NOT_TYPES or _NOT_AT.match(mountpoint) or (passing and not _WITH_SERVER.match(fstype)):
+            found.pop(mountpoint, None)
             continue
         # Of the mount here, or of the file system as a whole: an error remounts it read-only.
         readonly = "ro" in left[5].split(",") or "ro" in options.split(",")
-        found.append(Mount(device, mountpoint, fstype, left[2], readonly))
+        found[mountpoint] = Mount(device, mountpoint, fstype, left[2], readonly, passing)
     by_number = dict[str, Mount]()
-    for mount in sorted(found, key=lambda mount: len(mount.mountpoint)):
+    for mount in sorted(found.values(), key=lambda mount: len(mount.mountpoint)):
         by_number.setdefault(mount.number, mount)
     return list(by_number.values())[:FILESYSTEMS_MAX]
 
@@ -85,7 +96,12 @@ class FilesystemSource:
         present = mounts(table_once(self._table).decode(errors="replace"))
         answers = self._probes.ask([mount.mountpoint for mount in present], self._clock.monotonic_s)
         self._tell(present, answers)
-        return [reading for mount, answer in zip(present, answers, strict=True) for reading in _readings(mount, answer)]
+        return [
+            reading
+            for mount, answer in zip(present, answers, strict=True)
+            if not mount.passing
+            for reading in _readings(mount, answer)
+        ]
 
     def _tell(self, present: Sequence[Mount], answers: Sequence[Answer]) -> None:
         mountpoints = {mount.mountpoint for mount in present}

@@ -44,7 +44,7 @@ class MountProbes:
         with self._changed:
             self._answers.clear()
             now_s = monotonic_s()
-            self._queue = [mountpoint for mountpoint in mountpoints if mountpoint not in self._asked_s]
+            self._queue = [mountpoint for mountpoint in dict.fromkeys(mountpoints) if mountpoint not in self._asked_s]
             self._asked_s.update(dict.fromkeys(self._queue, now_s))
             self._wait(frozenset(self._queue))
             for mountpoint in self._queue:  # nobody was left to ask them
