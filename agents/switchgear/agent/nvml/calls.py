@@ -251,7 +251,3 @@ class Reader:
                 (metric, (), value) for metric, value in zip(self._metrics, values, strict=True) if value is not None
             ]
         return []
-
-    @property
-    def supported(self) -> bool:
-        return bool(self._ways)
