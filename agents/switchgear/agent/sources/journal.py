@@ -14,7 +14,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-#: Kernel messages, of this boot and the end of the last, and what programs say about fabric and resets.
+#: Kernel messages, and what programs say about fabric and resets.
 MATCHES = (
     "_TRANSPORT=kernel",
     "+",
@@ -24,7 +24,8 @@ MATCHES = (
     "+",
     "SYSLOG_IDENTIFIER=nvsentinel-gpu-reset",
 )
-COMMAND = ("journalctl", "--quiet", "--no-pager", "--follow", "--output=json")
+#: Of this boot alone: what was broken before it may be mended by it.
+COMMAND = ("journalctl", "--quiet", "--no-pager", "--boot", "--follow", "--output=json")
 CHUNK_BYTES_MAX = 1 << 16
 #: A longer entry is none of the kernel's.
 ENTRY_BYTES_MAX = 1 << 20
