@@ -37,13 +37,16 @@ _NOT_OURS = re.compile(r"DCGM_|node_|switchgear_gpu_")
 def agent(tmp_path: Path) -> Iterator[str]:
     """Address of its /metrics."""
     scenario = scenario_or_skip(tmp_path / "nvml", 2, moving=True)
+    path = {"PATH": os.environ["PATH"]}
+    rank = subprocess.Popen([sys.executable, "-c", "input()"], env=path | {"SLURM_JOB_ID": "17"}, stdin=subprocess.PIPE)
+    scenario.put(0, {"processes": f"{rank.pid}:1000000"})
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "1").write_text("4711\n")
     state = tmp_path / "agent"
     flags = ["--node", "n1", "--state-dir", str(state), "--hpc-job-mapping-dir", str(tmp_path / "jobs")]
     flags += ["--interval", "0.2", "--server", "127.0.0.1:1"]
     command = [sys.executable, "-m", "switchgear.agent", *flags]
-    process = subprocess.Popen(command, env=scenario.environment | {"PATH": os.environ["PATH"]}, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, env=scenario.environment, stderr=subprocess.PIPE)
     address = state / ADDRESS_FILE
     try:
         wait_for(lambda: address.exists() and bool(address.read_text()), 20)
@@ -52,12 +55,17 @@ def agent(tmp_path: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.communicate(timeout=20)
+        rank.communicate()
 
 
 def page(address: str) -> str:
     with urllib.request.urlopen(f"http://{address}/metrics") as response:
         text: str = response.read().decode()
         return text
+
+
+def gpus_of(prometheus: Prometheus, job: str) -> set[str]:
+    return {series["metric"]["gpu"] for series in prometheus.query(f'DCGM_FI_DEV_GPU_UTIL{{hpc_job="{job}"}}')}
 
 
 def test_a_public_dashboard_works_unchanged(agent: str, tmp_path: Path) -> None:
@@ -72,8 +80,9 @@ def test_a_public_dashboard_works_unchanged(agent: str, tmp_path: Path) -> None:
         assert prometheus.get("label/gpu/values?match[]=DCGM_FI_DEV_GPU_TEMP") == ["0", "1"]
         (clock,) = prometheus.query('DCGM_FI_DEV_SM_CLOCK{gpu="0"}')
         assert 100 < float(clock["value"][1]) < 3000, "megahertz"
-        wait_for(lambda: bool(prometheus.query('DCGM_FI_DEV_GPU_UTIL{hpc_job="4711"}')), 20)
-        assert [series["metric"]["gpu"] for series in prometheus.query('DCGM_FI_DEV_GPU_UTIL{hpc_job="4711"}')] == ["1"]
+        # GPU 0 by the environment of the process that the driver reports, GPU 1 by a prolog's file.
+        for gpu, job in (("0", "17"), ("1", "4711")):
+            wait_for(lambda gpu=gpu, job=job: gpus_of(prometheus, job) == {gpu}, 20)
         (up,) = prometheus.query("up")
         assert up["value"][1] == "1"
     finally:
