@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import pytest
 
 from switchgear.collector.main import build
@@ -151,6 +152,28 @@ async def test_the_agent_shows_its_node_to_prometheus(world: World) -> None:
     assert 'modelName="Simulated NVIDIA H100 80GB HBM3"' in page
     assert "node_load1 " in page
     assert "switchgear_agent_blocks_sent_total" in page
+
+
+async def test_who_uses_a_gpu_is_told_to_the_collector_and_shown_to_prometheus(world: World, tmp_path: Path) -> None:
+    jobs = tmp_path / "jobs"
+    jobs.mkdir()
+    (jobs / "2").write_text("4711\n")
+    request = telemetry.GetNodeTelemetryRequest(name="nodes/n1/telemetry")
+
+    async def told() -> list[tuple[int, str]]:
+        with contextlib.suppress(grpc.aio.AioRpcError):  # the collector does not know the node yet
+            answer = await world.telemetry.GetNodeTelemetry(request)
+            return [(one.gpu, one.hpc_job) for one in answer.associations]
+        return []
+
+    async with world.agent("--hpc-job-mapping-dir", str(jobs)):
+        async with asyncio.timeout(WITHIN_S):
+            while await told() != [(2, "4711")]:  # noqa: ASYNC110 - another process has no event for us
+                await asyncio.sleep(0.05)
+        page = await asyncio.to_thread(_get, f"http://{(world.state_dir / 'metrics-address').read_text()}/metrics")
+    (line,) = (line for line in page.splitlines() if line.startswith('DCGM_FI_DEV_GPU_TEMP{gpu="2"'))
+    assert 'hpc_job="4711"' in line
+    assert 'switchgear_gpu_user_info{GPU_I_ID="",container="",gpu="2",hpc_job="4711"' in page
 
 
 async def test_a_second_agent_on_the_same_state_is_refused_with_the_remedy(world: World) -> None:
