@@ -174,10 +174,10 @@ RULES: Sequence[Rule] = (
     *rules(
         "NET_LINK_DOWN",
         # Not a port of a disk controller, and not a PCIe slot, which stands in brackets.
-        ("ink is Down", r"(?<![\w.])(?!ata\d)(?P<device>[A-Za-z][\w.@-]{1,31}):? (?:NIC )?Link is Down\b"),
-        ("ink is down", r"(?<![\w.])(?!ata\d)(?P<device>[A-Za-z][\w.@-]{1,31}):? (?:NIC )?[Ll]ink is down\b"),
-        ("ink down", r"(?<![\w.])(?!ata\d)(?!SATA)(?P<device>[A-Za-z][\w.@-]{1,31}):? [Ll]ink down\b(?! \()"),
-        ("ink Down", r"(?<![\w.])(?!ata\d)(?!SATA)(?P<device>[A-Za-z][\w.@-]{1,31}):? [Ll]ink Down\b"),
+        ("ink is Down", r"(?<![\w.])(?!ata\d|\S*pcie)(?P<device>[A-Za-z][\w.@-]{1,31}):? (?:NIC )?Link is Down\b"),
+        ("ink is down", r"(?<![\w.])(?!ata\d|\S*pcie)(?P<device>[A-Za-z][\w.@-]{1,31}):? (?:NIC )?[Ll]ink is down\b"),
+        ("ink down", r"(?<![\w.])(?!ata\d|SATA|\S*pcie)(?P<device>[A-Za-z][\w.@-]{1,31}):? [Ll]ink down\b(?! \()"),
+        ("ink Down", r"(?<![\w.])(?!ata\d|SATA|\S*pcie)(?P<device>[A-Za-z][\w.@-]{1,31}):? [Ll]ink Down\b"),
         ("link status definitely down", r"\b(?P<device>bond\S{0,24}): .{0,60}link status definitely down"),
     ),
     *rules(
