@@ -55,8 +55,17 @@ def main(args: argparse.Namespace) -> int:
         join(read_token(args.join), args.node, files.folder)
     if files.complete:
         warn_of_expiry(files, datetime.now(UTC))
-    asyncio.run(until_signal(run_agent(settings_from(args, files))))
+    asyncio.run(until_signal(_alone(settings_from(args, files))))
     return 0
+
+
+async def _alone(settings: AgentSettings) -> None:
+    """An agent that has the process, and so its memory, for itself."""
+    giving_back = asyncio.create_task(give_back_once_settled())
+    try:
+        await run_agent(settings)
+    finally:
+        giving_back.cancel()
 
 
 class _GpusCameLate(Exception):
@@ -182,7 +191,7 @@ async def _run(settings: AgentSettings) -> None:
         log.info("agent of %s", node, extra={"gpus": len(inventory.gpus), "metrics": exporter.address})
         try:
             async with asyncio.TaskGroup() as tasks:
-                parts = (ticker.run(), stream.run(), control.run(), standbys.run(), give_back_once_settled())
+                parts = (ticker.run(), stream.run(), control.run(), standbys.run())
                 for part in (*parts, _wait_for(late)):
                     tasks.create_task(part)
         finally:
