@@ -33,9 +33,10 @@ PANELS = [
 _NOT_OURS = re.compile(r"DCGM_|node_|switchgear_gpu_")
 
 
-@pytest.fixture
-def agent(tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of its /metrics."""
+    tmp_path = tmp_path_factory.mktemp("agent")
     scenario = scenario_or_skip(tmp_path / "nvml", 2, moving=True)
     path = {"PATH": os.environ["PATH"]}
     rank = subprocess.Popen([sys.executable, "-c", "input()"], env=path | {"SLURM_JOB_ID": "17"}, stdin=subprocess.PIPE)
@@ -69,7 +70,12 @@ def gpus_of(prometheus: Prometheus, job: str) -> set[str]:
 
 
 def test_a_public_dashboard_works_unchanged(agent: str, tmp_path: Path) -> None:
-    scrape = {"job_name": "gpus", "scrape_interval": "1s", "static_configs": [{"targets": [agent]}]}
+    scrape = {
+        "job_name": "gpus",
+        "scrape_interval": "500ms",
+        "scrape_timeout": "500ms",
+        "static_configs": [{"targets": [agent]}],
+    }
     prometheus = Prometheus(tmp_path, {"scrape_configs": [scrape]})
     try:
         wait_for(lambda: bool(prometheus.query(PANELS[-1])), 20)
