@@ -29,8 +29,45 @@ CPU_MS_MAX = 1.0
 _CASES = Path(__file__).resolve().parents[2] / "shared" / "data" / "kernel_log_cases.jsonl"
 #: What makes expressions backtrack, and what makes programs stumble.
 _CONFUSING = (
-    *(" ", "\t", ":", "(", ")", "[", "]", "{", "}", "<", ">", ",", ".", "0", "9", "a", "x", "-", "_", "/", "\\x0a", "\0", "\ud800"),
-    *("\u0664", "é", "\U0001f525", "0x", ": ", ", ", "))", "0000:00:00.0", "[1.0] ", "Jan  1 00:00:00 h kernel: ", "6,1,1,-;", "kernel: "),
+    *(
+        " ",
+        "\t",
+        ":",
+        "(",
+        ")",
+        "[",
+        "]",
+        "{",
+        "}",
+        "<",
+        ">",
+        ",",
+        ".",
+        "0",
+        "9",
+        "a",
+        "x",
+        "-",
+        "_",
+        "/",
+        "\\x0a",
+        "\0",
+        "\ud800",
+    ),
+    *(
+        "\u0664",
+        "é",
+        "\U0001f525",
+        "0x",
+        ": ",
+        ", ",
+        "))",
+        "0000:00:00.0",
+        "[1.0] ",
+        "Jan  1 00:00:00 h kernel: ",
+        "6,1,1,-;",
+        "kernel: ",
+    ),
 )
 
 
@@ -61,7 +98,7 @@ def _comparable(name: str, value: object) -> object:
 
 def hostile(seed: int, count: int, pieces: Sequence[str]) -> Iterator[str]:
     """Lines that nobody would write, up to twice the length that is looked at."""
-    rng = random.Random(seed)  # noqa: S311 - not for secrets
+    rng = random.Random(seed)
     for number in range(count):
         # Each piece alone first, for as long as a line may be: that is where expressions fail.
         parts = [pieces[number]] if number < len(pieces) else rng.choices(pieces, k=rng.randint(1, 6))
@@ -69,7 +106,7 @@ def hostile(seed: int, count: int, pieces: Sequence[str]) -> Iterator[str]:
         text = ""
         while len(text) < length:
             part = rng.choice(parts)
-            cut = part[: rng.randint(1, len(part))] if rng.random() < 0.2 else part  # noqa: PLR2004 - one in five
+            cut = part[: rng.randint(1, len(part))] if rng.random() < 0.2 else part
             text += cut * rng.choice((1, 1, 3, 100)) + (rng.choice(_CONFUSING) * rng.choice((0, 1, 50)))
         yield text[:length]
 
