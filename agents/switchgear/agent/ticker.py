@@ -17,7 +17,7 @@ EVENT_SOURCE = "agent"
 STALLED = "SOURCE_STALLED"
 RESUMED = "SOURCE_RESUMED"
 #: What a block waits for answers at most; what comes later is in the next one. A healthy driver answers within milliseconds.
-PATIENCE_S = 0.15
+PATIENCE_S = 0.1
 #: What a tick waits for the disk to take an event; a disk that stalls must not stop the beat.
 _DISK_S = 0.1
 
