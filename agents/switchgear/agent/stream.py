@@ -97,8 +97,9 @@ class _Connection:
         self._event_sent = 0
         self._associations_sent: pb.Associations | None = None
         self._resync = False
-        #: What the collector takes of `FEATURES`.
+        #: What the collector takes of `FEATURES`. One of the release before welcomes nobody, and refuses what it does not know.
         self._features: frozenset[int] = frozenset()
+        self._welcomed = False
         self._backlog_acked = asyncio.Event()
         # gRPC takes one message at a time.
         self._writing = asyncio.Lock()
@@ -152,6 +153,7 @@ class _Connection:
         match message.WhichOneof("kind"):
             case "welcome":
                 self._features = frozenset(message.welcome.features)
+                self._welcomed = True
                 outbox.begin_chain()
                 outbox.send_newest()
             case "block_ack":
@@ -181,7 +183,8 @@ class _Connection:
                     await self._write(event=event_message(event))
                 self._event_sent = events[-1][0] if events else newest
             await self._send_blocks()
-            if self._series_sent and (table := outbox.associations) is not self._associations_sent:
+            wanted = self._welcomed and self._series_sent
+            if wanted and (table := outbox.associations) is not self._associations_sent:
                 await self._write(associations=table)
                 self._associations_sent = table
             await outbox.wake.wait()
