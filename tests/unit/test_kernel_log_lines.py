@@ -82,6 +82,30 @@ def test_the_head_of_a_hardware_error_begins_a_new_one() -> None:
     assert len(events([head, "{1}[Hardware Error]: event severity: info", head])) == 2
 
 
+OOPS = "BUG: unable to handle page fault for address: ffffb0000badf00d"
+
+
+@pytest.mark.parametrize(
+    "heads",
+    [
+        ["Oops: 0000 [#1] SMP", "general protection fault: 0000 [#2] SMP"],
+        ["[1.0] Oops: 0000 [#1] SMP", "[1.1] Oops: 0002 [#2] SMP"],
+        ["BUG: Bad page state in process trainer  pfn:77", OOPS],
+        ["kernel BUG at mm/rmap.c:1200!", "divide error: 0000 [#1] SMP"],
+        [OOPS, "kernel BUG at mm/rmap.c:1200!"],
+        ["[1.0] Kernel panic - not syncing: one", "[1.0] Kernel panic - not syncing: another"],
+        [OOPS, "eth0: no word of it", "Kernel panic - not syncing: of something else"],
+        ["trainer invoked oom-killer: gfp_mask=0x0, order=0", "eth0: no word of it", "Killed process 5 (loader)"],
+        ["mce: [Hardware Error]: Machine check events logged", "mce: [Hardware Error]: Machine check events logged"],
+        ["[Hardware Error]: Uncorrected error, CPU 3", "mce: [Hardware Error]: CPU 4: Machine Check: 0 Bank 5: be00"],
+        ["[1.0] Kernel panic - not syncing: one", " nfs_wb_all+0x2c/0x1a0 [nfs]"],
+    ],
+)
+def test_heads_of_two_reports_are_two_events(heads: list[str]) -> None:
+    told = [event["line"] for event in events(heads)]
+    assert told == [head for head in heads if "no word" not in head]
+
+
 def test_the_driver_version_decides_which_unit_speaks() -> None:
     line = "NVRM: Xid (PCI:0009:01:00): 145, RLW_REMAP Nonfatal XC1 i0 Link 02 (0x00000004 0x00000040)"
     action = {driver: found.verdict.action for driver in ("570.1", "580.1", "") if (found := classify(line, driver))}

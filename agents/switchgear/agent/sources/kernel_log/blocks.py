@@ -68,7 +68,10 @@ class Blocks(Generic[T]):
         ended = self.due(now_s)
         self._read_s = now_s
         if found is None and (lost := self._read_sentence(token, line)):
-            return [*ended, *self._end(), lost]
+            ended += self._end()
+            # Its XID may follow, in the form of the line that ends the sentence.
+            self._block = _Block(lost[0], Open(lost[1], line, in_trace=False, waits=True))
+            return ended
         block = self._block
         if block is not None and not self._belongs(block, line, found):
             ended += self._end()
@@ -79,7 +82,7 @@ class Blocks(Generic[T]):
         if block is None:
             if found is None:
                 return ended
-            block = self._block = _Block(token, Open(found, line, self._in_trace))
+            block = self._block = _Block(token, Open(found, line, in_trace=self._in_trace))
         block.lines += 1
         if not block.told and block.open.complete:
             block.told = True
@@ -111,7 +114,7 @@ class Blocks(Generic[T]):
                 block.open.dumped |= DUMP.search(line.text, 0, _SEEN_CHARS_MAX) is not None
                 _whose(block.open, line.text)
             return block.open.quiet_lines <= block.open.quiet_lines_max and block.lines < _LINES_MAX
-        if not together:
+        if not together or line.form != block.open.form:
             return False
         lead = join(block.open, line, found, in_trace=self._in_trace)
         if lead is None:

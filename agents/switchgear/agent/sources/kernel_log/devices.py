@@ -28,16 +28,21 @@ _MLX5 = rf"mlx5_core (?P<pci>{PCI})"
 _WATCHDOG = r"NETDEV WATCHDOG: .{0,60}transmit queue \d{1,5} timed out"
 _UNCORRECTABLE = r"(?:(?<![\d.])[1-9]\d{0,9} (?:new )?[Uu]ncorrectable (?:hardware )?errors?\b|[Uu]ncorrectable (?:hardware )?error ?\(\w|RAS.{0,40}[Uu]ncorrectable (?:[Ee]rror|RAS)|[Uu]ncorrectable RAS)"
 
+_NVME = r"nvme (?P<device>nvme\d{1,6}|[0-9a-f]{4,8}:[0-9a-f:.]{5,9})"
+
 # Not "operation not supported": that is a disk that cannot discard.
 _REFUSALS = (
     "I/O|timeout|critical (?:target|medium|nexus|space allocation)|(?:recoverable )?transport|protection|device resource|kernel resource"
-    "|reservation conflict|nonblocking retry|device offline"
+    "|reservation conflict|nonblocking retry|device offline|dm internal retry|(?:open|active) zones exceeded|duration limit exceeded|invalid"
 )
 
 RULES: Sequence[Rule] = (
     *rules(
         "MLX5_PCI_POWER_INSUFFICIENT",
-        ("Detected insufficient power", rf"(?:{_MLX5}.{{0,64}})?Detected insufficient power on the PCIe slot"),
+        (
+            "Detected insufficient power",
+            rf"(?:{_MLX5}.{{0,64}})?Detected insufficient power on the PCIe slot \(\d{{1,6}}W\)",
+        ),
     ),
     *rules(
         "MLX5_PORT_MODULE_HIGH_TEMPERATURE",
@@ -81,7 +86,7 @@ RULES: Sequence[Rule] = (
     Rule(
         "Disk failure on ",
         re.compile(
-            r"md/raid[\w:]{0,40}: ?Disk failure on (?P<device>[^\s,]{1,64})(?:(?P<goes_on>, disabling device)| detected, failing array)",
+            r"\b(?:md/)?raid[\w:]{0,40}: ?Disk failure on (?P<device>[^\s,]{1,64})(?:(?P<goes_on>, disabling device)| detected, failing array)",
             re.ASCII,
         ),
         _raid,
@@ -90,7 +95,11 @@ RULES: Sequence[Rule] = (
     *rules("RAID_ARRAY_FAILURE", ("Cannot continue operation", r"md/raid[\w:]{0,40}: ?Cannot continue operation")),
     *rules(
         "FILESYSTEM_READ_ONLY",
-        ("Remounting filesystem read-only", r"Remounting filesystem read-only"),
+        ("emounting filesystem read-only", r"\b[Rr]emounting filesystem read-only"),
+        (
+            "Filesystem has been set read-only",
+            r"\bFAT-fs \((?P<device>[^()\s]{1,64})\): Filesystem has been set read-only",
+        ),
         ("forced readonly", r"BTRFS .{0,80}forced readonly"),
     ),
     *rules(
@@ -101,19 +110,21 @@ RULES: Sequence[Rule] = (
         "NVME_CONTROLLER_TIMEOUT",
         (
             " timeout, ",
-            r"nvme (?P<device>nvme\d{1,6}|[0-9a-f]{4}:[0-9a-f:.]{5,9}): I/O .{1,100} timeout, (?:aborting|reset|completion polled|disable|canceling)",
+            rf"{_NVME}: I/O .{{1,100}} timeout, (?:aborting|reset|completion polled|disable|canceling)",
         ),
+        (" QID ", rf"{_NVME}: I/O .{{1,100}} QID \d{{1,6}} timeout$"),  # over a network
         before=128,
     ),
     *rules(
         "NVME_DEVICE_DISABLED",
-        ("Disabling device after reset failure", r"nvme (?P<device>nvme\d{1,6}): Disabling device after reset failure"),
-        ("after probe failure", r"nvme (?P<device>nvme\d{1,6}): Removing after probe failure"),
+        ("Disabling device after reset failure", rf"{_NVME}: Disabling device after reset failure"),
+        ("after probe failure", rf"{_NVME}: Removing after probe failure"),
     ),
     *rules(
         "NVME_CONTROLLER_DOWN",
-        ("controller is down", r"nvme (?P<device>nvme\d{1,6}): controller is down; will reset"),
-        ("Device not ready; aborting", r"nvme (?P<device>nvme\d{1,6}): Device not ready; aborting"),
+        ("controller is down", rf"{_NVME}: controller is down; will reset"),
+        ("Failed status: 0x", rf"{_NVME}: Failed status: 0x[0-9a-f]{{1,8}}, reset controller"),
+        ("Device not ready; aborting", rf"{_NVME}: Device not ready; aborting"),
     ),
     *rules(
         "BEYOND_END_OF_DEVICE", ("attempt to access beyond end of device", r"attempt to access beyond end of device")
@@ -122,12 +133,17 @@ RULES: Sequence[Rule] = (
         "BUFFER_IO_ERROR",
         ("Buffer I/O error on dev ", r"Buffer I/O error on dev (?P<device>[^\s,]{1,64}), logical block \d"),
         ("Buffer I/O error on device ", r"Buffer I/O error on device (?P<device>[^\s,]{1,64})"),
+        ("BUFFER I/O ERROR ON DEVICE ", r"BUFFER I/O ERROR ON DEVICE (?P<device>[^\s,]{1,64})"),
     ),
     *rules(
         "SUPERBLOCK_WRITE_ERROR",
         (
             "I/O error while writing superblock",
             r"(?:\((?P<device>[^\s()]{1,64})\): )?I/O error while writing superblock",
+        ),
+        (
+            "lost super block write",
+            r"BTRFS .{0,16}\(device (?P<device>[^()\s]{1,64}).{0,24}\): lost super block write due to IO error",
         ),
     ),
     *rules(
@@ -141,7 +157,7 @@ RULES: Sequence[Rule] = (
         "XFS_ERROR",
         (
             "XFS",
-            r"\bXFS(?: \((?P<device>[^)\n]{1,64})\))?: .{0,160}?(?:I/O error|[Ii]nternal error|[Cc]orrupt(?:ion|ed)|xfs_do_force_shutdown|force_shutdown|[Ss]hutting down filesystem|[Ff]ilesystem has been shut down|writeback error|unable to .{1,40}log)",
+            r"\bXFS(?: \((?P<device>[^)\n]{1,64})\))?: (?!First \d+ bytes).{0,160}?(?:I/O error|\berror -?\d|[Ii]nternal error|[Cc]orrupt(?:ion|ed)|xfs_do_force_shutdown|force_shutdown|[Ss]hutting down filesystem|[Ff]ilesystem has been shut down|writeback error|unable to .{1,40}log)",
         ),
         before=0,
     ),
@@ -153,8 +169,11 @@ RULES: Sequence[Rule] = (
         ("COMRESET failed", r"\b(?P<device>ata\d{1,4}): COMRESET failed"),
         ("limiting SATA link speed", r"\b(?P<device>ata\d{1,4})(?:\.\d{1,2})?: limiting SATA link speed"),
     ),
-    *rules("NFS_SERVER_NOT_RESPONDING", (" not responding", r"\bnfs: server (?P<device>\S{1,255}) not responding")),
-    *rules("NFS_SERVER_RECOVERED", ("nfs: server ", r"\bnfs: server (?P<device>\S{1,255}) OK\b")),
+    *rules(
+        "NFS_SERVER_NOT_RESPONDING",
+        (" not responding", r"\b(?:nfs|lockd): server (?P<device>\S{1,255}) not responding"),
+    ),
+    *rules("NFS_SERVER_RECOVERED", (": server ", r"\b(?:nfs|lockd): server (?P<device>\S{1,255}) OK\b")),
     *rules("NFS_LOCK_RECLAIM_FAILED", ("Lock reclaim failed", r"nfs4_reclaim_open_state: Lock reclaim failed")),
     *rules(
         "NFS_WRITEBACK_HANG",
@@ -167,14 +186,17 @@ RULES: Sequence[Rule] = (
     ),
     Rule(
         "ost carrier",
-        re.compile(r"(?:^|[\s:])(?P<device>[A-Za-z][\w.@-]{0,31}): Lost carrier\b", re.ASCII),
+        re.compile(r"(?:^|[\s:])(?P<device>[A-Za-z][\w.@-]{0,31}): [Ll]ost carrier\b", re.ASCII),
         _lost_carrier,
         userspace=True,
     ),
     *rules(
         "NET_LINK_DOWN",
         # Not a port of a disk controller, and not a PCIe slot, which stands in brackets.
-        ("ink is Down", r"(?<![\w.])(?!ata\d|\S*pcie)(?P<device>[A-Za-z][\w.@-]{1,31}):? (?:NIC )?Link is Down\b"),
+        (
+            "ink is Down",
+            r"(?<![\w.])(?!ata\d|\S*pcie)(?P<device>[A-Za-z][\w.@-]{1,31}):? (?:NIC (?:\w{2,12} ){0,2})?Link is Down\b",
+        ),
         ("ink is down", r"(?<![\w.])(?!ata\d|\S*pcie)(?P<device>[A-Za-z][\w.@-]{1,31}):? (?:NIC )?[Ll]ink is down\b"),
         ("ink down", r"(?<![\w.])(?!ata\d|SATA|\S*pcie)(?P<device>[A-Za-z][\w.@-]{1,31}):? [Ll]ink down\b(?! \()"),
         ("ink Down", r"(?<![\w.])(?!ata\d|SATA|\S*pcie)(?P<device>[A-Za-z][\w.@-]{1,31}):? [Ll]ink Down\b"),
@@ -184,14 +206,15 @@ RULES: Sequence[Rule] = (
         "AMDGPU_RESET",
         (
             "GPU reset",
-            rf"amdgpu(?: (?P<pci>{PCI}))?: .{{0,24}}?GPU reset(?: begin| due to|\(\d{{1,6}}\) failed)",
+            rf"amdgpu(?: (?P<pci>{PCI}))?: .{{0,24}}?GPU reset(?: begin| due to|\(\d{{1,6}}\) failed| end with ret = -)",
         ),
-        ("GPU Recovery Failed", rf"amdgpu(?: (?P<pci>{PCI}))?: .{{0,24}}?GPU Recovery Failed"),
+        ("GPU reset (amdgpu", r"GPU reset \(amdgpu\b[^)]{0,24}\) issued"),
+        ("GPU Recovery Failed", rf"amdgpu(?: (?P<pci>{PCI}): .{{0,24}}?|.{{0,40}} )GPU Recovery Failed"),
         ("ASIC reset failed", rf"amdgpu(?: (?P<pci>{PCI}))?: .{{0,24}}?ASIC reset failed"),
     ),
     *rules(
         "AMDGPU_RAS_UNCORRECTABLE",
-        ("ncorrectable", rf"amdgpu(?: (?P<pci>{PCI}))?: .{{0,120}}?{_UNCORRECTABLE}"),
+        ("ncorrectable", rf"amdgpu(?:(?: (?P<pci>{PCI}))?: |\]\] ).{{0,120}}?{_UNCORRECTABLE}"),
         before=192,
     ),
 )

@@ -63,30 +63,38 @@ _EXCEPTIONS = (
 )
 
 RULES: Sequence[Rule] = (
-    *rules("KERNEL_PANIC", ("anic - ", r"[Kk]ernel [Pp]anic - (?:not )?syncing")),
+    *rules(
+        "KERNEL_PANIC",
+        ("anic - ", r"[Kk]ernel [Pp]anic - (?:not )?syncing"),
+        ("anic: ", r"[Kk]ernel [Pp]anic: (?:not )?syncing"),
+        ("KERNEL PANIC", r"^KERNEL PANIC\b"),
+        before=8,
+    ),
     *rules(
         "CPU_SOFT_LOCKUP",
         (
             "soft lockup - CPU#",
-            r"soft lockup - CPU#\d{1,5} stuck for \d{1,9}s!(?: \[(?P<process>[^\]\n]{1,40}):(?P<pid>\d{1,10})\])?",
+            r"soft lockup - CPU#\d{1,5} stuck\b(?: for \d{1,9}s!)?(?: \[(?P<process>[^\]\n]{1,40}):(?P<pid>\d{1,10})\])?",
         ),
+        ("soft lockup detected on CPU#", r"soft lockup detected on CPU#\d{1,5}"),  # up to Linux 2.6
     ),
-    *rules("CPU_HARD_LOCKUP", ("hard LOCKUP on cpu", r"hard LOCKUP on cpu \d{1,5}")),
+    *rules("CPU_HARD_LOCKUP", ("hard LOCKUP", r"\bdetected hard LOCKUP(?: on (?:cpu|other CPUs) \d| @ |$)")),
     *rules(
         "KERNEL_BUG",
-        ("kernel BUG at", r"kernel BUG at \S{1,160}:\d{1,7}\b"),
+        ("ernel BUG at", r"kernel BUG at \S{1,160}:\d{1,7}\b|Kernel BUG at [0-9a-fA-F]{4,16} \["),
         # Elsewhere than at the start of a message it is a word of somebody else's.
-        ("BUG: ", r"^(?:kernel )?BUG: (?!soft lockup|unable to handle|kernel NULL)\S"),
+        ("BUG: ", r"^(?:kernel )?BUG: (?!soft lockup|[Uu]nable to handle|[Kk]ernel NULL)\S"),
         before=8,
     ),
     *rules(
         "KERNEL_OOPS",
         ("unable to handle", r"BUG: unable to handle (?:kernel |page fault)"),
-        ("BUG: kernel NULL pointer dereference", r"BUG: kernel NULL pointer dereference"),
+        ("ernel NULL pointer dereference", r"BUG: [Kk]ernel NULL pointer dereference"),
         (
             "Unable to handle kernel",
-            r"Unable to handle kernel (?:paging request|NULL pointer|access|execut|read|write|unknown)",
+            r"Unable to handle kernel (?:paging request|NULL pointer|pointer|data|instruction|access|execut|read|write|unknown)",
         ),
+        ("Internal error: ", r"^Internal error: .{1,80} \[#\d{1,6}\]"),
         ("Oops", r"\bOops\b(?: - [\w ]{1,40})?: .{0,80}\[#\d{1,6}\]|\bOops: [0-9a-fA-F]{4,16}\b"),
         before=32,
         after=160,
@@ -102,6 +110,7 @@ RULES: Sequence[Rule] = (
         ("detected stall", r"(?:rcu|RCU).{0,40} (?:self-)?detected stalls? on (?:CPU|task)"),
         ("detected expedited stall", r"rcu.{0,40} detected expedited stalls on CPUs"),
         ("kthread starved for", r"rcu.{0,40} kthread starved for \d{1,12} jiffies"),
+        ("timer wakeup didn't happen", r"rcu.{0,40} kthread timer wakeup didn't happen for \d{1,12} jiffies"),
     ),
     *rules(
         "TASK_BLOCKED_TOO_LONG",
@@ -109,7 +118,7 @@ RULES: Sequence[Rule] = (
     ),
     *rules(
         "OOM_START",
-        ("invoked oom-killer:", r"(?<!\S)(?P<process>\S.{0,40}?) invoked oom-killer:"),
+        ("ed oom-killer:", r"(?<!\S)(?P<process>\S.{0,40}?) (?:invoked|triggered) oom-killer:"),
         before=64,
         after=20,
     ),
@@ -122,6 +131,8 @@ RULES: Sequence[Rule] = (
         ("Kill process ", r"\bKill process (?P<pid>\d{1,10}) \((?P<process>[^\n]{1,64}?)\)(?: |,|$)"),
         ("oom_reaper: reaped process", r"oom_reaper: reaped process (?P<pid>\d{1,10}) \((?P<process>[^\n]{1,64}?)\)"),
         ("ut of memory", r"Out of memory and no killable processes|out of memory and no killable process"),
+        # Without a name.
+        ("ut of memory: ", r"[Oo]ut of memory: [Kk]ill(?:ed)? process (?P<pid>\d{1,10})\b"),
     ),
     *rules(
         "OOM",
@@ -136,9 +147,18 @@ RULES: Sequence[Rule] = (
         "MEMORY_FAILURE",
         (
             "Memory failure: 0x",
-            r"Memory failure: (?P<device>0x[0-9a-fA-F]{1,16}): (?:(?:Sending|Killing) .{0,24}? ?to (?P<process>[^\s:]{1,32}):(?P<pid>\d{1,10}))?",
+            r"Memory failure: (?P<device>0x[0-9a-fA-F]{1,16}): (?:(?:Sending .{0,24}? ?to|(?:forcibly k|K)illing) (?P<process>[^\s:]{1,32}):(?P<pid>\d{1,10}))?",
         ),
-        ("MCE 0x", r"^MCE (?P<device>0x[0-9a-fA-F]{1,16}): .{1,60} recovery: "),  # up to Linux 4.12
+        # Up to Linux 4.12.
+        ("MCE 0x", r"^MCE (?P<device>0x[0-9a-fA-F]{1,16}): (?:.{1,60} recovery: |already hardware poisoned)"),
+        (
+            "MCE 0x",
+            r"^MCE (?P<device>0x[0-9a-fA-F]{1,16}): (?:forcibly k|K)illing (?P<process>[^\s:]{1,32}):(?P<pid>\d{1,10})",
+        ),
+        (
+            "MCE: Killing ",
+            r"^MCE: Killing (?P<process>[^\s:]{1,32}):(?P<pid>\d{1,10}) due to hardware memory corruption",
+        ),
         before=1,
     ),
     Rule(
@@ -149,13 +169,18 @@ RULES: Sequence[Rule] = (
     ),
     *rules(
         "MCE",
-        ("Machine Check Exception", r"CPU ?\d{1,5}: Machine Check Exception: {1,4}[0-9a-f]{1,16}"),
+        ("Machine Check Exception: ", r"\bMachine Check Exception: {1,4}[0-9a-f]{1,16}\b"),
         ("Uncorrected hardware memory error", r"[Mm][Cc][Ee]: Uncorrected hardware memory error in"),
         ("achine check events logged", r"^Machine check events logged"),
     ),
+    *rules(
+        "GHES_HARDWARE_ERROR",
+        ("Hardware error from APEI ", r"^Hardware error from APEI Generic Hardware Error Source: \d"),
+        before=1,
+    ),
     Rule(
         "EDAC ",
-        re.compile(r"\bEDAC (?P<device>MC\d{1,4}): (?:(?P<count>\d{1,9}) )?(?P<type>CE|UE)\b", re.ASCII),
+        re.compile(r"\bEDAC (?P<device>(?:MC|DEVICE)\d{1,4}): (?:(?P<count>\d{1,9}) )?(?P<type>CE|UE)\b", re.ASCII),
         _edac,
         before=0,
     ),
@@ -188,8 +213,8 @@ RULES: Sequence[Rule] = (
     Rule(
         "segfault at ",
         re.compile(
-            r"(?:(?<!\S)(?P<process>[^\s\[][^\[\n]{0,40})\[(?P<pid>\d{1,10})\]: )?segfault at [0-9a-fA-F]{1,16} ip [0-9a-fA-F]{1,16} "
-            r"sp [0-9a-fA-F]{1,16} error [0-9a-f]{1,8}\b(?P<library> in libnccl\.so)?",
+            r"(?:(?<!\S)(?P<process>[^\s\[][^\[\n]{0,40})\[(?P<pid>\d{1,10})\]: )?segfault at (?:0x)?[0-9a-fA-F]{1,16} "
+            r"[re]?ip (?:0x)?[0-9a-fA-F]{1,16} [re]?sp (?:0x)?[0-9a-fA-F]{1,16} error [0-9a-f]{1,8}\b(?P<library> in libnccl\.so)?",
             re.ASCII,
         ),
         _segfault,
@@ -201,6 +226,10 @@ RULES: Sequence[Rule] = (
         (
             "traps: ",
             r"traps: (?P<process>[^\n\[]{1,64})\[(?P<pid>\d{1,10})\]:? (?:general protection(?: fault)?|trap [\w ]{1,24}) ip:[0-9a-f]{1,16} sp:",
+        ),
+        (
+            ": segfault (",
+            r"(?<!\S)(?P<process>[^\s\[][^\n\[]{0,40})\[(?P<pid>\d{1,10})\]: segfault \(\d{1,3}\) at [0-9a-f]{1,16} nip [0-9a-f]{1,16} ",
         ),
         (
             ": unhandled ",

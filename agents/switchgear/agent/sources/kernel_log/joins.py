@@ -43,16 +43,27 @@ _TROUBLE = frozenset(
 )
 # Recent kernels name the victim before they kill it; of older ones only the last line is sure, they may take a child instead.
 _VICTIM = re.compile(r"Killed process |oom-kill:constraint=.*,pid=\d")
-_OOPS_AGAIN = re.compile(r"invalid opcode|Internal error|\bOops\b")
+#: An oops has a number once. What it says of it behind a head that has none: the exception of a BUG, the access of a bad address.
+_NUMBERED = re.compile(r"\[#\d{1,6}\]")
+_BUG_NUMBERED = re.compile(r"invalid op(?:code|erand)|Oops - (?:BUG|Undefined)|sig: 5|Kernel BUG")
+_ACCESS_NUMBERED = re.compile(r"Oops: (?:Oops: )?[0-9a-fA-F]{4,16} |Oops: Kernel access|Oops \[#")
+#: What begins the report of a machine check.
+_CHECK_HEAD = re.compile(r"CPU ?\d{1,5}: Machine Check|Machine Check: CPU|Uncorrected error|Machine Check Exception: ")
+_CHECK_END = re.compile(r"Machine check: |Run the above")
+_CHECKS_LOGGED = "achine check events logged"
 
 
 class Open:
-    """The block that is open. form, at_s: of its first line. quiet_lines: since its last event line. dumped: a dump has begun."""
+    """The block that is open. form, at_s: of its first line. quiet_lines: since its last event line. dumped: a dump has begun.
 
-    __slots__ = ("at_s", "dumped", "form", "invoked", "killed", "lead", "quiet_lines", "text")
+    waits: whether the next event line may say what it is.
+    """
 
-    def __init__(self, lead: Classified, line: Line, in_trace: bool) -> None:
+    __slots__ = ("at_s", "dumped", "form", "invoked", "killed", "lead", "numbered", "quiet_lines", "text", "waits")
+
+    def __init__(self, lead: Classified, line: Line, *, in_trace: bool, waits: bool = False) -> None:
         self.lead = lead
+        self.waits = waits
         self.form = line.form
         self.at_s = line.at_s
         self.text = line.text
@@ -62,6 +73,7 @@ class Open:
         self.invoked = lead.process if lead.kind == "OOM_START" else ""
         #: Whether its victim is known for sure.
         self.killed = _VICTIM.search(line.text, 0, 1024) is not None
+        self.numbered = lead.kind == "KERNEL_OOPS" and _NUMBERED.search(line.text, 0, 1024) is not None
 
     @property
     def quiet_lines_max(self) -> int:
@@ -78,7 +90,7 @@ class Open:
             return self.lead.severity != ""
         if self.lead.kind == "OOM":
             return self.killed
-        return self.lead.kind not in HELD
+        return self.lead.kind not in HELD and not self.waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +112,11 @@ class _Next:
         return self.opened.at_s is not None
 
     @property
+    def dumped(self) -> bool:
+        """Lines without stamps are of one report when a dump stands between them."""
+        return self.stamped or self.opened.dumped
+
+    @property
     def one_report(self) -> bool:
         """Lines without stamps that directly follow each other may be of two reports, from which someone has picked the heads."""
         return self.stamped or not self.adjacent
@@ -113,6 +130,8 @@ def join(opened: Open, line: Line, found: Classified, *, in_trace: bool) -> Clas
 
 def _oom_start(at: _Next) -> Classified | None:
     if at.found.kind == "OOM":
+        if not (at.dumped or at.adjacent):
+            return None
         at.opened.killed = _VICTIM.search(at.text, 0, 1024) is not None
         return at.found
     # While one kill is under way others ask for memory too.
@@ -140,7 +159,7 @@ def _oom(at: _Next) -> Classified | None:
 
 def _trouble(at: _Next) -> Classified | None:
     """A task or processor that hangs: its stack may name a file system, and the kernel may panic about it."""
-    if at.found.kind == "KERNEL_PANIC" and at.one_report:
+    if at.found.kind == "KERNEL_PANIC" and at.dumped:
         return at.found
     if at.found.kind == "NFS_WRITEBACK_HANG" and not at.adjacent:
         return at.lead
@@ -148,13 +167,20 @@ def _trouble(at: _Next) -> Classified | None:
 
 
 def _oops(at: _Next) -> Classified | None:
-    if at.found.kind == "KERNEL_OOPS" and (at.one_report or _OOPS_AGAIN.search(at.text, 0, 1024)):
-        return at.lead
-    return _trouble(at)
+    if at.found.kind != "KERNEL_OOPS":
+        return _trouble(at)
+    numbered = _NUMBERED.search(at.text, 0, 1024) is not None
+    follows = _BUG_NUMBERED if at.lead.kind == "KERNEL_BUG" else _ACCESS_NUMBERED
+    if at.opened.numbered or not (at.stamped or (numbered and follows.search(at.text, 0, 1024))):
+        return None
+    at.opened.numbered = numbered
+    return at.lead
 
 
 def _panic(at: _Next) -> Classified | None:
-    return at.lead if at.found.kind in _TROUBLE and (at.stamped or at.opened.dumped) else None
+    if at.found.kind == "KERNEL_PANIC" and "end Kernel panic" not in at.text:
+        return None
+    return at.lead if at.found.kind in _TROUBLE and at.dumped else None
 
 
 def _nfs(at: _Next) -> Classified | None:
@@ -175,6 +201,10 @@ def _ghes(at: _Next) -> Classified | None:
 def _mce(at: _Next) -> Classified | None:
     if at.found.kind != at.lead.kind or not at.adjacent:
         return None
+    if not at.stamped:
+        begun = any(expression.search(at.opened.text, 0, 256) for expression in (_CHECK_HEAD, _CHECK_END))
+        if _CHECKS_LOGGED in at.text or (begun and _CHECK_HEAD.search(at.text, 0, 256)):
+            return None
     return max(at.lead, at.found, key=lambda one: _WORST_LAST.index(one.verdict.severity))
 
 
@@ -186,13 +216,22 @@ def _sxid(at: _Next) -> Classified | None:
 
 def _lost_gpu(at: _Next) -> Classified | None:
     kinds = {at.lead.kind, at.found.kind}
-    same = kinds == {"XID", "GPU_FALLEN_OFF_BUS"} and at.lead.code == at.found.code and at.lead.pci == at.found.pci
-    return at.lead if same else None
+    if kinds != {"XID", "GPU_FALLEN_OFF_BUS"} or at.lead.code != at.found.code or at.lead.pci != at.found.pci:
+        return None
+    waited, at.opened.waits = at.opened.waits, False
+    return at.found if waited else at.lead
+
+
+_INIT_STEPS = ("Cannot initialize", "RmInitAdapter failed", "rm_init_adapter")
 
 
 def _init(at: _Next) -> Classified | None:
-    same = at.found.kind == at.lead.kind and at.found.pci == at.lead.pci
-    return at.lead if same and "rm_init_adapter" in at.text and "rm_init_adapter" not in at.opened.text else None
+    same = at.found.kind == at.lead.kind and at.lead.pci in ("", at.found.pci)
+    return at.lead if same and _init_step(at.text) > _init_step(at.opened.text) else None
+
+
+def _init_step(text: str) -> int:
+    return next((step for step, words in enumerate(_INIT_STEPS) if words in text), 0)
 
 
 def _aer(at: _Next) -> Classified | None:
@@ -207,7 +246,14 @@ def _aer(at: _Next) -> Classified | None:
 
 def _same_device(at: _Next) -> Classified | None:
     same = (at.found.kind, at.found.device, at.found.pci) == (at.lead.kind, at.lead.device, at.lead.pci)
-    return at.lead if same and at.one_report else None
+    again = at.found.kind == "MEMORY_FAILURE" and at.text != at.opened.text
+    return at.lead if same and (at.one_report or again or ": SError: {" in at.text) else None
+
+
+def _ras(at: _Next) -> Classified | None:
+    """How many there were anew, then how many there are."""
+    same = at.found.kind == at.lead.kind and at.found.pci == at.lead.pci
+    return at.lead if same and " detected in total in " in at.text else None
 
 
 _JOINS: Mapping[str, Callable[[_Next], Classified | None]] = {
@@ -231,5 +277,7 @@ _JOINS: Mapping[str, Callable[[_Next], Classified | None]] = {
     "PCIE_AER_UNCORRECTABLE": _aer,
     "MEMORY_FAILURE": _same_device,
     "SATA_LINK_ERROR": _same_device,
+    "XFS_ERROR": _same_device,
     "AMDGPU_RESET": _same_device,
+    "AMDGPU_RAS_UNCORRECTABLE": _ras,
 }

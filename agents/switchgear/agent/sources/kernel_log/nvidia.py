@@ -16,7 +16,8 @@ from switchgear.core.catalog import GPU_LOST, NVLINK5, Severity, Verdict, decode
 
 # A code must follow the device: no digit of a PCI address is ever taken for one.
 _XID = re.compile(
-    r"NVRM: {0,4}Xid(?: {0,4}\((?:PCI:)?(?P<pci>[0-9a-fA-F:.]{5,20})(?: +GPU-I:(?P<mig>\d{1,5}))?(?: +GPU-CI:\d{1,5})?\))?"
+    r"(?i:NVRM: {0,4}Xid)(?: {0,4}\( {0,4}(?:(?i:PCI):)?(?P<pci>[0-9a-fA-F:.]{1,20})(?: +GPU-I:(?P<mig>\d{1,5}))?(?: +GPU-CI:\d{1,5})?"
+    r" {0,4}\) {0,4})?"
     r": {0,4}(?P<code>\d{1,10})(?!\w)(?P<rest>.*)",
     re.ASCII | re.DOTALL,
 )
@@ -25,7 +26,7 @@ _ATTRIBUTES = re.compile(
 )
 _NVLINK5 = re.compile(
     r"[, ]*(?P<unit>[A-Z][A-Z0-9_]{1,40}(?:/[A-Z0-9_]{1,40})?) {1,8}(?P<severity>Fatal|Nonfatal|Non-fatal) {1,8}XC ?\d{1,2} {1,8}i ?\d{1,2} {1,8}"
-    r"Link {1,4}(?P<link>-?\d{1,4})(?: {1,8}\(0x(?P<intrinfo>[0-9a-fA-F]{1,8})(?: {1,8}0x(?P<status>[0-9a-fA-F]{1,8}))?)?",
+    r"Link {1,4}(?P<link>-?\d{1,4})(?: {1,8}[(\[]0x(?P<intrinfo>[0-9a-fA-F]{1,8})(?: {1,8}0x(?P<status>[0-9a-fA-F]{1,8}))?)?",
     re.ASCII,
 )
 _LINK = re.compile(r"\blink {1,4}(-?\d{1,4})\b", re.ASCII | re.IGNORECASE)
@@ -117,12 +118,12 @@ def _reset(match: re.Match[str], _driver: str) -> Classified:
 
 
 RULES: Sequence[Rule] = (
-    Rule("Xid", _XID, _xid, before=16, after=2048),
+    *(Rule(word, _XID, _xid, before=16, after=2048) for word in ("Xid", "xid", "XID")),
     Rule("SXid", _SXID, _sxid, before=0),
     Rule(
         "fallen off the bus",
         re.compile(
-            rf"NVRM: {{0,8}}(?:GPU (?P<pci>{PCI}): GPU has|The NVIDIA GPU (?P<sentence>{PCI})\b[^\n]{{0,160}}) ?fallen off",
+            rf"NVRM: {{0,8}}(?:GPU (?:at (?:PCI:)?)?(?P<pci>{PCI}):?(?: GPU)? has|The NVIDIA GPU (?P<sentence>{PCI})\b[^\n]{{0,160}}) ?fallen off",
             re.ASCII,
         ),
         lambda match, _: fallen_off_bus(normal_pci(match["pci"] or match["sentence"])),
@@ -142,6 +143,7 @@ RULES: Sequence[Rule] = (
             "rm_init_adapter",
             rf"NVRM: (?:GPU[- ](?P<pci>{PCI}):|.{{0,40}}) ?rm_init_adapter ?(?:\(\d{{1,4}}\))? ?failed",
         ),
+        ("RmInitAdapter: Cannot", r"NVRM: (?:GPU\d{1,3} )?RmInitAdapter: Cannot initialize"),
     ),
     Rule(
         "GPU reset executed: GPU-",
@@ -167,7 +169,7 @@ RULES: Sequence[Rule] = (
     ),
     *rules(
         "FABRICMANAGER_NVLINK_FAILURE",
-        ("failed to find the GPU handle", r"failed to find the GPU handle \d{1,20} in the multicast team"),
+        ("in the multicast team", r"failed to find the (?:member )?GPU handle \d{1,20} in the multicast team"),
         userspace=True,
     ),
     *rules(

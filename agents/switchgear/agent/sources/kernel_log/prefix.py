@@ -17,15 +17,26 @@ _LEVEL = re.compile(
     r"(?P<facility>kern|user|mail|daemon|auth|syslog|lpr|news|uucp|cron|authpriv|ftp|local[0-7]) {0,6}: ?"
     r"(?:emerg|alert|crit|err|warn|notice|info|debug) {0,6}: ?"
 )
-_UPTIME = re.compile(r"\[ {0,12}(?P<s>\d{1,12}\.\d{1,9})\](?:\[ {0,8}[TC]\d{1,10}\])? ?")
+_UPTIME = re.compile(r"\[ {0,12}(?P<s>\d{1,12}\.\d{1,9})\](?: ?\[ {0,8}[TC]\d{1,10}\])? ?")
+# Of dmesg --human, which tells the time once a minute; or left out by whoever quotes.
+_RELATIVE = re.compile(r"\[(?:[A-Z][a-z]{2} ?\d{1,2} \d\d:\d\d| {0,8}\+\d{1,6}\.\d{1,6}|\.\.\.)\] ?")
 # Of dmesg --raw and of what the firmware kept of a panic.
 _PRIORITY = re.compile(r"<(?P<priority>\d{1,4})>")
+_REPEATED = re.compile(r"message repeated \d{1,9} times: \[ ?")
 _CLOCK = r"(?P<h>\d\d):(?P<m>\d\d):(?P<sec>\d\d)"
 _DATE = re.compile(rf"\[[A-Z][a-z]{{2}} [A-Z][a-z]{{2}} {{1,2}}\d{{1,2}} {_CLOCK} \d{{4}}\] ?")
 _MANAGER = re.compile(rf"\[[A-Z][a-z]{{2}} \d{{1,2}} \d{{4}} {_CLOCK}\] (?=\[)")
-_ISO = re.compile(rf"\d{{4}}-\d\d-\d\d[T ]{_CLOCK}(?P<fraction>[.,]\d{{1,9}})?(?:Z|[+-]\d\d:?\d\d)? ")
-_SYSLOG = re.compile(rf"[A-Z][a-z]{{2}} {{1,2}}\d{{1,2}} {_CLOCK} ")
-_KERNEL = re.compile(r"(?:[^\s:\[\]]{1,255} )?kernel: ?")
+_ISO = re.compile(
+    rf"(?:[A-Z][a-z]{{2}} )?\d{{4}}-\d\d-\d\d[T ]{_CLOCK}(?P<fraction>[.,]\d{{1,9}})?(?:Z|[+-]\d\d:?\d\d| [A-Z]{{2,5}})? "
+)
+_SYSLOG = re.compile(rf"[A-Z][a-z]{{2}} {{1,2}}\d{{1,2}} {_CLOCK}(?P<fraction>\.\d{{1,9}})? ")
+_UNIX = re.compile(r"(?P<s>\d{9,10}\.\d{6}) ")
+# RFC 5424: stamp, host, program, its id, kind of message, data.
+_FRAME = re.compile(
+    rf"<\d{{1,3}}>1 \d{{4}}-\d\d-\d\dT{_CLOCK}(?P<fraction>\.\d{{1,9}})?(?:Z|[+-]\d\d:\d\d) [^\s]{{1,255}} "
+    r"(?P<program>[^\s]{1,48}) [^\s]{1,128} [^\s]{1,32} (?:-|\[[^\]]{0,512}\]) ?"
+)
+_KERNEL = re.compile(r"(?:[^\s:\[\]]{1,255} )?kernel(?:\[\d{1,10}\])?: ?")
 # Only behind a stamp that syslog or journald writes: without one it looks like a kernel message of a driver and its device.
 _PROGRAM = re.compile(r"[^\s:]{1,255} (?P<program>[A-Za-z][\w.@/-]{0,63})(?:\[\d{1,10}\])?: ?")
 
@@ -62,6 +73,8 @@ def _layer(line: str, position: int, form: str) -> tuple[str, int, float | None,
     """Name, end, stamp and program of the layer at `position`."""
     if match := _UPTIME.match(line, position):
         return "u", match.end(), float(match["s"]), ""
+    if match := None if form else _FRAME.match(line, position):
+        return "f", match.end(), _of_day_s(match), "" if match["program"] == "kernel" else match["program"]
     if match := None if form else _RECORD.match(line, position) or _PRIORITY.match(line, position):
         # Facility 0 is the kernel; programs may write into the ring too.
         us = match.groupdict().get("us")
@@ -70,11 +83,15 @@ def _layer(line: str, position: int, form: str) -> tuple[str, int, float | None,
         return "k", match.end(), None, ""
     if (match := _LEVEL.match(line, position)) and not form:
         return "l", match.end(), None, "" if match["facility"] == "kern" else match["facility"]
-    for name, pattern in (("d", _DATE), ("m", _MANAGER), ("i", _ISO), ("s", _SYSLOG)):
+    if match := _RELATIVE.match(line, position):
+        return "h", match.end(), None, ""
+    if match := _REPEATED.match(line, position):
+        return "", match.end(), None, ""
+    for name, pattern in (("d", _DATE), ("m", _MANAGER), ("i", _ISO), ("s", _SYSLOG), ("x", _UNIX)):
         if match := pattern.match(line, position):
             end, program = match.end(), "nv-fabricmanager" if name == "m" else ""
             # dmesg writes the fraction behind a comma, and neither host nor program.
-            if (name == "s" or (name == "i" and not (match["fraction"] or "").startswith(","))) and "l" not in form:
+            if (name in "sx" or (name == "i" and not (match["fraction"] or "").startswith(","))) and "l" not in form:
                 wrote = None if _KERNEL.match(line, end) else _PROGRAM.match(line, end)
                 end, program = (wrote.end(), wrote["program"]) if wrote else (end, "")
             return name, end, _of_day_s(match), program
@@ -83,5 +100,7 @@ def _layer(line: str, position: int, form: str) -> tuple[str, int, float | None,
 
 def _of_day_s(match: re.Match[str]) -> float:
     groups = match.groupdict()
+    if "s" in groups:
+        return float(groups["s"]) % _DAY_S
     fraction = float("0." + groups["fraction"][1:]) if groups.get("fraction") else 0.0
     return (int(match["h"]) * 3600 + int(match["m"]) * 60 + int(match["sec"])) % _DAY_S + fraction
