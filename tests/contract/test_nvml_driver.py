@@ -394,6 +394,19 @@ def test_a_gpu_that_is_lost_from_the_start_leaves_the_others_their_index(node: S
     agent.close()
 
 
+def test_a_gpu_that_hangs_when_the_agent_starts_hides_no_other_and_is_announced_when_it_answers(
+    node: Scenario, tmp_path: Path
+) -> None:
+    node.hang(0)
+    agent = NvmlAgent(node, tmp_path / "agent")
+    assert [device["index"] for device in agent.devices] == [1]
+    assert one(agent.fast(1), "DCGM_FI_DEV_GPU_TEMP") == 46
+    assert agent.told() == [("SOURCE_STALLED", None, 0)]
+    node.release(0)
+    agent.until(agent.told, [("SOURCE_STALLED", None, 0), ("SOURCE_RESUMED", None, 0), ("late", None, None)])
+    agent.close()
+
+
 def test_gpus_that_are_kept_from_the_agents_container_are_no_fault(node: Scenario, tmp_path: Path) -> None:
     node.fail(0, "nvmlDeviceGetHandleByIndex_v2", NO_PERMISSION)
     agent = NvmlAgent(node, tmp_path / "agent")

@@ -66,6 +66,13 @@ def test_the_drivers_event_is_told_when_the_log_stays_silent_and_a_late_line_is_
     assert join.from_kernel(xid(48), 10.0 + WAIT_S + 2)  # another one, for each event swallows one line
 
 
+def test_gpus_that_the_driver_names_by_their_index_alone_are_told_each(join: DriverJoin) -> None:
+    found = [Finding("GPU_UNAVAILABLE", "NVML: no", gpu=index) for index in (0, 1, 1)]
+    for finding in found:
+        join.from_driver(finding, 10.0)
+    assert due(join, 10.0) == found[:2]
+
+
 def test_faults_of_other_gpus_other_codes_and_other_times_are_other_faults(join: DriverJoin) -> None:
     assert join.from_kernel(xid(48), 10.0)
     join.from_driver(xid(48, GPU_1), 10.0)

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from switchgear.agent.spool import Spool
 from switchgear.core.clock import Clock
 
+#: Kinds of a source that hangs, and that answers again.
+STALLED, RESUMED = "SOURCE_STALLED", "SOURCE_RESUMED"
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:

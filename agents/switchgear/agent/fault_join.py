@@ -87,7 +87,7 @@ class DriverJoin:
         """It is told by `due`, unless the kernel log has the same fault."""
         fault = fault_of(finding)
         if fault is None:
-            fault = (finding.kind + finding.pci, 0)
+            fault = (f"{finding.kind} {finding.pci} {finding.gpu}", 0)
         for told in (self._from_kernel, self._alone):
             if fault in told and abs(at_s - told[fault]) <= _window_s(fault):
                 return

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Sequence
 
-from switchgear.agent.events import Events, Finding
+from switchgear.agent.events import RESUMED, STALLED, Events, Finding
 from switchgear.agent.metrics import AgentMetrics
 from switchgear.agent.outbox import Outbox
 from switchgear.agent.stream import TelemetryStream
@@ -14,8 +14,6 @@ from switchgear.agent.worker import Sample, Worker
 from switchgear.core.clock import Clock
 
 EVENT_SOURCE = "agent"
-STALLED = "SOURCE_STALLED"
-RESUMED = "SOURCE_RESUMED"
 #: What a block waits for answers at most; what comes later is in the next one. A healthy driver answers within milliseconds.
 PATIENCE_S = 0.1
 #: What a tick waits for the disk to take an event; a disk that stalls must not stop the beat.

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
-from switchgear.agent.events import Finding
+from switchgear.agent.events import RESUMED, STALLED, Finding
 from switchgear.agent.nvml import library
 from switchgear.agent.nvml.device import NvmlDevice, identify
 from switchgear.agent.nvml.driver import NvmlDriver, Session
 from switchgear.agent.nvml.events import EventSet
 from switchgear.agent.nvml.library import Nvml, NvmlUnavailable, code_of
 from switchgear.agent.nvml.power import RuntimePower, sleepers
+from switchgear.agent.nvml.roll_call import RollCall
 from switchgear.core.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -20,6 +22,8 @@ log = logging.getLogger(__name__)
 DRIVER_UNAVAILABLE = "GPU_DRIVER_UNAVAILABLE"
 DRIVER_AVAILABLE = "GPU_DRIVER_AVAILABLE"
 DRIVER_HANGS = "GPU_DRIVER_HANGS"
+#: How long the driver may take for the next GPU to say who it is; waking one takes up to three seconds.
+SILENT_S = 4.0
 #: Between attempts to initialise: doubled each time, and as at first again after a session that lasted.
 RETRY_S_MIN, RETRY_S_MAX = 1.0, 60.0
 #: How long a call may take to return before the library is shut down under it. It is then not shut down at all.
@@ -57,6 +61,7 @@ class Lifecycle:
         self._waited = False
         self._came_late = False
         self._asleep: Mapping[int, RuntimePower] = {}
+        self._roll_call: RollCall | None = None
 
     def wait(self, patience_s: float) -> bool:
         """Waits for the first attempt to end, well or not, so that `driver.devices()` is what there is; False when it does not."""
@@ -118,21 +123,24 @@ class Lifecycle:
         self._count = count
         found = list[NvmlDevice]()
         self._asleep = sleepers(count, self._driver.sysfs)
-        for index in range(count):
-            if index in self._asleep:
-                log.info("GPU %d is asleep and is watched once something wakes it", index)
-                continue
-            try:
-                found.append(identify(nvml, index))
-            except nvml.Error as error:
-                if code_of(error) in library.BROKEN:
-                    raise
-                if code_of(error) == library.NO_PERMISSION:  # NVML counts those too that are kept from a container
-                    log.warning("GPU %d may not be used by the agent and is not watched", index)
-                    continue
-                log.error("GPU %d cannot be identified: %s", index, error)
-                text = f"NVML: GPU {index} cannot be identified: {error}"
-                self._tell(Finding("GPU_UNAVAILABLE", text, gpu=index, detail={"reason": str(error)}))
+        for index in self._asleep:
+            log.info("GPU %d is asleep and is watched once something wakes it", index)
+        self._roll_call = RollCall(partial(identify, nvml), set(range(count)) - set(self._asleep))
+        for index, answer in sorted(self._roll_call.answers(SILENT_S), key=lambda item: item[0]):
+            if isinstance(answer, NvmlDevice):
+                found.append(answer)
+            elif not isinstance(answer, nvml.Error) or code_of(answer) in library.BROKEN:
+                raise answer
+            elif code_of(answer) == library.NO_PERMISSION:  # NVML counts those too that are kept from a container
+                log.warning("GPU %d may not be used by the agent and is not watched", index)
+            else:
+                log.error("GPU %d cannot be identified: %s", index, answer)
+                text = f"NVML: GPU {index} cannot be identified: {answer}"
+                self._tell(Finding("GPU_UNAVAILABLE", text, gpu=index, detail={"reason": str(answer)}))
+        for index in sorted(self._roll_call.silent):
+            text = f"NVML: GPU {index} does not say who it is within {SILENT_S:g} s; it is watched once it does"
+            log.error("%s", text)
+            self._tell(Finding(STALLED, text, gpu=index))
         return found
 
     def _follow(self, session: Session) -> None:
@@ -142,14 +150,29 @@ class Lifecycle:
             events.wait(session.broken)
             if self._asleep and any(not power.suspended() for power in self._asleep.values()):
                 self._asleep = {}
-                self._came_late = True
-                self._late()
+                self._announce_late()
+            self._call_again()
         events.close()
+
+    def _call_again(self) -> bool:
+        """Whether a GPU still does not say who it is; those that did meanwhile are announced."""
+        roll_call = self._roll_call
+        if roll_call is None or not roll_call.silent:
+            return False
+        if late := [index for index, _ in roll_call.answers(0.0)]:
+            for index in late:
+                self._tell(Finding(RESUMED, f"NVML: GPU {index} answers now", gpu=index))
+            self._announce_late()
+        return bool(roll_call.silent)
+
+    def _announce_late(self) -> None:
+        self._came_late = True
+        self._late()
 
     def _end(self, session: Session) -> None:
         reason = "the driver was restarted" if session.broken.is_set() else "the agent stops"
         waited_s = 0.0
-        while not self._driver.end(reason):
+        while not self._driver.end(reason) or self._call_again():
             if self._stopping.wait(_POLL_S) and waited_s > DRAIN_S:
                 return  # the process ends, and the call that hangs with it
             if DRAIN_S < waited_s <= DRAIN_S + _POLL_S:
