@@ -117,6 +117,9 @@ class _Program:
     def processes(self, gpu: int) -> list[Any]:
         return list(self.driver.processes(gpu))
 
+    def xids(self, pci: str) -> list[Any]:
+        return list(self.driver.xids.values(pci))
+
     def kernel_log(self, code: int, pci: str, kind: str = "XID") -> None:
         finding = Finding(kind, f"NVRM: Xid (PCI:{pci}): {code}", code=code if kind == "XID" else None, pci=pci)
         self.events.tell("kernel_log", finding)

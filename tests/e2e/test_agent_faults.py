@@ -109,6 +109,7 @@ async def test_every_fault_arrives_as_an_event_or_in_the_values_and_nowhere_else
     clocks = await plane.values("DCGM_FI_DEV_SM_CLOCK")
     assert (clocks[2], clocks[3]) == ("GPU is lost", "deadline exceeded")
     assert _numbers(clocks)[5] <= 600 < _numbers(clocks)[4] < 1200 < _numbers(clocks)[0]
+    assert await plane.values("DCGM_FI_DEV_XID_ERRORS") == {0: 94, 1: 149, 2: 79, 3: 0, 4: 0, 5: 0, 6: 0, 7: 74}
     reasons = _numbers(await plane.values("DCGM_FI_DEV_CLOCKS_EVENT_REASONS"))
     assert int(reasons[4]) & 0x40
     assert not int(reasons[5]) & 0x40

@@ -111,3 +111,4 @@ async def test_gpus_whose_driver_comes_late_are_read_and_a_fault_a_hang_and_a_lo
     assert await node.value("DCGM_FI_DEV_XID_ERRORS", 1) == 94.0
     node.scenario.lose(1)
     assert (await node.signals(3))[2] == ("GPU_LOST", "nodes/n1/gpus/1")
+    await node.until("DCGM_FI_DEV_XID_ERRORS", 1, 79.0)

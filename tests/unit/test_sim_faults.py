@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from switchgear.core.errors import Invalid
-from switchgear.sim.faults import FOREVER_S, SYNTAX, FaultKind, History, Scheduled, parse_fault, parse_script
+from switchgear.sim.faults import FOREVER_S, SYNTAX, FaultKind, History, parse_fault, parse_script
 
 
 @pytest.mark.parametrize(
@@ -93,14 +93,6 @@ def test_a_fault_holds_from_its_begin_to_its_end() -> None:
 def test_mending_ends_what_began_before_it_and_nothing_that_comes_later() -> None:
     faults = history("at 1s gpu 0 xid 79", "at 10s gpu 0 mend", "at 20s gpu 0 vanish")
     assert [faults.lost(at_s) for at_s in (5, 15, 25)] == [True, False, True]
-    assert [faults.last_xid(at_s) for at_s in (0, 5, 15)] == [0, 79, 0]
-
-
-def test_the_last_xid_is_the_newest_also_when_faults_are_added_out_of_order() -> None:
-    faults = History()
-    for at_s, code in ((5.0, 31), (2.0, 13)):
-        faults.add(Scheduled(at_s, parse_fault(f"gpu 0 xid {code}")))
-    assert faults.last_xid(6) == 31
 
 
 def test_events_are_counted_by_rate_time_and_link() -> None:

@@ -132,7 +132,6 @@ def test_a_fault_is_logged_in_the_drivers_form_with_its_device(
     (found,) = KernelLogParser().feed(line, 0)
     assert (found.kind, found.code, found.pci) == ("XID", 94, gpus.devices()[2].pci_bus_id.removesuffix(".0"))
     assert "simulated" in line
-    assert everything(gpus, 2)["DCGM_FI_DEV_XID_ERRORS"] == 94
 
 
 def test_xid_79_loses_the_gpu_with_all_its_values_and_the_others_go_on(
@@ -153,7 +152,6 @@ def test_a_lost_gpu_is_back_when_it_is_mended(gpus: SimulatedGpus, tmp_path: Pat
     inject(tmp_path, "gpu 1 mend", clock)
     gpus.follow_faults()
     assert "GPU is lost" not in everything(gpus, 1).values()
-    assert everything(gpus, 1)["DCGM_FI_DEV_XID_ERRORS"] == 0
 
 
 def test_a_restart_knows_lost_gpus_goes_on_counting_and_logs_no_fault_again(

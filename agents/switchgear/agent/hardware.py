@@ -22,9 +22,11 @@ from switchgear.agent.sources.network import NetworkSource
 from switchgear.agent.sources.open_log import open_kernel_log
 from switchgear.agent.vendors import open_gpus
 from switchgear.agent.worker import Worker
+from switchgear.agent.xids import HasXids, XidHistory, XidValues
 from switchgear.core import names
 from switchgear.core.clock import Clock
 from switchgear.core.errors import Invalid, Reason
+from switchgear.sim.profiles import profile
 from switchgear.v1 import fleet_service_pb2
 
 if TYPE_CHECKING:
@@ -81,12 +83,18 @@ def open_hardware(
             driver = _simulated(settings, clock)
             stack.enter_context(running_thread(driver.run, driver.close, "simulated-faults"))
             workers += [_gpu_worker(driver, device, settings.node, board) for device in driver.devices()]
+            if not profile(settings.sim_profile).is_amd:
+                xids = XidHistory(clock)
+                events.observe(xids.observe)
+                workers.append(_xid_worker([(xids, device) for device in driver.devices()], settings.node))
             workers.append(_simulated_network(driver.nics, events, clock))
             hardware = Hardware(workers, driver.devices(), TextLog(driver.kernel_log, log_cursor), board)
         else:
             kernel_log = open_kernel_log(settings.kernel_log, kernel_boot_id, log_cursor)
             found = stack.enter_context(open_gpus(events, clock, late, kernel_log=kernel_log is not None))
             workers += [_gpu_worker(driver, device, settings.node, board) for driver, device in found]
+            if have_xids := [(driver.xids, device) for driver, device in found if isinstance(driver, HasXids)]:
+                workers.append(_xid_worker(have_xids, settings.node))
             hardware = Hardware(workers, [device for _, device in found], kernel_log, board)
         for worker in workers:
             stack.callback(worker.close)
@@ -128,6 +136,14 @@ def _gpu_worker(driver: GpuDriver, device: GpuDevice, hostname: str, board: Boar
         GpuProcessSource(driver, device, board),
     ]
     return Worker(f"gpu-{device.index}", sources, deadline_s=DEADLINE_S, gpu=device.index)
+
+
+def _xid_worker(gpus: Sequence[tuple[XidHistory, GpuDevice]], hostname: str) -> Worker:
+    """Apart from the GPUs' workers: what the log says of a GPU is wanted most while its driver's calls hang."""
+    sources = [
+        GpuSource(XidValues(history, normal_pci(device.pci_bus_id)), device, hostname) for history, device in gpus
+    ]
+    return Worker("xids", sources, deadline_s=DEADLINE_S)
 
 
 @contextmanager

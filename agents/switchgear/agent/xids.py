@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
 
 from switchgear.agent.events import Finding
 from switchgear.agent.fault_join import LOST_XID, XID, fault_of
@@ -48,3 +49,23 @@ class XidHistory:
         window = ("window_size_in_ms", str(round(WINDOW_S * 1000)))
         for code, count in counts.items():
             yield "DCGM_EXP_XID_ERRORS_COUNT", (("xid", str(code)), window), float(count)
+
+
+@runtime_checkable
+class HasXids(Protocol):
+    """A driver whose GPUs have XIDs."""
+
+    @property
+    def xids(self) -> XidHistory: ...
+
+
+class XidValues:
+    """`GpuValues` of one GPU out of the history: no driver is asked, so they last while its calls hang, and when the GPU is lost."""
+
+    def __init__(self, history: XidHistory, pci: str) -> None:
+        self._history = history
+        self._pci = pci
+
+    def read(self, index: int, *, slow: bool) -> Iterator[Value]:  # noqa: ARG002 - as all GPUs are read
+        """See `GpuValues`; nothing of it changes seldom."""
+        return iter(()) if slow else self._history.values(self._pci)

@@ -237,11 +237,6 @@ class History:
     def hangs(self, at_s: float) -> bool:
         return self.holds(FaultKind.HANG, at_s)
 
-    def last_xid(self, at_s: float) -> int:
-        """0: none since it was mended."""
-        held = [(span.start_s, span.fault.code) for span in self.of(FaultKind.XID) if span.holds(at_s)]
-        return max(held, default=(0.0, 0))[1]
-
     def count(self, kind: FaultKind, at_s: float, link: int | None = None) -> int:
         """Events of an ECC storm or of NVLink errors until then, on one link or on all."""
         return sum(

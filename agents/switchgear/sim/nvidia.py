@@ -98,7 +98,6 @@ def fast(gpu: GpuSignals, time_s: float) -> Iterator[Value]:
     yield "DCGM_FI_DEV_DEC_UTIL", (), 0.0
     if profile.gpm:
         yield from _gpm(now, link_bytes, _PCIE_BYTES_PER_S[profile.pcie_generation])
-    yield "DCGM_FI_DEV_XID_ERRORS", (), float(gpu.history.last_xid(time_s))
     yield "DCGM_FI_DEV_VGPU_LICENSE_STATUS", (), 0.0
 
 

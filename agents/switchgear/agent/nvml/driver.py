@@ -87,14 +87,14 @@ class Gpu:
 class NvmlDriver:
     """`GpuDriver` of a session that a `Lifecycle` opens and ends.
 
-    tell: takes what is noticed about a GPU. sysfs: root of sysfs.
+    tell: takes what is noticed about a GPU. xids: of its GPUs, from the kernel log too. sysfs: root of sysfs.
     """
 
     def __init__(
         self, tell: Callable[[Finding], None], xids: XidHistory, clock: Clock, *, sysfs: Path = Path("/sys")
     ) -> None:
         self._tell = tell
-        self._xids = xids
+        self.xids = xids
         self._clock = clock
         self.sysfs = sysfs
         self._gpus = dict[int, Gpu]()
@@ -170,7 +170,6 @@ class NvmlDriver:
             self._find(gpu)
         if not slow:
             self._note_recovery(gpu, values)
-            values += self._xids.values(gpu.pci)
             values.append(("DCGM_FI_DEV_VGPU_LICENSE_STATUS", (), 0.0))
         return gpu.keep(values, slow=slow)
 

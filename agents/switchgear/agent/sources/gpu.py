@@ -42,13 +42,17 @@ class GpuDevice(Protocol):
         """Of the driver that reads it; "" when it is not told."""
 
 
-class GpuDriver(Protocol):
-    """How the GPUs of one vendor are found and read. Calls about one GPU come from one thread, and may block for ever."""
-
-    def devices(self) -> Sequence[GpuDevice]: ...
+class GpuValues(Protocol):
+    """What is known of GPUs."""
 
     def read(self, index: int, *, slow: bool) -> Iterable[Value]:
         """What the GPU supports of `METRICS`: what changes from second to second, or (slow) what changes seldom."""
+
+
+class GpuDriver(GpuValues, Protocol):
+    """How the GPUs of one vendor are found and read. Calls about one GPU come from one thread, and may block for ever."""
+
+    def devices(self) -> Sequence[GpuDevice]: ...
 
     def processes(self, index: int) -> Iterable[Process]:
         """The processes that the driver reports on this GPU."""
@@ -58,7 +62,7 @@ class GpuSource:
     """One GPU's values of one pace; a metric that its driver leaves out is not supported and has no series."""
 
     def __init__(
-        self, driver: GpuDriver, device: GpuDevice, hostname: str, *, slow: bool = False, period_s: float = 0.0
+        self, driver: GpuValues, device: GpuDevice, hostname: str, *, slow: bool = False, period_s: float = 0.0
     ) -> None:
         self.name = f"gpu-{device.index}{'-slow' if slow else ''}"
         self.period_s = period_s
