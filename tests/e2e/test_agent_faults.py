@@ -100,6 +100,7 @@ async def test_every_fault_arrives_as_an_event_or_in_the_values_and_nowhere_else
     events = await plane.events()
     assert all(event.simulated for event in events if event.source in {"kernel_log", "simulated-network"})
     assert {e.detail.get("link") for e in events if e.code in {149, 20034, 74}} == {"7", "12", "3"}
+    assert not [event.kind for event in events if event.kind.startswith("NET_LINK")], "a link is told once"
     assert len([e for e in events if e.code == 94]) == 1
     assert not {gpu for _, _, gpu, _ in found} & {4, 5}, "a fault that only counters show has no event of its own"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from node_tree import NodeTree, Told, by_name, infiniband, network
 
+from switchgear.agent.events import Finding
 from switchgear.agent.readings import Kind
 from switchgear.agent.sources.counter_gate import CounterGate
 from switchgear.agent.sources.ethtool import STATISTICS_MAX, EthtoolSocket, EthtoolSource, chosen, metric_name
@@ -84,6 +85,18 @@ def test_a_nic_that_loses_its_link_is_told_and_cleared(tree: NodeTree, told: Tol
     (folder / "operstate").write_text("up\n")
     source.sample()
     assert told.kinds() == ["LINK_UP"]
+
+
+@pytest.mark.parametrize("kind", ["NET_LINK_DOWN", "NET_LINK_LOST_CARRIER"])
+def test_what_the_kernel_log_says_of_a_watched_link_is_not_told_beside_it(
+    tree: NodeTree, told: Told, kind: str
+) -> None:
+    tree.interface("eth2", ADDRESS)
+    source = network(tree, told)
+    source.sample()
+    for device in ("eth2", "eth9"):
+        told.events.tell("kernel_log", Finding(kind, f"{device}: Link down", detail={"device": device}))
+    assert [event.detail["device"] for event in told.new()] == ["eth9"]
 
 
 @pytest.mark.parametrize(

@@ -53,15 +53,15 @@ class Events:
         self._notify = notify
         self._simulated = simulated
         self._observers = list[Callable[[Finding], None]]()
-        self._judge: Judge = lambda source, finding, time_unix_ns: True  # noqa: ARG005 - a judge's arguments
+        self._judges = list[Judge]()
 
     def observe(self, observer: Callable[[Finding], None]) -> None:
         """From now on `observer` gets every finding, in the thread that tells it; it must return at once and not raise."""
         self._observers.append(observer)
 
     def judge(self, judge: Judge) -> None:
-        """From now on `judge` says, in the thread that tells a finding, whether it is news; one that is not goes no further."""
-        self._judge = judge
+        """From now on `judge` says, in the thread that tells a finding, whether it is news; what is none to one of them goes no further."""
+        self._judges.append(judge)
 
     @property
     def boot_id(self) -> str:
@@ -80,7 +80,7 @@ class Events:
         """cursor: where `source` goes on after this event. time_unix_ns: now, when not given."""
         gpu = finding.gpu if finding.gpu is not None else self._gpus.get(finding.pci)
         time_unix_ns = self._clock.unix_ns() if time_unix_ns is None else time_unix_ns
-        if not self._judge(source, finding, time_unix_ns):
+        if not all(judge(source, finding, time_unix_ns) for judge in self._judges):
             if cursor:
                 self.move(source, cursor)
             return
