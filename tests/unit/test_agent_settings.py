@@ -56,3 +56,8 @@ def test_a_join_token_need_not_be_on_the_command_line(tmp_path: Path, monkeypatc
     assert read_token(parsed().join) == "token of the environment"
     with pytest.raises(Invalid, match="No such file"):
         read_token("@/nowhere/join")
+
+
+def test_a_fault_script_without_simulated_gpus_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match="--sim-gpus"):
+        settings_from(parsed("--sim-script", "faults.txt"), NodeFiles(tmp_path / "tls"))

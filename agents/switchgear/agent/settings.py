@@ -62,6 +62,9 @@ class AgentSettings:
         _require(0 <= self.sim_gpus <= profiles.GPUS_MAX, "sim_gpus", f"must be 0 to {profiles.GPUS_MAX}")
         profiles.profile(self.sim_profile)
         _require(self.sim_workload in workloads.WORKLOADS, "sim_workload", f"must be one of {workloads.WORKLOADS}")
+        _require(
+            self.sim_script is None or self.sim_gpus > 0, "sim_script", "is for simulated GPUs: give --sim-gpus too"
+        )
         _require(0.05 <= self.interval_s <= 60, "interval_s", "must be 0.05 to 60 seconds")
         _require(1 <= self.spool_mb <= 10_240, "spool_mb", "must be 1 to 10240 mebibytes")
         _require(0 <= self.warm_kinds <= KINDS_MAX, "warm_kinds", f"must be 0 to {KINDS_MAX}")

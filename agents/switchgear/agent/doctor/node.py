@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from switchgear.agent.sources.clock_sync import ClockSyncSource
 _KUBELET = "var/lib/kubelet"
 _SLURM_FILES = ("etc/slurm", "etc/slurm-llnl", "run/slurmd.pid", "var/spool/slurmd")
 _RECORD_BYTES_MAX = 8192
-_JOURNAL_S = 5.0
 
 
 def examine(root: Path) -> Iterator[Check]:
@@ -47,7 +45,7 @@ def _kernel_log(root: Path) -> Check:
         _read_ring(root / "dev/kmsg")
     except OSError as error:
         text = f"/dev/kmsg: {error.strerror}"
-        if _journal_has_it():
+        if journal.has_kernel_messages():
             return note("kernel log", f"{text}; the agent reads the journal instead", _kmsg_remedy(error))
         text += ", and the journal shows no kernel message: XIDs and every other fault of the node stay unseen"
         return problem("kernel log", text, _kmsg_remedy(error))
@@ -63,18 +61,6 @@ def _read_ring(path: Path) -> None:
         pass
     finally:
         os.close(ring)
-
-
-def _journal_has_it() -> bool:
-    path = shutil.which(journal.COMMAND[0])
-    if path is None:
-        return False
-    command = [path, "--quiet", "--no-pager", "--lines=1", "--output=cat", "_TRANSPORT=kernel"]
-    try:
-        answer = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_JOURNAL_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return bool(answer.stdout.strip())
 
 
 def _kmsg_remedy(error: OSError) -> str:

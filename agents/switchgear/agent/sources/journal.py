@@ -32,7 +32,22 @@ ENTRY_BYTES_MAX = 1 << 20
 #: Before a journalctl that ended is started again.
 RESTART_S = 15.0
 _END_S = 1.0
+#: What a look into the journal may take.
+_LOOK_S = 5.0
 _STAMP = "_SOURCE_MONOTONIC_TIMESTAMP"
+
+
+def has_kernel_messages() -> bool:
+    """Whether the journal shows this user any: journalctl refuses nothing, it leaves out what may not be seen."""
+    path = shutil.which(COMMAND[0])
+    if path is None:
+        return False
+    command = [path, "--quiet", "--no-pager", "--lines=1", "--output=cat", MATCHES[0]]
+    try:
+        answer = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_LOOK_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return bool(answer.stdout.strip())
 
 
 class JournalLog:

@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from switchgear.agent.sources.journal import JournalLog
+from switchgear.agent.sources.journal import JournalLog, has_kernel_messages
 from switchgear.agent.sources.log_reader import RECORD_BYTES_MAX, KernelRing, LogReader, TextLog
 
 log = logging.getLogger(__name__)
@@ -20,6 +20,10 @@ def open_kernel_log(file: Path | None, kernel_boot_id: str, cursor: str) -> LogR
     cursor: where an earlier agent left off, whichever of them it read.
     """
     if file is not None:
+        try:
+            file.open().close()
+        except OSError as error:
+            log.warning("%s cannot be read (%s): XIDs and other faults stay unseen until it can", file, error.strerror)
         return TextLog(file, cursor, from_end=True)
     try:
         _read_once(KMSG)
@@ -31,7 +35,15 @@ def open_kernel_log(file: Path | None, kernel_boot_id: str, cursor: str) -> LogR
     except FileNotFoundError:
         log.warning("%s cannot be read (%s): XIDs stay unseen; run as root or give --kernel-log", KMSG, refused)
         return None
-    log.info("%s cannot be read (%s): reading the journal instead", KMSG, refused)
+    if has_kernel_messages():
+        log.info("%s cannot be read (%s): reading the journal instead", KMSG, refused)
+    else:
+        log.warning(
+            "%s cannot be read (%s), and the journal shows no kernel message: XIDs and other faults stay unseen; "
+            "run as root or with CAP_SYSLOG, or in the group systemd-journal",
+            KMSG,
+            refused,
+        )
     return journal
 
 
