@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 
 from switchgear.cli import exits
 from switchgear.cli.client import Client, connect, progress_of, whole_list
@@ -15,7 +16,7 @@ from switchgear.v1 import signal_service_pb2 as signals
 from switchgear.v1alpha import telemetry_service_pb2 as telemetry
 
 #: Labels that follow from the GPU's index; the table above has them and `--json` gives them all.
-_SAME_FOR_A_GPU = frozenset({"UUID", "device", "hostname", "modelName", "pci_bus_id"})
+_SAME_FOR_A_GPU = frozenset({"UUID", "device", "hostname", "modelName", "pci_bus_id", "DCGM_FI_DRIVER_VERSION"})
 
 
 def qualified(value: str, collection: str) -> str:
@@ -67,28 +68,53 @@ def _node(client: Client, name: str, *, as_json: bool) -> int:
         print_json([node, values])
         return exits.OK
     print_line(f"{node.name}  {fleet.Node.State.Name(node.state)}  {node.reason}".rstrip())
+    users = _users(values.associations)
     print_table(
-        ("GPU", "MODEL", "UUID", "SIMULATED"),
-        ((gpu.index, gpu.model, gpu.uuid, "yes" if gpu.simulated else "no") for gpu in node.gpus),
+        ("GPU", "MODEL", "UUID", "SIMULATED", "USED BY"),
+        (
+            (gpu.index, gpu.model, gpu.uuid, "yes" if gpu.simulated else "no", ", ".join(users.get(gpu.index, "-")))
+            for gpu in node.gpus
+        ),
         "no GPUs",
     )
     print()
-    print_table(
-        ("METRIC", "LABELS", "VALUE"),
-        (
-            (
-                value.metric,
-                ",".join(f"{key}={text}" for key, text in sorted(value.labels.items()) if key not in _SAME_FOR_A_GPU)
-                or "-",
-                f"{value.value:g} {value.unit}".rstrip()
-                if value.HasField("value")
-                else f"unknown: {value.unknown_reason}",
-            )
-            for value in sorted(values.values, key=lambda v: (v.metric, sorted(v.labels.items())))
-        ),
-        "no telemetry yet",
-    )
+    print_table(("METRIC", "VALUE", "LABELS"), telemetry_rows(values.values), "no telemetry yet")
     return exits.OK
+
+
+def _users(associations: Iterable[telemetry.Association]) -> dict[int, list[str]]:
+    """By GPU."""
+    users = dict[int, list[str]]()
+    for one in associations:
+        name = one.job or (f"pod {one.namespace}/{one.pod}" if one.pod else f"Slurm job {one.hpc_job}")
+        instance = f" (instance {one.mig_gpu_instance})" if one.HasField("mig_gpu_instance") else ""
+        users.setdefault(one.gpu, []).append(name + instance)
+    return users
+
+
+def telemetry_rows(values: Iterable[telemetry.SeriesValue]) -> list[tuple[str, str, str]]:
+    """Metric, value and labels of each series, by metric and GPU."""
+    ordered = sorted(values, key=lambda value: (value.metric, [_in_order(text) for _, text in _labels(value)]))
+    return [
+        (
+            value.metric,
+            f"{value.value:.15g} {value.unit}".rstrip() if value.HasField("value") else f"unknown: {value.unknown_reason}",
+            ",".join(f"{key}={text}" for key, text in _labels(value)) or "-",
+        )
+        for value in ordered
+    ]
+
+
+def _labels(value: telemetry.SeriesValue) -> list[tuple[str, str]]:
+    """Those that tell it from the others of its metric, the GPU's index first. A network interface is a device too, and no GPU's."""
+    of_gpu = "gpu" in value.labels
+    labels = sorted(value.labels.items(), key=lambda label: (label[0] != "gpu", label))
+    return [(key, text) for key, text in labels if not (of_gpu and key in _SAME_FOR_A_GPU)]
+
+
+def _in_order(text: str) -> tuple[int, str]:
+    """10 comes after 9."""
+    return (int(text), "") if text.isdecimal() else (-1, text)
 
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:
