@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from switchgear.cli.show import telemetry_rows
+from switchgear.cli.show import telemetry_rows, users_by_gpu
 from switchgear.v1alpha import telemetry_service_pb2 as telemetry
 
 
@@ -27,3 +27,16 @@ def test_series_are_in_order_of_the_gpus_and_name_a_network_interface_but_not_ag
         ("temperature", "41 celsius", "gpu=10"),
         ("up", "0", "device=eth1"),
     ]
+
+
+def test_each_user_of_a_gpu_is_named_by_what_is_known_of_it() -> None:
+    associations = [
+        telemetry.Association(gpu=1, job="jobs/a", pids=[7]),
+        telemetry.Association(gpu=1, mig_gpu_instance=3, namespace="ml", pod="train-0", hpc_job=""),
+        telemetry.Association(gpu=0, hpc_job="4711", pids=[8]),
+        telemetry.Association(gpu=0, pids=[9, 10]),
+    ]
+    assert users_by_gpu(associations) == {
+        1: ["jobs/a", "pod ml/train-0 (instance 3)"],
+        0: ["Slurm job 4711", "pid 9, 10"],
+    }

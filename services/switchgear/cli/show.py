@@ -68,7 +68,7 @@ def _node(client: Client, name: str, *, as_json: bool) -> int:
         print_json([node, values])
         return exits.OK
     print_line(f"{node.name}  {fleet.Node.State.Name(node.state)}  {node.reason}".rstrip())
-    users = _users(values.associations)
+    users = users_by_gpu(values.associations)
     print_table(
         ("GPU", "MODEL", "UUID", "SIMULATED", "USED BY"),
         (
@@ -82,11 +82,14 @@ def _node(client: Client, name: str, *, as_json: bool) -> int:
     return exits.OK
 
 
-def _users(associations: Iterable[telemetry.Association]) -> dict[int, list[str]]:
-    """By GPU."""
+def users_by_gpu(associations: Iterable[telemetry.Association]) -> dict[int, list[str]]:
+    """Jobs, pods, and processes of which neither is known."""
     users = dict[int, list[str]]()
     for one in associations:
-        name = one.job or (f"pod {one.namespace}/{one.pod}" if one.pod else f"Slurm job {one.hpc_job}")
+        if one.job or one.pod:
+            name = one.job or f"pod {one.namespace}/{one.pod}"
+        else:
+            name = f"Slurm job {one.hpc_job}" if one.hpc_job else f"pid {', '.join(map(str, one.pids))}"
         instance = f" (instance {one.mig_gpu_instance})" if one.HasField("mig_gpu_instance") else ""
         users.setdefault(one.gpu, []).append(name + instance)
     return users
@@ -98,7 +101,9 @@ def telemetry_rows(values: Iterable[telemetry.SeriesValue]) -> list[tuple[str, s
     return [
         (
             value.metric,
-            f"{value.value:.15g} {value.unit}".rstrip() if value.HasField("value") else f"unknown: {value.unknown_reason}",
+            f"{value.value:.15g} {value.unit}".rstrip()
+            if value.HasField("value")
+            else f"unknown: {value.unknown_reason}",
             ",".join(f"{key}={text}" for key, text in _labels(value)) or "-",
         )
         for value in ordered
