@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,25 @@ def test_a_reboot_begins_new_numbers_and_keeps_old_events_and_the_cursor(tmp_pat
     following = add(again, "c")
     assert following is not None
     assert following.sequence == 2
+
+
+def test_a_full_disk_is_said_once_and_what_it_refused_is_written_when_there_is_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = open_spool(tmp_path)
+    add(spool, "a")
+    size, limits = (tmp_path / "spool").stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 30, limits[1]))
+    try:
+        for text in ("half a line", "none", "none again"):
+            add(spool, text)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (spool.write_errors, len(caplog.records)) == (3, 1)
+    add(spool, "b")
+    again = open_spool(tmp_path)  # as after kill -9
+    assert texts(again) == ["a", "half a line", "none", "none again", "b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["spool"]
 
 
 def test_a_lost_spool_never_uses_the_numbers_of_the_lost_one_again(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ both: after a crash the log is read on from there, and an event that was read bu
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
 import os
@@ -72,6 +74,7 @@ class Spool:
         self.dropped = 0
         #: Writes that the disk refused; the events concerned live in memory alone.
         self.write_errors = 0
+        self._failing = False
         self._fd = -1
         self._size = 0
         self._load()
@@ -208,15 +211,17 @@ class Spool:
                 os.fsync(file.fileno())
             temporary.replace(self._path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)  # it takes the space that is missing
             if self._fd < 0:
                 raise
-            self.write_errors += 1
-            log.error("spool %s: %s; free some space", self._path, error.strerror)
+            self._refused(error)
             return
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         self._size = sum(map(len, lines))
+        self._failing = False
         folder = os.open(self._path.parent, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(folder)
@@ -225,14 +230,24 @@ class Spool:
 
     def _write(self, line: bytes, *, sync: bool) -> None:
         try:
-            os.write(self._fd, line)
+            if os.write(self._fd, line) < len(line):
+                os.ftruncate(self._fd, self._size)  # behind half a line nothing would be found again
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._size += len(line)
             if sync:
                 os.fdatasync(self._fd)
         except OSError as error:
             # The event still goes to the collector from memory; only a crash before that would lose it.
-            self.write_errors += 1
+            self._refused(error)
+            return
+        if self._failing:
+            self._rewrite()  # with what lives in memory alone
+
+    def _refused(self, error: OSError) -> None:
+        self.write_errors += 1
+        if not self._failing:
             log.error("spool %s: %s; free some space", self._path, error.strerror)
+        self._failing = True
 
 
 def _encode(entry: dict[str, object]) -> bytes:
