@@ -86,7 +86,7 @@ RULES: Sequence[Rule] = (
     Rule(
         "Disk failure on ",
         re.compile(
-            r"\b(?:md/)?raid[\w:]{0,40}: ?Disk failure on (?P<device>[^\s,]{1,64})(?:(?P<goes_on>, disabling device)| detected, failing array)",
+            r"\b(?:md/)?(?:raid|linear)[\w:]{0,40}: ?Disk failure on (?P<device>[^\s,]{1,64})(?:(?P<goes_on>, disabling device)| detected\b)",
             re.ASCII,
         ),
         _raid,
@@ -197,6 +197,10 @@ RULES: Sequence[Rule] = (
             "ink is Down",
             r"(?<![\w.])(?!ata\d|\S*pcie)(?P<device>[A-Za-z][\w.@-]{1,31}):? (?:NIC (?:\w{2,12} ){0,2})?Link is Down\b",
         ),
+        *(
+            (word, rf"(?<![\w.])(?!pcie)[a-z]\w{{1,15}} (?P<pci>{PCI}): (?:NIC )?[Ll]ink is [Dd]own\b")
+            for word in ("ink is Down", "ink is down")
+        ),
         ("ink is down", r"(?<![\w.])(?!ata\d|\S*pcie)(?P<device>[A-Za-z][\w.@-]{1,31}):? (?:NIC )?[Ll]ink is down\b"),
         ("ink down", r"(?<![\w.])(?!ata\d|SATA|\S*pcie)(?P<device>[A-Za-z][\w.@-]{1,31}):? [Ll]ink down\b(?! \()"),
         ("ink Down", r"(?<![\w.])(?!ata\d|SATA|\S*pcie)(?P<device>[A-Za-z][\w.@-]{1,31}):? [Ll]ink Down\b"),
@@ -211,6 +215,10 @@ RULES: Sequence[Rule] = (
         ("GPU reset (amdgpu", r"GPU reset \(amdgpu\b[^)]{0,24}\) issued"),
         ("GPU Recovery Failed", rf"amdgpu(?: (?P<pci>{PCI}): .{{0,24}}?|.{{0,40}} )GPU Recovery Failed"),
         ("ASIC reset failed", rf"amdgpu(?: (?P<pci>{PCI}))?: .{{0,24}}?ASIC reset failed"),
+        *(
+            (word, rf"amdgpu(?: (?P<pci>{PCI}))?: (?:amdgpu: )?(?:GPU )?[Mm](?i:ode)[12] reset failed")
+            for word in ("ode1 reset failed", "ode2 reset failed")
+        ),
     ),
     *rules(
         "AMDGPU_RAS_UNCORRECTABLE",

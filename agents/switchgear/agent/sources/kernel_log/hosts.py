@@ -150,10 +150,9 @@ RULES: Sequence[Rule] = (
             r"Memory failure: (?P<device>0x[0-9a-fA-F]{1,16}): (?:(?:Sending .{0,24}? ?to|(?:forcibly k|K)illing) (?P<process>[^\s:]{1,32}):(?P<pid>\d{1,10}))?",
         ),
         # Up to Linux 4.12.
-        ("MCE 0x", r"^MCE (?P<device>0x[0-9a-fA-F]{1,16}): (?:.{1,60} recovery: |already hardware poisoned)"),
         (
             "MCE 0x",
-            r"^MCE (?P<device>0x[0-9a-fA-F]{1,16}): (?:forcibly k|K)illing (?P<process>[^\s:]{1,32}):(?P<pid>\d{1,10})",
+            r"^MCE (?P<device>0x[0-9a-fA-F]{1,16}): (?:(?:forcibly k|K)illing (?P<process>[^\s:]{1,32}):(?P<pid>\d{1,10}))?",
         ),
         (
             "MCE: Killing ",

@@ -22,7 +22,7 @@ _XID = re.compile(
     re.ASCII | re.DOTALL,
 )
 _ATTRIBUTES = re.compile(
-    r", ?pid=(?P<pid>'?<?[\w/]{1,16}>?'?)(?:, ?name=(?P<process>[^,]{1,64}))?(?=,|$)(?:, ?)?", re.ASCII
+    r", ?pid=(?P<pid>'?<?[\w/]{1,16}>?'?)(?:,? ?name=(?P<process>[^,]{1,64})(?=,|$))?(?=[, ]|$)(?:, ?)?", re.ASCII
 )
 _NVLINK5 = re.compile(
     r"[, ]*(?P<unit>[A-Z][A-Z0-9_]{1,40}(?:/[A-Z0-9_]{1,40})?) {1,8}(?P<severity>Fatal|Nonfatal|Non-fatal) {1,8}XC ?\d{1,2} {1,8}i ?\d{1,2} {1,8}"
