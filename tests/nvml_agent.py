@@ -97,7 +97,9 @@ class _Program:
         self.events = events
         faults = FaultJoin(events, self.clock, log_source="kernel_log", kernel_log=True)
         self.driver = NvmlDriver(faults.tell, xids, self.clock, sysfs=folder / "sys")
-        lifecycle = Lifecycle(self.driver, faults.tell, self._late, self.clock, retry_s_min=0.05)
+        lifecycle = Lifecycle(
+            self.driver, faults.tell, self._late, self.clock, retry_s_min=0.05, drain_s=0.5, silent_s=1.0
+        )
         threading.Thread(target=lifecycle.run, daemon=True).start()
         lifecycle.wait(patience_s)
 

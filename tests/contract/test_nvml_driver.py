@@ -242,6 +242,20 @@ def test_a_call_that_hangs_costs_its_own_gpu_only(node: Scenario, agent: NvmlAge
     agent.until(lambda: one(agent.fast(0), "DCGM_FI_DEV_GPU_TEMP"), 45)
 
 
+def test_a_driver_that_cannot_be_opened_again_because_a_call_hangs_is_told_and_so_is_its_return(
+    node: Scenario, agent: NvmlAgent
+) -> None:
+    agent.fast(1)
+    node.hang(0, "nvmlDeviceGetPowerUsage")
+    agent.until(lambda: agent.fast(0), {})
+    node.restart_driver()
+    agent.until(agent.told, [("GPU_DRIVER_HANGS", None, None)])
+    assert "GPU 0 hangs" in agent.ask("told")[0][3]
+    assert one(agent.fast(1), "DCGM_FI_DEV_GPU_TEMP") == "the driver was restarted"
+    node.release(0, "nvmlDeviceGetPowerUsage")
+    agent.until(lambda: agent.told()[1:], [("GPU_DRIVER_AVAILABLE", None, None)])
+
+
 def test_a_gpu_that_sleeps_is_not_touched(node: Scenario, agent: NvmlAgent, tmp_path: Path) -> None:
     agent.fast(1)
     status = tmp_path / "agent/sys/bus/pci/devices/0000:29:00.0/power/runtime_status"

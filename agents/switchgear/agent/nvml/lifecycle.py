@@ -47,12 +47,16 @@ class Lifecycle:
         clock: Clock,
         *,
         retry_s_min: float = RETRY_S_MIN,
+        drain_s: float = DRAIN_S,
+        silent_s: float = SILENT_S,
     ) -> None:
         self._driver = driver
         self._tell = tell
         self._late = late
         self._clock = clock
         self._retry_s_min = retry_s_min
+        self._drain_s = drain_s
+        self._silent_s = silent_s
         self._stopping = threading.Event()
         self._nvml: Nvml | None = None
         self._unavailable = ""
@@ -126,7 +130,7 @@ class Lifecycle:
         for index in self._asleep:
             log.info("GPU %d is asleep and is watched once something wakes it", index)
         self._roll_call = RollCall(partial(identify, nvml), set(range(count)) - set(self._asleep))
-        for index, answer in sorted(self._roll_call.answers(SILENT_S), key=lambda item: item[0]):
+        for index, answer in sorted(self._roll_call.answers(self._silent_s), key=lambda item: item[0]):
             if isinstance(answer, NvmlDevice):
                 found.append(answer)
             elif not isinstance(answer, nvml.Error) or code_of(answer) in library.BROKEN:
@@ -138,7 +142,7 @@ class Lifecycle:
                 text = f"NVML: GPU {index} cannot be identified: {answer}"
                 self._tell(Finding("GPU_UNAVAILABLE", text, gpu=index, detail={"reason": str(answer)}))
         for index in sorted(self._roll_call.silent):
-            text = f"NVML: GPU {index} does not say who it is within {SILENT_S:g} s; it is watched once it does"
+            text = f"NVML: GPU {index} does not say who it is within {self._silent_s:g} s; it is watched once it does"
             log.error("%s", text)
             self._tell(Finding(STALLED, text, gpu=index))
         return found
@@ -173,14 +177,26 @@ class Lifecycle:
         reason = "the driver was restarted" if session.broken.is_set() else "the agent stops"
         waited_s = 0.0
         while not self._driver.end(reason) or self._call_again():
-            if self._stopping.wait(_POLL_S) and waited_s > DRAIN_S:
+            if self._stopping.wait(_POLL_S) and waited_s > self._drain_s:
                 return  # the process ends, and the call that hangs with it
-            if DRAIN_S < waited_s <= DRAIN_S + _POLL_S:
-                log.error("a call of NVML does not return, so the driver cannot be opened again before it does")
+            if waited_s <= self._drain_s < waited_s + _POLL_S:
+                self._note_hang()
             waited_s += _POLL_S
         # Those who came late are opened anew at once: without persistence mode, waking them again would take as long again.
         if session.broken.is_set() or not self._came_late:
             session.nvml.shutdown()
+
+    def _note_hang(self) -> None:
+        """No GPU is watched, for as long as one of them holds up all."""
+        busy = (
+            ", ".join(str(gpu.identity.index) for gpu in self._driver.gpus if gpu.busy) or "that was never identified"
+        )
+        self._unavailable = (
+            f"NVML was restarted while a call about GPU {busy} hangs: it cannot be opened again before that returns, "
+            "and no GPU is watched; look into the kernel log"
+        )
+        log.error("%s", self._unavailable)
+        self._tell(Finding(DRIVER_HANGS, self._unavailable))
 
     def _note_unavailable(self, reason: str) -> None:
         if reason == self._unavailable:
