@@ -257,10 +257,9 @@ def test_a_driver_that_cannot_be_opened_again_because_a_call_hangs_is_told_and_s
 
 
 def test_a_gpu_that_sleeps_is_not_touched(node: Scenario, agent: NvmlAgent, tmp_path: Path) -> None:
+    agent.fast(1)
     status = tmp_path / "agent/sys/bus/pci/devices/0000:29:00.0/power/runtime_status"
     status.parent.mkdir(parents=True)
-    status.write_text("active\n")
-    agent.fast(1)
     status.write_text("suspended\n")
     before = node.calls().on(1)
     assert one(agent.fast(1), "DCGM_FI_DEV_GPU_TEMP") == "not sampled: suspended"
