@@ -161,7 +161,13 @@ RULES: Sequence[Rule] = (
         ),
         before=0,
     ),
-    *rules("EXT4_ERROR", ("EXT4-fs error", r"EXT4-fs error \(device (?P<device>[^)\n]{1,64})\)|EXT4-fs error: ")),
+    *rules(
+        "EXT4_ERROR",
+        (
+            "EXT4-fs error",
+            r"EXT4-fs error \(device (?P<device>[^)\n]{1,64})\)|EXT4-fs error: (?!\d+ callbacks suppressed)",
+        ),
+    ),
     *rules(
         "SATA_LINK_ERROR",
         (": exception Emask", r"\b(?P<device>ata\d{1,4})(?:\.\d{1,2})?: exception Emask 0x"),

@@ -78,7 +78,11 @@ RULES: Sequence[Rule] = (
         ),
         ("soft lockup detected on CPU#", r"soft lockup detected on CPU#\d{1,5}"),  # up to Linux 2.6
     ),
-    *rules("CPU_HARD_LOCKUP", ("hard LOCKUP", r"\bdetected hard LOCKUP(?: on (?:cpu|other CPUs) \d| @ |$)")),
+    *rules(
+        "CPU_HARD_LOCKUP",
+        ("hard LOCKUP", r"\bdetected hard LOCKUP(?: on (?:cpu|other CPUs) \d| @ |$)"),
+        ("Hard LOCKUP", r"^Watchdog CPU:\d{1,5} (?:detected )?Hard LOCKUP"),  # PowerPC, up to Linux 4.16
+    ),
     *rules(
         "KERNEL_BUG",
         ("ernel BUG at", r"kernel BUG at \S{1,160}:\d{1,7}\b|Kernel BUG at [0-9a-fA-F]{4,16} \["),

@@ -147,8 +147,9 @@ def _oom(at: _Next) -> Classified | None:
         return at.lead
     if at.found.kind != "OOM":
         return None
-    under_way = at.opened.invoked != "" and not at.opened.killed
     # What is announced for a task may befall its child; apart from that the victim tells whether it is the same kill.
+    announced = at.opened.invoked != "" or ("sacrifice child" in at.opened.text and at.stamped and at.adjacent)
+    under_way = announced and not at.opened.killed
     if not under_way and at.lead.pid is not None and at.found.pid != at.lead.pid:
         return None
     sure = _VICTIM.search(at.text, 0, 1024) is not None
