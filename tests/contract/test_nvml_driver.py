@@ -242,6 +242,23 @@ def test_a_call_that_hangs_costs_its_own_gpu_only(node: Scenario, agent: NvmlAge
     agent.until(lambda: one(agent.fast(0), "DCGM_FI_DEV_GPU_TEMP"), 45)
 
 
+def test_a_gpu_that_hangs_does_not_keep_the_driver_from_telling_of_others_when_one_more_is_lost(
+    tmp_path: Path,
+) -> None:
+    three = scenario_or_skip(tmp_path / "three", gpus=3)
+    agent = NvmlAgent(three, tmp_path / "agent")
+    for gpu in range(3):
+        agent.fast(gpu)
+    three.hang(0)
+    agent.until(lambda: agent.fast(0), {})
+    three.lose(1)
+    agent.until(lambda: one(agent.fast(1), "DCGM_FI_DEV_GPU_TEMP"), "GPU is lost")
+    agent.until(lambda: len(agent.told_later()), 1)
+    three.xid(2, 31)
+    agent.until(lambda: agent.told_later()[1:], [("XID", 31, 2)])
+    agent.close()
+
+
 def test_a_driver_that_cannot_be_opened_again_because_a_call_hangs_is_told_and_so_is_its_return(
     node: Scenario, agent: NvmlAgent
 ) -> None:

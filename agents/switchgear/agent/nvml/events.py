@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ WAIT_MS = 1000
 PAUSE_S = 5.0
 #: Waits after which the set is made anew for a GPU that could not take part and may now.
 REOPEN_WAITS = 5
+#: What reading a GPU takes at most; one that takes longer is taken in again after `REOPEN_WAITS`.
+CALL_S, _POLL_S = 0.5, 0.02
 _NO_INSTANCE = 0xFFFFFFFF
 
 
@@ -139,4 +142,13 @@ class EventSet:
 
 
 def _takes_part(gpu: Gpu) -> bool:
-    return not (gpu.lost or gpu.power.suspended())
+    return not (gpu.lost or gpu.power.suspended() or _hangs(gpu))
+
+
+def _hangs(gpu: Gpu) -> bool:
+    """Whether a call about it is under way and does not end: one of ours would wait with it, and the events of all others too."""
+    for _ in range(round(CALL_S / _POLL_S)):
+        if not gpu.busy:
+            return False
+        time.sleep(_POLL_S)
+    return True
