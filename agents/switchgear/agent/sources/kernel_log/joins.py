@@ -223,6 +223,12 @@ def _lost_gpu(at: _Next) -> Classified | None:
     return at.found if waited else at.lead
 
 
+def _heartbeat(at: _Next) -> Classified | None:
+    """Who counts the beats says it, then who waits for an answer."""
+    same = (at.found.kind, at.found.device) == (at.lead.kind, at.lead.device)
+    return at.lead if same and (at.stamped or " heartbeat timed out" in at.text) else None
+
+
 _INIT_STEPS = ("Cannot initialize", "RmInitAdapter failed", "rm_init_adapter")
 
 
@@ -273,6 +279,7 @@ _JOINS: Mapping[str, Callable[[_Next], Classified | None]] = {
     "SXID": _sxid,
     "XID": _lost_gpu,
     "GPU_FALLEN_OFF_BUS": _lost_gpu,
+    "GSP_HEARTBEAT_TIMEOUT": _heartbeat,
     "NVIDIA_RM_INIT_FAILED": _init,
     "PCIE_AER_CORRECTED": _aer,
     "PCIE_AER_UNCORRECTABLE": _aer,

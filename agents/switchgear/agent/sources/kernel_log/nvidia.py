@@ -129,7 +129,10 @@ RULES: Sequence[Rule] = (
         lambda match, _: fallen_off_bus(normal_pci(match["pci"] or match["sentence"])),
         before=224,
     ),
-    *rules("GSP_HEARTBEAT_TIMEOUT", ("Heartbeat timed out", r"NVRM: .{0,80}Heartbeat timed out")),
+    *rules(
+        "GSP_HEARTBEAT_TIMEOUT",
+        ("eartbeat timed out", r"NVRM: (?:(?P<device>GPU\d{1,3}) )?.{0,80}?[Hh]eartbeat timed out"),
+    ),
     *rules(
         "NVLINK_POST_RX_LINK_MASK_FAILED",
         ("postRxDetLinkMask failed", r"NVRM: .{0,90}postRxDetLinkMask failed"),
