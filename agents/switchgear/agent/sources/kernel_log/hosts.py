@@ -26,6 +26,8 @@ def _aer(match: re.Match[str], _driver: str) -> Classified:
     return event("PCIE_AER_UNCORRECTABLE", Severity.FATAL if fatal else Severity.WARNING, pci=pci)
 
 
+#: Registers of a GPU, in the words of the firmware's reports; its driver says apart from them what failed.
+_ACCELERATOR = re.compile(r"Accelerator Check Architecture |(?i:aca)(?: entry)?\[")
 _GHES = re.compile(
     r"event severity|Hardware error from APEI| {0,8}Error \d{1,4}, type:| {0,8}section_type:| {0,8}fru_text:|It has been corrected by h/w"
 )
@@ -33,8 +35,10 @@ _CPER_SEVERITIES = {"fatal": Severity.FATAL, "corrected": Severity.INFO, "info":
 _MCE_FATAL = re.compile(r"context corrupt|\b[Ff]atal\b|Machine Check Exception: [45]")
 
 
-def _hardware_error(match: re.Match[str], _driver: str) -> Classified:
+def _hardware_error(match: re.Match[str], _driver: str) -> Classified | None:
     rest = match["rest"]
+    if _ACCELERATOR.match(rest):
+        return None
     if match["block"] is None and not _GHES.match(rest):
         severity = Severity.FATAL if _MCE_FATAL.search(rest) else None
         return event("MCE", Severity.INFO if rest.startswith("Corrected error") else severity)
