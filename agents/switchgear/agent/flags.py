@@ -17,8 +17,18 @@ from switchgear.sim import profiles, workloads
 JOIN_TOKEN = "SWITCHGEAR_JOIN_TOKEN"  # noqa: S105 - where it is, not what
 
 
+EXAMPLES = """examples:
+  switchgear agent --join @token --address 10.0.0.5 --state-dir /var/lib/switchgear
+  switchgear agent --server 127.0.0.1:7070 --state-dir /tmp/agent --sim-gpus 8 --metrics 127.0.0.1:9400
+  switchgear agent classify-log /var/log/kern.log      what the lines of a kernel log say, without an agent
+
+What it can and cannot see on this node says `switchgear doctor --gpu`.
+"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `switchgear agent`, in groups."""
+    parser.epilog = EXAMPLES
     _add_plane(parser.add_argument_group("the control plane"))
     _add_node(parser.add_argument_group("this node"))
     _add_telemetry(parser.add_argument_group("what is measured and shown"))
