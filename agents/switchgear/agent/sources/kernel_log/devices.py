@@ -24,7 +24,7 @@ def _lost_carrier(match: re.Match[str], _driver: str) -> Classified:
     )
 
 
-_MLX5 = rf"mlx5_core (?P<pci>{PCI})"
+_MLX5 = rf"mlx5_core(?: (?P<pci>{PCI}))?"
 _WATCHDOG = r"NETDEV WATCHDOG: .{0,60}transmit queue \d{1,5} timed out"
 _UNCORRECTABLE = r"(?:(?<![\d.])[1-9]\d{0,9} (?:new )?[Uu]ncorrectable (?:hardware )?errors?\b|[Uu]ncorrectable (?:hardware )?error ?\(\w|RAS.{0,40}[Uu]ncorrectable (?:[Ee]rror|RAS)|[Uu]ncorrectable RAS)"
 
@@ -60,7 +60,7 @@ RULES: Sequence[Rule] = (
     *rules(
         "MLX5_CMD_EXEC_TIMEOUT",
         ("timeout. Will cause a leak", rf"{_MLX5}.{{0,120}}timeout\. Will cause a leak"),
-        ("cmd_exec timeout", r"mlx5_core(?: (?P<pci>[0-9a-fA-F:.]{7,16}))?.{0,64}cmd_exec timeout"),
+        ("cmd_exec timeout", rf"{_MLX5}.{{0,64}}cmd_exec timeout"),
         ("No done completion", rf"{_MLX5}.{{0,120}}No done completion"),
         before=192,
     ),
