@@ -45,7 +45,8 @@ def test_the_help_shows_every_fault() -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "not a number"),
+        ("", "begins with gpu, nic, nvswitch, not with nothing: gpu 3 xid 79"),
+        ("vanish", "not with vanish"),
         ("gpu", "not a number"),
         ("gpu 3", "nothing is no fault"),
         ("gpu 3 explode", "explode is no fault; use one of xid, "),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -216,6 +218,8 @@ def test_injecting_needs_an_agent_with_that_hardware(gpus: SimulatedGpus, tmp_pa
         inject_xid(tmp_path, 0, 0)
     with pytest.raises(Invalid, match="NIC 7 does not exist; the simulated ones are 0 to 1"):
         inject(tmp_path, "nic 7 link-flap times 2")
+    with pytest.raises(Invalid, match="link 18 does not exist; a GPU has 0 to 17"):
+        inject(tmp_path, "gpu 0 nvlink-errors link 18 rate 1")
     with pytest.raises(Invalid, match="NVSwitch 4 does not exist; the simulated ones are 0 to 3"):
         inject(tmp_path, "nvswitch 4 sxid 20034 link 2")
 
@@ -284,3 +288,18 @@ def test_an_ecc_storm_counts_at_its_rate_and_no_longer(gpus: SimulatedGpus, tmp_
     clock.advance(40)
     assert number(gpus, "DCGM_FI_DEV_ECC_SBE_VOL_TOTAL") == 4000
     assert number(gpus, "DCGM_FI_DEV_ECC_SBE_VOL_TOTAL", 1) == 0
+
+
+def test_a_state_directory_that_is_gone_is_complained_about_once_a_minute(
+    gpus: SimulatedGpus, tmp_path: Path, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpus.follow_faults()
+    shutil.rmtree(tmp_path)
+    thread = threading.Thread(target=gpus.run)
+    thread.start()
+    for _ in range(5):  # the interfaces' files are written anew each half second, and between these rounds all is well
+        clock.advance(0.5)
+        time.sleep(0.15)
+    gpus.close()
+    thread.join()
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["simulated faults wait"]

@@ -79,7 +79,7 @@ class Scheduled:
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_GPU, _NIC, _SWITCH = "gpu", "nic", "nvswitch"
+_OWNERS = _GPU, _NIC, _SWITCH = "gpu", "nic", "nvswitch"
 #: Who can have it, the words that must follow, and the words that may.
 _GRAMMAR: Mapping[FaultKind, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     FaultKind.XID: (_GPU, (), ("link",)),
@@ -105,7 +105,12 @@ _HELP = "all faults: switchgear inject --help"
 def parse_fault(text: str) -> Fault:
     """The fault that `SYNTAX` describes in these words. Raises Invalid with what to write instead."""
     words = iter(text.split())
-    who, target = next(words, ""), _whole(next(words, ""), "index", 0, 999)
+    who = next(words, "")
+    if who not in _OWNERS:
+        raise _invalid(
+            f"a fault begins with {', '.join(_OWNERS)}, not with {who[:40] or 'nothing'}: gpu 3 xid 79 ({_HELP})"
+        )
+    target = _whole(next(words, ""), "index", 0, 999)
     try:
         kind = FaultKind(word := next(words, ""))
     except ValueError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import json
 import logging
+import math
 import os
 import re
 import threading
@@ -34,6 +35,8 @@ NVSWITCHES = 4
 NICS = 2
 NICS_FOLDER = "sim-node"
 _POLL_S = 0.05
+#: Between complaints about the disk.
+_SAY_EVERY_S = 60.0
 _MARKER = re.compile(r"\[simulated fault (\d+\.\d+)\]$")
 
 
@@ -87,6 +90,7 @@ class SimulatedGpus:
             "gpus": count,
             "nics": NICS,
             "nvswitches": NVSWITCHES if self._profile.nvlink else 0,
+            "links": self._profile.links,
             "vendor": self._profile.vendor,
         }
         self._present = present
@@ -105,7 +109,7 @@ class SimulatedGpus:
         self._logged = self._read_logged()
         #: Time at which a line is due, its number, and the line.
         self._due: list[tuple[float, str, str]] = []
-        self._failing = False
+        self._say_again_s = -math.inf
         self._stopping = threading.Event()
 
     @property
@@ -149,11 +153,10 @@ class SimulatedGpus:
             try:
                 self.follow_faults()
             except OSError as error:  # the disk is full: what is due is written when there is room again
-                if not self._failing:
+                # Not each time: most rounds have nothing to write, and then it works.
+                if (now_s := self._clock.monotonic_s()) >= self._say_again_s:
                     log.error("simulated faults wait: %s", error)
-                self._failing = True
-            else:
-                self._failing = False
+                    self._say_again_s = now_s + _SAY_EVERY_S
 
     def close(self) -> None:
         """Ends `run`, and calls that hang."""

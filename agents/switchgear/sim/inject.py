@@ -89,6 +89,9 @@ def _check(fault: Fault, devices: Mapping[str, object]) -> None:
     if not isinstance(count, int) or not 0 <= fault.target < count:
         there = f"the simulated ones are 0 to {count - 1}" if isinstance(count, int) and count else "none is simulated"
         raise Invalid(f"{what} {fault.target} does not exist; {there}", Reason.BAD_FIELD, field=what.lower())
+    links = devices.get("links")
+    if fault.kind is FaultKind.NVLINK_ERRORS and isinstance(links, int) and (fault.link or 0) >= links:
+        raise Invalid(f"link {fault.link} does not exist; a GPU has 0 to {links - 1}", Reason.BAD_FIELD, field="link")
     if fault.kind is FaultKind.XID and devices.get("vendor") == "AMD":
         raise Invalid("XIDs are NVIDIA's, the simulated GPUs are AMD's; try `vanish`", Reason.BAD_FIELD, field="fault")
 
