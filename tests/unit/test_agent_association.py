@@ -8,16 +8,18 @@ import pytest
 
 from switchgear.agent.association.identity import Marks, Owner, marks_of
 from switchgear.agent.association.job_mapping import mapped_jobs
-from switchgear.agent.association.kubernetes import DeviceIds, Place, container_owners
+from switchgear.agent.association.kubernetes import DeviceIds, Place, PodResources, container_owners
 from switchgear.agent.association.processes import Processes
 from switchgear.agent.association.table import (
     ASSOCIATIONS_MAX,
     PIDS_MAX,
+    USERS_MAX,
     Association,
     associate,
     labels_by_place,
     to_proto,
 )
+from switchgear.collector.messages import associations_of
 
 UID = "3f0c4a52-7d1e-4c55-9b8a-0e6f1a2b3c4d"
 UID_ = UID.replace("-", "_")
@@ -254,3 +256,20 @@ def test_the_message_says_all_of_it() -> None:
     (one,) = to_proto(table).associations
     assert (one.gpu, one.mig_gpu_instance, one.job, one.pod, one.namespace) == (0, 5, "jobs/a", "trainer-0", "ml")
     assert (one.container, one.pod_uid, list(one.pids), one.since_unix_ns) == ("main", UID, [10], NOW_NS)
+
+
+def test_a_kubelet_that_names_a_gpu_for_thousands_of_pods_costs_a_bounded_table_that_the_collector_takes() -> None:
+    given = [(Place(0), Owner(pod=f"{number}-{300 * 'x'}", namespace="ml")) for number in range(1000)]
+    table = associate({}, {}, {}, given, now_unix_ns=NOW_NS)
+    assert len(table) == USERS_MAX
+    assert len(associations_of(to_proto(table))) == USERS_MAX
+
+
+def test_a_kubelet_whose_socket_may_not_be_looked_at_is_none_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pods = PodResources(
+        tmp_path / (300 * "x")
+    )  # another error than that of a folder only for root, which root never gets
+    assert [pods.list(DeviceIds({}, {})) for _ in range(2)] == [[], []]
+    assert sum("kubelet" in record.message for record in caplog.records) == 1

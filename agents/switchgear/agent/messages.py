@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from switchgear.agent.readings import Kind, SeriesKey
 from switchgear.agent.spool import Event
 from switchgear.v1alpha import telemetry_service_pb2 as pb
+
+#: The collector refuses the stream of an agent that goes beyond these; the path of a mount may have 4096 characters.
+NAME_CHARS_MAX = 256
+DETAIL_MAX = 16
 
 _KINDS = {Kind.GAUGE: pb.Series.GAUGE, Kind.COUNTER: pb.Series.COUNTER}
 
@@ -16,7 +21,7 @@ def dictionary_message(keys: Sequence[SeriesKey], begin: int, end: int) -> pb.Di
     """The series with the ids `begin` up to, not including, `end`."""
     return pb.Dictionary(
         series=[
-            pb.Series(id=number, metric=key.metric, unit=key.unit, kind=_KINDS[key.kind], labels=dict(key.labels))
+            pb.Series(id=number, metric=key.metric, unit=key.unit, kind=_KINDS[key.kind], labels=_clipped(key.labels))
             for number, key in enumerate(keys[begin:end], begin)
         ]
     )
@@ -39,5 +44,9 @@ def event_message(event: Event) -> pb.Event:
         text=event.text,
         simulated=event.simulated,
         pci=event.pci,
-        detail=event.detail,
+        detail=_clipped(islice(event.detail.items(), DETAIL_MAX)),
     )
+
+
+def _clipped(texts: Iterable[tuple[str, str]]) -> dict[str, str]:
+    return {name: text[:NAME_CHARS_MAX] for name, text in texts}

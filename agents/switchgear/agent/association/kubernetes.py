@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ METHOD = "/v1.PodResourcesLister/List"
 #: The kubelet's own bound of an answer.
 _ANSWER_BYTES_MAX = 16 * 1024 * 1024
 _TIMEOUT_S = 1.0
+#: More than a node's GPUs have users, however they are shared.
+_GIVEN_MAX = 1024
 #: More containers than a node can have.
 _LOGS_MAX = 4096
 #: The kubelet links POD_NAMESPACE_CONTAINER-ID.log to each container's log; none of the names has an underscore.
@@ -72,7 +75,12 @@ class PodResources:
 
     def list(self, devices: DeviceIds) -> list[tuple[Place, Owner]]:
         """Who was given which GPU, processes on it or not. Empty when the kubelet does not tell; the log says so once."""
-        if not self._socket.exists():
+        try:
+            there = self._socket.exists()
+        except OSError as error:  # a folder that only root may enter
+            self._tell(error)
+            return []
+        if not there:
             self.close()
             return []
         if self._channel is None:
@@ -86,12 +94,15 @@ class PodResources:
         try:
             answer: pb.ListPodResourcesResponse = call(pb.ListPodResourcesRequest(), timeout=_TIMEOUT_S)
         except grpc.RpcError as error:
-            if not self._failed:
-                log.warning("the kubelet does not tell who has which GPU (%s): %s", self._socket, error)
-            self._failed = True
+            self._tell(error)
             return []
         self._failed = False
-        return list(_given(answer, devices))
+        return list(islice(_given(answer, devices), _GIVEN_MAX))
+
+    def _tell(self, error: Exception) -> None:
+        if not self._failed:
+            log.warning("the kubelet does not tell who has which GPU (%s): %s", self._socket, error)
+        self._failed = True
 
     def close(self) -> None:
         if self._channel is not None:

@@ -7,11 +7,14 @@ from dataclasses import dataclass, fields, replace
 
 from switchgear.agent.association.identity import Marks, Owner
 from switchgear.agent.association.kubernetes import Place
+from switchgear.agent.messages import NAME_CHARS_MAX
 from switchgear.agent.sources.gpu import Process
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
 #: Of one user of one GPU; more are not told.
 PIDS_MAX = 64
+#: Of one GPU or instance; more are not told.
+USERS_MAX = 64
 ASSOCIATIONS_MAX = 1024
 #: The labels of a GPU's series at `/metrics`: dcgm-exporter's, then ours (`job` is Prometheus' own).
 _LABELS = (
@@ -80,9 +83,9 @@ def to_proto(table: Iterable[Association]) -> pb.Associations:
                 gpu=one.place.gpu,
                 mig_gpu_instance=one.place.mig,
                 job=one.owner.job,
-                pod=one.owner.pod,
-                namespace=one.owner.namespace,
-                container=one.owner.container,
+                pod=one.owner.pod[:NAME_CHARS_MAX],
+                namespace=one.owner.namespace[:NAME_CHARS_MAX],
+                container=one.owner.container[:NAME_CHARS_MAX],
                 pod_uid=one.owner.pod_uid,
                 hpc_job=one.owner.hpc_job,
                 pids=one.pids,
@@ -124,7 +127,8 @@ def _add(here: dict[Owner, list[int]], owner: Owner, *pids: int) -> None:
             found = here.pop(one)
             here.setdefault(merged, []).extend((*found, *pids))
             return
-    here[owner] = list(pids)
+    if len(here) < USERS_MAX:
+        here[owner] = list(pids)
 
 
 def _merged(one: Owner, other: Owner) -> Owner | None:
