@@ -165,7 +165,7 @@ def test_the_window_shows_what_the_sampler_saw_whatever_is_lost_on_the_way(
 
 def merged(window: NodeWindow, *times: int) -> int:
     """Rows of the past whose columns are series 2 and 0, and one that the window does not have."""
-    rows = np.array([[time, -time, 7.0] for time in times], np.float64)
+    rows = np.array([[-time, time, 7.0] for time in times], np.float64)
     return window.merge(np.array(times, np.int64), rows, np.array([2, 0, -1]))
 
 
@@ -176,7 +176,7 @@ def test_rows_of_the_past_find_their_place_and_the_newest_stays_the_newest(windo
     window.apply(block(6, {0: 7.0}))
     times, values = window.history()
     assert times.tolist() == [20, 30, 50, 60]
-    np.testing.assert_array_equal(values, [[-20, NAN, 20], [-30, NAN, 30], [4, 5, 6], [7, 5, 6]])
+    np.testing.assert_array_equal(values, [[20, NAN, -20], [30, NAN, -30], [4, 5, 6], [7, 5, 6]])
 
 
 def test_rows_that_are_there_already_too_old_or_newer_than_what_is_live_are_left_out(window: NodeWindow) -> None:
@@ -186,6 +186,29 @@ def test_rows_that_are_there_already_too_old_or_newer_than_what_is_live_are_left
     assert merged(window, 10, 40, 80) == 0
     assert merged(window, 50) == 1
     assert window.history()[0].tolist() == [40, 50, 60, 70]
+
+
+@given(
+    live=st.lists(st.integers(1, 40), min_size=1, max_size=12, unique=True).map(sorted),
+    chunks=st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=6, unique=True).map(sorted), max_size=6),
+    ticks=st.integers(1, 9),
+)
+def test_whatever_rows_come_late_the_window_has_the_newest_in_order(
+    live: list[int], chunks: list[list[int]], ticks: int
+) -> None:
+    window = NodeWindow("epoch", ticks)
+    window.define(0, keys(3))
+    for sequence, time in enumerate(live, 1):
+        window.apply(Block(time, sequence, True, b"", np.array([time, NAN, -time]).tobytes(), {}))
+    expected = live[-ticks:]
+    for chunk in chunks:
+        before = set(expected)
+        late = [time for time in chunk if time < expected[-1] and (len(expected) < ticks or time > expected[0])]
+        expected = sorted(before.union(late))[-ticks:]
+        assert merged(window, *chunk) == len(set(expected) - before)
+        times, values = window.history()
+        assert times.tolist() == expected
+        np.testing.assert_array_equal(values, [[time, NAN, -time] for time in expected])
 
 
 def test_a_clock_that_was_set_back_does_not_make_an_old_row_the_newest(window: NodeWindow) -> None:

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from switchgear.agent import sampler
 from switchgear.agent.deltas import DIVISORS, Encoder, plain_keyframe
+from switchgear.agent.messages import DETAIL_MAX, NAME_CHARS_MAX, packed
 from switchgear.agent.readings import Kind, Reading, known, series, unknown
 from switchgear.agent.sample_spool import CHUNK_BLOCKS_MAX
 from switchgear.agent.sampler import Sampler
-from switchgear.collector import backlog, windows
+from switchgear.collector import backlog, messages, windows
 from switchgear.collector.blocks import Decoder
 from switchgear.collector.messages import block_of
 from switchgear.core.errors import Invalid
@@ -106,6 +107,14 @@ def test_both_ends_divide_alike() -> None:
 def test_both_ends_have_the_same_bounds() -> None:
     assert CHUNK_BLOCKS_MAX <= backlog.BLOCKS_MAX
     assert sampler.SERIES_MAX == windows.SERIES_MAX
+    assert NAME_CHARS_MAX == messages.NAME_CHARS_MAX
+    assert DETAIL_MAX == messages.DETAIL_MAX
+
+
+def test_a_dictionary_beyond_all_bounds_is_refused_before_it_is_looked_at() -> None:
+    series = [pb.Series(id=number, metric="m") for number in range(windows.SERIES_MAX + 1)]
+    with pytest.raises(Invalid, match="4096 series"):
+        messages.dictionary_of(packed(pb.Dictionary(series=series)))
 
 
 def test_a_plain_keyframe_has_every_value_and_every_reason() -> None:
@@ -134,6 +143,7 @@ KEYFRAME = pb.Block(
         pb.Block(keyframe=True, changed=b"\x01", classes=b"\x20", deltas=[1]),
         pb.Block(keyframe=True, changed=b"\x01", classes=b"\x03\x03\x03", deltas=[1]),
         pb.Block(changed=b"\x02", values_f64=b"1234567"),
+        pb.Block(changed=b"\x01\x00", deltas=[1]),
     ],
 )
 def test_a_block_that_contradicts_itself_is_refused_and_a_keyframe_mends_it(bad: pb.Block) -> None:

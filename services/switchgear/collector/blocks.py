@@ -80,8 +80,9 @@ class Decoder:
             self._grow(count)
         if len(deltas.reclassed):
             self._reclass(deltas.reclassed, count)
-        ids = np.unpackbits(np.frombuffer(deltas.changed, np.uint8), bitorder="little").nonzero()[0]
-        if len(ids) and ids[-1] >= count:
+        # Its length first: unpacked it is 64 times as large.
+        ids = _set_bits(deltas.changed) if len(deltas.changed) <= -(-count // 8) else None
+        if ids is None or (len(ids) and ids[-1] >= count):
             raise protocol("a block has a value of a series that is not in the dictionary")
         classes = self._classes[ids]
         scaled = classes != 0
@@ -126,6 +127,10 @@ class Decoder:
         self._divisors[ids] = _DIVISORS[classes & _CLASS]
         self._numbers[ids] = 0
         self._steps[ids] = 0
+
+
+def _set_bits(bitmap: bytes) -> Ids:
+    return np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little").nonzero()[0]
 
 
 def _plain(block: Block, values: Values, count: int) -> tuple[Ids, Values]:

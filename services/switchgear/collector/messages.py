@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from switchgear.collector.blocks import Block, Deltas, protocol
 from switchgear.collector.model import Event
-from switchgear.collector.windows import REASON_CHARS_MAX, SeriesKey
+from switchgear.collector.windows import REASON_CHARS_MAX, SERIES_MAX, SeriesKey
 from switchgear.core import identity, names, rpc
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
@@ -41,6 +41,8 @@ def dictionary_of(dictionary: pb.Dictionary) -> tuple[int, list[SeriesKey]]:
     """The first id, and the series from it on."""
     if dictionary.packed:
         dictionary = _unpacked(dictionary.packed)
+    if len(dictionary.series) > SERIES_MAX:
+        raise protocol(f"a node has at most {SERIES_MAX} series")
     first_id = dictionary.series[0].id if dictionary.series else 0
     if any(series.id != first_id + offset for offset, series in enumerate(dictionary.series)):
         raise protocol("series ids of a dictionary must count up by one")

@@ -29,6 +29,8 @@ _SEVERITIES = {
     Severity.WARNING: signal_service_pb2.Signal.WARNING,
     Severity.FATAL: signal_service_pb2.Signal.FATAL,
 }
+#: Counts come from agents, who may say anything.
+_INT64_MAX = 2**63 - 1
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -54,7 +56,7 @@ class TelemetryApi(TelemetryServiceServicer):
         return telemetry_service_pb2.NodeTelemetry(
             name=request.name,
             time=_timestamp(window.time_unix_ns),
-            blocks_lost=window.blocks_lost,
+            blocks_lost=min(window.blocks_lost, _INT64_MAX),
             associations=window.associations,
             values=[
                 telemetry_service_pb2.SeriesValue(

@@ -114,24 +114,32 @@ class NodeWindow:
         times: ns, shape (n,), all different. rows: shape (n, k). columns: series id of each of the k columns, -1 for what is no series here.
         What is older than the window reaches back, or newer than its newest row, is left out.
         """
-        here, there = self.history()
-        if not len(here):
+        count = min(self._rows, self._ticks)
+        at = np.arange(self._rows - count, self._rows) % self._ticks
+        here = self._times[at]
+        if not count:
             return 0
         new = (times < here[-1]) & ~np.isin(times, here)
-        if len(here) == self._ticks:
+        if count == self._ticks:
             new &= times > here[0]
-        if not new.any():
+        more = int(new.sum())
+        if not more:
             return 0
-        past = np.full((int(new.sum()), len(self.series)), np.nan)
+        known = len(self.series)
+        past = np.full((more, known), np.nan)
         past[:, columns[columns >= 0]] = rows[new][:, columns >= 0]
+        # What is older than all of them stays where it is: of a window of megabytes only its newest part moves.
+        begin = int((here > times[new].min()).argmax())
         # The newest row stays the newest, whatever a clock that was set back makes of the others.
-        older, olds = np.concatenate([here[:-1], times[new]]), np.concatenate([there[:-1], past])
-        order = np.argsort(older, kind="stable")[max(0, len(older) + 1 - self._ticks) :]
-        kept = int((order >= len(here) - 1).sum())
-        self._rows = len(order) + 1
-        self._times[: self._rows] = [*older[order], here[-1]]
-        self._values[: self._rows, : len(self.series)] = np.concatenate([olds[order], there[-1:]])
-        return kept
+        moved = np.concatenate([here[begin:-1], times[new]])
+        order = np.argsort(moved, kind="stable")[max(0, len(moved) + 1 - self._ticks) :]
+        values = np.concatenate([self._values[at[begin:-1], :known], past])[order]
+        newest = self._values[at[-1:], :known]
+        self._rows += more
+        places = np.arange(self._rows - len(order) - 1, self._rows) % self._ticks
+        self._times[places] = [*moved[order], here[-1]]
+        self._values[places, :known] = np.concatenate([values, newest])
+        return int((order >= count - 1 - begin).sum())
 
     def latest(self) -> Values:
         """Newest value of each series; NaN where it is unknown."""
