@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from switchgear.agent.events import Events
+from switchgear.agent.events import Events, Finding
 from switchgear.agent.metrics import AgentMetrics
-from switchgear.agent.outbox import Outbox
+from switchgear.agent.outbox import LIVE_MAX, Outbox
 from switchgear.agent.readings import Kind, Reading, known, series, unknown
 from switchgear.agent.sample_spool import SampleSpool
 from switchgear.agent.sampler import Sampler
@@ -206,6 +206,10 @@ async def shows(world: World, values: list[float]) -> bool:
     return await world.shown() == values
 
 
+async def tells(world: World, texts: list[str]) -> bool:
+    return await world.signals() == texts
+
+
 async def test_a_long_outage_loses_the_oldest_samples_counts_them_and_keeps_every_event(tmp_path: Path) -> None:
     world = World(tmp_path, samples_bytes_max=32 * 1024)
     for number in range(1000):
@@ -358,3 +362,56 @@ async def stopping(server: rpc.Server) -> AsyncIterator[None]:
         yield
     finally:
         await server.stop(0)
+
+
+async def test_while_the_disk_of_the_spool_hangs_events_and_samples_are_still_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, released = World(tmp_path), threading.Event()
+    async with world.collector(), world.streaming():
+        world.tick(1)
+        await world.settled()
+        with monkeypatch.context() as hanging:
+            hanging.setattr(os, "fdatasync", lambda _: released.wait(2 * WITHIN_S))
+            telling = asyncio.create_task(world.event("nvme0: I/O timeout"))
+            try:
+                await until(lambda: world.spool.newest == 1)
+                world.tick(2)
+                await until(lambda: shows(world, [2]))
+                await until(lambda: tells(world, ["nvme0: I/O timeout"]))
+            finally:
+                released.set()
+            await telling
+        await world.settled()
+
+
+async def test_what_a_slow_connection_left_to_the_disk_comes_behind_and_so_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, begun = World(tmp_path), list[int]()
+    begin = world.samples.begin_reading
+    monkeypatch.setattr(world.samples, "begin_reading", lambda: (begun.append(world.time), begin()))
+    async with world.collector(), world.streaming():
+        await until(lambda: world.stream.connected and bool(begun))
+        for _ in range(2):
+            begun.clear()
+            for number in range(
+                2 * LIVE_MAX + 5
+            ):  # no turn of the loop between them, as behind a line that stands still
+                world.tick(number)
+            await until(lambda: world.history()[0] == list(range(1, world.time + 1)))
+            await until(lambda: bool(begun))  # the collector was told that nothing more waits
+
+
+async def test_texts_longer_than_the_wire_takes_are_cut_and_cost_the_node_nothing(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.keys[1] = series("free", "bytes", Kind.GAUGE, ("mountpoint", "/" + 300 * "x"))
+    events = Events(world.spool, {}, ManualClock(), world.outbox.wake_from_thread, simulated=False)
+    finding = Finding("MOUNT_HANGS", "hangs", detail={"mountpoint": "/" + 300 * "y"} | {str(n): "" for n in range(20)})
+    async with world.collector(), world.streaming():
+        world.tick(1, 2)
+        await asyncio.to_thread(events.tell, "filesystem", finding)
+        await world.settled()
+        assert await world.signals() == ["hangs"]
+        labels = [dict(value.labels) for value in (await world.telemetry()).values]
+        assert labels == [{}, {"mountpoint": "/" + 255 * "x"}]

@@ -153,3 +153,19 @@ def test_a_spool_of_rubbish_is_replaced(tmp_path: Path) -> None:
     spool = open_spool(tmp_path)
     assert texts(spool) == []
     assert add(spool, "a") is not None
+
+
+def test_on_a_full_disk_a_spool_opens_as_it_was_and_catches_up(tmp_path: Path) -> None:
+    add(open_spool(tmp_path), "a", "7:100")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
+    try:
+        spool = open_spool(tmp_path)
+        assert texts(spool) == ["a"]
+        add(spool, "b", "7:200")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    add(spool, "c", "7:300")
+    reopened = open_spool(tmp_path)
+    assert texts(reopened) == ["a", "b", "c"]
+    assert reopened.boot_id == spool.boot_id

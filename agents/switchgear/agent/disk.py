@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -14,6 +16,12 @@ log = logging.getLogger(__name__)
 
 #: Jobs that wait at most; with one a tick, some minutes.
 JOBS_MAX = 256
+
+
+def write_whole(fd: int, data: bytes) -> None:
+    """os.write, for a file on disk. Raises OSError (ENOSPC) also when there was room for a part of it."""
+    if os.write(fd, data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class Disk:

@@ -163,7 +163,10 @@ async def _run(settings: AgentSettings) -> None:
             settings.tls if beyond else None,
         )
         stack.callback(exporter.close)
-        (settings.state_dir / ADDRESS_FILE).write_text(exporter.address)
+        try:
+            (settings.state_dir / ADDRESS_FILE).write_text(exporter.address)
+        except OSError as error:  # a full disk; the address is in the log as well
+            log.error("%s: %s; free some space", settings.state_dir / ADDRESS_FILE, error.strerror)
 
         workers = list(hardware.workers)
         if hardware.devices:

@@ -111,6 +111,7 @@ class Outbox:
             self.disk.submit(partial(self.samples.delivered, epoch, first, done))
             if done == last and len(self._under_way) > 1:
                 self._under_way.popleft()
+                self.spilled.set()  # what was left to the disk between two chains is no longer under way
             else:
                 self._under_way[0][0] = done + 1
         self.acked_sequence = max(sequence, self.acked_sequence)

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from switchgear.agent.disk import write_whole
 from switchgear.agent.intervals import Intervals
 from switchgear.agent.messages import dictionary_message
 from switchgear.agent.readings import SeriesKey
@@ -146,9 +147,7 @@ class SampleSpool:
         data += _record(_KEYFRAME if block.keyframe else _BLOCK, block.sequence, block.message)
         segment = self._segments[-1]
         try:
-            written = os.write(self._fd, data)
-            if written != len(data):
-                raise OSError(28, "no space left on device")
+            write_whole(self._fd, data)
         except OSError as error:
             self._refused(error)
             self._lose_unless(live, block.sequence)
@@ -173,7 +172,7 @@ class SampleSpool:
 
         before: of the present epoch, only blocks below this sequence: the others are under way.
         """
-        for segment in self._segments:
+        for segment in list(self._segments):
             limit = before if segment.epoch == self._epoch else segment.last + 1
             if self._missing(segment, limit) and (chunk := self._read(segment, limit)) is not None:
                 return chunk
@@ -239,9 +238,10 @@ class SampleSpool:
         data = _record(_EPOCH, 0, self._epoch.encode())
         try:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
-            os.write(self._fd, data)
+            write_whole(self._fd, data)
         except OSError as error:
             self._refused(error)
+            path.unlink(missing_ok=True)  # or a full disk would get another empty file at each keyframe
             return
         self._series_written = 0
         self._segments.append(_Segment(path, self._epoch, sequence, sequence - 1, len(data)))

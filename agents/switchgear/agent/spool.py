@@ -8,7 +8,6 @@ both: after a crash the log is read on from there, and an event that was read bu
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -20,6 +19,8 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from switchgear.agent.disk import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,8 @@ class Spool:
     def __init__(self, path: Path, kernel_boot_id: str, pending_bytes_max: int = PENDING_BYTES_MAX) -> None:
         self._path = path
         self._pending_bytes_max = pending_bytes_max
+        # Whoever writes has the first one as long as the disk takes; the second is for what is in memory, and taken after the first.
+        self._writing = threading.Lock()
         self._lock = threading.Lock()
         self._spool_id = uuid.uuid4().hex[:8]
         self._sources: dict[str, _SourceState] = {}
@@ -80,6 +83,9 @@ class Spool:
         self._load()
         self.boot_id = f"{kernel_boot_id}.{self._spool_id}"
         self._rewrite()
+        if self._fd < 0:  # a full disk is no reason to watch nothing
+            self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            os.ftruncate(self._fd, self._size)
 
     def append(
         self,
@@ -99,18 +105,20 @@ class Spool:
 
         cursor: where `source` goes on after this event.
         """
-        with self._lock:
-            state = self._sources.get(source)
-            sequence = state.sequence + 1 if state and state.boot_id == self.boot_id else 1
-            event = Event(
-                self.boot_id, source, sequence, time_unix_ns, kind, gpu, code, text, simulated, pci, dict(detail or {})
-            )
-            line = _encode({"event": asdict(event), "cursor": cursor})
-            if self.pending_bytes + len(line) > self._pending_bytes_max:
-                self.dropped += 1
-                return None
-            self._sources[source] = _SourceState(self.boot_id, sequence, cursor)
-            self._keep(event, len(line))
+        detail = dict(detail or {})
+        with self._writing:
+            with self._lock:
+                state = self._sources.get(source)
+                sequence = state.sequence + 1 if state and state.boot_id == self.boot_id else 1
+                event = Event(
+                    self.boot_id, source, sequence, time_unix_ns, kind, gpu, code, text, simulated, pci, detail
+                )
+                line = _encode({"event": asdict(event), "cursor": cursor})
+                if self.pending_bytes + len(line) > self._pending_bytes_max:
+                    self.dropped += 1
+                    return None
+                self._sources[source] = _SourceState(self.boot_id, sequence, cursor)
+                self._keep(event, len(line))
             self._write(line, sync=True)
             return event
 
@@ -120,16 +128,21 @@ class Spool:
         return self._ordinal
 
     def pending(self, after: int, limit: int) -> list[tuple[int, Event]]:
-        """Events that are not acked, oldest first, each with its ordinal; only those with ordinals greater than `after`."""
+        """Events that are not acked, oldest first, each with its ordinal; only those with ordinals greater than `after`.
+
+        It never waits for the disk, so some of them may still be on their way to it.
+        """
         with self._lock:
             waiting = ((ordinal, event) for ordinal, (event, _) in self._pending.items() if ordinal > after)
             return list(islice(waiting, limit))
 
     def ack(self, boot_id: str, source: str, sequence: int) -> None:
         """Forgets the events of `source` up to `sequence`. It may sync a file: not for an event loop."""
-        with self._lock:
-            # Closed meanwhile: the number of its file may be another file's by now.
-            if self._fd >= 0 and self._forget(boot_id, source, sequence):
+        with self._writing:
+            with self._lock:
+                # Closed meanwhile: the number of its file may be another file's by now.
+                forgotten = self._fd >= 0 and self._forget(boot_id, source, sequence)
+            if forgotten:
                 # Not synced: a lost ack means that an event is sent again, and it is stored once.
                 self._write(_encode({"ack": [boot_id, source, sequence]}), sync=False)
                 if self._size > max(_COMPACT_BYTES_MIN, 2 * self.pending_bytes):
@@ -143,16 +156,17 @@ class Spool:
 
     def move(self, source: str, cursor: str) -> None:
         """Keeps where `source` goes on, without an event. Not synced: after a crash of the machine it may be an earlier one."""
-        with self._lock:
-            state = self._sources.get(source)
-            sequence = state.sequence if state and state.boot_id == self.boot_id else 0
-            self._sources[source] = _SourceState(self.boot_id, sequence, cursor)
+        with self._writing:
+            with self._lock:
+                state = self._sources.get(source)
+                sequence = state.sequence if state and state.boot_id == self.boot_id else 0
+                self._sources[source] = _SourceState(self.boot_id, sequence, cursor)
             self._write(_encode({"moved": [source, self.boot_id, sequence, cursor]}), sync=False)
             if self._size > max(_COMPACT_BYTES_MIN, 2 * self.pending_bytes):
                 self._rewrite()
 
     def close(self) -> None:
-        with self._lock:
+        with self._writing:
             os.close(self._fd)
             self._fd = -1
 
@@ -181,6 +195,7 @@ class Spool:
                 return
             self._apply(entry, len(line))
             offset += len(line)
+            self._size = offset
 
     def _apply(self, entry: dict[str, Any], size: int) -> None:
         if "head" in entry:
@@ -200,9 +215,11 @@ class Spool:
 
     def _rewrite(self) -> None:
         """Replaces the file by its present meaning."""
-        sources = {name: asdict(state) for name, state in self._sources.items()}
+        with self._lock:
+            sources = {name: asdict(state) for name, state in self._sources.items()}
+            pending = [event for event, _ in self._pending.values()]
         lines = [_encode({"head": {"spool_id": self._spool_id, "sources": sources}})]
-        lines += [_encode({"kept": asdict(event)}) for event, _ in self._pending.values()]
+        lines += [_encode({"kept": asdict(event)}) for event in pending]
         temporary = self._path.with_suffix(".tmp")
         try:
             with temporary.open("wb") as file:
@@ -213,8 +230,6 @@ class Spool:
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)  # it takes the space that is missing
-            if self._fd < 0:
-                raise
             self._refused(error)
             return
         if self._fd >= 0:
@@ -230,15 +245,15 @@ class Spool:
 
     def _write(self, line: bytes, *, sync: bool) -> None:
         try:
-            if os.write(self._fd, line) < len(line):
-                os.ftruncate(self._fd, self._size)  # behind half a line nothing would be found again
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write_whole(self._fd, line)
             self._size += len(line)
             if sync:
                 os.fdatasync(self._fd)
         except OSError as error:
             # The event still goes to the collector from memory; only a crash before that would lose it.
             self._refused(error)
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._size)  # behind half a line nothing would be found again
             return
         if self._failing:
             self._rewrite()  # with what lives in memory alone

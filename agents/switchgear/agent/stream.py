@@ -72,7 +72,7 @@ class TelemetryStream:
                     if message.HasField("throttle"):
                         self.interval_s_min = message.throttle.interval_seconds_min
                     else:
-                        await connection.receive(message)
+                        connection.receive(message)
                 for task in sending:
                     task.cancel()
         finally:
@@ -142,13 +142,15 @@ class _Connection:
             except asyncio.InvalidStateError:
                 return
             await self._backlog_acked.wait()
-            if chunk is not None:
-                await outbox.disk.call(
-                    partial(samples.delivered, chunk.epoch, chunk.fresh_from, chunk.last, lost=chunk.lost)
-                )
-                await asyncio.sleep(_BACKLOG_PAUSE_S)
+            if chunk is None:  # the collector has let go of the chain
+                await outbox.disk.call(samples.begin_reading)
+                continue
+            await outbox.disk.call(
+                partial(samples.delivered, chunk.epoch, chunk.fresh_from, chunk.last, lost=chunk.lost)
+            )
+            await asyncio.sleep(_BACKLOG_PAUSE_S)
 
-    async def receive(self, message: pb.CollectorMessage) -> None:
+    def receive(self, message: pb.CollectorMessage) -> None:
         outbox = self._outbox
         match message.WhichOneof("kind"):
             case "welcome":
@@ -162,8 +164,8 @@ class _Connection:
                 self._backlog_acked.set()
             case "event_ack":
                 ack = message.event_ack
-                # In a thread, like every use of the spool: it may rewrite its file, and whoever syncs one holds up the others.
-                await asyncio.to_thread(outbox.spool.ack, ack.boot_id, ack.source, ack.sequence)
+                # It may rewrite its file. One that is dropped behind a disk that hangs costs a repetition, which is stored once.
+                outbox.disk.submit(partial(outbox.spool.ack, ack.boot_id, ack.source, ack.sequence))
             case "resync":
                 self._resync = True
                 outbox.wake.set()
@@ -178,7 +180,7 @@ class _Connection:
                 outbox.begin_chain()
             # Events first: a fault must not wait behind samples.
             while self._event_sent < (newest := outbox.spool.newest):
-                events = await asyncio.to_thread(outbox.spool.pending, self._event_sent, _EVENTS_BATCH)
+                events = outbox.spool.pending(self._event_sent, _EVENTS_BATCH)
                 for _, event in events:
                     await self._write(event=event_message(event))
                 self._event_sent = events[-1][0] if events else newest
