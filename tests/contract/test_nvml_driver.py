@@ -273,6 +273,20 @@ def test_a_driver_that_cannot_be_opened_again_because_a_call_hangs_is_told_and_s
     agent.until(lambda: agent.told()[1:], [("GPU_DRIVER_AVAILABLE", None, None)])
 
 
+def test_a_gpu_is_found_without_a_question_to_the_others_and_also_where_it_moved_to(
+    node: Scenario, agent: NvmlAgent
+) -> None:
+    agent.fast(0)
+    node.restart_driver()
+    agent.until(lambda: one(agent.fast(0), "DCGM_FI_DEV_GPU_TEMP"), 45)
+    assert node.calls().of("nvmlDeviceGetHandleByUUID", SYSTEM) == 0
+    node.set(0, pci="00000000:29:00.0")
+    node.set(1, pci="00000000:18:00.0")
+    node.restart_driver()
+    agent.until(lambda: [one(agent.fast(gpu), "DCGM_FI_DEV_GPU_TEMP") for gpu in (0, 1)], [45, 46])
+    assert node.calls().of("nvmlDeviceGetHandleByUUID", SYSTEM) > 0
+
+
 def test_a_gpu_that_sleeps_is_not_touched(node: Scenario, agent: NvmlAgent, tmp_path: Path) -> None:
     agent.fast(1)
     status = tmp_path / "agent/sys/bus/pci/devices/0000:29:00.0/power/runtime_status"
@@ -307,19 +321,6 @@ def test_a_call_that_fails_makes_its_own_metrics_unknown(node: Scenario, agent: 
     node.fail(0, "nvmlDeviceGetPowerUsage", UNKNOWN)
     agent.until(lambda: one(agent.fast(0), "DCGM_FI_DEV_POWER_USAGE"), "Unknown Error")
     assert one(agent.fast(0), "DCGM_FI_DEV_GPU_TEMP") == 45
-
-
-def test_gpu_instances_have_their_own_memory_and_activity(node: Scenario, agent: NvmlAgent) -> None:
-    node.mig(0, [(1, 0), (5, 0)])
-    agent.until(lambda: one(agent.slow(0), "DCGM_FI_DEV_MIG_MODE"), 1)
-    agent.fast(0)
-    values = agent.fast(0)
-    of_5 = (("GPU_I_PROFILE", "1g.10gb"), ("GPU_I_ID", "5"))
-    assert values["DCGM_FI_DEV_FB_TOTAL", *of_5] == 10 * 1024
-    assert values["DCGM_FI_DEV_FB_USED", *of_5] == 1024
-    assert values["DCGM_FI_PROF_GR_ENGINE_ACTIVE", *of_5] == pytest.approx(0.41)
-    node.remove(0, "mig.1.gpu_instance")
-    agent.until(lambda: bool(agent.slow(0)) and ("DCGM_FI_DEV_FB_USED", *of_5) in agent.fast(0), False)
 
 
 def test_nvlink5_counters_are_summed_and_a_link_with_errors_is_named(node: Scenario, tmp_path: Path) -> None:
@@ -436,6 +437,14 @@ def test_a_gpu_that_hangs_when_the_agent_starts_hides_no_other_and_is_announced_
     assert agent.told() == [("SOURCE_STALLED", None, 0)]
     node.release(0)
     agent.until(agent.told, [("SOURCE_STALLED", None, 0), ("SOURCE_RESUMED", None, 0), ("late", None, None)])
+    agent.close()
+
+
+def test_an_agent_that_stops_while_a_gpu_hangs_ends_and_tells_nothing_of_it(node: Scenario, tmp_path: Path) -> None:
+    node.hang(0)
+    agent = NvmlAgent(node, tmp_path / "agent")
+    assert agent.ask("stop")
+    assert agent.told() == [("SOURCE_STALLED", None, 0)]
     agent.close()
 
 

@@ -14,7 +14,12 @@ from nvml_double.scenario import UNKNOWN, Scenario
 GPUS = 3
 STEPS = 40
 TEMPERATURE = ("DCGM_FI_DEV_GPU_TEMP",)
-_CALLS = ("nvmlDeviceGetUtilizationRates", "nvmlDeviceGetFieldValues", "nvmlGpmSampleGet", "nvmlDeviceGetHandleByUUID")
+_CALLS = (
+    "nvmlDeviceGetUtilizationRates",
+    "nvmlDeviceGetFieldValues",
+    "nvmlGpmSampleGet",
+    "nvmlDeviceGetHandleByPciBusId_v2",
+)
 
 BLOWS: tuple[Callable[[Scenario, random.Random, int], None], ...] = (
     lambda node, dice, gpu: node.lose(gpu),

@@ -123,6 +123,9 @@ nvmlReturn_t enter_device(struct call *call, int fn, nvmlDevice_t device) {
     if (slot < 0)
         return NVML_ERROR_INVALID_ARGUMENT;
     *call = (struct call){slot, (int)(((uintptr_t)device >> MIG_BITS) & 0xFF) - 1};
+    unsigned int instance;
+    if (call->mig != NO_MIG && uint_value(call, &instance, "gpu_instance") != NVML_SUCCESS)
+        return NVML_ERROR_INVALID_ARGUMENT; /* it was destroyed */
     nvmlReturn_t order = ordered(fn, slot);
     /* After a hang: it may have ended because the GPU was given up. */
     return is_set(slot, "lost") ? NVML_ERROR_GPU_IS_LOST : order;

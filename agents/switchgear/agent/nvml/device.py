@@ -39,11 +39,11 @@ def identify(nvml: Nvml, index: int) -> NvmlDevice:
     return NvmlDevice(
         index=index,
         uuid=py.nvmlDeviceGetUUID(handle),
-        model=_told(nvml, "nvmlDeviceGetName", handle),
+        model=said(nvml, "nvmlDeviceGetName", handle),
         memory_bytes=_memory_bytes(nvml, handle),
         pci_bus_id=bus_id.decode() if isinstance(bus_id, bytes) else bus_id,
-        driver_version=_told(nvml, "nvmlSystemGetDriverVersion"),
-        device_file=f"nvidia{_told(nvml, 'nvmlDeviceGetMinorNumber', handle) or index}",
+        driver_version=said(nvml, "nvmlSystemGetDriverVersion"),
+        device_file=f"nvidia{said(nvml, 'nvmlDeviceGetMinorNumber', handle) or index}",
     )
 
 
@@ -61,9 +61,25 @@ _INFO: Sequence[tuple[str, str, tuple[int, ...]]] = (
 
 def info(nvml: Nvml, handle: Any) -> Labels:
     """What the board says of itself and never changes; what it does not say is left out. Raises NVMLError."""
-    told = [(name, _told(nvml, function, handle, *arguments)) for name, function, arguments in _INFO]
-    told.append(("DCGM_FI_NVML_VERSION", _told(nvml, "nvmlSystemGetNVMLVersion")))
+    told = [(name, said(nvml, function, handle, *arguments)) for name, function, arguments in _INFO]
+    told.append(("DCGM_FI_NVML_VERSION", said(nvml, "nvmlSystemGetNVMLVersion")))
     return tuple((name, text) for name, text in told if text)
+
+
+def find(nvml: Nvml, gpu: NvmlDevice) -> Any:
+    """A handle of the GPU, wherever it is by now. Raises NVMLError.
+
+    By its address first: in search of a UUID NVML initialises other GPUs (nvml.h), which wakes those that sleep and waits for those that hang.
+    """
+    py = nvml.py
+    try:
+        handle = py.nvmlDeviceGetHandleByPciBusId(gpu.pci_bus_id)
+        if py.nvmlDeviceGetUUID(handle) == gpu.uuid:
+            return handle
+    except nvml.Error as error:
+        if code_of(error) != library.NOT_FOUND:
+            raise
+    return py.nvmlDeviceGetHandleByUUID(gpu.uuid)
 
 
 def address(handle: Any) -> int:
@@ -98,7 +114,8 @@ def _running(nvml: Nvml, handle: Any, kind: str) -> list[Any]:
         return list(getattr(nvml.py, f"nvmlDeviceGet{kind}RunningProcesses_v2")(handle))
 
 
-def _told(nvml: Nvml, function: str, *arguments: Any) -> str:
+def said(nvml: Nvml, function: str, *arguments: Any) -> str:
+    """What the function answers, as text; "" when it has nothing to say. Raises NVMLError for what concerns the whole GPU or driver."""
     try:
         return str(getattr(nvml.py, function)(*arguments))
     except nvml.Error as error:

@@ -24,6 +24,7 @@ from switchgear.core.clock import Clock
 log = logging.getLogger(__name__)
 
 _RECOVERY = "switchgear_gpu_recovery_action"
+_MIG_MODE = "DCGM_FI_DEV_MIG_MODE"
 LOST = "GPU is lost"
 SUSPENDED = "not sampled: suspended"
 NO_DRIVER = "the driver is not there"
@@ -52,6 +53,7 @@ class Gpu:
         self.look_again_s = 0.0
         self.away = ""
         self.recovery = 0.0
+        self.mig_mode: float | None = None
         self.power = RuntimePower(identity.pci_bus_id, sysfs)
         self.session: Session | None = None
         self.handle: Any = None
@@ -61,8 +63,7 @@ class Gpu:
     def open(self, session: Session) -> GpuReader:
         """Its reader in this session. Raises NVMLError."""
         if self.reader is None or self.session is not session:
-            # By UUID: its NVML index is another once one before it is gone.
-            self.handle = session.nvml.py.nvmlDeviceGetHandleByUUID(self.identity.uuid)
+            self.handle = device.find(session.nvml, self.identity)
             self.reader = GpuReader(session.nvml, self.handle)
             self.session = session
         return self.reader
@@ -168,6 +169,9 @@ class NvmlDriver:
             return gpu.unknown(str(error), slow=slow)
         if gpu.lost:
             self._find(gpu)
+        if slow and _was_cut_otherwise(gpu, values):
+            gpu.forget()
+            return self._read(gpu, session, slow=True)
         if not slow:
             self._note_recovery(gpu, values)
             values.append(("DCGM_FI_DEV_VGPU_LICENSE_STATUS", (), 0.0))
@@ -202,3 +206,12 @@ class NvmlDriver:
         log.info("GPU %d answers again", identity.index)
         text = f"NVML: GPU {identity.index} at {identity.pci_bus_id} answers again"
         self._tell(Finding(GPU_RETURNED, text, pci=gpu.pci, gpu=identity.index, detail={"uuid": identity.uuid}))
+
+
+def _was_cut_otherwise(gpu: Gpu, values: list[Value]) -> bool:
+    """Whether the GPU was cut into MIG instances, or made whole, since the last look: what it supports is another then."""
+    mode = next((value for metric, _, value in values if metric == _MIG_MODE), None)
+    if mode is None or isinstance(mode, str):
+        return False
+    before, gpu.mig_mode = gpu.mig_mode, mode
+    return before not in (None, mode)

@@ -11,7 +11,7 @@ from typing import Any
 from switchgear.agent.events import Finding
 from switchgear.agent.fault_join import XID
 from switchgear.agent.nvml import library
-from switchgear.agent.nvml.device import address
+from switchgear.agent.nvml.device import address, find
 from switchgear.agent.nvml.driver import Gpu
 from switchgear.agent.nvml.library import Nvml, code_of
 from switchgear.agent.nvml.recovery import RECOVERY_ACTION, recovery_finding
@@ -113,7 +113,7 @@ class EventSet:
                 self._left_out.append(gpu)
                 continue
             try:
-                handle = py.nvmlDeviceGetHandleByUUID(gpu.identity.uuid)
+                handle = find(self._nvml, gpu.identity)
                 wanted = py.nvmlDeviceGetSupportedEventTypes(handle) & sum(type_.bit for type_ in TYPES)
                 py.nvmlDeviceRegisterEvents(handle, wanted, self._set)
             except self._nvml.Error as error:
