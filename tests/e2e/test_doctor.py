@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from amdsmi_double.build import build_or_skip as build_amdsmi_or_skip
 from nvml_double.fixtures import run_python, scenario_or_skip
-from nvml_double.scenario import NO_PERMISSION, SYSTEM, Scenario
+from nvml_double.scenario import NO_PERMISSION, SYSTEM, UNKNOWN, Scenario
 from terminal import SWITCHGEAR
 
 from switchgear.agent.nvml.library import SONAME
@@ -102,6 +102,22 @@ def test_a_gpu_that_hangs_costs_one_deadline_and_hides_nothing_of_the_others(nod
     ]
     assert found["gpus"][1]["uuid"], "what it said before it hung stands"
     assert found["gpus"][0]["supported"] == found["gpus"][3]["supported"]
+
+
+def test_a_driver_that_refuses_the_first_questions_hides_nothing_of_the_node(node: Scenario) -> None:
+    node.fail(SYSTEM, "nvmlSystemGetCudaDriverVersion_v2", UNKNOWN)
+    found = report(node)
+    assert {check["topic"]: check["text"] for check in found["checks"]}[
+        "driver"
+    ] == "driver 570.133.20, NVML 12.570.133.20"
+    assert len(found["gpus"]) == 4
+    node.fail(SYSTEM, "nvmlDeviceGetCount_v2", UNKNOWN)
+    checks = {check["topic"]: check for check in report(node)["checks"]}
+    assert (checks["driver"]["state"], checks["driver"]["text"]) == (
+        "problem",
+        "does not say what GPUs there are: Unknown Error",
+    )
+    assert {"kernel log", "clock"} <= checks.keys()
 
 
 def test_a_gpu_whose_answers_nobody_understands_hides_nothing_of_the_others(node: Scenario) -> None:

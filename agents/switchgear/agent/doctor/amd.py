@@ -40,6 +40,9 @@ def examine(root: Path, first_index: int, *, deadline_s: float) -> tuple[list[Ch
         hangs = run(timed.timed("amdsmi_init", begin), timed, deadline_s)
     except AmdUnavailable as error:
         return [problem("AMD driver", str(error), _LIBRARY)], []
+    except Exception as error:  # of a library of another release; all the rest of the node is to be seen nevertheless
+        text = f"what amdsmi answers is not understood: {type(error).__name__}: {error}"
+        return [problem("AMD driver", text, _LIBRARY)], []
     if hangs:
         return [problem("AMD driver", f"{hangs} does not come back within {deadline_s:g} s", _REBOOT)], []
     gpus = [_examine(drivers[0], Gpu(device.index, device), deadline_s) for device in drivers[0].devices()]

@@ -14,9 +14,9 @@ from switchgear.agent.doctor.check import Check, note, ok, problem
 from switchgear.agent.doctor.deadline import CallTime, TimedCalls, run
 from switchgear.agent.doctor.gpu import Gpu
 from switchgear.agent.nvml import calls, fields, gpm, library
-from switchgear.agent.nvml.device import identify, info, processes
+from switchgear.agent.nvml.device import identify, info, processes, said
 from switchgear.agent.nvml.library import Nvml, NvmlUnavailable, code_of
-from switchgear.agent.nvml.power import sleepers
+from switchgear.agent.nvml.power import addresses, sleepers
 from switchgear.agent.nvml.reader import GpuReader
 from switchgear.agent.sources.gpu import normal_pci
 
@@ -26,7 +26,6 @@ _BETWEEN_SAMPLES_S = 0.1
 _SLOW_MS = 100.0
 _REBOOT = "look into the kernel log (`dmesg | grep NVRM`); when it stays so, reset the GPU or reboot the node"
 _PERMISSION = "run the agent as root, or give its user access to /dev/nvidia*"
-_VENDOR, _DISPLAY_CLASS = "0x10de", "0x03"
 _ASKED = frozenset(
     {metric for call in (*calls.FAST, *calls.SLOW, *calls.INSTEAD_OF_FIELDS) for metric in call.metrics}
     | {one.metric for one in (*fields.FAST, *fields.SLOW, *fields.NVLINK5, *fields.NVLINK5_BER)}
@@ -45,10 +44,9 @@ class PciGpu:
 def pci_gpus(root: Path) -> list[PciGpu]:
     """NVIDIA's display controllers in sysfs, in the order of their addresses."""
     found = list[PciGpu]()
-    for folder in sorted((root / "sys/bus/pci/devices").glob("*")):
-        if _word(folder / "vendor") == _VENDOR and _word(folder / "class").startswith(_DISPLAY_CLASS):
-            driver = folder / "driver"
-            found.append(PciGpu(normal_pci(folder.name), driver.resolve().name if driver.exists() else ""))
+    for address in addresses(root / "sys"):
+        driver = root / "sys/bus/pci/devices" / address / "driver"
+        found.append(PciGpu(normal_pci(address), driver.resolve().name if driver.exists() else ""))
     return found
 
 
@@ -71,6 +69,8 @@ def examine(root: Path, *, expected: bool, deadline_s: float) -> tuple[list[Chec
         hangs = run(begin, timed, deadline_s)
     except NvmlUnavailable as error:
         return [*checks, _unavailable(error) if wanted else note("driver", "no sign of an NVIDIA GPU on this node")], []
+    except Exception as error:  # whatever it answers; all the rest of the node is to be seen nevertheless
+        return [*checks, problem("driver", f"does not say what GPUs there are: {error}", _REBOOT)], []
     if hangs:
         return [*checks, problem("driver", _hanging(hangs, deadline_s), _REBOOT)], []
     asleep = sleepers(count, root / "sys")
@@ -137,10 +137,13 @@ def _ask(nvml: Nvml, gpu: Gpu) -> None:
 
 
 def _driver(nvml: Nvml) -> list[Check]:
-    py = nvml.py
-    cuda = py.nvmlSystemGetCudaDriverVersion_v2()
-    versions = f"driver {py.nvmlSystemGetDriverVersion()}, NVML {py.nvmlSystemGetNVMLVersion()}"
-    return [ok("driver", f"{versions}, CUDA {cuda // 1000}.{cuda % 1000 // 10}")]
+    driver, own, cuda = (
+        said(nvml, f"nvmlSystemGet{what}") for what in ("DriverVersion", "NVMLVersion", "CudaDriverVersion_v2")
+    )
+    versions = [f"driver {driver or '?'}", f"NVML {own or '?'}"]
+    if cuda:
+        versions.append(f"CUDA {int(cuda) // 1000}.{int(cuda) % 1000 // 10}")
+    return [ok("driver", ", ".join(versions))]
 
 
 def _unavailable(error: NvmlUnavailable) -> Check:
@@ -195,10 +198,3 @@ def _slow(times: Mapping[str, CallTime]) -> list[Check]:
 
 def _usable(path: Path) -> bool:
     return os.access(path, os.R_OK | os.W_OK)
-
-
-def _word(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
