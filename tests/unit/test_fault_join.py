@@ -112,9 +112,26 @@ def test_a_gpu_that_returned_and_is_lost_again_is_a_new_fault(join: DriverJoin) 
     ("kind", "code"), [("ECC_DOUBLE_BIT", 48), ("GPU_POISON_FATAL", 95), ("GPU_RECOVERY_ACTION", 154)]
 )
 def test_what_the_driver_names_in_its_own_way_is_the_xid_of_the_log(join: DriverJoin, kind: str, code: int) -> None:
-    assert join.from_kernel(xid(code), 10.0)
-    join.from_driver(Finding(kind, "", pci=GPU_0), 10.0)
+    line = "NVRM: Xid (PCI:0000:18:00): 154, GPU recovery action changed from 0x0 (None) to 0x2 (OS Reboot)"
+    assert join.from_kernel(xid(code, text=line), 10.0)
+    join.from_driver(Finding(kind, "", pci=GPU_0, detail={"action": "NODE_REBOOT"}), 10.0)
     assert due(join, 20.0) == []
+
+
+def test_what_the_driver_wants_done_is_told_each_time_that_it_changes_also_at_once(join: DriverJoin) -> None:
+    wanted = [Finding("GPU_RECOVERY_ACTION", "", pci=GPU_0, detail={"action": name}) for name in ("GPU_RESET", "NONE")]
+    for at_s in (10.0, 10.2):  # by an event and by a field value
+        for finding in wanted:
+            join.from_driver(finding, at_s)
+    assert due(join, 20.0) == wanted
+    for finding in wanted:
+        join.from_driver(finding, 11.0)
+    assert due(join, 20.0) == []
+
+
+def test_a_clock_that_is_set_back_holds_up_no_event(join: DriverJoin) -> None:
+    join.from_driver(xid(48), 3600.0)
+    assert due(join, 10.0) == [xid(48)]
 
 
 def test_what_the_log_cannot_have_is_told_at_once_and_passes_by(join: DriverJoin) -> None:

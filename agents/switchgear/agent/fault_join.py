@@ -9,15 +9,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from switchgear.agent.events import Events, Finding
+from switchgear.core.catalog import judge
 from switchgear.core.clock import Clock
 
 DRIVER = "driver"
 XID = "XID"
 GPU_LOST = "GPU_LOST"
 GPU_RETURNED = "GPU_RETURNED"
-LOST_XID = 79
+LOST_XID, RECOVERY_XID = 79, 154
 #: How long a driver's event waits for the line of the log; the log is read within a tenth of a second.
 WAIT_S = 2.0
 #: How far apart the two may be.
@@ -37,16 +39,25 @@ XID_OF = {
     "ECC_SINGLE_BIT_STORM": 92,
     "GPU_POISON_NON_FATAL": 94,
     "GPU_POISON_FATAL": 95,
-    "GPU_RECOVERY_ACTION": 154,
+    "GPU_RECOVERY_ACTION": RECOVERY_XID,
 }
 
-_Fault = tuple[str, int]
+
+class Fault(NamedTuple):
+    """pci: of the GPU. asked: what the driver wants done about it, of `RECOVERY_XID`: when that changes it is another fault."""
+
+    pci: str
+    code: int
+    asked: str = ""
 
 
-def fault_of(finding: Finding) -> _Fault | None:
+def fault_of(finding: Finding) -> Fault | None:
     """GPU and XID, when the finding is a fault of a GPU that both sources can see."""
     code = finding.code if finding.kind == XID else XID_OF.get(finding.kind)
-    return None if code is None or not finding.pci else (finding.pci, code)
+    if code is None or not finding.pci:
+        return None
+    verdict = judge(finding.kind, finding.code, finding.text, finding.detail) if code == RECOVERY_XID else None
+    return Fault(finding.pci, code, verdict.action if verdict is not None else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +74,9 @@ class DriverJoin:
 
     def __init__(self, *, wait_s: float = WAIT_S) -> None:
         self._wait_s = wait_s
-        self._waiting = dict[_Fault, _Waiting]()
-        self._from_kernel = dict[_Fault, float]()
-        self._alone = dict[_Fault, float]()
+        self._waiting = dict[Fault, _Waiting]()
+        self._from_kernel = dict[Fault, float]()
+        self._alone = dict[Fault, float]()
 
     def from_kernel(self, finding: Finding, at_s: float) -> bool:
         """Whether to tell it: yes, unless the driver's event of the same fault was told already. at_s: when it happened."""
@@ -87,7 +98,7 @@ class DriverJoin:
         """It is told by `due`, unless the kernel log has the same fault."""
         fault = fault_of(finding)
         if fault is None:
-            fault = (f"{finding.kind} {finding.pci} {finding.gpu}", 0)
+            fault = Fault(f"{finding.kind} {finding.pci} {finding.gpu}", 0)
         for told in (self._from_kernel, self._alone):
             if fault in told and abs(at_s - told[fault]) <= _window_s(fault):
                 return
@@ -97,7 +108,8 @@ class DriverJoin:
     def due(self, now_s: float) -> Iterator[tuple[Finding, float]]:
         """What the driver said and the log did not, with the time at which it said so."""
         for fault, waiting in list(self._waiting.items()):
-            if now_s - waiting.since_s >= self._wait_s or not fault[1]:
+            # The clock may have been set back meanwhile.
+            if not 0 <= now_s - waiting.since_s < self._wait_s or not fault.code:
                 del self._waiting[fault]
                 _remember(self._alone, fault, waiting.since_s)
                 yield waiting.finding, waiting.since_s
@@ -109,14 +121,14 @@ class DriverJoin:
     def mended(self, pci: str) -> None:
         """The GPU answers again: losing it once more is another fault."""
         for told in (self._from_kernel, self._alone):
-            told.pop((pci, LOST_XID), None)
+            told.pop(Fault(pci, LOST_XID), None)
 
 
-def _window_s(fault: _Fault) -> float:
-    return LOST_WINDOW_S if fault[1] == LOST_XID else WINDOW_S
+def _window_s(fault: Fault) -> float:
+    return LOST_WINDOW_S if fault.code == LOST_XID else WINDOW_S
 
 
-def _remember(told: dict[_Fault, float], fault: _Fault, at_s: float) -> None:
+def _remember(told: dict[Fault, float], fault: Fault, at_s: float) -> None:
     told.pop(fault, None)  # so that the oldest is the first
     if len(told) >= REMEMBERED_MAX:
         del told[next(iter(told))]

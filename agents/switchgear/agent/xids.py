@@ -29,11 +29,11 @@ class XidHistory:
     def observe(self, finding: Finding) -> None:
         """Keeps the finding when it is an XID, or a loss of the GPU in other words."""
         fault = fault_of(finding)
-        if fault is None or (finding.kind != XID and fault[1] != LOST_XID):
+        if fault is None or (finding.kind != XID and fault.code != LOST_XID):
             return
-        pci, code = fault
         with self._lock:
-            self._seen.setdefault(pci, deque(maxlen=REMEMBERED_MAX)).append((self._clock.monotonic_s(), code))
+            seen = self._seen.setdefault(fault.pci, deque(maxlen=REMEMBERED_MAX))
+            seen.append((self._clock.monotonic_s(), fault.code))
 
     def values(self, pci: str) -> Iterator[Value]:
         """The last XID of the GPU, 0 for none, and how many came within the window; a code that came before it counts 0."""
