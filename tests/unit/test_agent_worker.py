@@ -6,6 +6,8 @@ import itertools
 import threading
 from collections.abc import Callable
 
+import pytest
+
 from switchgear.agent.readings import Kind, Reading, known, series, unknown
 from switchgear.agent.worker import STALLED_EVERY_S, Sample, Worker
 
@@ -73,6 +75,20 @@ def test_an_exception_is_the_reason_why_its_series_are_unknown() -> None:
     asked.tick(0.0)
     assert asked.tick(1.0) == Sample([unknown(POWER, "PermissionError: no access")])
     asked.worker.close()
+
+
+def test_a_source_that_never_had_a_series_does_not_fail_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    reasons = iter(["no access", "no access", "gone"])
+
+    def sample() -> list[Reading]:
+        raise PermissionError(next(reasons))
+
+    asked = Asked(sample)
+    for now_s in range(3):
+        assert asked.tick(now_s) == Sample([])
+    asked.worker.close()
+    assert caplog.messages == ["scripted cannot be sampled"] * 2, "once for each reason"
+    assert "PermissionError: gone" in caplog.text
 
 
 def test_a_series_that_is_no_longer_reported_becomes_unknown() -> None:

@@ -44,6 +44,7 @@ class _Scheduled:
         self.source = source
         self.keys: list[SeriesKey] = []
         self._due_s: float | None = None
+        self._failed = ""
 
     def due(self, now_s: float) -> bool:
         """Whether to sample now; after the first time slow sources are spread over their period, or they would all come at once."""
@@ -63,7 +64,11 @@ class _Scheduled:
         try:
             readings = self.source.sample()
         except Exception as error:  # whatever a driver raises is a reason, not the agent's end
-            return [unknown(key, f"{type(error).__name__}: {error}") for key in self.keys]
+            reason = f"{type(error).__name__}: {error}"
+            if reason != self._failed:  # a source that never had a series would fail without a word
+                self._failed = reason
+                log.warning("%s cannot be sampled", self.source.name, exc_info=True)
+            return [unknown(key, reason) for key in self.keys]
         present = [reading[0] for reading in readings]
         if present == self.keys:
             return readings
