@@ -173,6 +173,20 @@ print(json.dumps([first, later, board.calls(0) - before]))
     assert calls == 5  # ECC, bad pages twice, links, PCIe
 
 
+def test_an_answer_of_another_release_costs_its_own_metrics(sysfs: Path) -> None:
+    slow = run(
+        """
+import amdsmi
+d = driver(1)
+amdsmi.amdsmi_get_gpu_bad_page_info = lambda handle: "No bad pages found."  # as releases before 6.3
+print(json.dumps(values(d, 0, slow=True)))
+""",
+        sysfs,
+    )
+    assert "DCGM_FI_DEV_RETIRED_DBE" not in slow
+    assert slow["switchgear_gpu_xgmi_links"] == 7
+
+
 def test_blocks_are_asked_only_when_the_errors_have_changed(sysfs: Path) -> None:
     calls = run(
         """
@@ -309,3 +323,7 @@ def test_they_are_opened_where_the_kernel_driver_is_or_it_is_told_why_not(sysfs:
     indices, ((kind, text),) = run(OPENED % "board.init_fails(34)", sysfs)
     assert (indices, kind) == (None, "GPU_DRIVER_UNAVAILABLE")
     assert "is amdgpu loaded" in text
+    odd = "import amdsmi\namdsmi.amdsmi_get_gpu_device_uuid = lambda handle: None"
+    indices, ((kind, text),) = run(OPENED % odd, sysfs)
+    assert (indices, kind) == (None, "GPU_DRIVER_UNAVAILABLE")
+    assert "not understood" in text

@@ -109,6 +109,7 @@ class _Gpu:
         self._reader = TableReader(self._table)
         self._blocks = BlockErrors(smi, handle)
         self._without = set[str]()
+        self._not_understood = set[str]()
         self._last = dict[bool, list[Value]]()
 
     def present(self) -> bool:
@@ -144,15 +145,18 @@ class _Gpu:
             if name in self._without:
                 continue
             try:
-                answer = self.smi.call(name, self.handle)
+                told = list(metrics_of(self.smi.call(name, self.handle)))
             except Failed as error:
                 if error.unsupported:
                     self._without.add(name)
                 else:
                     failed = error
                 continue
+            except Exception as error:  # another release of the library answers otherwise
+                failed = self._misunderstood(name, error)
+                continue
             answered = True
-            for metric, value in metrics_of(answer):
+            for metric, value in told:
                 if not isinstance(value, str):
                     yield metric, (), float(value)
                     before.discard(metric)
@@ -160,6 +164,13 @@ class _Gpu:
             if not answered:
                 raise failed
             yield from ((metric, (), str(failed)) for metric in sorted(before))
+
+    def _misunderstood(self, name: str, error: Exception) -> Failed:
+        words = f"the answer of amdsmi_get_{name} is not understood: {type(error).__name__}: {error}"
+        if name not in self._not_understood:
+            self._not_understood.add(name)
+            log.error("GPU %d: %s", self.identity.index, words)
+        return Failed(0, words)
 
 
 def _identify(smi: AmdSmi, handle: Any, index: int) -> AmdDevice:

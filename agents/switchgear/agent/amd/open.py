@@ -40,6 +40,11 @@ def amd_gpus(events: Events, first_index: int, root: Path = Path("/")) -> Iterat
             opened.append(AmdDriver(AmdSmi(), first_index, tell, sysfs=root / "sys"))
         except AmdUnavailable as error:
             problem[0] = str(error)
+        except Exception as error:  # of a library of another release
+            log.exception("amdsmi")
+            problem[0] = (
+                f"what amdsmi answers is not understood: {type(error).__name__}: {error}; is it of the node's ROCm?"
+            )
 
     # In a thread: the library may hang on a sick GPU, and the agent must not.
     thread = threading.Thread(target=open_library, name="amdsmi", daemon=True)
