@@ -323,6 +323,17 @@ def test_a_pods_volume_that_hangs_is_told_and_has_no_series(tree: NodeTree, told
         server.come_back()
 
 
+def test_a_mount_that_cannot_be_named_is_not_one_that_hangs() -> None:
+    def statvfs(mountpoint: str) -> os.statvfs_result:
+        return os.statvfs(mountpoint.encode("ascii"))
+
+    probes = MountProbes(statvfs)
+    for _ in range(2):
+        named, other = probes.ask(["/", "/m\u00fcll"], lambda: 0.0)
+        assert named.stat is not None
+        assert other.reason.startswith("statvfs: 'ascii' codec")
+
+
 def test_threads_that_hang_are_bounded_and_the_mounts_behind_them_unknown_with_the_reason(
     tree: NodeTree, told: Told
 ) -> None:

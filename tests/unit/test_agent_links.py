@@ -45,6 +45,16 @@ def test_a_port_that_goes_down_is_told_once_after_a_moment_and_cleared_when_it_i
     assert wire.up(10) == [links.UP]
 
 
+def test_a_driver_that_stops_counting_hides_no_flap() -> None:
+    wire = Wire(downs=0)
+    wire.up()
+    for wire.downs in (5, 10):  # between two looks
+        wire.up(STABLE_S + 1)
+    wire.downs = None
+    wire.up(STABLE_S + 1)
+    assert links.FLAPPING in [kind for _ in range(FLAPS) for kind in wire.bounce()]
+
+
 def test_the_event_names_the_port_its_device_and_the_state() -> None:
     wire = Wire()
     wire.up()

@@ -144,6 +144,8 @@ class Links:
     def _count_downs(self, link: Link, port: _Port, now_s: float) -> int:
         """How often the port has gone down since the last look, as far as that counts as a fault."""
         before = max(port.counted, port.watched)
+        if link.downs is None:  # not counted any more: from here on our looks are all there is
+            port.counted = port.watched = before
         if port.known:
             port.watched += port.up is True and link.up is False
             if link.downs is not None and port.downs is not None:

@@ -85,6 +85,8 @@ class MountProbes:
                 answer = Answer(self._statvfs(mountpoint))
             except OSError as error:
                 answer = Answer(None, f"statvfs: {error.strerror}")
+            except ValueError as error:  # a path that cannot be written in the encoding of this process
+                answer = Answer(None, f"statvfs: {error}")
             with self._changed:
                 del self._asked_s[mountpoint]
                 self._answers[mountpoint] = answer
