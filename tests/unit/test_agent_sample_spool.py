@@ -184,6 +184,21 @@ def test_a_disk_that_refuses_costs_what_is_not_sent_at_once_and_the_rest_goes_on
     assert (lost, agent.spool.write_errors) == (4, 1)
 
 
+def test_a_disk_that_stays_full_is_said_once_and_leaves_no_empty_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = Agent(tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr("os.write", _full)
+        full.setattr("os.pwrite", lambda fd, data, _: _full(fd, data))
+        agent.tick(30)
+        agent.spool.delivered("one", 30, 30)
+    assert (agent.spool.write_errors, len(caplog.records)) == (4, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["delivered"]
+    agent.tick(10)
+    assert agent.drained() == ([("one", number) for number in range(31, 41)], 30)
+
+
 def _full(_fd: int, _data: bytes) -> int:
     raise OSError(28, "No space left on device")
 

@@ -106,6 +106,7 @@ class SampleSpool:
         self.lost_untold = 0
         #: Writes that the disk refused: its block is gone when it is not sent at once.
         self.write_errors = 0
+        self._failing = False
         folder.mkdir(parents=True, exist_ok=True)
         self._load_delivered()
         self._state_fd = os.open(folder / "delivered", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -152,6 +153,7 @@ class SampleSpool:
             self._refused(error)
             self._lose_unless(live, block.sequence)
             return
+        self._failing = False
         self._series_written = max(block.series, self._series_written)
         segment.last, segment.newest_unix_ns = block.sequence, block.time_unix_ns
         segment.size += len(data)
@@ -248,9 +250,14 @@ class SampleSpool:
 
     def _refused(self, error: OSError) -> None:
         """What cannot be written ends its segment: the blocks after it would mean nothing."""
-        self.write_errors += 1
-        log.error("samples %s: %s; free some space", self._folder, error.strerror)
+        self._count(error)
         self._end_segment()
+
+    def _count(self, error: OSError) -> None:
+        self.write_errors += 1
+        if not self._failing:  # said once, or a full disk would fill the log as well
+            log.error("samples %s: %s; free some space", self._folder, error.strerror)
+        self._failing = True
 
     def _end_segment(self) -> None:
         if self._fd >= 0:
@@ -321,8 +328,7 @@ class SampleSpool:
             # In place, with what an earlier and longer state leaves behind the line.
             os.pwrite(self._state_fd, b"%08x %s\n" % (zlib.crc32(body), body), 0)
         except OSError as error:
-            self.write_errors += 1
-            log.error("samples %s: %s; free some space", self._folder, error.strerror)
+            self._count(error)
 
 
 def _record(kind: int, sequence: int, payload: bytes) -> bytes:
