@@ -97,11 +97,18 @@ class _Program:
         self.events = events
         faults = FaultJoin(events, self.clock, log_source="kernel_log", kernel_log=True)
         self.driver = NvmlDriver(faults.tell, xids, self.clock, sysfs=folder / "sys")
-        lifecycle = Lifecycle(
+        self._lifecycle = lifecycle = Lifecycle(
             self.driver, faults.tell, self._late, self.clock, retry_s_min=0.05, drain_s=0.5, silent_s=1.0
         )
-        threading.Thread(target=lifecycle.run, daemon=True).start()
+        self._thread = threading.Thread(target=lifecycle.run, daemon=True)
+        self._thread.start()
         lifecycle.wait(patience_s)
+
+    def stop(self) -> bool:
+        """Whether it has ended, as the agent does."""
+        self._lifecycle.close()
+        self._thread.join(5)
+        return not self._thread.is_alive()
 
     def _late(self) -> None:
         self.told.append(("late", None, None, ""))

@@ -163,7 +163,8 @@ class Lifecycle:
         roll_call = self._roll_call
         if roll_call is None or not roll_call.silent:
             return False
-        if late := [index for index, _ in roll_call.answers(0.0)]:
+        late = [index for index, _ in roll_call.answers(0.0)]
+        if late and not self._stopping.is_set():
             for index in late:
                 self._tell(Finding(RESUMED, f"NVML: GPU {index} answers now", gpu=index))
             self._announce_late()
@@ -179,7 +180,7 @@ class Lifecycle:
         while not self._driver.end(reason) or self._call_again():
             if self._stopping.wait(_POLL_S) and waited_s > self._drain_s:
                 return  # the process ends, and the call that hangs with it
-            if waited_s <= self._drain_s < waited_s + _POLL_S:
+            if waited_s <= self._drain_s < waited_s + _POLL_S and not self._stopping.is_set():
                 self._note_hang()
             waited_s += _POLL_S
         # Those who came late are opened anew at once: without persistence mode, waking them again would take as long again.
