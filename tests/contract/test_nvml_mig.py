@@ -11,6 +11,7 @@ from nvml_double.fixtures import scenario_or_skip
 from nvml_double.scenario import Scenario
 
 MIG_MODE, TEMPERATURE = ("DCGM_FI_DEV_MIG_MODE",), ("DCGM_FI_DEV_GPU_TEMP",)
+INVALID_ARGUMENT = 2
 USED = "DCGM_FI_DEV_FB_USED"
 
 
@@ -44,6 +45,9 @@ def test_a_gpu_instance_that_is_destroyed_costs_its_own_values_and_may_be_anothe
     node.mig(0, [(1, 0), (5, 0)])
     small, large = ((("GPU_I_PROFILE", profile), ("GPU_I_ID", "5")) for profile in ("1g.10gb", "2g.20gb"))
     agent.until(lambda: bool(agent.slow(0)) and (USED, *small) in agent.fast(0), True)
+    node.fail(0, "nvmlGpmMigSampleGet", INVALID_ARGUMENT)  # says nothing about the memory
+    agent.until(lambda: ("DCGM_FI_PROF_GR_ENGINE_ACTIVE", *small) in agent.fast(0), False)
+    assert (USED, *small) in agent.fast(0)
     node.remove(0, "mig.1.gpu_instance")
     agent.until(lambda: (USED, *small) in agent.fast(0), False)
     assert agent.fast(0).get(TEMPERATURE) == 45

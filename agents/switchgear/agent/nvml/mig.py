@@ -42,21 +42,30 @@ class Mig:
     def read(self) -> Iterator[Value]:
         for id_, instance in list(self._instances.items()):
             try:
-                for metric, _, value in instance.memory.read():
-                    yield metric, instance.labels, value
-                for metric, value in instance.gpm.read() if instance.gpm is not None else ():
-                    yield metric, instance.labels, value
+                memory = instance.memory.read()
             except self._nvml.Error as error:
-                code = code_of(error)
-                if code in library.LOST | library.BROKEN:
+                if code_of(error) != library.INVALID_ARGUMENT:
                     raise
-                if code == library.INVALID_ARGUMENT:  # destroyed a moment ago; another may have its id by now
-                    self._close(self._instances.pop(id_))
+                # It was destroyed a moment ago, and another may have its id by now.
+                self._close(self._instances.pop(id_))
+                continue
+            for metric, _, value in memory:
+                yield metric, instance.labels, value
+            if instance.gpm is not None:
+                yield from self._read_gpm(instance.gpm, instance.labels)
 
     def close(self) -> None:
         for instance in self._instances.values():
             self._close(instance)
         self._instances.clear()
+
+    def _read_gpm(self, gpm: Gpm, labels: Labels) -> Iterator[Value]:
+        try:
+            for metric, value in gpm.read():
+                yield metric, labels, value
+        except self._nvml.Error as error:
+            if code_of(error) in library.LOST | library.BROKEN:
+                raise
 
     def _find(self) -> Iterator[tuple[int, Any]]:
         """Id and a handle of each GPU instance; several compute instances in one share its memory and its counters."""
