@@ -228,8 +228,9 @@ def test_an_amd_gpu_has_no_xids_and_none_of_nvidias_units(tmp_path: Path, clock:
     gpus = SimulatedGpus("n1", 1, tmp_path, clock, profile="MI300X")
     assert "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL" not in everything(gpus, 0)
     assert gpus.devices()[0].device_file == "renderD128"
-    with pytest.raises(Invalid, match="XIDs are NVIDIA's"):
-        inject_xid(tmp_path, 0, 79)
+    for fault, what in (("xid 79", "XIDs"), ("nvlink-errors link 0 rate 5", "NVLinks")):
+        with pytest.raises(Invalid, match=f"{what} are NVIDIA's"):
+            inject(tmp_path, f"gpu 0 {fault}")
     inject(tmp_path, "gpu 0 vanish", clock)
     gpus.follow_faults()
     found = [classify(line) for line in log_lines(tmp_path)]

@@ -18,6 +18,8 @@ KERNEL_LOG_FILE = "sim-kernel.log"
 DEVICES_FILE = "sim-gpus.json"
 #: What has each kind of fault, and where `DEVICES_FILE` says how many there are; the others are of GPUs.
 _DEVICES = {FaultKind.LINK_FLAP: ("NIC", "nics"), FaultKind.SXID: ("NVSwitch", "nvswitches")}
+#: What AMD's GPUs do not have.
+_OF_NVIDIA = {FaultKind.XID: "XIDs", FaultKind.NVLINK_ERRORS: "NVLinks"}
 
 
 def inject_xid(state_dir: Path, gpu: int, xid: int, clock: Clock | None = None) -> None:
@@ -89,11 +91,13 @@ def _check(fault: Fault, devices: Mapping[str, object]) -> None:
     if not isinstance(count, int) or not 0 <= fault.target < count:
         there = f"the simulated ones are 0 to {count - 1}" if isinstance(count, int) and count else "none is simulated"
         raise Invalid(f"{what} {fault.target} does not exist; {there}", Reason.BAD_FIELD, field=what.lower())
+    if (has := _OF_NVIDIA.get(fault.kind)) and devices.get("vendor") == "AMD":
+        raise Invalid(
+            f"{has} are NVIDIA's, the simulated GPUs are AMD's; try `vanish`", Reason.BAD_FIELD, field="fault"
+        )
     links = devices.get("links")
     if fault.kind is FaultKind.NVLINK_ERRORS and isinstance(links, int) and (fault.link or 0) >= links:
         raise Invalid(f"link {fault.link} does not exist; a GPU has 0 to {links - 1}", Reason.BAD_FIELD, field="link")
-    if fault.kind is FaultKind.XID and devices.get("vendor") == "AMD":
-        raise Invalid("XIDs are NVIDIA's, the simulated GPUs are AMD's; try `vanish`", Reason.BAD_FIELD, field="fault")
 
 
 def _append(state_dir: Path, lines: Iterable[str]) -> None:
