@@ -448,6 +448,15 @@ def test_an_agent_that_stops_while_a_gpu_hangs_ends_and_tells_nothing_of_it(node
     agent.close()
 
 
+def test_a_gpu_whose_name_nobody_understands_hides_no_other(node: Scenario, tmp_path: Path) -> None:
+    with (node.folder / "scenario").open("ab") as file:
+        file.write(b"0.name \xff\xfe\n")  # what pynvml cannot decode
+    agent = NvmlAgent(node, tmp_path / "agent")
+    assert [device["index"] for device in agent.devices] == [1]
+    assert agent.told() == [("GPU_UNAVAILABLE", None, 0)]
+    agent.close()
+
+
 def test_gpus_that_are_kept_from_the_agents_container_are_no_fault(node: Scenario, tmp_path: Path) -> None:
     node.fail(0, "nvmlDeviceGetHandleByIndex_v2", NO_PERMISSION)
     agent = NvmlAgent(node, tmp_path / "agent")

@@ -133,7 +133,7 @@ class Lifecycle:
         for index, answer in sorted(self._roll_call.answers(self._silent_s), key=lambda item: item[0]):
             if isinstance(answer, NvmlDevice):
                 found.append(answer)
-            elif not isinstance(answer, nvml.Error) or code_of(answer) in library.BROKEN:
+            elif code_of(answer) in library.BROKEN:
                 raise answer
             elif code_of(answer) == library.NO_PERMISSION:  # NVML counts those too that are kept from a container
                 log.warning("GPU %d may not be used by the agent and is not watched", index)
