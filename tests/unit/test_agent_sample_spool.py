@@ -184,6 +184,15 @@ def test_a_disk_that_refuses_costs_what_is_not_sent_at_once_and_the_rest_goes_on
     assert (lost, agent.spool.write_errors) == (4, 1)
 
 
+def test_a_file_that_cannot_be_read_costs_its_own_blocks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Agent(tmp_path).tick(3)
+    (tmp_path / "0000000007.segment").mkdir()  # reading it is an error, as of a damaged disk
+    agent = Agent(tmp_path, "two")
+    agent.tick(2)
+    assert agent.drained() == ([("one", 1), ("one", 2), ("one", 3), ("two", 1), ("two", 2)], 0)
+    assert "0000000007.segment" in caplog.text
+
+
 def test_a_disk_that_stays_full_is_said_once_and_leaves_no_empty_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from switchgear.agent.readings import Kind, known, series, unknown
 from switchgear.agent.sampler import Sampler
-from switchgear.collector.backlog import Pace
+from switchgear.collector.backlog import MESSAGE_BLOCKS_MIN, Pace
 from switchgear.collector.blocks import Block
 from switchgear.collector.messages import block_of
 from switchgear.collector.windows import NodeWindow, Outcome, SeriesKey, Windows
@@ -227,6 +227,7 @@ def test_a_fleet_that_comes_back_is_acked_at_a_pace() -> None:
     assert [pace.wait_s(50) for _ in range(3)] == [0.5, 1.0, 1.5]
     clock.advance(10)
     assert pace.wait_s(50) == 0.5
+    assert pace.wait_s(0) == pytest.approx(0.5 + MESSAGE_BLOCKS_MIN / 100), "many small messages are no way around it"
 
 
 def test_an_agent_that_lost_only_its_connection_finds_its_window_again() -> None:

@@ -110,9 +110,13 @@ class SampleSpool:
         folder.mkdir(parents=True, exist_ok=True)
         self._load_delivered()
         self._state_fd = os.open(folder / "delivered", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        for path in sorted(folder.glob("*.segment")):
-            self._open_segment(path)
-        self._number = int(self._segments[-1].path.stem) if self._segments else 0
+        self._number = 0
+        for path in sorted(folder.glob("[0-9]" * 10 + ".segment")):
+            self._number = int(path.stem)
+            try:
+                self._open_segment(path)
+            except OSError as error:  # of a failing disk, which is no reason to watch nothing
+                log.error("samples %s: %s; its blocks are not sent", path, error.strerror)
         known = {segment.epoch for segment in self._segments}
         self._delivered = {epoch: have for epoch, have in self._delivered.items() if epoch in known}
         self._drop_delivered()

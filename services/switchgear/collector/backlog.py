@@ -12,6 +12,8 @@ from switchgear.v1alpha import telemetry_service_pb2 as pb
 
 #: In one message.
 BLOCKS_MAX = 64
+#: What a message costs at least, in blocks, however few are in it: a window is put in order for each.
+MESSAGE_BLOCKS_MIN = 8
 #: Of all agents together, so that a fleet that comes back does not hold up what is live.
 BLOCKS_PER_S_MAX = 4000.0
 
@@ -25,9 +27,9 @@ class Pace:
         self._free_s = 0.0
 
     def wait_s(self, blocks: int) -> float:
-        """Takes place for so many blocks; returns how long to wait with the ack."""
+        """Takes place for a message of so many blocks; returns how long to wait with the ack."""
         now_s = self._clock.monotonic_s()
-        self._free_s = max(now_s, self._free_s) + blocks / self._blocks_per_s_max
+        self._free_s = max(now_s, self._free_s) + max(blocks, MESSAGE_BLOCKS_MIN) / self._blocks_per_s_max
         return self._free_s - now_s
 
 
