@@ -137,7 +137,9 @@ async def test_a_lost_gpu_is_seen_told_and_remembered_over_kill_and_restart(worl
         assert (revision, signal_.kind, signal_.gpu) == (2, "XID", "nodes/n1/gpus/1")
         await until(lambda: len(world.scheduler.hellos) == 2)
         await world.value("DCGM_FI_DEV_POWER_USAGE", 0)
-        assert set((await world.gpu_values(3)).values()) == {"GPU is lost"}
+        values = await world.gpu_values(3)
+        assert values.pop("DCGM_FI_DEV_XID_ERRORS") == 0, "none since the agent started"
+        assert set(values.values()) == {"GPU is lost"}
         agent.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(agent.wait(), WITHIN_S) == 0
     assert len((await world.signals.ListSignals(signals.ListSignalsRequest())).signals) == 2
