@@ -12,6 +12,7 @@ from switchgear.agent.doctor.check import Check, note, ok, problem
 from switchgear.agent.settings import POD_RESOURCES
 from switchgear.agent.sources import journal
 from switchgear.agent.sources.clock_sync import ClockSyncSource
+from switchgear.agent.sources.kernel_files import word
 
 _KUBELET = "var/lib/kubelet"
 _SLURM_FILES = ("etc/slurm", "etc/slurm-llnl", "run/slurmd.pid", "var/spool/slurmd")
@@ -73,8 +74,8 @@ def _infiniband(root: Path) -> Iterator[Check]:
     down, ports = list[str](), 0
     for port in sorted((root / "sys/class/infiniband").glob("*/ports/*")):
         ports += 1
-        state = _word(port / "state").partition(": ")[2]
-        if state != "ACTIVE" and _word(port / "link_layer") == "InfiniBand":
+        state = word(port / "state").partition(": ")[2]
+        if state != "ACTIVE" and word(port / "link_layer") == "InfiniBand":
             down.append(f"{port.parts[-3]}/{port.name} is {state or 'unreadable'}")
     if not ports:
         yield note(
@@ -140,10 +141,3 @@ def _slurm(root: Path) -> Check:
     if shutil.which("scontrol") or any((root / path).exists() for path in _SLURM_FILES):
         return ok("Slurm", "jobs are known by the environment and cgroup of their processes")
     return note("Slurm", "not on this node")
-
-
-def _word(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
