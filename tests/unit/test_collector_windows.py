@@ -12,7 +12,7 @@ from switchgear.agent.sampler import Sampler
 from switchgear.collector.backlog import MESSAGE_BLOCKS_MIN, Pace
 from switchgear.collector.blocks import Block
 from switchgear.collector.messages import block_of
-from switchgear.collector.windows import NodeWindow, Outcome, SeriesKey, Windows
+from switchgear.collector.windows import TEXT_CHARS_MAX, NodeWindow, Outcome, SeriesKey, Windows
 from switchgear.core.clock import ManualClock
 from switchgear.core.errors import Invalid, ResourceExhausted
 from switchgear.v1alpha import telemetry_service_pb2 as pb
@@ -250,6 +250,16 @@ def test_memory_is_bounded_and_nodes_that_are_gone_make_room_first() -> None:
     windows.define(third, 0, keys(64))
     assert windows.get("nodes/a") is None
     assert windows.get("nodes/b") is second
+
+
+def test_names_and_labels_of_a_node_are_bounded_however_many_dictionaries_bring_them() -> None:
+    window = NodeWindow("epoch", ticks=4)
+    long = SeriesKey("m", "", tuple((f"{number}", "x" * 256) for number in range(32)))
+    fitting = TEXT_CHARS_MAX // long.chars
+    for number in range(fitting):
+        window.define(number, [long])
+    with pytest.raises(Invalid, match="characters"):
+        window.define(fitting, [long])
 
 
 def test_a_node_has_at_most_4096_series() -> None:

@@ -14,6 +14,8 @@ from switchgear.core.errors import Reason, ResourceExhausted
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
 SERIES_MAX = 4096
+#: Names and labels of all series of a node; what an agent sends for eight GPUs is a tenth of it.
+TEXT_CHARS_MAX = 4 * 1024 * 1024
 REASON_CHARS_MAX = 256
 #: A ring grows by this many series at a time.
 _GROWTH = 64
@@ -28,6 +30,10 @@ class SeriesKey:
     metric: str
     unit: str
     labels: tuple[tuple[str, str], ...]
+
+    @property
+    def chars(self) -> int:
+        return len(self.metric) + len(self.unit) + sum(len(name) + len(value) for name, value in self.labels)
 
 
 class Outcome(Enum):
@@ -56,6 +62,7 @@ class NodeWindow:
         #: Who uses the node's GPUs, as its agent said at last.
         self.associations: tuple[pb.Association, ...] = ()
         self._ticks = ticks
+        self._chars = 0
         self._rows = 0
         self._sequence: int | None = None
         self._in_step = False
@@ -75,12 +82,15 @@ class NodeWindow:
     def define(self, first_id: int, keys: Sequence[SeriesKey]) -> None:
         """Adds series from `first_id` on; what is defined already must be the same.
 
-        Raises Invalid (STREAM_PROTOCOL) when ids leave a gap or change their meaning.
+        Raises Invalid (STREAM_PROTOCOL) when ids leave a gap or change their meaning, or beyond TEXT_CHARS_MAX.
         """
         known = self.series[first_id : first_id + len(keys)]
         if first_id > len(self.series) or known != list(keys[: len(known)]):
             raise protocol("the dictionary leaves a gap or gives an id another meaning; begin a new epoch for that")
         new = keys[len(known) :]
+        self._chars += sum(key.chars for key in new)
+        if self._chars > TEXT_CHARS_MAX:
+            raise protocol(f"names and labels of a node's series have more than {TEXT_CHARS_MAX} characters")
         self.reasons.update((len(self.series) + offset, NOT_REPORTED) for offset in range(len(new)))
         self.series += new
         width = _capacity(len(self.series))
