@@ -75,8 +75,12 @@ async def test_calls_are_answered_as_by_the_service_itself(world: World) -> None
         jobs = jobs_at(channel)
         spec = job_pb.JobSpec(argv=["train.py"], working_directory="/w", nnodes=1, nproc_per_node=2)
         await jobs.CreateJob(job_pb.CreateJobRequest(job=job_pb.Job(spec=spec), job_id="train"))
-        listed = await jobs.ListJobs(job_pb.ListJobsRequest())
-        assert listed == await world.jobs.ListJobs(job_pb.ListJobsRequest())
+
+        async def alike() -> bool:  # the job goes on between the two calls
+            listed = await jobs.ListJobs(job_pb.ListJobsRequest())
+            return bool(listed.jobs) and listed == await world.jobs.ListJobs(job_pb.ListJobsRequest())
+
+        await until(alike)
         missing = job_pb.GetJobRequest(name="jobs/none")
         assert told(await refusal(jobs.GetJob(missing))) == told(await refusal(world.jobs.GetJob(missing)))
         large = job_pb.CreateJobRequest(
