@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from recovery_plane import NOWHERE, Launcher, World, refusal, running, until
+from sqlalchemy.ext.asyncio import AsyncSession
 
+from switchgear.recovery import store
+from switchgear.recovery.model import JobState
 from switchgear.recovery.store import move_signal_cursor, signal_cursor
 from switchgear.store.database import Database
 from switchgear.v1 import fleet_service_pb2 as fleet_pb
@@ -145,6 +149,32 @@ async def test_calls_that_the_scheduler_has_not_heard_are_made_after_a_restart(w
     await world.restart_recovery()
     job = await world.job(JOB, SUCCEEDED)
     assert job.message == "all 2 ranks ended with exit code 0"
+
+
+async def test_a_launcher_that_comes_while_the_first_state_of_its_job_is_stored_is_not_told_that_the_job_has_ended(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking, state_of = asyncio.Event(), store.state_of
+    waits: list[asyncio.Task[object]] = []
+
+    async def late(session: AsyncSession, job: str) -> JobState | None:
+        if asyncio.current_task() in waits:
+            looking.set()
+            await until(lambda: world.service._live(JOB) is not None)
+            await until(lambda: stored(world))
+        return await state_of(session, job)
+
+    monkeypatch.setattr(store, "state_of", late)
+    waits.append(asyncio.create_task(world.service._find(JOB)))
+    await looking.wait()
+    await world.agent("a")
+    await world.create("llama")
+    assert await waits[0] is not None
+
+
+async def stored(world: World) -> bool:
+    async with world.database.read() as session:
+        return bool(await store.running(session))
 
 
 async def test_run_may_be_cancelled_and_started_again_while_the_server_stays(world: World) -> None:

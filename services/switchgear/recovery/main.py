@@ -142,7 +142,8 @@ class RecoveryService:
             return actor
         async with self._database.read() as session:
             known = await store.state_of(session, job)
-        return None if known else await not_known_yet(job)
+        # Its first state may have been stored while we read.
+        return self._actors.get(job) or (None if known else await not_known_yet(job))
 
     async def _read_modes(self) -> m.Modes:
         return m.Modes(restart=await self._modes.of(RESTART), cordon=await self._modes.of(CORDON))
