@@ -26,7 +26,7 @@ def _lost_carrier(match: re.Match[str], _driver: str) -> Classified:
 
 _MLX5 = rf"mlx5_core(?: (?P<pci>{PCI}))?"
 _WATCHDOG = r"NETDEV WATCHDOG: .{0,60}transmit queue(?: \d{1,5})? timed out"
-_UNCORRECTABLE = r"(?:(?<![\d.])[1-9]\d{0,9} (?:new )?[Uu]ncorrectable (?:hardware )?errors?\b|[Uu]ncorrectable (?:hardware )?error ?\(\w|RAS.{0,40}[Uu]ncorrectable (?:[Ee]rror|RAS)|[Uu]ncorrectable RAS)"
+_UNCORRECTABLE = r"(?:(?<![\d.])[1-9]\d{0,9} (?:new )?[Uu]ncorrectable (?:hardware )?errors?\b|(?<![Nn]o )(?<!\d )(?<!new )[Uu]ncorrectable (?:hardware )?errors?(?: ?\(\w| (?:detected|occurred)\b)|RAS.{0,40}[Uu]ncorrectable (?:[Ee]rror|RAS)|[Uu]ncorrectable RAS)"
 
 _NVME = r"nvme (?P<device>nvme\d{1,6}|[0-9a-f]{4,8}:[0-9a-f:.]{5,9})"
 
