@@ -13,10 +13,10 @@ from switchgear.agent.settings import POD_RESOURCES
 from switchgear.agent.sources import journal
 from switchgear.agent.sources.clock_sync import ClockSyncSource
 from switchgear.agent.sources.kernel_files import word
+from switchgear.agent.sources.open_log import read_once
 
 _KUBELET = "var/lib/kubelet"
 _SLURM_FILES = ("etc/slurm", "etc/slurm-llnl", "run/slurmd.pid", "var/spool/slurmd")
-_RECORD_BYTES_MAX = 8192
 
 
 def examine(root: Path) -> Iterator[Check]:
@@ -43,7 +43,7 @@ def _user() -> Check:
 
 def _kernel_log(root: Path) -> Check:
     try:
-        _read_ring(root / "dev/kmsg")
+        read_once(root / "dev/kmsg")
     except OSError as error:
         text = f"/dev/kmsg: {error.strerror}"
         if journal.has_kernel_messages():
@@ -51,17 +51,6 @@ def _kernel_log(root: Path) -> Check:
         text += ", and the journal shows no kernel message: XIDs and every other fault of the node stay unseen"
         return problem("kernel log", text, _kmsg_remedy(error))
     return ok("kernel log", "/dev/kmsg can be read")
-
-
-def _read_ring(path: Path) -> None:
-    """Raises OSError: some systems let it be opened and not be read."""
-    ring = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        os.read(ring, _RECORD_BYTES_MAX)
-    except (BlockingIOError, BrokenPipeError):  # empty, or written over just now
-        pass
-    finally:
-        os.close(ring)
 
 
 def _kmsg_remedy(error: OSError) -> str:

@@ -26,7 +26,7 @@ def open_kernel_log(file: Path | None, kernel_boot_id: str, cursor: str) -> LogR
             log.warning("%s cannot be read (%s): XIDs and other faults stay unseen until it can", file, error.strerror)
         return TextLog(file, cursor, from_end=True)
     try:
-        _read_once(KMSG)
+        read_once(KMSG)
         return KernelRing(kernel_boot_id, cursor, KMSG)
     except OSError as error:
         refused = error.strerror
@@ -47,7 +47,7 @@ def open_kernel_log(file: Path | None, kernel_boot_id: str, cursor: str) -> LogR
     return journal
 
 
-def _read_once(ring: Path) -> None:
+def read_once(ring: Path) -> None:
     """Raises OSError: some containers let it be opened and not be read. Through a descriptor of its own, which takes no record away."""
     fd = os.open(ring, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
