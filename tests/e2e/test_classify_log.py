@@ -35,4 +35,4 @@ def test_each_line_of_stdin_or_of_a_file_has_one_object_and_a_block_one_kind(tmp
 def test_a_file_that_is_not_there_is_named() -> None:
     run = subprocess.run([*COMMAND, "/no/such.log"], capture_output=True, text=True, check=False)
     assert run.returncode != 0
-    assert "/no/such.log" in run.stderr
+    assert "/no/such.log: No such file or directory; give a log that you may read" in run.stderr

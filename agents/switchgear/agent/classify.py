@@ -9,8 +9,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 from switchgear.agent.sources.kernel_log import LINE_CHARS_MAX, Blocks, Classified, classify_message, split
+from switchgear.core.errors import Invalid, Reason
 
 EXAMPLES = """examples:
   journalctl -k -o short-iso | switchgear agent classify-log
@@ -37,12 +39,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Prints one JSON object for each line."""
-    with args.file.open("rb") if args.file else nullcontext(sys.stdin.buffer) as log:
+    """Prints one JSON object for each line. Raises Invalid when the file cannot be read."""
+    with _open(args.file) if args.file else nullcontext(sys.stdin.buffer) as log:
         lines = (line.decode(errors="replace") for line in log)
         for told in classified(lines, args.driver):
             print(json.dumps(told), flush=args.file is None)  # noqa: T201 - a command's output
     return 0
+
+
+def _open(file: Path) -> BinaryIO:
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise Invalid(
+            f"{file}: {error.strerror}; give a log that you may read, or none to read standard input",
+            Reason.BAD_FIELD,
+            field="FILE",
+        ) from None
 
 
 def classified(lines: Iterable[str], driver: str = "") -> Iterator[dict[str, object]]:
