@@ -21,6 +21,7 @@ from switchgear.access.guard import guard as make_guard
 from switchgear.access.pki import Pki
 from switchgear.autoscaler import main as autoscaler
 from switchgear.collector import main as collector
+from switchgear.collector.config import CollectorConfig
 from switchgear.core.clock import Clock, SystemClock
 from switchgear.core.metrics import MetricsServer, new_registry
 from switchgear.core.modes import Mode
@@ -50,7 +51,7 @@ class PlaneSettings:
     and certificates at `machines`; the other services take certificates only.
     elsewhere: gRPC addresses of the services of other processes. policies: modes of the configuration.
     metrics: HOST:PORT of `/metrics`; beyond loopback it takes clients with a certificate of ours only.
-    timing: the leases of jobs that begin from now on.
+    timing: the leases of jobs that begin from now on. collector: what its configuration file says.
     """
 
     services: tuple[str, ...]
@@ -63,6 +64,7 @@ class PlaneSettings:
     policies: Mapping[str, Mode] = field(default_factory=dict)
     metrics: str = DEFAULT_METRICS
     timing: Timing = field(default_factory=Timing)
+    collector: CollectorConfig = field(default_factory=CollectorConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,9 @@ class Plane:
 
 #: How each service is built, by the name of its endpoint.
 SERVICES: Mapping[str, Callable[[Parts], Service]] = {
-    "collector": lambda parts: collector.build(parts.database, parts.clock, registry=parts.registry),
+    "collector": lambda parts: collector.build(
+        parts.database, parts.clock, registry=parts.registry, config=parts.settings.collector
+    ),
     "scheduler": lambda parts: scheduler.build(
         parts.database,
         parts.clock,

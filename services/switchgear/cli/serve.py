@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from switchgear.cli import exits
+from switchgear.cli.collector_flags import add_collector_arguments, collector_config_from
 from switchgear.cli.compose import DEFAULT_METRICS, ENDPOINTS, PlaneSettings, running
 from switchgear.cli.lease_flags import add_lease_arguments, timing_from
 from switchgear.cli.policies import add_policy_argument, configured_policies
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add(parser, "--metrics", DEFAULT_METRICS, "address of /metrics; port 0: a free one")
     add_lease_arguments(parser)
+    add_collector_arguments(parser)
     add_policy_argument(parser)
 
 
@@ -89,6 +91,7 @@ def settings_from(args: argparse.Namespace) -> PlaneSettings:
         policies=configured_policies(args.policy),
         metrics=args.metrics,
         timing=timing_from(args),
+        collector=collector_config_from(args),
     )
 
 

@@ -17,6 +17,7 @@ from switchgear.agent.main import TLS_FOLDER, run_agent
 from switchgear.agent.nvml import library as nvml
 from switchgear.agent.settings import AgentSettings
 from switchgear.cli import exits
+from switchgear.cli.collector_flags import add_collector_arguments, collector_config_from
 from switchgear.cli.compose import DEFAULT_METRICS, SERVICES, PlaneSettings, running
 from switchgear.cli.lease_flags import add_lease_arguments, timing_from
 from switchgear.cli.policies import add_policy_argument, configured_policies
@@ -29,6 +30,7 @@ from switchgear.cli.state import (
     default_state_dir,
     write_running,
 )
+from switchgear.collector.config import CollectorConfig
 from switchgear.core import names
 from switchgear.core.metrics import ADDRESS_FILE
 from switchgear.core.modes import Mode
@@ -54,7 +56,7 @@ class UpSettings:
     with TLS that user has the CA's key. sim_gpus: simulated GPUs of that agent, of the model sim_profile.
     policies: modes of the configuration. metrics: HOST:PORT of `/metrics`. machines: with TLS, HOST:PORT at which agents and
     launchers bring certificates. router_key_file: keys of the router's clients, which it must have beyond loopback.
-    timing: the leases of jobs that begin from now on.
+    timing: the leases of jobs that begin from now on. collector: what its configuration file says.
     """
 
     state_dir: Path
@@ -71,6 +73,7 @@ class UpSettings:
     machines: str = DEFAULT_MACHINES
     router_key_file: Path | None = None
     timing: Timing = field(default_factory=Timing)
+    collector: CollectorConfig = field(default_factory=CollectorConfig)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -139,6 +142,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with TLS: gRPC address for agents and launchers with certificates (default: %(default)s)",
     )
     add_lease_arguments(parser)
+    add_collector_arguments(parser)
     add_policy_argument(parser)
 
 
@@ -159,6 +163,7 @@ def main(args: argparse.Namespace) -> int:
         machines=args.machines,
         router_key_file=args.router_key_file,
         timing=timing_from(args),
+        collector=collector_config_from(args),
     )
     asyncio.run(until_signal(serve(settings)))
     return exits.OK
@@ -180,6 +185,7 @@ async def serve(settings: UpSettings) -> None:
         metrics=settings.metrics,
         machines=settings.machines,
         timing=settings.timing,
+        collector=settings.collector,
     )
     with only_one(settings.state_dir, "`switchgear up`"):
         async with (

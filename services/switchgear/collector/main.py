@@ -11,6 +11,7 @@ import grpc.aio
 from prometheus_client import CollectorRegistry
 
 from switchgear.collector import store
+from switchgear.collector.config import CollectorConfig
 from switchgear.collector.detectors import Silence, signals_of, silence_signal
 from switchgear.collector.event_writer import EventWriter
 from switchgear.collector.ingest import Ingest
@@ -53,9 +54,14 @@ class CollectorService:
     service_names: Sequence[str] = ("switchgear.v1alpha.TelemetryService", "switchgear.v1.SignalService")
 
     def __init__(
-        self, database: Database, clock: Clock, settings: CollectorSettings, registry: CollectorRegistry
+        self,
+        database: Database,
+        clock: Clock,
+        settings: CollectorSettings,
+        registry: CollectorRegistry,
+        config: CollectorConfig,
     ) -> None:
-        self._database, self._clock, self._settings = database, clock, settings
+        self._database, self._clock, self._settings, self._config = database, clock, settings, config
         self._feed = ChangeFeed(database, store.SERVICE)
         self._metrics = CollectorMetrics(registry)
         self._silence = Silence(settings.silence_s)
@@ -148,6 +154,13 @@ def build(
     clock: Clock,
     settings: CollectorSettings | None = None,
     registry: CollectorRegistry | None = None,
+    config: CollectorConfig | None = None,
 ) -> Service:
     """The collector. registry: where its metrics go; a private one when left out."""
-    return CollectorService(database, clock, settings or CollectorSettings(), registry or CollectorRegistry())
+    return CollectorService(
+        database,
+        clock,
+        settings or CollectorSettings(),
+        registry or CollectorRegistry(),
+        config or CollectorConfig(),
+    )

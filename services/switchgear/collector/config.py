@@ -1,0 +1,42 @@
+"""The collector's configuration file (TOML): where its telemetry goes to and comes from beyond its agents."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from switchgear.collector.settings import Section
+from switchgear.core.errors import Invalid, Reason
+
+#: Hundreds of targets fit; a file beyond it is not a configuration.
+BYTES_MAX = 1024 * 1024
+_ERRORS_SHOWN = 5
+
+
+class CollectorConfig(Section):
+    """The whole file. Empty: agents only, nothing goes out."""
+
+
+def load(path: Path) -> CollectorConfig:
+    """Raises Invalid, naming the file and each wrong key, when it cannot be read or is not as it should be."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(BYTES_MAX + 1)
+        if len(data) > BYTES_MAX:
+            raise _invalid(path, f"has more than {BYTES_MAX} bytes")
+        return CollectorConfig.model_validate(tomllib.loads(data.decode()))
+    except OSError as error:
+        raise _invalid(path, f"cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise _invalid(path, f"is no TOML: {error}") from error
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        shown = [f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in found[:_ERRORS_SHOWN]]
+        more = f" (and {len(found) - len(shown)} more)" if len(found) > len(shown) else ""
+        raise _invalid(path, f"has wrong settings: {'; '.join(shown)}{more}") from error
+
+
+def _invalid(path: Path, what: str) -> Invalid:
+    return Invalid(f"the collector's configuration {path} {what}", Reason.BAD_FIELD, file=str(path))
