@@ -6,16 +6,18 @@ SWITCHGEAR_REQUIRE_SERVICES=1 turns a missing PostgreSQL from a skip into a fail
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 import venv
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncpg
 import pytest
 
 from switchgear.cli.demo.postgres import Postgres, binaries
-from switchgear.store.database import Database
+from switchgear.store.database import Database, sqlite_url
 
 
 @pytest.fixture(scope="session")
@@ -35,29 +37,71 @@ def postgres_server() -> Iterator[Path]:
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    """An empty database of each kind."""
+async def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    """A database of each kind without tables."""
     if request.param == "sqlite":
-        yield f"sqlite+aiosqlite:///{tmp_path / 'state.db'}"
+        yield sqlite_url(tmp_path / "state.db")
         return
-    socket_folder: Path = request.getfixturevalue("postgres_server")
-    name = f"test_{uuid.uuid4().hex}"
-    server = await asyncpg.connect(host=str(socket_folder), user="postgres", database="postgres")
-    try:
-        await server.execute(f"CREATE DATABASE {name}")
-        yield f"postgresql+asyncpg://postgres@/{name}?host={socket_folder}"
-        await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    finally:
-        await server.close()
+    async with _postgres_database(request.getfixturevalue("postgres_server"), migrated=False) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def database_url(
+    request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[str]:
+    """A migrated database of each kind."""
+    if request.param == "sqlite":
+        yield await _migrated_sqlite(tmp_path_factory, tmp_path)
+        return
+    async with _postgres_database(request.getfixturevalue("postgres_server"), migrated=True) as url:
+        yield url
 
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
     """A migrated database of each kind."""
     database = Database(database_url)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def sqlite_database(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Database]:
+    """A migrated database for tests of what does not reach it, or does so elsewhere on both kinds."""
+    database = Database(await _migrated_sqlite(tmp_path_factory, tmp_path))
+    yield database
+    await database.close()
+
+
+async def _migrated_sqlite(factory: pytest.TempPathFactory, folder: Path) -> str:
+    """The URL of a copy: migrations cost many times what a copy does."""
+    template = factory.getbasetemp() / "migrated.db"
+    if not template.exists():
+        await _migrate(sqlite_url(template))
+    return sqlite_url(shutil.copy(template, folder / "state.db"))
+
+
+@asynccontextmanager
+async def _postgres_database(socket_folder: Path, *, migrated: bool) -> AsyncIterator[str]:
+    """The URL of a new database: a copy of one that is migrated once a server, or an empty one."""
+    name, template = f"test_{uuid.uuid4().hex}", "migrated" if migrated else "template1"
+    server = await asyncpg.connect(host=str(socket_folder), user="postgres", database="postgres")
+    try:
+        if migrated and not await server.fetchval("SELECT count(*) FROM pg_database WHERE datname = $1", template):
+            await server.execute(f"CREATE DATABASE {template}")
+            await _migrate(f"postgresql+asyncpg://postgres@/{template}?host={socket_folder}")
+        await server.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        yield f"postgresql+asyncpg://postgres@/{name}?host={socket_folder}"
+        await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        await server.close()
+
+
+async def _migrate(url: str) -> None:
+    database = Database(url)
     try:
         await database.migrate()
-        yield database
     finally:
         await database.close()
 

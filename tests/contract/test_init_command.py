@@ -16,14 +16,14 @@ from switchgear.store.database import Database
 
 
 async def test_the_first_token_is_in_the_database_that_the_services_will_read(
-    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SWITCHGEAR_DATABASE_URL", database_url)
+    monkeypatch.setenv("SWITCHGEAR_DATABASE_URL", empty_database_url)
     for command in (["init"], ["up"], ["serve", "gateway"]):
-        assert parser(command[0]).parse_args(command).database_url == database_url
+        assert parser(command[0]).parse_args(command).database_url == empty_database_url
     arguments = parser("init").parse_args(["init", "--state-dir", str(tmp_path / "state")])
     assert await asyncio.to_thread(init.main, arguments) == 0
-    database = Database(database_url)
+    database = Database(empty_database_url)
     try:
         admin = await People(database, SystemClock()).holder(f"Bearer {(tmp_path / 'state/token').read_text().strip()}")
     finally:

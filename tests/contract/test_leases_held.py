@@ -91,7 +91,6 @@ async def test_one_that_alone_is_cut_off_from_the_database_stops_acting(
     database_url: str, answers: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut, one = candidate(database_url, "one")
-    await cut.migrate()
 
     @asynccontextmanager
     async def unreachable() -> AsyncIterator[AsyncSession]:

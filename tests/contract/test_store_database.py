@@ -102,8 +102,8 @@ async def test_the_models_are_what_the_migrations_build(database: Database) -> N
         assert await (await session.connection()).run_sync(differences) == []
 
 
-async def test_several_processes_may_migrate_at_once_and_again(database_url: str) -> None:
-    databases = [Database(database_url) for _ in range(4)]
+async def test_several_processes_may_migrate_at_once_and_again(empty_database_url: str) -> None:
+    databases = [Database(empty_database_url) for _ in range(4)]
     try:
         await asyncio.gather(*(database.migrate() for database in databases))
         await databases[0].migrate()
