@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from switchgear.collector.blocks import Block, Decoder, Ids, Values, protocol
+from switchgear.collector.minutes import Minutes
 from switchgear.core.errors import Reason, ResourceExhausted
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
@@ -21,6 +22,8 @@ REASON_CHARS_MAX = 256
 _GROWTH = 64
 NOT_REPORTED = "not reported yet"
 NOT_A_NUMBER = "not a number"
+#: The source of windows that agents of ours fill; an import names its own: `otlp`, `scrape/{name}`.
+AGENT = "agent"
 
 Times = npt.NDArray[np.int64]
 
@@ -45,13 +48,15 @@ class Outcome(Enum):
 
 
 class NodeWindow:
-    """One node's samples of the newest `ticks` ticks, in one epoch.
+    """One node's samples of the newest `ticks` ticks, from one source and in one epoch.
 
     NaN is unknown; for the newest tick `reasons` says why. After a gap nothing is guessed: rows go on at the next keyframe.
     gaps_lost: whether what is missing before a keyframe counts as lost. An agent that sends a backlog tells itself what it gave up.
     """
 
-    def __init__(self, epoch: str, ticks: int, *, gaps_lost: bool = True) -> None:
+    def __init__(self, epoch: str, ticks: int, *, node: str = "", source: str = AGENT, gaps_lost: bool = True) -> None:
+        self.node = node
+        self.source = source
         self.epoch = epoch
         self.gaps_lost = gaps_lost
         self.series: list[SeriesKey] = []
@@ -151,11 +156,29 @@ class NodeWindow:
         self._values[places, :known] = np.concatenate([values, newest])
         return int((order >= count - 1 - begin).sum())
 
-    def latest(self) -> Values:
-        """Newest value of each series; NaN where it is unknown."""
+    def append(self, time_unix_ns: int, ids: Ids, values: Values) -> None:
+        """Adds a row: `values` (NaN = unknown) for the series `ids`, the others as they were. For what sends no blocks."""
+        row = self._values[self._rows % self._ticks]
+        row[:] = self._values[(self._rows - 1) % self._ticks] if self._rows else np.nan
+        row[ids] = values
+        self._values_came(ids, values, row)
+        self._added(time_unix_ns)
+
+    @property
+    def newest(self) -> Values:
+        """As `latest`, but a view: the next row may overwrite it."""
         if self._rows == 0:
             return np.full(len(self.series), np.nan)
-        return self._values[(self._rows - 1) % self._ticks, : len(self.series)].copy()
+        return self._values[(self._rows - 1) % self._ticks, : len(self.series)]
+
+    def latest(self) -> Values:
+        """Newest value of each series; NaN where it is unknown."""
+        return self.newest.copy()
+
+    def minutes(self) -> Minutes:
+        """Aggregates of the minutes that have passed."""
+        none = np.zeros((0, len(self.series)), np.float32)
+        return Minutes(np.zeros(0, np.int64), none, none, none, none)
 
     def history(self) -> tuple[Times, Values]:
         """Times in ns, shape (n,), and values, shape (n, series), oldest first; n is at most `ticks`."""
@@ -173,41 +196,56 @@ class NodeWindow:
         if block.keyframe:
             missing = np.flatnonzero(np.isnan(row[: len(self.series)]))
             self.reasons = dict.fromkeys(missing.tolist(), NOT_REPORTED)
-        elif self.reasons:
-            self.reasons = {series_id: reason for series_id, reason in self.reasons.items() if np.isnan(row[series_id])}
-        if np.isnan(values).any():
-            self.reasons.update((series_id, NOT_A_NUMBER) for series_id in ids[np.isnan(values)].tolist())
+        self._values_came(ids, values, row)
         for series_id, reason in block.unknown.items():
             row[series_id] = np.nan
             self.reasons[series_id] = reason
-        self.time_unix_ns = block.time_unix_ns
-        self._times[self._rows % self._ticks] = block.time_unix_ns
+        self._added(block.time_unix_ns)
+
+    def _values_came(self, ids: Ids, values: Values, row: Values) -> None:
+        if self.reasons:
+            self.reasons = {series_id: reason for series_id, reason in self.reasons.items() if np.isnan(row[series_id])}
+        if np.isnan(values).any():
+            self.reasons.update((series_id, NOT_A_NUMBER) for series_id in ids[np.isnan(values)].tolist())
+
+    def _added(self, time_unix_ns: int) -> None:
+        self.time_unix_ns = time_unix_ns
+        self._times[self._rows % self._ticks] = time_unix_ns
         self._rows += 1
 
 
 class Windows:
-    """The windows of all nodes, within `bytes_max` bytes together."""
+    """The windows of all nodes, within `bytes_max` bytes together. A node has one for each source that tells of it."""
 
     def __init__(self, *, ticks: int, bytes_max: int) -> None:
         self._ticks = ticks
         self._bytes_max = bytes_max
-        self._by_node: dict[str, NodeWindow] = {}
-        self._connected: set[str] = set()
+        #: By node and source; the order is the order of the newest connection.
+        self._windows: dict[tuple[str, str], NodeWindow] = {}
+        self._connected: set[tuple[str, str]] = set()
 
     def get(self, node: str) -> NodeWindow | None:
-        return self._by_node.get(node)
+        """What the node's agent told."""
+        return self._windows.get((node, AGENT))
 
-    def connect(self, node: str, epoch: str) -> NodeWindow:
-        """The window for a node's stream: as it was when the agent only lost its connection, empty in a new epoch."""
-        window = self._by_node.pop(node, None)
+    def of(self, node: str) -> list[NodeWindow]:
+        """All windows of a node, its agent's and those of imports."""
+        return [window for window in self._windows.values() if window.node == node]
+
+    def all(self) -> list[NodeWindow]:
+        return list(self._windows.values())
+
+    def connect(self, node: str, epoch: str, *, source: str = AGENT) -> NodeWindow:
+        """The window for what a source tells of `nodes/{node}`: as it was when only the connection was lost, empty in a new epoch."""
+        window = self._windows.pop((node, source), None)
         if window is None or window.epoch != epoch:
-            window = NodeWindow(epoch, self._ticks)
-        self._by_node[node] = window  # at the end: the order is the order of the newest connection
-        self._connected.add(node)
+            window = NodeWindow(epoch, self._ticks, node=node, source=source)
+        self._windows[node, source] = window
+        self._connected.add((node, source))
         return window
 
-    def disconnect(self, node: str) -> None:
-        self._connected.discard(node)
+    def disconnect(self, node: str, *, source: str = AGENT) -> None:
+        self._connected.discard((node, source))
 
     def define(self, window: NodeWindow, first_id: int, keys: Sequence[SeriesKey]) -> None:
         """As `NodeWindow.define`; forgets nodes that are gone when memory is short.
@@ -227,14 +265,14 @@ class Windows:
         window.define(first_id, keys)
 
     def _make_room(self, needed: int) -> None:
-        used = sum(window.nbytes for window in self._by_node.values())
-        for node in [node for node in self._by_node if node not in self._connected]:
+        used = sum(window.nbytes for window in self._windows.values())
+        for key in [key for key in self._windows if key not in self._connected]:
             if used + needed <= self._bytes_max:
                 return
-            used -= self._by_node.pop(node).nbytes
+            used -= self._windows.pop(key).nbytes
         if used + needed > self._bytes_max:
             raise ResourceExhausted(
-                f"the windows of {len(self._by_node)} nodes fill the {self._bytes_max} bytes that they may have; "
+                f"{len(self._windows)} windows fill the {self._bytes_max} bytes that they may have; "
                 "raise window_bytes_max or run another collector",
                 Reason.LIMIT_EXCEEDED,
             )
