@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from switchgear.collector.blocks import Block, Deltas, protocol
 from switchgear.collector.model import Event
-from switchgear.collector.windows import REASON_CHARS_MAX, SERIES_MAX, SeriesKey
+from switchgear.collector.windows import REASON_CHARS_MAX, SERIES_MAX, Kind, SeriesKey
 from switchgear.core import identity, names, rpc
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
@@ -55,7 +55,8 @@ def series_of(series: pb.Series) -> SeriesKey:
         raise protocol(
             f"series {series.id} needs a metric, at most {LABELS_MAX} labels and texts of at most {NAME_CHARS_MAX} characters"
         )
-    return SeriesKey(series.metric, series.unit, tuple(sorted(series.labels.items())))
+    kind = Kind.COUNTER if series.kind == pb.Series.COUNTER else Kind.GAUGE
+    return SeriesKey(series.metric, series.unit, tuple(sorted(series.labels.items())), kind)
 
 
 def _unpacked(packed: bytes) -> pb.Dictionary:

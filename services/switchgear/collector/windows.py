@@ -28,11 +28,20 @@ AGENT = "agent"
 Times = npt.NDArray[np.int64]
 
 
+class Kind(Enum):
+    GAUGE = auto()
+    #: It only rises, but for resets.
+    COUNTER = auto()
+
+
 @dataclass(frozen=True, slots=True)
 class SeriesKey:
+    """labels: in the order of their names."""
+
     metric: str
     unit: str
     labels: tuple[tuple[str, str], ...]
+    kind: Kind = Kind.GAUGE
 
     @property
     def chars(self) -> int:
