@@ -26,6 +26,7 @@ WAITS = m.RankWatch(0, 10.0, m.Activity.COLLECTIVE, m.ProcessState.SLEEPING, cou
 ALL_WAIT = dict.fromkeys(range(4), WAITS)
 STEPS = replace(WAITS, activity=m.Activity.STEP, where="train_step (train.py:33)", stack="main\ntrain_step")
 NOW = m.Now(100.0, START_NS)
+HUNG = m.Failure(m.Fault.RANK_HUNG, "hung: 3", 38, progressed=False, hang=m.Hang(38, 38, made_steps=True, ranks=(3,)))
 
 
 def ranks(count: int = 4) -> dict[int, m.Rank]:
@@ -129,13 +130,14 @@ def test_where_nobody_idle_keeps_others_waiting_it_lasts_ten_learned_steps_and_a
 def test_each_verdict_that_no_new_step_has_followed_makes_the_next_one_ten_times_as_late() -> None:
     def limit_s(watch: m.RankWatch, **options: Any) -> tuple[float, float | None]:
         """The least that is judged, and whether that is doubted."""
+        stands_at = m.Hang(38, 38, made_steps=True)
         for idle_s in (2.9, 3, 29.9, 30, 59.9, 60, 299.9, 300, 599.9, 600, 2999.9, 3000, 3599.9, 3600, 4999.9, 5000):
             heard = {n: replace(w, rank=n, idle_s=idle_s, heard_s=100.0) for n, w in {**ALL_WAIT, 3: watch}.items()}
-            if verdict := stall(ranks(), heard, NOW, **options):
+            if verdict := stall(ranks(), heard, NOW, stands_at=stands_at, **options):
                 return idle_s, verdict.doubted_s
         raise AssertionError
 
-    assert [limit_s(STEPS, hung_before=n) for n in range(5)] == [
+    assert [limit_s(STEPS, failures=[HUNG] * n) for n in range(5)] == [
         (3, 3),
         (30, 30),
         (300, 300),
@@ -143,9 +145,9 @@ def test_each_verdict_that_no_new_step_has_followed_makes_the_next_one_ten_times
         (3600, None),
     ]
     computes = replace(STEPS, cpu_share=1.0)
-    assert [limit_s(computes, hung_before=n) for n in range(3)] == [(60, 60), (600, 600), (3600, None)]
-    assert limit_s(replace(computes, step_s=500.0), hung_before=3) == (5000, None)
-    assert limit_s(computes, hung_before=3, hang_seconds=30) == (30, None)
+    assert [limit_s(computes, failures=[HUNG] * n) for n in range(3)] == [(60, 60), (600, 600), (3600, None)]
+    assert limit_s(replace(computes, step_s=500.0), failures=[HUNG] * 3) == (5000, None)
+    assert limit_s(computes, failures=[HUNG] * 3, hang_seconds=30) == (30, None)
     assert limit_s(replace(STEPS, activity=m.Activity.DATA)) == (600, None)
 
 
@@ -189,16 +191,16 @@ def test_a_restarted_attempt_has_ten_times_as_long_for_its_first_step_as_one_bef
 
 
 def test_a_hang_before_the_first_step_of_a_restarted_attempt_is_doubted_while_it_may_take_longer() -> None:
-    def doubted_s(startup_s: float, idle_s: float) -> float | None:
+    def doubted_s(first_step_s: float | None, idle_s: float) -> float | None:
         begins = replace(STEPS, activity=m.Activity.STARTUP, idle_s=idle_s, heard_s=100.0)
-        verdict = stall(ranks(), {n: replace(begins, rank=n) for n in range(4)}, NOW, startup_s=startup_s)
+        verdict = stall(ranks(), {n: replace(begins, rank=n) for n in range(4)}, NOW, first_step_s=first_step_s)
         assert verdict is not None
         return verdict.doubted_s
 
-    assert doubted_s(60, 60) == 60
-    assert doubted_s(STARTUP_S_MAX, STARTUP_S_MAX) is None
+    assert doubted_s(6.0, 60) == 60
+    assert doubted_s(None, STARTUP_S_MAX) is None
     with pytest.raises(AssertionError):
-        doubted_s(60, 59)
+        doubted_s(6.0, 59)
 
 
 def test_a_program_whose_steps_nobody_sees_never_hangs() -> None:

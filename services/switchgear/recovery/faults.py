@@ -342,6 +342,7 @@ class Faults(Records):
             time_ns=self.now.unix_ns,
             resume_path=last.resume_path if last else "",
             doubted_s=last.doubted_s if last and incident.fault is m.Fault.RANK_HUNG else None,
+            hang=last.hang if last and incident.fault is m.Fault.RANK_HUNG else None,
             count=attempt.last_count() if attempt else 0,
             saved=attempt is not None and _saves(attempt),
         )

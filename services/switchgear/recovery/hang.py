@@ -6,10 +6,11 @@ CPU time accuses nobody, since those that wait in a collective may spin (NCCL) o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from switchgear.recovery.diagnosis import Cause, at_step
-from switchgear.recovery.model import Activity, Fault, Now, ProcessState, Rank, RankWatch
+from switchgear.recovery.doubt import hung_before
+from switchgear.recovery.model import Activity, Failure, Fault, Hang, Now, ProcessState, Rank, RankWatch
 
 #: A job hangs when none of its ranks has completed a step for so many learned step times, and for at least so long: pauses of the
 #: machine (a garbage collection, a page cache that is written back) take a second or two.
@@ -19,7 +20,8 @@ HANG_S_MIN = 3.0
 #: collective for those that could be stuck, or they compute.
 BUSY_STEPS = 10.0
 BUSY_S_MIN = 60.0
-#: Each verdict that no new step has followed may have been wrong: the next one takes so many times as long, up to so long.
+#: Each verdict that no new step has followed may have been wrong: the next one of the same hang takes so many times as long, up to so
+#: long.
 DOUBT_FACTOR = 10.0
 DOUBT_S_MAX = 3600.0
 #: Once an attempt has made its first step, the next one has so many times as long for it, at least and at most so long.
@@ -70,6 +72,9 @@ _DOES = {
 }
 #: Ranks that get a line of evidence each; the others share one.
 _TOLD_MAX = 8
+#: Ranks at fault, and places in which others wait, that are remembered of a hang: a job's state is written often, with a hundred of them.
+#: More tell no hang from another.
+_REMEMBERED_MAX = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,8 @@ class Stall:
     stack: str = ""
     #: How long was waited, where the next verdict would take longer.
     doubted_s: float | None = None
+    #: Of a hang.
+    hang: Hang | None = None
 
 
 def stall(
@@ -91,15 +98,17 @@ def stall(
     *,
     hang_seconds: float | None = None,
     makes_steps: bool = True,
-    hung_before: int = 0,
-    startup_s: float = STARTUP_S_MAX,
+    stands_at: Hang | None = None,
+    failures: Sequence[Failure] = (),
+    first_step_s: float | None = None,
 ) -> Stall | None:
     """The verdict on an attempt; None while it goes on or may do so.
 
     hang_seconds: in place of the learned limit for steps and collectives; 0: nothing but stopped ranks counts.
     makes_steps: a step of this job was ever seen. Programs whose steps nobody sees would all look as if they never got to the first.
-    hung_before: verdicts of this kind since the newest step that was new. startup_s: see `startup_limit_s`.
-    O(ranks).
+    stands_at: how far the attempt is. failures: of the job while it has an incident, oldest first: those that hung may have been slow.
+    first_step_s: see `startup_limit_s`.
+    O(ranks + failures).
     """
     if not watches:
         return None
@@ -109,7 +118,7 @@ def stall(
         for number in live
         if (watch := watches.get(number)) and now.monotonic_s - watch.heard_s <= HEARD_S_MAX
     }
-    case = _Case(ranks, said, now, startup_s)
+    case = _Case(ranks, said, now)
     if stopped := [n for n in said if said[n].process is ProcessState.STOPPED and case.in_state_s(n) >= STOPPED_S]:
         return case.stopped(stopped)
     if hang_seconds == 0 or not makes_steps or not said or len(said) < len(live):
@@ -117,8 +126,13 @@ def stall(
     if any(watch.process is ProcessState.TRACED for watch in said.values()):
         return None  # a person looks at it
     blocked = [n for n in said if said[n].process is ProcessState.DISK]
-    in_step_s, doubted_s = (hang_seconds, None) if hang_seconds is not None else case.step_limit_s(hung_before, blocked)
-    limit_s = case.limit_s(in_step_s)
+    hang = case.hang(stands_at or Hang())
+    doubts = hung_before(failures, hang)
+    startup_s = startup_limit_s(first_step_s, doubts)
+    in_step_s, doubted_s = hang_seconds, None
+    if in_step_s is None:
+        in_step_s, doubted_s = case.step_limit_s(doubts, blocked, startup_s)
+    limit_s = case.limit_s(in_step_s, startup_s)
     if case.idle_s() < limit_s:
         return None
     if blocked:
@@ -133,18 +147,18 @@ def stall(
         doubted_s = startup_s
     elif limit_s != in_step_s:
         doubted_s = None
-    return case.hung(doubted_s)
+    return case.hung(doubted_s, hang)
 
 
-def startup_limit_s(first_step_s: float | None, hung_before: int) -> float:
+def startup_limit_s(first_step_s: float | None, doubts: int) -> float:
     """How long an attempt may take to its first step.
 
-    first_step_s: the longest that one of this job has taken; None: none has come so far. hung_before: verdicts before the first step since
-    the newest step that was new; a checkpoint of some hundred gigabytes that is loaded may have been taken for a hang.
+    first_step_s: the longest that one of this job has taken; None: none has come so far. doubts: verdicts that may have been wrong; a
+    checkpoint of some hundred gigabytes that is loaded may have been taken for a hang.
     """
     if first_step_s is None:
         return STARTUP_S_MAX
-    return min(STARTUP_S_MAX, max(STARTUP_S_MIN, STARTUP_TIMES * first_step_s) * DOUBT_FACTOR**hung_before)
+    return min(STARTUP_S_MAX, max(STARTUP_S_MIN, STARTUP_TIMES * first_step_s) * DOUBT_FACTOR**doubts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +166,6 @@ class _Case:
     ranks: Mapping[int, Rank]
     said: Mapping[int, RankWatch]
     now: Now
-    startup_s: float
 
     def _aged_s(self, age_s: float, watch: RankWatch) -> float:
         return age_s + self.now.monotonic_s - watch.heard_s
@@ -167,15 +180,26 @@ class _Case:
     def _step_s(self) -> float | None:
         return max((watch.step_s for watch in self.said.values() if watch.step_s), default=None)
 
-    def step_limit_s(self, hung_before: int, blocked: Sequence[int]) -> tuple[float, float | None]:
+    def hang(self, stands_at: Hang) -> Hang:
+        """What is known of it, if it is one."""
+        ranks, _ = self._culprits()
+        places = {watch.where for watch in self.said.values() if watch.activity is Activity.COLLECTIVE}
+        known = "" not in places and len(places) <= _REMEMBERED_MAX
+        return replace(
+            stands_at,
+            ranks=tuple(ranks) if len(ranks) <= _REMEMBERED_MAX else (),
+            waits_in=tuple(sorted(places)) if known else (),
+        )
+
+    def step_limit_s(self, doubts: int, blocked: Sequence[int], startup_s: float) -> tuple[float, float | None]:
         """How long a step may take, and the same again where the next verdict would take longer."""
         step_s = self._step_s()
         if step_s is None:
-            return self.startup_s, None
+            return startup_s, None
         base_s = max(HANG_S_MIN, HANG_STEPS * step_s)
         if not self._missed(blocked):
             base_s = max(BUSY_S_MIN, BUSY_STEPS * step_s)
-        limit_s = max(base_s, min(DOUBT_S_MAX, base_s * DOUBT_FACTOR**hung_before))
+        limit_s = max(base_s, min(DOUBT_S_MAX, base_s * DOUBT_FACTOR**doubts))
         return limit_s, limit_s if limit_s < DOUBT_S_MAX else None
 
     def _missed(self, blocked: Sequence[int]) -> bool:
@@ -185,13 +209,13 @@ class _Case:
         waits = len(outside) + len(blocked) < len(self.said) and len(self.ranks) > 1
         return waits and all(share is not None and share < COMPUTES for share in shares)
 
-    def limit_s(self, in_step_s: float) -> float:
+    def limit_s(self, in_step_s: float, startup_s: float) -> float:
         """As patient as with the rank that may take longest."""
         limits_s = [in_step_s]
         for watch in self.said.values():
             # Nobody can ask a process in the kernel what it does.
             in_kernel = watch.activity is Activity.UNKNOWN and watch.process is ProcessState.DISK
-            patience_s = self.startup_s if watch.activity is Activity.STARTUP else _PATIENCE_S.get(watch.activity)
+            patience_s = startup_s if watch.activity is Activity.STARTUP else _PATIENCE_S.get(watch.activity)
             limits_s.append(in_step_s if in_kernel or patience_s is None else patience_s)
         if len(self.said) < len(self.ranks):
             limits_s.append(ENDING_S)
@@ -211,7 +235,7 @@ class _Case:
         known_by = f"state D in /proc for {since_s:.1f} s, in which no signal reaches a process"
         return self._stall(culprits, self.idle_s(), Fault.RANK_BLOCKED, (clause, known_by, "blocked"))
 
-    def hung(self, doubted_s: float | None) -> Stall:
+    def hung(self, doubted_s: float | None, hang: Hang) -> Stall:
         culprits, why = self._culprits()
         step_s = self._step_s()
         places = [self.said[number].where for number in culprits or self.said]
@@ -223,7 +247,8 @@ class _Case:
         who = self._names(culprits) if culprits else "all ranks"
         clause = f"{who} hung{self._at(first)}{where}"
         signature = f"hung: {', '.join(map(str, culprits)) or 'all'}"
-        return self._stall(culprits, self.idle_s(), Fault.RANK_HUNG, (clause, known_by, signature), doubted_s)
+        found = self._stall(culprits, self.idle_s(), Fault.RANK_HUNG, (clause, known_by, signature))
+        return replace(found, doubted_s=doubted_s, hang=hang)
 
     def _culprits(self) -> tuple[list[int], str]:
         """Who keeps the others waiting, and how we know; nobody when nothing tells the ranks apart."""
@@ -250,7 +275,6 @@ class _Case:
         since_s: float,
         fault: Fault,
         words: tuple[str, str, str],
-        doubted_s: float | None = None,
     ) -> Stall:
         """words: clause, known_by and signature of the cause."""
         rank = culprits[0] if culprits else None
@@ -262,7 +286,7 @@ class _Case:
         told = [self._line(number) for number in order[:_TOLD_MAX]]
         if more := len(order) - len(told):
             told.append(f"{more} more ranks make no step either")
-        return Stall(cause, tuple(told), stack, doubted_s)
+        return Stall(cause, tuple(told), stack)
 
     def _line(self, number: int) -> str:
         rank, watch = self.ranks[number], self.said[number]

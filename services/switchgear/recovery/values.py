@@ -121,6 +121,21 @@ class RankWatch:
     heard_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Hang:
+    """What tells one hang from another; see `doubt`."""
+
+    #: The newest step that all ranks had completed, or that they were to go on from; None: not known by number.
+    step: int | None = None
+    #: Steps of the attempt, and whether it had made any.
+    count: int = 0
+    made_steps: bool = False
+    #: At fault; empty: nobody in particular.
+    ranks: tuple[int, ...] = ()
+    #: Where the ranks stood that waited in a collective; empty: not known.
+    waits_in: tuple[str, ...] = ()
+
+
 @dataclass(slots=True)
 class Attempt:
     """One start of the job on one placement; the generation is its fencing token."""
@@ -141,6 +156,7 @@ class Attempt:
     end_reason: str = ""
     #: See `Failure`.
     doubted_s: float | None = None
+    hang: Hang | None = None
     #: Ranks were seen further apart than those can be that need each other for each step.
     drifted: bool = False
 
@@ -159,6 +175,12 @@ class Attempt:
         """Steps that it made once it is over, which is known where their numbers are not; ranks that make none are left out."""
         told = [rank.count for rank in self.ranks.values() if rank.exit and rank.count]
         return min(told or [rank.count for rank in self.ranks.values() if rank.count], default=0)
+
+    def stands_at(self) -> Hang:
+        """How far it is, as a hang of nobody in particular."""
+        made_steps = any(rank.first_step_ns for rank in self.ranks.values())
+        step = self.common_step()
+        return Hang(self.resume_step if step is None and not made_steps else step, self.last_count(), made_steps)
 
 
 @dataclass(slots=True)
@@ -230,6 +252,8 @@ class Failure:
     resume_path: str = ""
     #: Of a hang that may have been none: how long was waited, as the next verdict would take longer.
     doubted_s: float | None = None
+    #: Of a hang; None: not known, as in states that an older version has stored.
+    hang: Hang | None = None
     #: Steps that the attempt made, and whether its ranks wrote checkpoints: all there is to compare where steps have no number.
     count: int = 0
     saved: bool = False

@@ -10,7 +10,7 @@ from dataclasses import replace
 from switchgear.recovery import model as m
 from switchgear.recovery.diagnosis import blames_peer
 from switchgear.recovery.faults import Faults
-from switchgear.recovery.hang import HEARD_S_MAX, stall, startup_limit_s
+from switchgear.recovery.hang import HEARD_S_MAX, stall
 
 #: A launcher whose connection broke has so long to come back: it tries after 0.1 s, and again within a second.
 GONE_S = 1.0
@@ -52,12 +52,14 @@ class Watching(Faults):
             # Replicas wait for requests.
             hang_seconds=0 if state.spec.inference else state.spec.hang_seconds,
             makes_steps=self.makes_steps(attempt),
-            hung_before=self._hung_before(),
-            startup_s=startup_limit_s(state.first_step_s, self._hung_before(made_steps=False)),
+            stands_at=attempt.stands_at(),
+            # An incident is open until there is a new step.
+            failures=state.failures if state.incident else (),
+            first_step_s=state.first_step_s,
         )
         if found is None:
             return
-        cause, attempt.doubted_s = found.cause, found.doubted_s
+        cause, attempt.doubted_s, attempt.hang = found.cause, found.doubted_s, found.hang
         if cause.fault is m.Fault.RANK_BLOCKED:
             why = f"{cause.clause} ({cause.known_by})"
             state.bad_nodes[cause.node] = why
@@ -73,15 +75,6 @@ class Watching(Faults):
     def _reached(self, node: str) -> bool:
         launcher = self.state.launchers.get(node)
         return launcher is not None and launcher.connected
-
-    def _hung_before(self, *, made_steps: bool = True) -> int:
-        """Hangs since the newest step that was new; an incident is open until there is one. made_steps: also those after a first step."""
-        count = 0
-        for failure in reversed(self.state.failures if self.state.incident else []):
-            count += failure.fault is m.Fault.RANK_HUNG and (made_steps or not failure.made_steps)
-            if failure.progressed:
-                break
-        return count
 
     def stepped(self, node: str, ranks: tuple[m.RankStep, ...]) -> None:
         """A report of progress: ranks that go on are not watched, and none may be behind further than time explains."""
