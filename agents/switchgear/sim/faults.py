@@ -149,7 +149,7 @@ def parse_script(text: str) -> list[Scheduled]:
         try:
             if words[0] != "at" or len(words) < 3:
                 raise _invalid("a line is `at TIME FAULT`, for example: at 12s gpu 3 xid 79")
-            found.append(Scheduled(_seconds(words[1]), parse_fault(words[2])))
+            found.append(Scheduled(seconds_of(words[1]), parse_fault(words[2])))
         except Invalid as error:
             raise _invalid(f"line {number}: {error}") from None
     if len(found) > FAULTS_MAX:
@@ -169,7 +169,8 @@ def _whole(word: str, name: str, lowest: int, highest: int) -> int:
     return int(word)
 
 
-def _seconds(word: str) -> float:
+def seconds_of(word: str) -> float:
+    """What `500ms`, `30s`, `5m` or `1h` is. Raises Invalid for anything else."""
     match = _DURATION.fullmatch(word[:20])
     if match is None:
         raise _invalid(f"{word[:20] or 'nothing'} is not a time; write 500ms, 30s, 5m or 1h")
@@ -185,7 +186,7 @@ _OPTIONS: Mapping[str, Callable[[Fault, Iterator[str]], Fault]] = {
     "link": _option("link", lambda word: _whole(word, "link", 0, _LINK_MAX)),
     "clock": _option("clock_mhz", lambda word: _whole(word, "clock", 1, _CLOCK_MAX)),
     "times": _option("times", lambda word: _whole(word, "times", 1, _TIMES_MAX)),
-    "for": _option("for_s", _seconds),
+    "for": _option("for_s", seconds_of),
     "fatal": lambda fault, _words: replace(fault, fatal=True),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import resource
 import signal
 import time
 from collections.abc import Coroutine, Iterator
@@ -96,3 +97,20 @@ def is_alive(pid: int, ticks: int) -> bool:
     """Whether that very process runs; one that only waits to be reaped does not."""
     fields = stat_fields(pid)
     return fields is not None and fields[0] not in "ZX" and int(fields[19]) == ticks
+
+
+def allow_open_files(needed: int) -> None:
+    """Lets this process, and those that it starts, have `needed` files and sockets open at once.
+
+    Raises FailedPrecondition (LIMIT_EXCEEDED) when the system allows fewer.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise FailedPrecondition(
+            f"{needed} files and sockets are needed at once, and this process may have {hard}; raise the hard limit "
+            "(ulimit -Hn, LimitNOFILE= of systemd)",
+            Reason.LIMIT_EXCEEDED,
+            needed=str(needed),
+        )
+    if soft != resource.RLIM_INFINITY and needed > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -103,6 +103,12 @@ _COMMANDS: dict[str, tuple[str, str, str, str]] = {
     ),
     "audit": ("switchgear.cli.access", "add_audit", "audit", "list who changed what, and who was refused"),
     "inject": ("switchgear.cli.act", "add_inject", "inject", "let a simulated GPU report a fault"),
+    "sim fleet": (
+        "switchgear.sim.fleet.main",
+        "add_arguments",
+        "main",
+        "stream to a collector as many simulated nodes, with faults",
+    ),
 }
 
 #: Modules of commands that ask a control plane and print what it answers.
