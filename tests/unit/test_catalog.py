@@ -10,6 +10,7 @@ import pytest
 
 from switchgear.core.catalog import (
     AGENT_KINDS,
+    COLLECTOR_KINDS,
     DRIVER_KINDS,
     KINDS,
     NODE_KINDS,
@@ -46,7 +47,7 @@ def test_the_documentation_lists_each_override_with_its_reason() -> None:
 
 
 def test_a_kind_is_in_one_table_only() -> None:
-    names = [name for table in (KINDS, NODE_KINDS, DRIVER_KINDS, AGENT_KINDS) for name in table]
+    names = [name for table in (KINDS, NODE_KINDS, DRIVER_KINDS, AGENT_KINDS, COLLECTOR_KINDS) for name in table]
     assert len(names) == len(set(names))
 
 

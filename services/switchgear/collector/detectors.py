@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from switchgear.collector.model import Event, Severity, Signal, signal_id
-from switchgear.core.catalog import AGENT_KINDS, DRIVER_KINDS, GPU_LOST, NODE_KINDS, judge
+from switchgear.core.catalog import AGENT_KINDS, COLLECTOR_KINDS, DRIVER_KINDS, GPU_LOST, NODE_KINDS, judge
 from switchgear.core.catalog import KINDS as KERNEL_KINDS
 
 #: A GPU that is gone, however it is told: recovery and scheduler know it by this name.
@@ -17,7 +17,7 @@ KINDS = (
     _SILENT,
     *(
         kind
-        for kinds in (KERNEL_KINDS, NODE_KINDS, DRIVER_KINDS, AGENT_KINDS)
+        for kinds in (KERNEL_KINDS, NODE_KINDS, DRIVER_KINDS, AGENT_KINDS, COLLECTOR_KINDS)
         for kind in kinds
         if kind not in _LOST_KINDS
     ),
@@ -75,7 +75,9 @@ class Silence:
         ]
 
 
-def silence_signal(node: str, silent_s: float, now_unix_ns: int) -> Signal:
+def silence_signal(
+    node: str, silent_s: float, now_unix_ns: int, missing: str = "telemetry stream from the node's agent"
+) -> Signal:
     """A warning, no more: the agent may have died alone while the ranks go on; their launcher's own silence decides that."""
     return Signal(
         signal_id=signal_id("silence", node, now_unix_ns),
@@ -84,7 +86,7 @@ def silence_signal(node: str, silent_s: float, now_unix_ns: int) -> Signal:
         kind=_SILENT,
         severity=Severity.WARNING,
         action="",
-        evidence=f"no telemetry stream from the node's agent for {silent_s:.0f} s",
+        evidence=f"no {missing} for {silent_s:.0f} s",
         time_unix_ns=now_unix_ns,
         simulated=False,
     )

@@ -5,7 +5,7 @@ The tables beside this file say where they come from in the module that reads th
 """
 
 from switchgear.core.catalog.judge import judge
-from switchgear.core.catalog.kinds import AGENT_KINDS, DRIVER_KINDS, KINDS, NODE_KINDS, Kind, kind
+from switchgear.core.catalog.kinds import AGENT_KINDS, COLLECTOR_KINDS, DRIVER_KINDS, KINDS, NODE_KINDS, Kind, kind
 from switchgear.core.catalog.nvlink5 import CODES as NVLINK5
 from switchgear.core.catalog.nvlink5 import Decoded, decode_nvlink5
 from switchgear.core.catalog.severity import Severity, Verdict
@@ -14,6 +14,7 @@ from switchgear.core.catalog.xids import GPU_LOST, Override, Xid, judge_xid, ove
 
 __all__ = [
     "AGENT_KINDS",
+    "COLLECTOR_KINDS",
     "DRIVER_KINDS",
     "GPU_LOST",
     "KINDS",

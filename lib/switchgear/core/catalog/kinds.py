@@ -25,7 +25,7 @@ class Kind:
         return Verdict(self.action, self.severity)
 
 
-_TABLES = ("kinds", "node_kinds", "driver_kinds", "agent_kinds")
+_TABLES = ("kinds", "node_kinds", "driver_kinds", "agent_kinds", "collector_kinds")
 
 
 @cache
@@ -62,3 +62,5 @@ NODE_KINDS = _Names("node_kinds")
 DRIVER_KINDS = _Names("driver_kinds")
 #: Of the agent itself.
 AGENT_KINDS = _Names("agent_kinds")
+#: Of what the collector reads at others' exporters.
+COLLECTOR_KINDS = _Names("collector_kinds")
