@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,21 @@ class TlsFiles:
     def channel_credentials(self) -> grpc.ChannelCredentials:
         """Raises FailedPrecondition (TLS_FILES) when a file cannot be read."""
         return grpc.ssl_channel_credentials(_read(self.ca), _read(self.key), _read(self.certificate))
+
+    def client_context(self) -> ssl.SSLContext:
+        """The same for a client that speaks HTTP/2 by itself. Raises FailedPrecondition (TLS_FILES) when a file cannot be used."""
+        try:
+            context = ssl.create_default_context(cafile=self.ca)
+            if self.certificate is not None:
+                context.load_cert_chain(self.certificate, self.key)
+        except OSError as error:
+            raise FailedPrecondition(
+                f"cannot use the TLS files beside {self.ca} ({error.strerror or error}); name PEM files of `switchgear init`",
+                Reason.TLS_FILES,
+                path=str(self.ca),
+            ) from error
+        context.set_alpn_protocols(["h2"])
+        return context
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 
 from switchgear.agent.sources.kernel_log import classify
 from switchgear.core.clock import Clock
 from switchgear.core.process import allow_open_files
-from switchgear.core.rpc import split_address
-from switchgear.core.tls import TlsFiles
 from switchgear.sim import profiles
 from switchgear.sim.faults import Fault, History, Scheduled
+from switchgear.sim.fleet.collector import Collector
 from switchgear.sim.fleet.counts import Counts
-from switchgear.sim.fleet.node import Collector, Shared, SimulatedNode
+from switchgear.sim.fleet.node import Shared, SimulatedNode
 from switchgear.sim.fleet.script import FleetFault, NodeFault, NodeFaultKind, parse_fleet_script
-from switchgear.sim.fleet.settings import VARIANTS_MAX, FleetSettings
+from switchgear.sim.fleet.settings import OTHER_FILES, VARIANTS_MAX, FleetSettings
 from switchgear.sim.fleet.variant import BEFORE_S, PROFILE, Variant, gpus_for
 from switchgear.sim.gpus import simulated_device
 from switchgear.sim.kernel_lines import kernel_lines
@@ -30,15 +28,13 @@ OWN_VALUES_MAX = 64
 _LOOK_S = 0.004
 #: Nodes that are served before answers are read again.
 _AT_ONCE_MAX = 64
-#: Files and sockets beside the connections.
-_OTHER_FILES = 64
 
 
 class Fleet:
     """Raises Invalid when the script is wrong, FailedPrecondition when the system allows too few sockets."""
 
     def __init__(self, settings: FleetSettings, clock: Clock) -> None:
-        allow_open_files(settings.nodes + _OTHER_FILES)
+        allow_open_files(settings.nodes + OTHER_FILES)
         self._settings = settings
         self._clock = clock
         self.counts = Counts()
@@ -55,7 +51,11 @@ class Fleet:
         own = _own_values(self._faults, gpus)
         self.variants = [*shared]
         common = Shared(
-            uuid.uuid4().hex[:12], settings.series, _collector(settings.collector, settings.tls), self.counts, clock
+            f"simulated.{uuid.uuid4().hex[:12]}",
+            settings.series,
+            Collector.at(settings.collector, settings.tls),
+            self.counts,
+            clock,
         )
         #: In the order of their ticks.
         self.nodes = list[SimulatedNode]()
@@ -68,16 +68,11 @@ class Fleet:
             self.nodes.append(SimulatedNode(name, variant, common, phase_s))
         self._by_name = {node.name: node for node in self.nodes}
 
-    @property
-    def changed_share(self) -> float:
-        """Of the samples so far, those that differ from the tick before."""
-        samples = sum(variant.samples for variant in self.variants)
-        return sum(variant.changed for variant in self.variants) / samples if samples else 0.0
-
-    @property
-    def blocks_waiting(self) -> int:
-        """Blocks that are neither acked nor lost."""
-        return sum(node.waiting for node in self.nodes)
+    def observe(self) -> None:
+        """Brings the counts up to date that nobody keeps on the way."""
+        self.counts.samples = sum(variant.samples for variant in self.variants)
+        self.counts.changed = sum(variant.changed for variant in self.variants)
+        self.counts.blocks_waiting = sum(node.waiting for node in self.nodes)
 
     async def run(self) -> None:
         """Ticks until cancelled, and then ends all connections."""
@@ -188,14 +183,3 @@ def _events(node: str, fault: Fault) -> Iterator[tuple[float, pb.Event]]:
                     detail=found.detail(),
                 ),
             )
-
-
-def _collector(address: str, tls: TlsFiles | None) -> Collector:
-    host, port = split_address(address)
-    if tls is None:
-        return Collector(host.strip("[]"), port)
-    context = ssl.create_default_context(cafile=str(tls.ca))
-    if tls.certificate is not None and tls.key is not None:
-        context.load_cert_chain(tls.certificate, tls.key)
-    context.set_alpn_protocols(["h2"])
-    return Collector(host.strip("[]"), port, context)

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
 import json
+import signal
 import sys
 import time
 from pathlib import Path
 
-from switchgear.core.clock import SystemClock
-from switchgear.core.process import until_signal
+from switchgear.core.errors import Invalid, Reason, Unavailable
 from switchgear.core.tls import TlsFiles
-from switchgear.sim.fleet.counts import Counts
-from switchgear.sim.fleet.fleet import Fleet
-from switchgear.sim.fleet.settings import FleetSettings, script_of
+from switchgear.sim.fleet import processes
+from switchgear.sim.fleet.counts import Counts, line, merged, summary
+from switchgear.sim.fleet.settings import PROCESSES_MAX, FleetSettings, script_of
 
-_PROGRESS_S = 1.0
+#: Between looks at what one of several processes tells.
+_LOOK_S = 0.05
 EXAMPLES = """examples:
   switchgear sim fleet --collector 127.0.0.1:7070 --nodes 100
   switchgear sim fleet --collector 127.0.0.1:7070 --nodes 4000 --seconds 60 --json
   switchgear sim fleet --collector 127.0.0.1:7070 --nodes 20 --faults faults.txt
+  switchgear sim fleet --collector 127.0.0.1:7070 --nodes 64 --flood 2000 --json
 
 A file of faults has lines such as
   at 10s node sim-0007 gpu 3 xid 79
@@ -49,6 +49,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--faults", type=Path, metavar="FILE", help="what happens to the nodes and when; see below")
     parser.add_argument("--seconds", type=float, metavar="S", help="end by itself (default: when it is stopped)")
     parser.add_argument(
+        "--flood",
+        type=int,
+        default=0,
+        metavar="BLOCKS",
+        help="send so many blocks from each node as fast as they are acked, with times that end now; then end",
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="P",
+        help="among which the nodes are divided; one drives about 10,000 nodes (default: %(default)s)",
+    )
+    parser.add_argument(
         "--connects-per-s",
         type=float,
         default=500.0,
@@ -62,7 +76,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Runs until SIGINT, SIGTERM or the end of `--seconds`. Raises Invalid for what is out of its bounds."""
+    """Runs until SIGINT, SIGTERM, the end of `--seconds` or of the flood.
+
+    Raises Invalid for what is out of its bounds, Unavailable when a flood loses a connection.
+    """
     settings = FleetSettings(
         collector=args.collector,
         nodes=args.nodes,
@@ -72,70 +89,64 @@ def main(args: argparse.Namespace) -> int:
         connects_per_s=args.connects_per_s,
         script=script_of(args.faults),
         seed=args.seed,
+        blocks=args.flood,
         tls=TlsFiles(args.tls_ca, args.tls_certificate, args.tls_key) if args.tls_ca else None,
     )
-    fleet = Fleet(settings, SystemClock())
+    if not 1 <= args.processes <= min(PROCESSES_MAX, args.nodes):
+        most = min(PROCESSES_MAX, args.nodes)
+        raise Invalid(f"--processes must be 1 to {most}, at most one a node", Reason.BAD_FIELD, field="processes")
     began_s = time.monotonic()
-    asyncio.run(until_signal(_run(fleet, settings)))
+    progress = _Progress(args.nodes)
+    if args.processes == 1:
+        processes.drive(settings, lambda counts: progress.tell([counts]))
+    else:
+        _several(settings, args.processes, progress)
     if args.json:
-        print(json.dumps(summary(fleet, settings, time.monotonic() - began_s), indent=1))  # noqa: T201 - a command's output
+        told = {
+            "nodes": args.nodes,
+            "series": args.series,
+            "interval_s": args.interval,
+            "seconds": time.monotonic() - began_s,
+        }
+        print(json.dumps(told | summary(progress.total), indent=1))  # noqa: T201 - a command's output
     return 0
 
 
-async def _run(fleet: Fleet, settings: FleetSettings) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(settings.seconds), asyncio.TaskGroup() as tasks:
-            tasks.create_task(fleet.run())
-            tasks.create_task(_tell(fleet, settings))
+class _Progress:
+    """A line a second."""
 
+    def __init__(self, nodes: int) -> None:
+        self._nodes = nodes
+        self._before, self._before_s = Counts(), time.monotonic()
+        self.total = Counts()
 
-async def _tell(fleet: Fleet, settings: FleetSettings) -> None:
-    before, cpu_s, told = fleet.counts.blocks_sent, time.process_time(), ""
-    while True:
-        await asyncio.sleep(_PROGRESS_S)
-        counts, now_cpu_s = fleet.counts, time.process_time()
-        line = (
-            f"{counts.connected} of {settings.nodes} connected, {(counts.blocks_sent - before) / _PROGRESS_S:.0f} blocks/s, "
-            f"ack p99 {_ms(counts.latency_s(0.99))}, waiting {fleet.blocks_waiting}, lost {counts.blocks_lost}, "
-            f"events {counts.events_acked} of {counts.events_made}, CPU {now_cpu_s - cpu_s:.2f} s"
+    def tell(self, parts: list[Counts]) -> None:
+        self.total = merged(parts)
+        now_s = time.monotonic()
+        print(  # noqa: T201 - a command's output
+            line(self.total, self._before, self._nodes, max(1e-3, now_s - self._before_s)), file=sys.stderr
         )
-        if counts.last_error != told:
-            told = counts.last_error
-            line += f"; {told}"
-        print(line, file=sys.stderr)  # noqa: T201 - a command's output
-        before, cpu_s = counts.blocks_sent, now_cpu_s
+        self._before, self._before_s = self.total, now_s
 
 
-def _ms(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{1000 * seconds:.0f} ms"
-
-
-def summary(fleet: Fleet, settings: FleetSettings, seconds: float) -> dict[str, object]:
-    """What was sent and acked; `*_s` are seconds, None where nothing was measured."""
-    counts: Counts = fleet.counts
-    cpu_s = time.process_time()
-    return {
-        "nodes": settings.nodes,
-        "series": settings.series,
-        "interval_s": settings.interval_s,
-        "seconds": round(seconds, 3),
-        "changed_share": round(fleet.changed_share, 4),
-        "blocks_made": counts.blocks_made,
-        "blocks_sent": counts.blocks_sent,
-        "blocks_acked": counts.blocks_acked,
-        "blocks_late": counts.blocks_late,
-        "blocks_lost": counts.blocks_lost,
-        "events_made": counts.events_made,
-        "events_acked": counts.events_acked,
-        "reconnects": counts.reconnects,
-        "refusals": counts.refusals,
-        "resyncs": counts.resyncs,
-        "throttles": counts.throttles,
-        "ticks_late": counts.ticks_late,
-        "bytes_sent": counts.bytes_sent,
-        "ack_p50_s": counts.latency_s(0.5),
-        "ack_p99_s": counts.latency_s(0.99),
-        "cpu_s": round(cpu_s, 3),
-        "cpu_us_a_block": round(1e6 * cpu_s / counts.blocks_sent, 1) if counts.blocks_sent else None,
-        "last_error": counts.last_error,
-    }
+def _several(settings: FleetSettings, count: int, progress: _Progress) -> None:
+    with processes.running(settings, count) as fleet:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: fleet.stop())
+        newest = dict.fromkeys(fleet.ends, Counts())
+        running = set(fleet.ends)
+        told_s = time.monotonic()
+        while running:
+            for end in fleet.ends:
+                if end in running and end.poll(_LOOK_S):
+                    try:
+                        message: Counts | str = end.recv()
+                    except EOFError:
+                        running.discard(end)
+                        continue
+                    if isinstance(message, str):
+                        raise Unavailable(message, Reason.SERVER_UNREACHABLE)
+                    newest[end] = message
+            if time.monotonic() - told_s >= processes.TELL_S or not running:
+                told_s = time.monotonic()
+                progress.tell([*newest.values()])

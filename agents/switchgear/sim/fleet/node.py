@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-import ssl
 from collections import deque
 from dataclasses import dataclass
 from itertools import islice
 
 from switchgear.core.clock import Clock
 from switchgear.core.reconnect import BACKOFF_S_MAX, BACKOFF_S_MIN, REFUSED_BACKOFF_S
+from switchgear.sim.fleet.collector import Collector, agent_message, dated, hello
 from switchgear.sim.fleet.counts import Counts
-from switchgear.sim.fleet.http2 import GrpcCall, varint
+from switchgear.sim.fleet.http2 import GrpcCall
 from switchgear.sim.fleet.variant import KEPT_TICKS, KEYFRAME_EVERY, Variant, packed_dictionary
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
-PATH = "/switchgear.v1alpha.TelemetryService/Stream"
 #: Of one node, until they are acked; its later ones are dropped, as a full spool does.
 EVENTS_MAX = 10_000
 #: As the agent: a connection that is so far behind goes on with the newest tick.
@@ -26,21 +25,8 @@ _BACKLOG_BLOCKS_MAX = 32
 _BACKLOG_PAUSE_S = 0.1
 #: INVALID_ARGUMENT, PERMISSION_DENIED, RESOURCE_EXHAUSTED, UNIMPLEMENTED: saying the same again at once would not help.
 _REFUSALS = {"3", "7", "8", "12"}
-_FEATURES = (pb.AgentHello.DELTAS, pb.AgentHello.BACKLOG)
-_BLOCK, _EVENT = b"\x1a", b"\x22"
-
-
-@dataclass(frozen=True, slots=True)
-class Collector:
-    """Where it is. tls: None for one on loopback without."""
-
-    host: str
-    port: int
-    tls: ssl.SSLContext | None = None
-
-    @property
-    def authority(self) -> str:
-        return f"{self.host}:{self.port}"
+#: Numbers of the fields of `AgentMessage`.
+_DICTIONARY, _BLOCK, _EVENT, _BACKLOG = 2, 3, 4, 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +39,7 @@ class _Tick:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What the nodes of a process have in common. run_id: of its start; boots, epochs and the numbers of events count from there."""
+    """What the nodes of a process have in common. run_id: of its start, names boots and epochs."""
 
     run_id: str
     series: int
@@ -73,7 +59,7 @@ class SimulatedNode:
         self._collector = shared.collector
         self._counts = shared.counts
         self._clock = shared.clock
-        self._boot_id = self._epoch = f"simulated.{shared.run_id}"
+        self._run_id = shared.run_id
         self._sequence = 0
         self._every = 1
         self._skew_ns = 0
@@ -126,10 +112,10 @@ class SimulatedNode:
             return
         if not self._dictionary_told:
             self._dictionary_told = True
-            self._say(call, b"\x12", packed_dictionary(self.name, self._series))
+            self._say(call, _DICTIONARY, packed_dictionary(self.name, self._series))
         if self._phase is None or self._every > 1:
             self._phase = number % KEYFRAME_EVERY
-        block = _dated(self.variant.block(self._phase), tick)
+        block = dated(self.variant.block(self._phase), tick.time_unix_ns, tick.sequence)
         self._under_way.append(tick)
         self._counts.blocks_sent += 1
         self._say(call, _BLOCK, block)
@@ -140,7 +126,7 @@ class SimulatedNode:
             return
         self._event_sequence += 1
         event.boot_id, event.sequence, event.time_unix_ns = (
-            self._boot_id,
+            self._run_id,
             self._event_sequence,
             self._clock.unix_ns() + self._skew_ns,
         )
@@ -177,37 +163,23 @@ class SimulatedNode:
         return len(self._under_way) + len(self._missed)
 
     async def _connect(self) -> None:
-        collector = self._collector
-        call = GrpcCall(
-            collector.authority,
-            PATH,
-            secure=collector.tls is not None,
-            on_message=self._receive,
-            on_end=self._ended,
-        )
-        loop = asyncio.get_running_loop()
         try:
-            await loop.create_connection(lambda: call, collector.host, collector.port, ssl=collector.tls)
+            call = await self._collector.call(self._receive, self._ended)
         except OSError as error:
             self._connecting = None
-            self._again(f"cannot connect to {collector.authority}: {error.strerror or error}")
+            self._again(f"cannot connect: {error.strerror or error}")
             return
         self._connecting = None
         self._call = call
         if self._closed or self._silent:
             call.cancel()
             return
-        hello = pb.AgentHello(
-            node=f"nodes/{self.name}",
-            boot_id=self._boot_id,
-            epoch=self._epoch,
-            agent_version="simulated",
-            features=_FEATURES,
-        )
-        self._say(call, b"\x0a", hello.SerializeToString())
+        call.send(hello(self.name, self._run_id))
         self._send_events()
 
     def _ended(self, status: str, message: str) -> None:
+        if self._closed:
+            return
         if self._welcomed:
             self._counts.connected -= 1
             self._counts.reconnects += 1
@@ -289,8 +261,11 @@ class SimulatedNode:
         last = len(self._missed) == len(ticks)
         message = pb.Backlog(
             number=self._backlog_number,
-            epoch=self._epoch,
-            blocks=[pb.Block.FromString(_dated(block, tick)) for block, tick in zip(blocks, ticks, strict=True)],
+            epoch=self._run_id,
+            blocks=[
+                pb.Block.FromString(dated(block, tick.time_unix_ns, tick.sequence))
+                for block, tick in zip(blocks, ticks, strict=True)
+            ],
             fresh_from=ticks[0].sequence if ticks else 0,
             lost=self._lost,
             last=last,
@@ -299,7 +274,7 @@ class SimulatedNode:
             message.dictionary.MergeFromString(packed_dictionary(self.name, self._series))
         self._backlog_told = not last
         self._backlog = (self._backlog_number, ticks, self._lost)
-        self._say(self._call, b"\x32", message.SerializeToString())
+        self._say(self._call, _BACKLOG, message.SerializeToString())
 
     def _next_run(self) -> list[_Tick]:
         """The oldest ticks that follow each other without a gap, as many as one message may have."""
@@ -330,12 +305,7 @@ class SimulatedNode:
                 self._say(self._call, _EVENT, event)
                 self._event_sent = sequence
 
-    def _say(self, call: GrpcCall, tag: bytes, payload: bytes) -> None:
-        message = tag + varint(len(payload)) + payload
+    def _say(self, call: GrpcCall, field: int, payload: bytes) -> None:
+        message = agent_message(field, payload)
         self._counts.bytes_sent += len(message)
         call.send(message)
-
-
-def _dated(block: bytes, tick: _Tick) -> bytes:
-    """The block with its time and number: in protobuf fields may come in any order."""
-    return b"%b\x08%b\x10%b" % (block, varint(tick.time_unix_ns), varint(tick.sequence))

@@ -13,6 +13,10 @@ from switchgear.sim.fleet.variant import check_series
 NODES_MAX = 20_000
 #: Distinct recordings; each costs about 1.5 ms of a core a tick with 320 series.
 VARIANTS_MAX = 20
+#: Files and sockets of a process beside its connections.
+OTHER_FILES = 64
+#: Each takes about 40 MB beside what its nodes take.
+PROCESSES_MAX = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +26,7 @@ class FleetSettings:
     collector: HOST:PORT. nodes: 1 to 20,000, `sim-0001` and so on; this process drives those from the ordinal `first` (1 for the first) on.
     series: of each node. interval_s: between samples, 0.1 to 60. seconds: how long; None: until it is stopped.
     connects_per_s: how fast nodes come at the start, 1 to 5,000. script: text of a fault script (`script.parse_fleet_script`).
-    blocks: None for samples at their pace; otherwise so many a node as fast as they are acked, with times that end now.
+    blocks: 0 for samples at their pace; otherwise so many a node as fast as they are acked, with times that end now.
     tls: None for a collector on loopback without.
     """
 
@@ -36,7 +40,7 @@ class FleetSettings:
     connects_per_s: float = 500.0
     script: str = ""
     seed: int = 7
-    blocks: int | None = None
+    blocks: int = 0
     tls: TlsFiles | None = None
 
     def __post_init__(self) -> None:
@@ -46,7 +50,7 @@ class FleetSettings:
         _require(0.1 <= self.interval_s <= 60, "interval", "must be 0.1 to 60 seconds")
         _require(self.seconds is None or 0 < self.seconds <= 1e6, "seconds", "must be above 0 and at most 1000000")
         _require(1 <= self.connects_per_s <= 5000, "connects-per-s", "must be 1 to 5000")
-        _require(self.blocks is None or 1 <= self.blocks <= 100_000, "blocks", "must be 1 to 100000")
+        _require(0 <= self.blocks <= 100_000, "flood", "must be 1 to 100000")
 
     def names(self) -> list[str]:
         """Ids of the nodes of the whole fleet, `total` of them."""
