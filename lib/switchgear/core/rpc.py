@@ -35,6 +35,9 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
+    # It answers each message with a ping to guess the bandwidth, which for a small message a second is half of all cost. Without it 64 KiB
+    # of a stream are under way at once.
+    ("grpc.http2.bdp_probe", 0),
     # A restarted control plane is found again in a moment, not after gRPC's default of up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 200),
     # Despite its name also the time that one attempt may take, and a busy server accepts late.

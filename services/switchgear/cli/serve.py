@@ -14,6 +14,7 @@ from switchgear.cli.compose import DEFAULT_METRICS, ENDPOINTS, PlaneSettings, ru
 from switchgear.cli.lease_flags import add_lease_arguments, timing_from
 from switchgear.cli.policies import add_policy_argument, configured_policies
 from switchgear.cli.state import DEFAULT_HTTP, DEFAULT_MACHINES, Running, default_state_dir, write_running
+from switchgear.core import loop
 from switchgear.core.errors import FailedPrecondition, Reason
 from switchgear.core.process import until_signal
 from switchgear.core.rpc import split_address, target
@@ -64,7 +65,7 @@ def _add(parser: argparse.ArgumentParser, flag: str, default: str, what: str) ->
 
 def main(args: argparse.Namespace) -> int:
     """Serves until SIGTERM or SIGINT. A second process of the same service stands by and takes over."""
-    asyncio.run(until_signal(serve(args.service, settings_from(args))))
+    loop.run(until_signal(serve(args.service, settings_from(args))))
     return exits.OK
 
 

@@ -31,7 +31,7 @@ from switchgear.cli.state import (
     write_running,
 )
 from switchgear.collector.config import CollectorConfig
-from switchgear.core import names
+from switchgear.core import loop, names
 from switchgear.core.metrics import ADDRESS_FILE
 from switchgear.core.modes import Mode
 from switchgear.core.process import only_one, until_signal
@@ -165,7 +165,7 @@ def main(args: argparse.Namespace) -> int:
         timing=timing_from(args),
         collector=collector_config_from(args),
     )
-    asyncio.run(until_signal(serve(settings)))
+    loop.run(until_signal(serve(settings)))
     return exits.OK
 
 
