@@ -26,6 +26,7 @@ from switchgear.agent.spool import Spool
 from switchgear.agent.stream import Identity, TelemetryStream
 from switchgear.agent.ticker import Ticker
 from switchgear.agent.worker import Worker
+from switchgear.collector.config import CollectorConfig
 from switchgear.collector.main import CollectorService, CollectorSettings
 from switchgear.collector.windows import Windows
 from switchgear.core import rpc
@@ -67,7 +68,7 @@ class World:
     async def collector(self) -> AsyncIterator[None]:
         database = Database(sqlite_url(self.folder / "state.db"))
         await database.migrate()
-        service = CollectorService(database, SystemClock(), CollectorSettings(), CollectorRegistry())
+        service = CollectorService(database, SystemClock(), CollectorSettings(), CollectorRegistry(), CollectorConfig())
         server, self.windows = rpc.Server(), service.windows
         service.register(server.grpc)
         await server.start(self.address, service.service_names)
@@ -260,8 +261,7 @@ async def test_a_hanging_gpu_becomes_a_signal_and_unknown_while_the_others_go_on
         assert await world.shown() == [None, 1]
         assert await world.signals() == ["gpu-3 did not answer within 5.0 s"]
     hanging.gate.set()
-    for worker in workers:
-        worker.close()
+    ticker.close()
 
 
 async def test_after_an_outage_the_newest_tick_comes_first_and_the_rest_finds_its_place(tmp_path: Path) -> None:

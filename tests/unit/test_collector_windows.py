@@ -12,7 +12,8 @@ from switchgear.agent.sampler import Sampler
 from switchgear.collector.backlog import MESSAGE_BLOCKS_MIN, Pace
 from switchgear.collector.blocks import Block
 from switchgear.collector.messages import block_of
-from switchgear.collector.windows import TEXT_CHARS_MAX, NodeWindow, Outcome, SeriesKey, Windows
+from switchgear.collector.chain import TEXT_CHARS_MAX
+from switchgear.collector.windows import NodeWindow, Outcome, SeriesKey, Windows
 from switchgear.core.clock import ManualClock
 from switchgear.core.errors import Invalid, ResourceExhausted
 from switchgear.v1alpha import telemetry_service_pb2 as pb
@@ -239,17 +240,50 @@ def test_an_agent_that_lost_only_its_connection_finds_its_window_again() -> None
 
 
 def test_memory_is_bounded_and_nodes_that_are_gone_make_room_first() -> None:
-    windows = Windows(ticks=100, bytes_max=120_000)
+    shared = keys(64)
+    one = Windows(ticks=100, bytes_max=1 << 30)
+    one.define(one.connect("nodes/a", "epoch"), 0, shared)
+    windows = Windows(ticks=100, bytes_max=one.nbytes * 5 // 2)
     first, second = (windows.connect(f"nodes/{name}", "epoch") for name in "ab")
-    windows.define(first, 0, keys(64))  # 100 ticks x 64 series x 8 bytes
-    windows.define(second, 0, keys(64))
+    windows.define(first, 0, shared)
+    windows.define(second, 0, shared)
     third = windows.connect("nodes/c", "epoch")
     with pytest.raises(ResourceExhausted, match="3 nodes"):
-        windows.define(third, 0, keys(64))
+        windows.define(third, 0, shared)
     windows.disconnect("nodes/a")
-    windows.define(third, 0, keys(64))
+    windows.define(third, 0, shared)
     assert windows.get("nodes/a") is None
     assert windows.get("nodes/b") is second
+
+
+def test_what_is_set_aside_ends_with_the_windows_that_it_was_for() -> None:
+    windows = Windows(ticks=100, bytes_max=1 << 20)
+    window = windows.connect("nodes/a", "epoch")
+    empty = windows.nbytes
+    windows.define(window, 0, keys(10))
+    windows.define(window, 5, keys(10)[5:])
+    with pytest.raises(Invalid):
+        windows.define(window, 11, keys(1))
+    told = windows.nbytes
+    assert told - window.nbytes == pytest.approx(windows.get("nodes/a").schema.nbytes)
+    assert windows.connect("nodes/a", "epoch-2") is not window
+    assert windows.nbytes == empty
+    windows.define(window, 10, keys(30))
+    assert windows.nbytes == empty, "a stream that was replaced changes nothing"
+    windows.set_aside(1000)
+    windows.give_back(1000)
+    assert windows.nbytes == empty
+
+
+def test_a_node_has_a_window_for_each_source() -> None:
+    windows = Windows(ticks=4, bytes_max=1 << 20)
+    agent = windows.connect("nodes/a", "epoch")
+    scraped = windows.connect("nodes/a", "epoch", source="scrape/dcgm")
+    other = windows.connect("nodes/b", "epoch", source="otlp")
+    assert (windows.get("nodes/a"), windows.get("nodes/b")) == (agent, None)
+    assert windows.of("nodes/a") == [agent, scraped]
+    assert windows.all() == [agent, scraped, other]
+    assert windows.of("nodes/c") == []
 
 
 def test_names_and_labels_of_a_node_are_bounded_however_many_dictionaries_bring_them() -> None:

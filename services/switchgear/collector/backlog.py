@@ -6,7 +6,8 @@ import numpy as np
 
 from switchgear.collector import messages
 from switchgear.collector.blocks import protocol
-from switchgear.collector.windows import SERIES_MAX, NodeWindow, Outcome
+from switchgear.collector.chain import Chain, Outcome
+from switchgear.collector.windows import SERIES_MAX, NodeWindow
 from switchgear.core.clock import Clock
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
@@ -38,7 +39,7 @@ class Backlog:
 
     def __init__(self, window: NodeWindow) -> None:
         self._window = window
-        self._chain: NodeWindow | None = None
+        self._chain: Chain | None = None
 
     def take(self, message: pb.Backlog) -> int:
         """Returns how many blocks it brought that had not come before.
@@ -49,25 +50,22 @@ class Backlog:
             raise protocol(f"a backlog has at most {BLOCKS_MAX} blocks")
         self._window.blocks_lost += message.lost
         if self._chain is None or self._chain.epoch != message.epoch:
-            self._chain = NodeWindow(message.epoch, BLOCKS_MAX, gaps_lost=False)
+            self._chain = Chain(message.epoch, gaps_lost=False)
         first_id, keys = messages.dictionary_of(message.dictionary)
         if first_id + len(keys) > SERIES_MAX:
             raise protocol(f"a node has at most {SERIES_MAX} series")
         self._chain.define(first_id, keys)
-        fresh = 0
+        times, rows = [], []
         for block in message.blocks:
             outcome = self._chain.apply(messages.block_of(block))
             if outcome is not Outcome.APPLIED:
                 raise protocol("a backlog's block does not follow the one before it, and is no keyframe")
-            fresh += block.sequence >= message.fresh_from
-        if fresh:
-            self._merge(self._chain, fresh)
+            if block.sequence >= message.fresh_from:
+                times.append(block.time_unix_ns)
+                rows.append(self._chain.latest())
+        if rows:
+            columns = self._window.schema.columns(self._chain.series)
+            self._window.merge(np.array(times, np.int64), np.array(rows), columns)
         if message.last:
             self._chain = None
-        return fresh
-
-    def _merge(self, chain: NodeWindow, fresh: int) -> None:
-        times, rows = chain.history()
-        ids = {key: series_id for series_id, key in enumerate(self._window.series)}
-        columns = np.array([ids.get(key, -1) for key in chain.series])
-        self._window.merge(times[-fresh:], rows[-fresh:], columns)
+        return len(rows)

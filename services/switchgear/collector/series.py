@@ -1,0 +1,79 @@
+"""What a node's samples are of: keys of series, shared between all nodes that have the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from itertools import chain
+from operator import is_
+from weakref import WeakValueDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+#: What Python takes for a key whose texts are shared: the key, its tuple of labels, its place in the schema.
+_KEY_BYTES = 200
+
+
+class Kind(Enum):
+    GAUGE = auto()
+    #: It only rises, but for resets.
+    COUNTER = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesKey:
+    """labels: in the order of their names."""
+
+    metric: str
+    unit: str
+    labels: tuple[tuple[str, str], ...]
+    kind: Kind = Kind.GAUGE
+
+    @property
+    def chars(self) -> int:
+        return len(self.metric) + len(self.unit) + sum(map(len, chain.from_iterable(self.labels)))
+
+
+class Schema:
+    """The series of a window, in the order of their ids. Nodes whose keys are the same objects have the same schema object.
+
+    chars: of all names and labels. nbytes: about what it takes.
+    """
+
+    __slots__ = ("__weakref__", "chars", "counters", "keys")
+
+    def __init__(self, keys: tuple[SeriesKey, ...], counters: npt.NDArray[np.bool_], chars: int) -> None:
+        self.keys = keys
+        #: Which of them are counters, shape (series,).
+        self.counters = counters
+        self.chars = chars
+
+    @property
+    def nbytes(self) -> int:
+        return _KEY_BYTES * len(self.keys) + self.chars
+
+    def extended(self, more: Sequence[SeriesKey]) -> Schema:
+        """The schema with these series behind its own; the same object as long as somebody has it."""
+        keys = (*self.keys, *more)
+        identity = hash(tuple(map(id, keys)))
+        schema = _schemas.get(identity)
+        if schema is None or len(schema.keys) != len(keys) or not all(map(is_, schema.keys, keys)):
+            counters = np.array([key.kind is Kind.COUNTER for key in more], np.bool_)
+            chars = self.chars + sum(key.chars for key in more)
+            schema = _schemas[identity] = Schema(keys, np.concatenate([self.counters, counters]), chars)
+        return schema
+
+    def columns(self, keys: Sequence[SeriesKey]) -> npt.NDArray[np.int64]:
+        """The id of each key here, -1 for one that is not here."""
+        if keys is self.keys:
+            return np.arange(len(keys))
+        ids = {key: series_id for series_id, key in enumerate(self.keys)}
+        return np.array([ids.get(key, -1) for key in keys], np.int64)
+
+
+#: By a hash of the keys' identities, which stay theirs as long as the schema lives.
+_schemas: WeakValueDictionary[int, Schema] = WeakValueDictionary()
+#: Where every window begins.
+EMPTY = Schema((), np.empty(0, np.bool_), 0)
