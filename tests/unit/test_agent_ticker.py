@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,9 +40,16 @@ class Gpu:
         self.samples = 0
         self.gate = threading.Event()
         self.gate.set()
+        #: Set by each sample as it begins; by whom.
+        self.begun = threading.Event()
+        self.threads = set[int]()
+        self.takes_s = 0.0
 
     def sample(self) -> list[Reading]:
+        self.begun.set()
+        self.threads.add(threading.get_ident())
         self.gate.wait(30)
+        time.sleep(self.takes_s)
         self.samples += 1
         return [known(self.key, self.samples)]
 
@@ -73,13 +81,17 @@ class World:
         self.clock.advance(1.0)
         return {dict(reading.key.labels)["gpu"]: reading.value for reading in self.outbox.sampler.latest()}
 
+    def threads(self) -> set[int]:
+        """Those that asked GPUs."""
+        return set[int]().union(*(gpu.threads for gpu in self.gpus))
+
     def kinds(self) -> list[str]:
         return [event.kind for _, event in self.spool.pending(0, 100)]
 
     def close(self) -> None:
-        for gpu, worker in zip(self.gpus, self.workers, strict=True):
+        for gpu in self.gpus:
             gpu.gate.set()
-            worker.close()
+        self.ticker.close()
         self.outbox.close()
         self.spool.close()
 
@@ -91,23 +103,46 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     made.close()
 
 
-async def test_a_gpu_that_hangs_takes_nothing_from_the_others_and_no_second_thread(world: World) -> None:
+async def test_a_gpu_that_hangs_takes_nothing_from_the_others_but_the_thread(world: World) -> None:
     await world.tick()
-    await asyncio.to_thread(world.kinds)  # the executor has its thread
-    world.gpus[3].gate.clear()
     threads = threading.active_count()
+    world.gpus[3].gate.clear()
     seen = [await world.tick() for _ in range(6)]
     for number, values in enumerate(seen, 2):
         assert [values[str(gpu)] for gpu in range(GPUS) if gpu != 3] == [number] * (GPUS - 1)
     # The last value stays until the deadline; then nobody knows.
     assert [values["3"] for values in seen] == [1, 1, None, None, None, None]
-    assert threading.active_count() <= threads + 1, "one more that writes events"
+    assert threading.active_count() <= threads + 1, "one more, for the others"
     assert await asyncio.to_thread(world.kinds) == ["SOURCE_STALLED"]
     world.gpus[3].gate.set()
     async with asyncio.timeout(10):
         while (await world.tick())["3"] is None:
             pass
     assert await asyncio.to_thread(world.kinds) == ["SOURCE_STALLED", "SOURCE_RESUMED"]
+
+
+async def test_one_thread_is_enough_as_long_as_all_answer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ticker, "PATIENCE_S", 30)
+    monkeypatch.setattr(ticker, "RELIEF_S", 30)
+    for _ in range(5):
+        await world.tick()
+    assert len(world.threads()) == 1
+
+
+async def test_a_driver_that_is_slow_gets_more_threads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ticker, "PATIENCE_S", 30)
+    for gpu in world.gpus:
+        gpu.takes_s = 0.04
+    assert set((await world.tick()).values()) == {1}
+    assert len(world.threads()) > 2
+
+
+async def test_every_gpu_is_asked_though_all_hang(world: World) -> None:
+    for gpu in world.gpus:
+        gpu.gate.clear()
+    await world.tick()
+    for gpu in world.gpus:
+        assert await asyncio.to_thread(gpu.begun.wait, 10)
 
 
 async def test_only_the_tick_in_which_a_gpu_hangs_waits_for_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,8 +96,6 @@ def open_hardware(
             if have_xids := [(driver.xids, device) for driver, device in found if isinstance(driver, HasXids)]:
                 workers.append(_xid_worker(have_xids, settings.node))
             hardware = Hardware(workers, [device for _, device in found], kernel_log, board)
-        for worker in workers:
-            stack.callback(worker.close)
         yield hardware
 
 
@@ -129,7 +127,7 @@ def _simulated_network(nics: SimulatedNics, events: Events, clock: Clock) -> Wor
 
 
 def _gpu_worker(driver: GpuDriver, device: GpuDevice, hostname: str, board: Board) -> Worker:
-    """One thread a GPU: a hanging one must not hide the others."""
+    """One worker a GPU: a hanging one must not hide the others."""
     sources: list[Source] = [
         GpuSource(driver, device, hostname),
         GpuSource(driver, device, hostname, slow=True, period_s=SLOW_PERIOD_S),

@@ -171,7 +171,6 @@ async def _run(settings: AgentSettings) -> None:
         workers = list(hardware.workers)
         if hardware.devices:
             workers.append(Worker("association", [association], deadline_s=DEADLINE_S))
-            stack.callback(workers[-1].close)
         ticker = Ticker(
             workers,
             outbox,

@@ -1,11 +1,15 @@
-"""The beat: all sources at once, one block a tick, and no tick waits for one that hangs."""
+"""The beat: all sources in turn, one block a tick, and nobody waits for one that hangs."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+from collections import deque
 from collections.abc import Sequence
+from functools import partial
 
+from switchgear.agent.crew import Crew, Job
 from switchgear.agent.events import RESUMED, STALLED, Events, Finding
 from switchgear.agent.metrics import AgentMetrics
 from switchgear.agent.outbox import Outbox
@@ -16,6 +20,9 @@ from switchgear.core.clock import Clock
 EVENT_SOURCE = "agent"
 #: What a block waits for answers at most; what comes later is in the next one. A healthy driver answers within milliseconds.
 PATIENCE_S = 0.1
+#: After this one more thread takes what is left, after as long again two, then four: behind a call that hangs nobody waits longer, and with
+#: a slow driver each GPU has its thread in time.
+RELIEF_S = 0.015
 #: What a tick waits for the disk to take an event; a disk that stalls must not stop the beat.
 _DISK_S = 0.1
 
@@ -35,6 +42,7 @@ class Ticker:
         interval_s: float,
     ) -> None:
         self._workers = workers
+        self._crew = Crew()
         self._outbox = outbox
         self._clock = clock
         self._interval_s = interval_s
@@ -46,24 +54,25 @@ class Ticker:
     async def run(self) -> None:
         """Ticks until cancelled."""
         due_s = self._clock.monotonic_s()
-        while True:
-            await self.tick()
-            now_s = self._clock.monotonic_s()
-            due_s = next_tick_s(due_s, max(self._interval_s, self._stream.interval_s_min), now_s)
-            await asyncio.sleep(due_s - now_s)
+        try:
+            while True:
+                await self.tick()
+                now_s = self._clock.monotonic_s()
+                due_s = next_tick_s(due_s, max(self._interval_s, self._stream.interval_s_min), now_s)
+                await asyncio.sleep(due_s - now_s)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the threads that ask the sources, each once its present call returns."""
+        self._crew.close()
 
     async def tick(self) -> None:
         """One block from all sources; one that hangs gets an event, and another when it answers again."""
         time_unix_ns = self._clock.unix_ns()
         now_s = self._clock.monotonic_s()
         late = self._take(now_s)
-        answers = _Answers(asyncio.get_running_loop())
-        asked = sum(worker.ask(now_s, answers.count) for worker in self._workers)
-        try:
-            async with asyncio.timeout(min(PATIENCE_S, self._interval_s)):
-                await answers.wait(asked)
-        except TimeoutError:
-            pass
+        await self._ask(now_s)
         now = self._take(self._clock.monotonic_s())
         readings = (reading for _, sample in (*late, *now) for reading in sample.readings)
         self._outbox.put(self._outbox.sampler.tick(readings, time_unix_ns))
@@ -76,13 +85,32 @@ class Ticker:
             if sample.resumed:
                 await self._tell(worker, RESUMED, "answers again", time_unix_ns)
 
+    async def _ask(self, now_s: float) -> None:
+        """Lets all workers that are due answer, and waits until they have or `PATIENCE_S` has passed."""
+        loop = asyncio.get_running_loop()
+        answers = _Answers(loop)
+        questions = [worker.ask(now_s, answers.count) for worker in self._workers]
+        jobs = deque[Job](question for question in questions if question is not None)
+        answers.missing = len(jobs)
+        end_s = loop.time() + min(PATIENCE_S, self._interval_s)
+        helping = 0
+        while answers.missing and (left_s := end_s - loop.time()) > 0:
+            for _ in range(min(max(helping, 1), len(jobs))):
+                self._crew.help(jobs)
+                helping += 1
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(RELIEF_S, left_s) if jobs else left_s):
+                    await answers.complete.wait()
+        for _ in range(len(jobs)):  # or who is left would wait for those that hang
+            self._crew.help(jobs)
+
     def _take(self, now_s: float) -> list[tuple[Worker, Sample]]:
         return [(worker, worker.take(now_s)) for worker in self._workers]
 
     async def _tell(self, worker: Worker, kind: str, words: str, time_unix_ns: int) -> None:
         finding = Finding(kind, f"{worker.name} {words}", gpu=worker.gpu)
         telling = asyncio.create_task(
-            asyncio.to_thread(self._events.tell, EVENT_SOURCE, finding, time_unix_ns=time_unix_ns)
+            self._outbox.disk.call(partial(self._events.tell, EVENT_SOURCE, finding, time_unix_ns=time_unix_ns))
         )
         self._telling.add(telling)
         telling.add_done_callback(self._telling.discard)
@@ -95,26 +123,19 @@ def next_tick_s(due_s: float, interval_s: float, now_s: float) -> float:
 
 
 class _Answers:
-    """Counts answers that come from other threads, and wakes the loop for the last one only."""
+    """Counts answers that come from other threads, and wakes the loop for the last one only. missing: how many are still to come."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.missing = 0
+        self.complete = asyncio.Event()
         self._loop = loop
         self._lock = threading.Lock()
-        self._balance = 0
-        self._complete = asyncio.Event()
 
     def count(self) -> None:
         """One more answer; from any thread."""
-        self._add(1)
-
-    async def wait(self, asked: int) -> None:
-        """Until there are so many."""
-        self._add(-asked)
-        await self._complete.wait()
-
-    def _add(self, number: int) -> None:
         with self._lock:
-            self._balance += number
-            complete = self._balance == 0
+            self.missing -= 1
+            complete = self.missing == 0
         if complete:
-            self._loop.call_soon_threadsafe(self._complete.set)
+            with contextlib.suppress(RuntimeError):  # the loop has closed meanwhile
+                self._loop.call_soon_threadsafe(self.complete.set)

@@ -1,11 +1,9 @@
-"""One thread for each thing that may hang, so that a driver call that never returns costs its own series and nothing else."""
+"""Each thing that may hang is asked by itself, so that a driver call that never returns costs its own series and nothing else."""
 
 from __future__ import annotations
 
 import logging
 import math
-import queue
-import threading
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -78,15 +76,24 @@ class _Scheduled:
 
 
 @dataclass(slots=True)
-class _Question:
+class Question:
+    """What a worker was asked; to be called once, from any thread."""
+
     due: Sequence[_Scheduled]
     asked_s: float
     answered: Callable[[], None]
     answer: list[Reading] | None = None
 
+    def __call__(self) -> None:
+        readings = list[Reading]()
+        for scheduled in self.due:
+            readings += scheduled.sample()
+        self.answer = readings
+        self.answered()
+
 
 class Worker:
-    """Samples its sources one after the other in a daemon thread: a call that never returns must not keep the agent from ending.
+    """Sources that are sampled one after the other, and hang together.
 
     name: shown in metrics and events. deadline_s: what an answer may take; then all its series count as unknown until it answers.
     gpu: index of the GPU that it reads, when it reads exactly one. `ask` and `take` are for one thread, and neither waits.
@@ -97,26 +104,23 @@ class Worker:
         self.deadline_s = deadline_s
         self.gpu = gpu
         self._sources = [_Scheduled(source) for source in sources]
-        self._questions: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
-        self._open: _Question | None = None
+        self._open: Question | None = None
         self._missed = False
         #: When a hang was last told, and whether it is not taken back yet.
         self._stalled_s = -math.inf
         self._told = False
-        threading.Thread(target=self._run, name=f"source-{name}", daemon=True).start()
 
-    def ask(self, now_s: float, answered: Callable[[], None]) -> bool:
-        """Lets the sources that are due at `now_s` (monotonic) be sampled; False when none is, or it is still busy.
+    def ask(self, now_s: float, answered: Callable[[], None]) -> Question | None:
+        """What samples the sources that are due at `now_s` (monotonic); None when none is, or the last question is still open.
 
-        answered: called once from the worker's thread, when `take` has something.
+        answered: called once by the question, when `take` has something.
         """
         if self._open is not None:
-            return False
+            return None
         due = [scheduled for scheduled in self._sources if scheduled.due(now_s)]
         if due:
-            self._open = _Question(due, now_s, answered)
-            self._questions.put(self._open)
-        return bool(due)
+            self._open = Question(due, now_s, answered)
+        return self._open
 
     def take(self, now_s: float) -> Sample:
         """The answer, once it is there; after the deadline unknown for every series instead."""
@@ -135,10 +139,6 @@ class Worker:
         resumed, self._told = self._told, False
         return Sample(resumed=resumed)
 
-    def close(self) -> None:
-        """Ends the thread once its present call returns."""
-        self._questions.put(None)
-
     def _miss(self, now_s: float) -> Sample:
         if self._missed:
             return Sample(missed=True)
@@ -149,14 +149,3 @@ class Worker:
             return Sample(late, missed=True)
         self._stalled_s, self._told = now_s, True
         return Sample(late, missed=True, stalled=True)
-
-    def _run(self) -> None:
-        while (question := self._questions.get()) is not None:
-            readings = list[Reading]()
-            for scheduled in question.due:
-                readings += scheduled.sample()
-            question.answer = readings
-            try:
-                question.answered()
-            except RuntimeError:  # the loop has closed meanwhile
-                return

@@ -1,4 +1,4 @@
-"""AMD's GPUs behind the same seam as NVIDIA's: each read by its own thread, lost and found again."""
+"""AMD's GPUs behind the same seam as NVIDIA's: each read by itself, lost and found again."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class AmdDriver:
 
 
 class _Gpu:
-    """One GPU; it keeps its index and its place when it is lost. Belongs to its worker's thread."""
+    """One GPU; it keeps its index and its place when it is lost. Belongs to its worker."""
 
     def __init__(self, smi: AmdSmi, handle: Any, identity: AmdDevice, sysfs: Path) -> None:
         self.smi = smi

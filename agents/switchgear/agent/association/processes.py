@@ -23,7 +23,7 @@ class _Born(NamedTuple):
 
 
 class Processes:
-    """Looks processes up; for one thread. A read may hang with the process, so that thread should have nothing else to do.
+    """Looks processes up; not for several threads at once. A read may hang with the process, so its worker should have nothing else to do.
 
     launchers: job of each launcher of ours by its pid, now. A forked rank has the environment of the process that it was forked of,
     so its ancestors say more.

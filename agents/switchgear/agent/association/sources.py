@@ -76,7 +76,7 @@ class AssociationSource:
     """Keeps the table; `table` may be read from any thread, and is another object only when something has changed.
 
     It has a worker of its own: the files of a process in trouble may hang, and so may a kubelet.
-    launchers: job of each launcher of ours by pid, now. changed: called from the worker's thread after each change.
+    launchers: job of each launcher of ours by pid, now. changed: called from the thread that samples, after each change.
     """
 
     name = "association"

@@ -1,4 +1,4 @@
-"""All NVIDIA GPUs of the node: read each by its own thread, lost and found again, over restarts of the driver."""
+"""All NVIDIA GPUs of the node: read each by itself, lost and found again, over restarts of the driver."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Session:
 
 
 class Gpu:
-    """One GPU of the inventory; it keeps its index and its place when it is lost. All but `busy` belongs to its worker's thread."""
+    """One GPU of the inventory; it keeps its index and its place when it is lost. All but `busy` belongs to its worker."""
 
     def __init__(self, identity: NvmlDevice, sysfs: Path) -> None:
         self.identity = identity

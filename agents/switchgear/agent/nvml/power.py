@@ -41,7 +41,7 @@ def sleepers(count: int, sysfs: Path = Path("/sys")) -> dict[int, RuntimePower]:
 class RuntimePower:
     """`power/runtime_status` of one PCI device (kernel documentation, ABI/testing/sysfs-devices-power), by a file that stays open.
 
-    Any thread may ask: a GPU's own, and the one that waits for events of all.
+    Any thread may ask: one that reads the GPU, and the one that waits for events of all.
     """
 
     def __init__(self, pci_bus_id: str, sysfs: Path = Path("/sys")) -> None:

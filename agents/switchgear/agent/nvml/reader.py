@@ -34,7 +34,7 @@ _NVLINK_TX, _NVLINK_RX = "switchgear_gpu_nvlink_transmit_bytes_total", "switchge
 class GpuReader:
     """One GPU as long as its handle is good. What driver and GPU do not have is found out at the first reading and not asked again.
 
-    From one thread; each call may raise NVMLError, when it concerns the whole GPU or driver.
+    Not for several threads at once; each call may raise NVMLError, when it concerns the whole GPU or driver.
     """
 
     def __init__(self, nvml: Nvml, handle: Any) -> None:

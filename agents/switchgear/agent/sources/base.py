@@ -8,7 +8,7 @@ from switchgear.agent.readings import Reading
 
 
 class Source(Protocol):
-    """Something that can be sampled. It runs in the thread of its worker and may block; it may also raise."""
+    """Something that can be sampled: once at a time, from any thread. It may block; it may also raise."""
 
     @property
     def name(self) -> str:

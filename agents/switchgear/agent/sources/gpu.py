@@ -50,7 +50,7 @@ class GpuValues(Protocol):
 
 
 class GpuDriver(GpuValues, Protocol):
-    """How the GPUs of one vendor are found and read. Calls about one GPU come from one thread, and may block for ever."""
+    """How the GPUs of one vendor are found and read. Calls about one GPU come one after the other, from any thread, and may block for ever."""
 
     def devices(self) -> Sequence[GpuDevice]: ...
 

@@ -19,7 +19,7 @@ _BITS_PER_BYTE = 8
 
 
 class SpeedWatch:
-    """Told the speeds of ports that are up, from one thread. What was told is kept; a boot begins anew."""
+    """Told the speeds of ports that are up, not by several threads at once. What was told is kept; a boot begins anew."""
 
     def __init__(self, events: Events) -> None:
         self._events = events

@@ -19,7 +19,7 @@ _SAID_BY_THE_KERNEL = frozenset({"NET_LINK_DOWN", "NET_LINK_LOST_CARRIER", "IB_L
 
 
 class LinkWatch:
-    """Watches the ports of one kind. source: under which they are told; it is given the ports at every tick, from one thread.
+    """Watches the ports of one kind. source: under which they are told; it is given the ports at every tick, not by several threads at once.
 
     What others tell of the links of these ports is no news: it would be the same fault once more, and nothing would clear it.
     """
