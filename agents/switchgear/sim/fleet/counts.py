@@ -17,7 +17,7 @@ class Counts:
     blocks_made: ticks of all nodes, whether a collector was there or not. blocks_late: that were acked as backlog. blocks_lost: given up.
     blocks_waiting: neither acked nor lost. ticks_late: times at which a process was more than an interval behind.
     samples, changed: computed, and those of them that differ from the tick before. cpu_s: of the process.
-    flood_s: from the first block to the last ack, in a flood.
+    warm: whether latencies are counted. flood_s: from the first block to the last ack, in a flood.
     """
 
     connected: int = 0
@@ -39,13 +39,15 @@ class Counts:
     changed: int = 0
     cpu_s: float = 0.0
     flood_s: float = 0.0
+    warm: bool = True
     last_error: str = ""
     latency_ms: list[int] = field(default_factory=lambda: [0] * (_LATENCY_MS_MAX + 1))
 
     def acked(self, latency_s: float) -> None:
         """One more block, so long after it was sent."""
         self.blocks_acked += 1
-        self.latency_ms[min(_LATENCY_MS_MAX, int(latency_s * 1000))] += 1
+        if self.warm:
+            self.latency_ms[min(_LATENCY_MS_MAX, int(latency_s * 1000))] += 1
 
     def latency_s(self, share: float) -> float | None:
         """Latency from a block to its ack that `share` (0 to 1) of the blocks stayed below, to the millisecond; None without acks."""
@@ -67,7 +69,7 @@ def merged(parts: Sequence[Counts]) -> Counts:
         elif item.name == "last_error":
             setattr(total, item.name, next(filter(None, values), ""))
         else:
-            setattr(total, item.name, max(values) if item.name == "flood_s" else sum(values))
+            setattr(total, item.name, max(values) if item.name in ("flood_s", "warm") else sum(values))
     return total
 
 
@@ -84,7 +86,9 @@ def line(counts: Counts, before: Counts, nodes: int, seconds: float) -> str:
 
 def summary(counts: Counts) -> dict[str, object]:
     """All of it for programs; None where nothing was measured."""
-    plain = {item.name: getattr(counts, item.name) for item in fields(Counts) if item.name != "latency_ms"}
+    plain = {
+        item.name: getattr(counts, item.name) for item in fields(Counts) if item.name not in ("latency_ms", "warm")
+    }
     return plain | {
         "changed_share": counts.changed / counts.samples if counts.samples else None,
         "ack_p50_s": counts.latency_s(0.5),

@@ -81,6 +81,8 @@ class Fleet:
             loop.call_later(place / self._settings.connects_per_s, node.connect)
             for place, node in enumerate(self.nodes)
         ]
+        self.counts.warm = self._settings.warm_up_s == 0
+        timers.append(loop.call_later(self._settings.warm_up_s, self._warmed_up))
         for at_s, what in self._plan():
             timers.append(loop.call_later(at_s, what))
         try:
@@ -90,6 +92,9 @@ class Fleet:
                 timer.cancel()
             for node in self.nodes:
                 node.close()
+
+    def _warmed_up(self) -> None:
+        self.counts.warm = True
 
     async def _tick(self) -> None:
         clock, interval_s = self._clock, self._settings.interval_s

@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--faults", type=Path, metavar="FILE", help="what happens to the nodes and when; see below")
     parser.add_argument("--seconds", type=float, metavar="S", help="end by itself (default: when it is stopped)")
     parser.add_argument(
+        "--warm-up", type=float, default=0.0, metavar="S", help="count no latencies before (default: %(default)s)"
+    )
+    parser.add_argument(
         "--flood",
         type=int,
         default=0,
@@ -86,6 +89,7 @@ def main(args: argparse.Namespace) -> int:
         series=args.series,
         interval_s=args.interval,
         seconds=args.seconds,
+        warm_up_s=args.warm_up,
         connects_per_s=args.connects_per_s,
         script=script_of(args.faults),
         seed=args.seed,

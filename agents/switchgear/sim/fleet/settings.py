@@ -25,7 +25,7 @@ class FleetSettings:
 
     collector: HOST:PORT. nodes: 1 to 20,000, `sim-0001` and so on; this process drives those from the ordinal `first` (1 for the first) on.
     series: of each node. interval_s: between samples, 0.1 to 60. seconds: how long; None: until it is stopped.
-    connects_per_s: how fast nodes come at the start, 1 to 5,000. script: text of a fault script (`script.parse_fleet_script`).
+    warm_up_s: latencies of this time are not counted, 0 to a day. connects_per_s: how fast nodes come at the start, 1 to 5,000. script: text of a fault script (`script.parse_fleet_script`).
     blocks: 0 for samples at their pace; otherwise so many a node as fast as they are acked, with times that end now.
     tls: None for a collector on loopback without.
     """
@@ -37,6 +37,7 @@ class FleetSettings:
     series: int = 320
     interval_s: float = 1.0
     seconds: float | None = None
+    warm_up_s: float = 0.0
     connects_per_s: float = 500.0
     script: str = ""
     seed: int = 7
@@ -49,6 +50,7 @@ class FleetSettings:
         _require(1 <= self.nodes <= NODES_MAX, "nodes", f"must be 1 to {NODES_MAX}")
         _require(0.1 <= self.interval_s <= 60, "interval", "must be 0.1 to 60 seconds")
         _require(self.seconds is None or 0 < self.seconds <= 1e6, "seconds", "must be above 0 and at most 1000000")
+        _require(0 <= self.warm_up_s <= 86_400, "warm-up", "must be 0 to 86400 seconds")
         _require(1 <= self.connects_per_s <= 5000, "connects-per-s", "must be 1 to 5000")
         _require(0 <= self.blocks <= 100_000, "flood", "must be 1 to 100000")
 

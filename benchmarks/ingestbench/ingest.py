@@ -1,0 +1,108 @@
+"""What the collector costs by itself: at its pace, as fast as it goes, and in memory."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from ingestbench.processes import collector, fleet, fleet_summary, run_fleet, until
+
+SERIES = 320
+#: So long the fleet runs before anything is measured, beyond the time in which its nodes join.
+_SETTLE_S = 15.0
+_JOIN_WITHIN_S = 600.0
+_FLOOD_STREAMS, _FLOOD_BLOCKS = 64, 2000
+_HISTOGRAM = "switchgear_collector_block_age_seconds"
+
+
+def steady(folder: Path, nodes: int, seconds: float) -> dict[str, Any]:
+    """All nodes at 1 Hz, each on its own connection; measured after all have joined."""
+    with collector(folder) as target:
+        with fleet(folder, target.grpc, "--nodes", nodes, "--series", SERIES, "--warm-up", 10**4) as process:
+            began_s = time.monotonic()
+            until(
+                lambda: target.page().get("switchgear_collector_streams", 0) >= nodes,
+                _JOIN_WITHIN_S,
+                lambda: f"not all of {nodes} nodes joined: {(folder / 'fleet.log').read_text()[-500:]}",
+            )
+            joined_s = time.monotonic() - began_s
+            time.sleep(_SETTLE_S)
+            before, cpu_s, start_s = target.page(), target.program.cpu_s(), time.monotonic()
+            time.sleep(seconds)
+            after, cpu_s = target.page(), target.program.cpu_s() - cpu_s
+            span_s = time.monotonic() - start_s
+            rss_mb = target.program.rss_mb()
+            process.terminate()
+            process.wait(60)
+        told = fleet_summary(folder)
+    applied = _grown(before, after, 'switchgear_collector_blocks_total{outcome="applied"}')
+    return {
+        "nodes": nodes,
+        "series": SERIES,
+        "seconds": span_s,
+        "joined_s": joined_s,
+        "blocks_per_s": applied / span_s,
+        "cores": cpu_s / span_s,
+        "cpu_us_a_block": 1e6 * cpu_s / applied if applied else None,
+        "samples_per_cpu_s": applied * SERIES / cpu_s,
+        "block_to_window_s": {f"p{100 * share:g}": quantile(before, after, _HISTOGRAM, share) for share in (0.5, 0.99)},
+        "rss_mb": rss_mb,
+        "blocks_lost": _grown(before, after, "switchgear_collector_blocks_lost_total"),
+        "fleet": told,
+    }
+
+
+def saturation(folder: Path) -> dict[str, Any]:
+    """64 streams as fast as blocks are acked: decoding, deduplication, windows and acks."""
+    with collector(folder) as target:
+        run_fleet(folder, target.grpc, "--nodes", _FLOOD_STREAMS, "--series", SERIES, "--flood", 120)
+        cpu_s = target.program.cpu_s()
+        told = run_fleet(folder, target.grpc, "--nodes", _FLOOD_STREAMS, "--series", SERIES, "--flood", _FLOOD_BLOCKS)
+        cpu_s = target.program.settled_cpu_s() - cpu_s
+        page = target.page()
+    samples = told["blocks_acked"] * SERIES
+    return {
+        "streams": _FLOOD_STREAMS,
+        "samples": samples,
+        "cpu_s": cpu_s,
+        "cpu_us_a_block": 1e6 * cpu_s / told["blocks_acked"],
+        "samples_per_cpu_s": samples / cpu_s,
+        "samples_per_s": samples / told["flood_s"],
+        "blocks": {name: value for name, value in page.items() if name.startswith("switchgear_collector_blocks_total")},
+        "fleet": told,
+    }
+
+
+def memory(folder: Path, nodes: int) -> dict[str, Any]:
+    """Bytes of a series in full windows: 400 ticks, a minute apart, fill the newest ticks and hours of minutes."""
+    with collector(folder) as target:
+        run_fleet(folder, target.grpc, "--nodes", 1, "--series", SERIES, "--flood", 1)
+        empty_mb = target.program.rss_mb()
+        told = run_fleet(folder, target.grpc, "--nodes", nodes, "--series", SERIES, "--flood", 400, "--interval", 60)
+        full_mb = target.program.rss_mb()
+    series = nodes * SERIES
+    return {
+        "nodes": nodes,
+        "series": series,
+        "rss_empty_mb": empty_mb,
+        "rss_full_mb": full_mb,
+        "bytes_a_series": 1e6 * (full_mb - empty_mb) / series,
+        "fleet": told,
+    }
+
+
+def _grown(before: dict[str, float], after: dict[str, float], name: str) -> float:
+    return after.get(name, 0.0) - before.get(name, 0.0)
+
+
+def quantile(before: dict[str, float], after: dict[str, float], name: str, share: float) -> float | None:
+    """Upper bound of the bucket in which that share of what was observed in between lies; None without such a histogram."""
+    buckets = sorted(
+        (float(key.rpartition('le="')[2].partition('"')[0]), _grown(before, after, key))
+        for key in after
+        if key.startswith(f"{name}_bucket")
+    )
+    if not buckets or not buckets[-1][1]:
+        return None
+    return next(bound for bound, count in buckets if count >= share * buckets[-1][1])
