@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Many tests wait for processes, so one more than there are processors.
+WORKERS ?= $(shell expr $$(nproc) + 1)
+# Some containers set it: each process that a test starts would compile all our modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: setup demo kill-each up test test-slow check bench hook load soak campaign wire outage agent-footprint dashboards lint type dist clean help
@@ -26,7 +30,7 @@ up: $(STAMP)  ## run the control plane on this machine
 	$(BIN)/switchgear up
 
 test: $(STAMP)  ## run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)  ## run the tests that take long
 	$(BIN)/python -m pytest -m slow

@@ -14,10 +14,20 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncpg
+import hypothesis
 import pytest
 
 from switchgear.cli.demo.postgres import Postgres, binaries
 from switchgear.store.database import Database, sqlite_url
+
+# How long an example takes says more about the machine and its other processes than about the code.
+hypothesis.settings.register_profile("switchgear", deadline=None)
+hypothesis.settings.load_profile("switchgear")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: "e2e" not in item.path.parts)
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,6 @@ def test_bounds_are_named_where_they_bite() -> None:
 rates = st.floats(0, 1e6)
 
 
-@settings(deadline=None)
 @given(
     low=st.integers(0, 5), extra=st.integers(0, 1000), replicas=st.integers(0, 1000), coming=st.integers(0, 10),
     arriving=rates, waiting=rates, capacity=st.one_of(st.none(), st.floats(0, 1e6)), held=st.integers(0, 10),
@@ -120,7 +119,7 @@ def test_bounds_hold_and_nothing_goes_down_in_the_dark(
         assert again.replicas == decision.replicas
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(arriving=st.floats(0.5, 390), start_s=st.floats(1, 30), delay=st.floats(5, 60))
 def test_constant_load_settles_and_stays(arriving: float, start_s: float, delay: float) -> None:
     """A fluid of tokens into replicas that start late and do 40 tokens a second each."""

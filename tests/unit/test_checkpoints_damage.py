@@ -85,7 +85,7 @@ def test_the_damaged_record_is_named(saved: bytes, tmp_path: Path) -> None:
     assert check_file(path, "") == "the record step-120/data/0 does not agree with its CRC-32"
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(data=st.data())
 def test_any_changed_byte_is_found_or_makes_no_difference(
     saved: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -197,7 +197,7 @@ def test_a_zip_that_torch_did_not_write_is_checked_too(tmp_path: Path) -> None:
     assert check_file(path, "") != ""
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(
     content=st.binary(max_size=200),
     suffix=st.sampled_from([".pt", ".safetensors"]),

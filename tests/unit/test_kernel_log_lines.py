@@ -116,7 +116,7 @@ def test_the_driver_version_decides_which_unit_speaks() -> None:
 LITERALS = st.sampled_from(sorted({rule.literal for rule in RULES}))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(
         st.one_of(st.text(max_size=40), LITERALS, st.sampled_from(["[1.0] ", "NVRM: ", "\0", "\ud800", "0000:5e:00.0"]))

@@ -49,7 +49,7 @@ def values(gpu: GpuSignals, time_s: float) -> dict[tuple[object, ...], float | s
     }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(gpus, st.lists(st.floats(0, 60), min_size=2, max_size=8))
 def test_counters_only_grow_and_gauges_stay_within_what_they_can_be(gpu: GpuSignals, times: list[float]) -> None:
     seen = [values(gpu, time_s) for time_s in sorted(times)]
@@ -64,7 +64,7 @@ def test_counters_only_grow_and_gauges_stay_within_what_they_can_be(gpu: GpuSign
                 assert 0 <= value <= (1 if METRICS[str(metric)].unit == "ratio" else 100), metric
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(gpus, st.floats(0, 3600), st.floats(0, 3600))
 def test_a_moment_is_the_same_whatever_was_read_before_it(gpu: GpuSignals, one_s: float, other_s: float) -> None:
     first = values(gpu, one_s)
