@@ -251,6 +251,8 @@ class StepLog:
         return Event(sequence, EventKind(kind), path, None if count == COUNT_UNKNOWN else count, time_ns)
 
     def copy_to(self, path: Path) -> None:
-        """Writes what is used of it to a file of its own. Raises OSError."""
+        """Writes what is used of it to a file of its own, which is there whole or not at all. Raises OSError."""
         used = RECORDS_OFFSET + min(self.count, RECORD_SLOTS) * RECORD_BYTES
-        path.write_bytes(self._map[:used])
+        written = path.with_suffix(".tmp")
+        written.write_bytes(self._map[:used])
+        written.replace(path)
