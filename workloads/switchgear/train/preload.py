@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import resource
@@ -36,16 +37,18 @@ _FILES_MAX = 4096
 
 def torch() -> Any:
     """Imports torch with one intra-op thread; None when the interpreter has none (plain scripts still run)."""
+    gc.disable()  # it would look again and again at what imports leave for ever: a fifth of their time
     try:
         module = importlib.import_module("torch")
+        module.set_num_threads(1)
+        for name in _MODULES:
+            # For example Dynamo on a Python it does not know yet; the script will say so if it minds.
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
     except ImportError:
         return None
-    module.set_num_threads(1)
-    for name in _MODULES:
-        try:
-            importlib.import_module(name)
-        except Exception:  # noqa: S112  # for example Dynamo on a Python it does not know yet; the script will say so if it minds
-            continue
+    finally:
+        gc.enable()
     return module
 
 
