@@ -1,0 +1,92 @@
+"""What became of a request, and when to send it again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from enum import Enum, auto
+
+BACKOFF_S_MIN = 0.1
+BACKOFF_S_MAX = 30.0
+#: A target that asks for more time than this is asked again all the same: by then it may be another one.
+RETRY_AFTER_S_MAX = 300.0
+#: Of a target's message, in the log.
+TEXT_CHARS_MAX = 200
+
+
+class Verdict(Enum):
+    SENT = auto()
+    #: The same request may be taken later.
+    RETRY = auto()
+    #: It will never be taken.
+    REFUSED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """code: of HTTP or gRPC, or why there is none. text: what the target said. retry_after_s: how long it wants to be left alone.
+
+    rejected: samples that it did not take although it took the request. written: samples that it took although it refused the request.
+    """
+
+    verdict: Verdict
+    code: str
+    text: str = ""
+    retry_after_s: float = 0.0
+    rejected: int = 0
+    written: int = 0
+
+    @property
+    def divisible(self) -> bool:
+        """Refused for something that is in it, or for its size: a part of it may be taken."""
+        return (
+            self.verdict is Verdict.REFUSED
+            and self.code in {"400", "413", "422", "INVALID_ARGUMENT"}
+            and not self.written
+        )
+
+    @property
+    def reason(self) -> str:
+        """Why samples were refused, for metrics; stores say it in words only."""
+        for pattern, reason in _REASONS:
+            if pattern.search(self.text):
+                return reason
+        return "refused"
+
+
+_REASONS = (
+    (re.compile(r"out[ -]of[ -]order", re.IGNORECASE), "out_of_order"),
+    (re.compile(r"out[ -]of[ -]bounds|too[ -](?:old|far)", re.IGNORECASE), "too_old"),
+    (re.compile(r"duplicate", re.IGNORECASE), "duplicate"),
+)
+
+
+def of_http(code: int, text: str, headers: Mapping[str, str], now_unix_s: float) -> Answer:
+    """Of a response to remote write or OTLP over HTTP: 5xx and 429 are tried again, other refusals never."""
+    text = text[:TEXT_CHARS_MAX]
+    if 200 <= code < 300:
+        return Answer(Verdict.SENT, str(code), text)
+    if code == 429 or code >= 500:
+        return Answer(Verdict.RETRY, str(code), text, _retry_after_s(headers.get("retry-after", ""), now_unix_s))
+    if 300 <= code < 400:
+        text = f"it is elsewhere: {headers.get('location', 'it does not say where')}"[:TEXT_CHARS_MAX]
+    written = headers.get("x-prometheus-remote-write-samples-written", "")
+    return Answer(Verdict.REFUSED, str(code), text, written=int(written) if written.isdecimal() else 0)
+
+
+def backoff_s(tries: int, retry_after_s: float, jitter: float) -> float:
+    """How long to wait after so many tries in vain (from 1 on), at least as long as the target asked. jitter: 0 to 1."""
+    wait_s = min(BACKOFF_S_MIN * 2.0 ** min(tries - 1, 16), BACKOFF_S_MAX)
+    return max(wait_s * (0.5 + jitter / 2), min(retry_after_s, RETRY_AFTER_S_MAX))
+
+
+def _retry_after_s(value: str, now_unix_s: float) -> float:
+    """Seconds or a date (RFC 9110); what is neither asks for nothing."""
+    if value.isdecimal():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - now_unix_s)
+    except (TypeError, ValueError):
+        return 0.0

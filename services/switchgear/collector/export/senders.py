@@ -1,0 +1,182 @@
+"""Requests on their way: over HTTP and gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gzip
+import ssl
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import grpc
+import grpc.aio
+import httpx
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
+
+from switchgear.collector.export.answer import TEXT_CHARS_MAX, Answer, Verdict, of_http
+from switchgear.collector.export.settings import OtlpExport, Target
+from switchgear.core.clock import Clock
+from switchgear.core.errors import Invalid, Reason
+from switchgear.core.version import VERSION
+
+_USER_AGENT = f"switchgear/{VERSION}"
+_ANSWER_BYTES_MAX = 4096
+_OTLP_METHOD = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
+_GZIP_LEVEL = 1
+#: https://opentelemetry.io/docs/specs/otlp/#failures
+_RETRIED = frozenset({
+    grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED, grpc.StatusCode.OUT_OF_RANGE,
+    grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DATA_LOSS, grpc.StatusCode.RESOURCE_EXHAUSTED,
+})  # fmt: skip
+
+
+class Sender(Protocol):
+    """One way to one target, which several requests may take at a time."""
+
+    async def send(self, body: bytes) -> Answer:
+        """Sends a request once. Does not raise for what the target or the network does."""
+
+    async def close(self) -> None: ...
+
+
+class HttpSender:
+    """POSTs to the target's url. gzipped: whether bodies are compressed on the way. otlp: whether answers say how much was not taken."""
+
+    def __init__(
+        self, target: Target, headers: Mapping[str, str], clock: Clock, *, gzipped: bool = False, otlp: bool = False
+    ) -> None:
+        self._target = target
+        self._headers = {**headers, **target.headers, **({"Content-Encoding": "gzip"} if gzipped else {})}
+        self._clock = clock
+        self._gzipped = gzipped
+        self._otlp = otlp
+        self._client = httpx.AsyncClient(
+            headers={"User-Agent": _USER_AGENT},
+            verify=_tls(target),
+            timeout=target.timeout_s,
+            limits=httpx.Limits(max_connections=target.connections, max_keepalive_connections=target.connections),
+            # Where samples go is said in one place.
+            trust_env=False,
+        )
+
+    async def send(self, body: bytes) -> Answer:
+        try:
+            if self._gzipped:
+                body = await asyncio.to_thread(gzip.compress, body, _GZIP_LEVEL)
+            headers = {**self._headers, **dict(_secret_headers(self._target))}
+            # The timeouts of httpx are of single reads and writes.
+            async with (
+                asyncio.timeout(self._target.timeout_s),
+                self._client.stream("POST", self._target.url, content=body, headers=headers) as response,
+            ):
+                said = b""
+                async for part in response.aiter_bytes():
+                    said += part
+                    if len(said) > _ANSWER_BYTES_MAX:
+                        break
+        except (TimeoutError, httpx.TimeoutException):
+            return Answer(Verdict.RETRY, "timeout", f"no answer within {self._target.timeout_s:g} s")
+        except httpx.HTTPError as error:
+            return Answer(Verdict.RETRY, "unreachable", str(error)[:TEXT_CHARS_MAX])
+        except OSError as error:
+            return Answer(Verdict.RETRY, "secret", f"{error.filename}: {error.strerror}"[:TEXT_CHARS_MAX])
+        if self._otlp and response.is_success:
+            return _partial(said, str(response.status_code))
+        return of_http(
+            response.status_code, said.decode(errors="replace").strip(), response.headers, self._clock.unix_ns() / 1e9
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+class GrpcSender:
+    """Calls OpenTelemetry's MetricsService of the target."""
+
+    def __init__(self, target: OtlpExport) -> None:
+        self._target = target
+        parts = urlsplit(target.url)
+        address = f"{parts.hostname}:{parts.port or 4317}"
+        self._compression = grpc.Compression.Gzip if target.compression == "gzip" else grpc.Compression.NoCompression
+        # A channel of its own, and a wait after a broken connection that is not longer than ours.
+        options = [
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.max_reconnect_backoff_ms", 5000),
+            ("grpc.primary_user_agent", _USER_AGENT),
+        ]
+        if parts.scheme == "https":
+            credentials = grpc.ssl_channel_credentials(
+                *(_bytes(file) for file in (target.ca_file, target.key_file, target.cert_file))
+            )
+            self._channel = grpc.aio.secure_channel(address, credentials, options)
+        else:
+            self._channel = grpc.aio.insecure_channel(address, options)
+        self._export: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(_OTLP_METHOD)
+
+    async def send(self, body: bytes) -> Answer:
+        try:
+            headers = {**self._target.headers, **dict(_secret_headers(self._target))}
+            metadata = tuple((name.lower(), value) for name, value in headers.items())
+            said = await self._export(
+                body, timeout=self._target.timeout_s, metadata=metadata, compression=self._compression
+            )
+        except grpc.aio.AioRpcError as error:
+            verdict = Verdict.RETRY if error.code() in _RETRIED else Verdict.REFUSED
+            return Answer(verdict, error.code().name, (error.details() or "")[:TEXT_CHARS_MAX])
+        except OSError as error:
+            return Answer(Verdict.RETRY, "secret", f"{error.filename}: {error.strerror}"[:TEXT_CHARS_MAX])
+        return _partial(said, grpc.StatusCode.OK.name)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+
+def _partial(said: bytes, code: str) -> Answer:
+    try:
+        partial = ExportMetricsServiceResponse.FromString(said).partial_success
+    except DecodeError:
+        return Answer(Verdict.SENT, code)
+    return Answer(
+        Verdict.SENT, code, partial.error_message[:TEXT_CHARS_MAX], rejected=max(0, partial.rejected_data_points)
+    )
+
+
+def _secret_headers(target: Target) -> Iterator[tuple[str, str]]:
+    """Raises OSError, with the file's name, for one that cannot be read."""
+    for name, file in target.headers_files.items():
+        yield name, _secret(file)
+    if target.bearer_token_file is not None:
+        yield "Authorization", f"Bearer {_secret(target.bearer_token_file)}"
+    if target.basic_auth is not None:
+        both = f"{target.basic_auth.username}:{_secret(target.basic_auth.password_file)}"
+        yield "Authorization", f"Basic {base64.b64encode(both.encode()).decode()}"
+
+
+def _secret(file: Path) -> str:
+    return file.read_text().strip()
+
+
+def _bytes(file: Path | None) -> bytes | None:
+    try:
+        return file.read_bytes() if file is not None else None
+    except OSError as error:
+        raise _unusable(file, error.strerror) from None
+
+
+def _tls(target: Target) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=target.ca_file)
+        if target.cert_file is not None:
+            context.load_cert_chain(target.cert_file, target.key_file)
+    except OSError as error:  # ssl.SSLError is one
+        files = ", ".join(str(file) for file in (target.ca_file, target.cert_file, target.key_file) if file is not None)
+        raise _unusable(files, str(error)) from None
+    return context
+
+
+def _unusable(files: object, why: str | None) -> Invalid:
+    return Invalid(f"cannot use {files} for the TLS of an export target: {why}", Reason.TLS_FILES)
