@@ -1,0 +1,200 @@
+"""What imported series mean for their nodes: faults go the way of an agent's events, silence that of an agent's silence."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Protocol
+
+from switchgear.collector.event_writer import EventWriter
+from switchgear.collector.imports import rules, store
+from switchgear.collector.imports.metrics import ImportMetrics
+from switchgear.collector.imports.presence import Presence
+from switchgear.collector.imports.rules import Baseline, Finding
+from switchgear.collector.imports.store import Origin
+from switchgear.collector.model import Event
+from switchgear.collector.series import SeriesKey
+from switchgear.core.clock import Clock
+from switchgear.store.database import Database
+
+log = logging.getLogger(__name__)
+
+#: An agent that streamed so lately has told what a slow exporter shows only now.
+AGENT_NS = 60 * 1_000_000_000
+#: After a restart of the collector the sources of all nodes have so long to speak up again.
+RESTART_S = 300.0
+#: Nodes and sources that are remembered; when there are more after a restart, the silent ones are forgotten.
+ORIGINS_MAX = 20_000
+_TICK_S = 1.0
+_SAVED_AT_ONCE = 500
+
+
+class Plane(Protocol):
+    """What judging asks of the collector."""
+
+    def streams(self, node: str) -> bool:
+        """Whether an agent of ours streams for `nodes/{node}` now."""
+
+    def has_agent(self, node: str) -> bool:
+        """Whether an agent of ours is expected to: then its silence counts, and not that of an exporter beside it."""
+
+    async def tell_silence(self, node: str, silent_s: float) -> None:
+        """Stores the signal. Raises while it cannot."""
+
+
+class Judging:
+    """Remembers each node's baseline in the database: what changed while the collector was away is told, and nothing twice."""
+
+    def __init__(
+        self,
+        plane: Plane,
+        database: Database,
+        writer: EventWriter,
+        clock: Clock,
+        metrics: ImportMetrics,
+        *,
+        silence_s: float,
+    ) -> None:
+        self._plane, self._database, self._writer, self._clock, self._metrics = plane, database, writer, clock, metrics
+        self._presence = Presence(silence_s)
+        self._baselines: dict[Origin, Baseline] = {}
+        #: Events that are not committed yet: until they are, the baseline that follows from them is not stored.
+        self._open = Counter[Origin]()
+        self._agent_unix_ns: dict[str, int] = {}
+        self._loaded = asyncio.Event()
+
+    async def load(self) -> None:
+        """What the collector before knew. Until then nothing is judged."""
+        if self._loaded.is_set():
+            return
+        async with self._database.read() as session:
+            self._baselines = await store.baselines(session)
+        if len(self._baselines) > ORIGINS_MAX:
+            silent = [origin for origin, baseline in self._baselines.items() if baseline.silent]
+            async with self._database.write() as session:
+                await store.forget(session, silent)
+            for origin in silent:
+                del self._baselines[origin]
+        self._loaded.set()
+
+    async def ready(self) -> None:
+        await self._loaded.wait()
+
+    def expect(self, is_expected: Callable[[Origin], bool], good_s: float = RESTART_S) -> None:
+        """Nodes that were there before this collector began, of such origins, have so long to come back."""
+        for origin, baseline in self._baselines.items():
+            if not baseline.silent and is_expected(origin):
+                self._presence.heard(origin[0], self._clock.monotonic_s(), good_s)
+
+    def is_silent(self, node: str, source: str) -> bool:
+        baseline = self._baselines.get((node, source))
+        return baseline is not None and baseline.silent
+
+    def heard(self, node: str, good_s: float) -> None:
+        """The node is there, or has been told of for the first time; the next word of it is due within `good_s`."""
+        self._presence.heard(node, self._clock.monotonic_s(), good_s)
+
+    def forget(self, node: str) -> None:
+        """Nobody asks about the node any more."""
+        self._presence.forget(node)
+
+    async def look(
+        self, node: str, source: str, samples: Iterable[tuple[SeriesKey, float]], time_unix_ns: int, good_s: float
+    ) -> None:
+        """Judges what came. good_s: until when more is due. Waits while the store lags behind."""
+        self.heard(node, good_s)
+        origin = node, source
+        baseline = self._baselines.get(origin)
+        if baseline is None:
+            if len(self._baselines) >= ORIGINS_MAX:
+                return
+            baseline = self._baselines[origin] = Baseline(self._clock.unix_ns(), changed=True)
+        if baseline.silent:
+            baseline.silent, baseline.changed = False, True
+        findings = rules.look(baseline, samples, time_unix_ns)
+        if self._is_covered(node):
+            return  # the agent has told it, with more words
+        events = []
+        for finding in findings:
+            baseline.sequence += 1
+            events.append(_event(origin, baseline, finding, time_unix_ns))
+        self._open[origin] += len(events)
+        for event in events:
+            await self._writer.put(event, lambda _: self._committed(origin))
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(_TICK_S)
+            try:
+                await self.tick()
+            except Exception:
+                log.exception("cannot store what imports know; trying again")
+
+    async def tick(self) -> None:
+        """Tells silences that are due, and stores what changed."""
+        for node, silent_s in self._presence.due(self._clock.monotonic_s()):
+            if not self._plane.has_agent(node):
+                await self._plane.tell_silence(node, silent_s)
+                for origin, baseline in self._baselines.items():
+                    if origin[0] == node:
+                        baseline.silent, baseline.changed = True, True
+            self._presence.forget(node)
+        changed = [
+            (origin, baseline)
+            for origin, baseline in self._baselines.items()
+            if baseline.changed and not self._open[origin]
+        ]
+        for begin in range(0, len(changed), _SAVED_AT_ONCE):
+            part = changed[begin : begin + _SAVED_AT_ONCE]
+            # As they are now: events that are found meanwhile are not committed yet.
+            kept = {origin: replace(baseline, values=dict(baseline.values)) for origin, baseline in part}
+            for _, baseline in part:
+                baseline.changed = False
+            try:
+                async with self._database.write() as session:
+                    await store.save(session, kept)
+            except Exception:
+                for _, baseline in part:
+                    baseline.changed = True
+                raise
+
+    def _is_covered(self, node: str) -> bool:
+        now = self._clock.unix_ns()
+        if self._plane.streams(node):
+            self._agent_unix_ns[node] = now
+            return True
+        streamed = self._agent_unix_ns.get(node)
+        if streamed is not None and now - streamed > AGENT_NS:
+            del self._agent_unix_ns[node]
+        return node in self._agent_unix_ns
+
+    def _committed(self, origin: Origin) -> None:
+        self._open[origin] -= 1
+        if not self._open[origin]:
+            del self._open[origin]
+        self._metrics.events.labels(origin[1]).inc()
+
+
+def _event(origin: Origin, baseline: Baseline, finding: Finding, time_unix_ns: int) -> Event:
+    """The same event has the same key, also when it is found again by the next collector."""
+    node, source = origin
+    life = hashlib.sha256(f"{node} {source} {baseline.begin_unix_ns}".encode()).hexdigest()[:32]
+    return Event(
+        node=node,
+        boot_id=f"import-{life}",
+        source=f"import/{source.removeprefix('scrape/')}",
+        sequence=baseline.sequence,
+        time_unix_ns=time_unix_ns,
+        kind=finding.kind,
+        gpu=finding.gpu,
+        code=finding.code,
+        text=finding.text,
+        simulated=False,
+        pci=finding.pci,
+        detail=finding.detail,
+    )
