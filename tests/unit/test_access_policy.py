@@ -24,6 +24,8 @@ VIEWER, OPERATOR, ADMIN = (Identity(Kind.USER, "ann", role) for role in (Role.VI
 NODE, SERVICE = Identity(Kind.NODE, "gpu-01"), Identity(Kind.SERVICE, "control-plane")
 ROUTER, METRICS, UNKNOWN = (Identity(Kind.SERVICE, name) for name in ("router", "metrics", "of-a-later-version"))
 
+OTLP = "opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
+
 EVERYBODY = {VIEWER, OPERATOR, ADMIN, NODE, SERVICE, ROUTER, METRICS, UNKNOWN, NOBODY}
 
 
@@ -77,6 +79,7 @@ def test_every_method_has_a_rule_and_what_changes_something_is_audited(method: s
         ("switchgear.v1.PolicyService/SetPolicyMode", {ADMIN}),
         ("switchgear.v1.AccessService/EnrollNode", EVERYBODY),
         ("switchgear.v1alpha.TelemetryService/Stream", {NODE}),
+        (OTLP, {OPERATOR, ADMIN, NODE}),
         ("switchgear.v1alpha.NodeAgentService/Connect", {NODE}),
         ("switchgear.v1alpha.LauncherService/Connect", {NODE}),
         ("switchgear.v1alpha.ServingService/ConnectReplica", {NODE}),
@@ -96,6 +99,10 @@ def test_a_router_and_prometheus_may_nothing_else() -> None:
     asked = [method for method in METHODS if needs(method) is not Needs.NOTHING]
     assert [method for method in asked if may(ROUTER, method)] == ["switchgear.v1alpha.ServingService/ConnectRouter"]
     assert [method for method in asked if may(METRICS, method) or may(UNKNOWN, method)] == []
+
+
+def test_samples_that_come_all_the_time_are_not_in_the_audit_log() -> None:
+    assert not mutates(OTLP)
 
 
 def test_even_a_local_caller_may_not_call_what_has_no_rule() -> None:

@@ -18,8 +18,8 @@ from switchgear.core.metrics import ServerMetrics
 
 log = logging.getLogger(__name__)
 
-#: Methods that change nothing; their answers are not worth a line each.
-_READS = ("Get", "List", "Watch")
+#: Methods that change nothing, or are called by machines all the time (`Export` of OTLP); their answers are not worth a line each.
+_QUIET = ("Get", "List", "Watch", "Export")
 #: Codes for which the server is to blame, not the request.
 _SERVER_ERRORS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 
@@ -91,7 +91,7 @@ class Observation(grpc.aio.ServerInterceptor):
                 span.set_attribute("rpc.grpc.status_code", code)
                 if code in _SERVER_ERRORS:
                     span.set_status(StatusCode.ERROR, code)
-                if not method.startswith(_READS):
+                if not method.startswith(_QUIET):
                     told = {"method": f"{service}/{method}", "actor": identity.current().actor, "code": code}
                     log.info("rpc", extra={**told, "duration_ms": round(took_s * 1e3, 3)})
 

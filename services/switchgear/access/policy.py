@@ -17,6 +17,8 @@ class Needs(Enum):
     ADMIN = Role.ADMIN.value
     #: A node's certificate; the servicer checks that the node speaks for itself alone (`core.identity.require_node`).
     NODE = 10
+    #: The same, or an operator's token: whoever may cordon a node may also tell of it.
+    TELEMETRY = 13
     #: The control plane's certificate.
     SERVICE = 11
     #: A router's certificate, or the control plane's: `switchgear up` has a router in its process.
@@ -62,6 +64,9 @@ _BY_NEED: dict[Needs, dict[str, str]] = {
         "switchgear.v1alpha.RendezvousService": "Join",
         "switchgear.v1alpha.ServingService": "ConnectReplica",
     },
+    Needs.TELEMETRY: {
+        "opentelemetry.proto.collector.metrics.v1.MetricsService": "Export",
+    },
     Needs.SERVICE: {
         "switchgear.v1alpha.PlacementService": "ReplaceNodes UpdateJobState GetNodeContact",
     },
@@ -77,7 +82,7 @@ _NEEDS = {
 }
 #: What changes nothing, and what is a conversation of machines instead of one change: not in the audit log unless refused.
 _READS = ("Get", "List", "Watch", "Check", "ServerReflectionInfo")
-_STREAMS = frozenset(name for name, need in _NEEDS.items() if need in (Needs.NODE, Needs.ROUTER))
+_STREAMS = frozenset(name for name, need in _NEEDS.items() if need in (Needs.NODE, Needs.TELEMETRY, Needs.ROUTER))
 
 
 def needs(method: str) -> Needs | None:
@@ -99,9 +104,11 @@ def may(caller: Identity, method: str) -> bool:
         return True
     match caller.kind:
         case Kind.USER:
+            if need is Needs.TELEMETRY:
+                return caller.role >= Role.OPERATOR
             return need in (Needs.VIEWER, Needs.OPERATOR, Needs.ADMIN) and caller.role >= need.value
         case Kind.NODE:
-            return need is Needs.NODE
+            return need in (Needs.NODE, Needs.TELEMETRY)
         case Kind.SERVICE:
             if caller.name == CONTROL_PLANE:
                 # Its services read and act for one another; tokens and policies are for people to change.
@@ -124,6 +131,7 @@ def denial(caller: Identity, method: str) -> str:
 
 _HOLDERS = {
     Needs.NODE: "a node's certificate",
+    Needs.TELEMETRY: "a node's certificate or an operator's token",
     Needs.SERVICE: "the control plane's certificate",
     Needs.ROUTER: "a router's certificate",
 }
