@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from switchgear.collector.memory import WindowSettings
 from switchgear.collector.settings import Section
 from switchgear.core.errors import Invalid, Reason
 
@@ -17,6 +18,8 @@ _ERRORS_SHOWN = 5
 
 class CollectorConfig(Section):
     """The whole file. Empty: agents only, nothing goes out."""
+
+    windows: WindowSettings = WindowSettings()
 
 
 def load(path: Path) -> CollectorConfig:

@@ -15,6 +15,7 @@ from switchgear.collector.config import CollectorConfig
 from switchgear.collector.detectors import Silence, signals_of, silence_signal
 from switchgear.collector.event_writer import EventWriter
 from switchgear.collector.ingest import Ingest
+from switchgear.collector.memory import WindowMetrics
 from switchgear.collector.metrics import CollectorMetrics
 from switchgear.collector.model import Event
 from switchgear.collector.service import SignalApi, TelemetryApi
@@ -36,14 +37,10 @@ _PRUNE_S = 60.0
 class CollectorSettings:
     """silence_s: how long an agent may be gone before its node counts as silent.
 
-    window_ticks: samples of each series in memory; 600 are ten minutes at 1 Hz. window_bytes_max: of all nodes together;
-    2 GiB hold about 1,000 nodes with 400 series each.
     events_max, signals_max: rows that are kept; the oldest go first.
     """
 
     silence_s: float = 10.0
-    window_ticks: int = 600
-    window_bytes_max: int = 2 * 1024**3
     events_max: int = 100_000
     signals_max: int = 100_000
 
@@ -68,7 +65,8 @@ class CollectorService:
         self._streaming = set[str]()
         self._expected = set[str]()
         #: Recent samples of all nodes.
-        self.windows = Windows(ticks=settings.window_ticks, bytes_max=settings.window_bytes_max)
+        self.windows = Windows(bytes_max=config.windows.bytes_max())
+        WindowMetrics(registry, self.windows)
         self._writer = EventWriter(self._commit, store.refused, self._metrics.events_refused.inc)
         self._ingest = Ingest(
             self.windows,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
 from switchgear.collector.blocks import Ids, Values
 
 Times = npt.NDArray[np.int64]
-#: What a read takes: all series, or these.
+#: What a read takes: the first series, or these.
 Columns = slice | Ids
 #: Rows of which the counters are kept as differences to the same value.
 _SEGMENT = 120
@@ -29,17 +31,16 @@ class Ring:
         self._rows = 0
         self._times: Times = np.zeros(ticks, np.int64)
         self._differences = np.empty((ticks, 0), np.float32)
+        #: Ids of the series that are counters.
+        self.counters: Ids = np.empty(0, np.int64)
+        #: By segment: 0 for gauges, and never below, so that no counter is smaller than its difference.
         self._bases: Values = np.empty((self._segments, 0))
-        #: A counter of the newest segment that falls below this was reset.
-        self._limits: Values = np.empty(0)
-        #: Which of the series that are defined are counters.
-        self.counters: npt.NDArray[np.bool_] = np.empty(0, np.bool_)
 
     @staticmethod
     def nbytes(ticks: int, width: int) -> int:
         """What a ring takes for so many series."""
         segments = -(-ticks // min(ticks, _SEGMENT)) + 1
-        return 8 * ticks + width * (4 * ticks + 8 * segments + 8)
+        return 8 * ticks + width * (4 * ticks + 8 * segments)
 
     def __len__(self) -> int:
         return min(self._rows, self._ticks)
@@ -47,7 +48,7 @@ class Ring:
     @property
     def times(self) -> Times:
         """Oldest first, shape (len,)."""
-        return self._times[self._places()]
+        return self._times[np.arange(self._rows - len(self), self._rows) % self._ticks]
 
     def widen(self, width: int) -> None:
         """Makes room for so many series, unknown in the rows that are there."""
@@ -56,8 +57,9 @@ class Ring:
         differences[: len(self), have:] = np.nan
         differences[: len(self), :have] = self._differences[: len(self)]
         self._differences = differences
-        self._bases = np.concatenate([self._bases, np.zeros((self._segments, width - have))], axis=1)
-        self._limits = np.concatenate([self._limits, np.full(width - have, -np.inf)])
+        bases = np.zeros((self._segments, width))
+        bases[:, :have] = self._bases
+        self._bases = bases
 
     def write(self, time_unix_ns: int, row: Values) -> None:
         """Adds the newest row, of the width."""
@@ -65,9 +67,10 @@ class Ring:
         base = self._bases[self._rows // self._span % self._segments]
         if self._rows % self._span == 0:
             self._begin(base, row)
-        elif np.count_nonzero(row < self._limits):
-            self._rebase(base, row)
-        self._differences[at] = row - base
+        differences = row - base
+        if np.count_nonzero(differences < 0):
+            differences = self._reset(base, row, differences)
+        self._differences[at] = differences
         self._times[at] = time_unix_ns
         self._rows += 1
 
@@ -75,17 +78,10 @@ class Ring:
         """Times, shape (n,), and values, shape (n, columns), oldest first: all rows, or so many of the newest."""
         rows = np.arange(self._rows - (len(self) if newest is None else min(newest, len(self))), self._rows)
         at = rows % self._ticks
-        if not isinstance(columns, slice):
-            bases = self._bases[(rows // self._span % self._segments)[:, None], columns]
-            return self._times[at], self._differences[at[:, None], columns] + bases
-        values = self._differences[at, columns].astype(np.float64)
-        # By segment: a gather of whole rows of bases would cost as much as the rest.
-        begin = 0
-        while begin < len(rows):
-            segment, end = divmod(int(rows[begin]), self._span)
-            end = begin + self._span - end
-            values[begin:end] += self._bases[segment % self._segments, columns]
-            begin = end
+        places = at if isinstance(columns, slice) else at[:, None]
+        values = self._differences[places, columns].astype(np.float64)
+        for segment, part in self._parts(rows):
+            values[part] += self._bases[segment, columns]
         return self._times[at], values
 
     def insert(self, times: Times, rows: Values) -> int:
@@ -106,36 +102,35 @@ class Ring:
         )
         return int((order >= len(here) - 1).sum())
 
-    def _places(self) -> Ids:
-        return np.arange(self._rows - len(self), self._rows) % self._ticks
+    def _parts(self, rows: Ids) -> Iterator[tuple[int, slice]]:
+        """The place of each segment's bases, and which of the rows, one after the other, are its."""
+        begin = 0
+        while begin < len(rows):
+            segment, offset = divmod(int(rows[begin]), self._span)
+            yield segment % self._segments, slice(begin, begin + self._span - offset)
+            begin += self._span - offset
 
     def _begin(self, base: Values, row: Values) -> None:
         """A segment begins: counters are differences to `row`."""
-        told = row[: len(self.counters)]
-        # Only of what is above 0, so that no value that the segment takes is smaller than its difference.
-        counts = self.counters & (told > 0) & (told < np.inf)
-        base[: len(told)] = np.where(counts, told, 0.0)
-        self._limits[: len(told)] = np.where(counts, told, -np.inf)
+        counts = row[self.counters]
+        base[:] = 0
+        base[self.counters] = np.where((counts > 0) & (counts < np.inf), counts, 0.0)
 
-    def _rebase(self, base: Values, row: Values) -> None:
-        """Counters were reset: in all of the newest segment they are differences to what they have now."""
-        columns = np.flatnonzero(row < self._limits)
+    def _reset(self, base: Values, row: Values, differences: Values) -> Values:
+        """Counters that fell were reset: in all of the newest segment they are differences to what they have now."""
+        fallen = self.counters[differences[self.counters] < 0]
         at = np.arange(self._rows - self._rows % self._span, self._rows) % self._ticks
-        grid = np.ix_(at, columns)
-        values = self._differences[grid] + base[columns]
-        below = np.maximum(row[columns], 0.0)
-        base[columns] = below
-        self._limits[columns] = np.where(below > 0, below, -np.inf)
-        self._differences[grid] = values - below
+        grid = np.ix_(at, fallen)
+        values = self._differences[grid] + base[fallen]
+        base[fallen] = np.maximum(row[fallen], 0.0)
+        self._differences[grid] = values - base[fallen]
+        return row - base
 
     def _rewrite(self, times: Times, values: Values) -> None:
         """The newest rows are these."""
         rows = np.arange(self._rows - len(times), self._rows)
-        segments = rows // self._span
-        for segment in np.unique(segments).tolist():
-            of_segment = segments == segment
-            base = self._bases[segment % self._segments]
-            self._begin(base, np.fmin.reduce(values[of_segment]))
-            at = rows[of_segment] % self._ticks
-            self._differences[at] = values[of_segment] - base
-            self._times[at] = times[of_segment]
+        self._times[rows % self._ticks] = times
+        for segment, part in self._parts(rows):
+            self._begin(self._bases[segment], np.fmin.reduce(values[part]))
+            values[part] -= self._bases[segment]
+        self._differences[rows % self._ticks] = values

@@ -10,7 +10,8 @@ from operator import is_
 from weakref import WeakValueDictionary
 
 import numpy as np
-import numpy.typing as npt
+
+from switchgear.collector.blocks import Ids
 
 #: What Python takes for a key whose texts are shared: the key, its tuple of labels, its place in the schema.
 _KEY_BYTES = 200
@@ -44,9 +45,9 @@ class Schema:
 
     __slots__ = ("__weakref__", "chars", "counters", "keys")
 
-    def __init__(self, keys: tuple[SeriesKey, ...], counters: npt.NDArray[np.bool_], chars: int) -> None:
+    def __init__(self, keys: tuple[SeriesKey, ...], counters: Ids, chars: int) -> None:
         self.keys = keys
-        #: Which of them are counters, shape (series,).
+        #: Ids of those that are counters, rising.
         self.counters = counters
         self.chars = chars
 
@@ -60,12 +61,13 @@ class Schema:
         identity = hash(tuple(map(id, keys)))
         schema = _schemas.get(identity)
         if schema is None or len(schema.keys) != len(keys) or not all(map(is_, schema.keys, keys)):
-            counters = np.array([key.kind is Kind.COUNTER for key in more], np.bool_)
+            first = len(self.keys)
+            counters = np.array([first + at for at, key in enumerate(more) if key.kind is Kind.COUNTER], np.int64)
             chars = self.chars + sum(key.chars for key in more)
             schema = _schemas[identity] = Schema(keys, np.concatenate([self.counters, counters]), chars)
         return schema
 
-    def columns(self, keys: Sequence[SeriesKey]) -> npt.NDArray[np.int64]:
+    def columns(self, keys: Sequence[SeriesKey]) -> Ids:
         """The id of each key here, -1 for one that is not here."""
         if keys is self.keys:
             return np.arange(len(keys))
@@ -76,4 +78,4 @@ class Schema:
 #: By a hash of the keys' identities, which stay theirs as long as the schema lives.
 _schemas: WeakValueDictionary[int, Schema] = WeakValueDictionary()
 #: Where every window begins.
-EMPTY = Schema((), np.empty(0, np.bool_), 0)
+EMPTY = Schema((), np.empty(0, np.int64), 0)

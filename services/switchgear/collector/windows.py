@@ -144,7 +144,9 @@ class Windows:
 
     def __init__(self, *, ticks: int = TICKS, minutes: int = MINUTES, bytes_max: int) -> None:
         self._ticks, self._minutes = ticks, minutes
-        self._bytes_max = bytes_max
+        self.bytes_max = bytes_max
+        #: In all windows.
+        self.series = 0
         self._by_node: dict[str, dict[str, NodeWindow]] = {}
         #: Without a connection, the longest gone first.
         self._gone: dict[tuple[str, str], None] = {}
@@ -155,6 +157,11 @@ class Windows:
     def nbytes(self) -> int:
         """What is set aside."""
         return self._nbytes
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes have a window."""
+        return len(self._by_node)
 
     def get(self, node: str) -> NodeWindow | None:
         """What the node's agent told."""
@@ -210,18 +217,19 @@ class Windows:
         except SwitchgearError:
             self.give_back(more)
             raise
+        self.series += len(window.series) - len(schema.keys)
         self._uses(window.schema, 1)
         self._uses(schema, -1)
 
     def set_aside(self, nbytes: int) -> None:
         """For what else belongs to the streams; `give_back` ends it. Raises ResourceExhausted when there is not so much."""
-        while self._gone and self._nbytes + nbytes > self._bytes_max:
+        while self._gone and self._nbytes + nbytes > self.bytes_max:
             node, source = next(iter(self._gone))
             self._forget(self._by_node[node][source])
-        if nbytes > 0 and self._nbytes + nbytes > self._bytes_max:
+        if nbytes > 0 and self._nbytes + nbytes > self.bytes_max:
             raise ResourceExhausted(
-                f"the windows of {len(self._by_node)} nodes fill the {self._bytes_max} bytes that they may have; "
-                "raise --window-memory or run another collector",
+                f"the windows of {len(self._by_node)} nodes fill the {self.bytes_max} bytes that they may have; "
+                "raise memory_gib in [windows] of --collector-config, or run another collector",
                 Reason.LIMIT_EXCEEDED,
             )
         self._nbytes += nbytes
@@ -236,6 +244,7 @@ class Windows:
         if not windows:
             del self._by_node[window.node]
         self._nbytes -= window.nbytes
+        self.series -= len(window.series)
         self._uses(window.schema, -1)
 
     def _uses(self, schema: Schema, change: int) -> None:
