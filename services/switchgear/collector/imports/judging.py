@@ -23,8 +23,10 @@ from switchgear.store.database import Database
 
 log = logging.getLogger(__name__)
 
-#: An agent that streamed so lately has told what a slow exporter shows only now.
-AGENT_NS = 60 * 1_000_000_000
+#: An agent that streamed so lately has told what a slow exporter shows only now,
+FAULT_NS = 60 * 1_000_000_000
+#: and its own silence is that of its node.
+SILENCE_NS = 600 * 1_000_000_000
 #: After a restart of the collector the sources of all nodes have so long to speak up again.
 RESTART_S = 300.0
 #: Nodes and sources that are remembered; when there are more after a restart, the silent ones are forgotten.
@@ -33,17 +35,14 @@ _TICK_S = 1.0
 _SAVED_AT_ONCE = 500
 
 
-class Plane(Protocol):
-    """What judging asks of the collector."""
+class Agents(Protocol):
+    """What judging asks of the collector of agents."""
 
     def streams(self, node: str) -> bool:
         """Whether an agent of ours streams for `nodes/{node}` now."""
 
-    def has_agent(self, node: str) -> bool:
-        """Whether an agent of ours is expected to: then its silence counts, and not that of an exporter beside it."""
-
-    async def tell_silence(self, node: str, silent_s: float) -> None:
-        """Stores the signal. Raises while it cannot."""
+    async def tell_silence(self, node: str, silent_s: float, missing: str) -> None:
+        """Stores the signal; see `detectors.silence_signal`. Raises while it cannot."""
 
 
 class Judging:
@@ -51,7 +50,7 @@ class Judging:
 
     def __init__(
         self,
-        plane: Plane,
+        agents: Agents,
         database: Database,
         writer: EventWriter,
         clock: Clock,
@@ -59,7 +58,8 @@ class Judging:
         *,
         silence_s: float,
     ) -> None:
-        self._plane, self._database, self._writer, self._clock, self._metrics = plane, database, writer, clock, metrics
+        self._agents, self._database, self._writer, self._clock = agents, database, writer, clock
+        self._metrics = metrics
         self._presence = Presence(silence_s)
         self._baselines: dict[Origin, Baseline] = {}
         #: Events that are not committed yet: until they are, the baseline that follows from them is not stored.
@@ -116,8 +116,8 @@ class Judging:
         if baseline.silent:
             baseline.silent, baseline.changed = False, True
         findings = rules.look(baseline, samples, time_unix_ns)
-        if self._is_covered(node):
-            return  # the agent has told it, with more words
+        if self._had_agent(node, FAULT_NS):
+            return  # it has told it, with more words
         events = []
         for finding in findings:
             baseline.sequence += 1
@@ -138,8 +138,8 @@ class Judging:
     async def tick(self) -> None:
         """Tells silences that are due, and stores what changed."""
         for node, silent_s in self._presence.due(self._clock.monotonic_s()):
-            if not self._plane.has_agent(node):
-                await self._plane.tell_silence(node, silent_s)
+            if not self._had_agent(node, SILENCE_NS):
+                await self._agents.tell_silence(node, silent_s, "scrape or export of its metrics")
                 for origin, baseline in self._baselines.items():
                     if origin[0] == node:
                         baseline.silent, baseline.changed = True, True
@@ -163,15 +163,15 @@ class Judging:
                     baseline.changed = True
                 raise
 
-    def _is_covered(self, node: str) -> bool:
+    def _had_agent(self, node: str, within_ns: int) -> bool:
+        """Whether an agent streamed for the node so lately, as far as anybody looked."""
         now = self._clock.unix_ns()
-        if self._plane.streams(node):
+        if self._agents.streams(node):
             self._agent_unix_ns[node] = now
-            return True
-        streamed = self._agent_unix_ns.get(node)
-        if streamed is not None and now - streamed > AGENT_NS:
-            del self._agent_unix_ns[node]
-        return node in self._agent_unix_ns
+        ago_ns = now - self._agent_unix_ns.get(node, 0)
+        if ago_ns > SILENCE_NS:
+            self._agent_unix_ns.pop(node, None)
+        return ago_ns <= within_ns
 
     def _committed(self, origin: Origin) -> None:
         self._open[origin] -= 1

@@ -15,7 +15,7 @@ from switchgear.collector.imports import otlp
 from switchgear.collector.imports.feeds import Feeds
 from switchgear.collector.imports.fetch import Fetcher, tls_of
 from switchgear.collector.imports.intake import Intake
-from switchgear.collector.imports.judging import Judging, Plane
+from switchgear.collector.imports.judging import Agents, Judging
 from switchgear.collector.imports.metrics import ImportMetrics
 from switchgear.collector.imports.scrape import Scraping
 from switchgear.collector.imports.settings import OtlpImport, Scrape
@@ -41,7 +41,7 @@ class Imports:
         *,
         otlp_import: OtlpImport,
         scrapes: Sequence[Scrape],
-        plane: Plane,
+        agents: Agents,
         windows: Windows,
         taps: Taps,
         database: Database,
@@ -54,7 +54,7 @@ class Imports:
         self._tls = [tls_of(scrape) for scrape in scrapes]
         metrics = ImportMetrics(registry, [scrape.name for scrape in scrapes])
         self._feeds = Feeds(windows, taps, metrics, clock)
-        self._judging = Judging(plane, database, writer, clock, metrics, silence_s=silence_s)
+        self._judging = Judging(agents, database, writer, clock, metrics, silence_s=silence_s)
         self._intake = Intake(self._feeds, self._judging, clock, metrics)
         self._otlp = otlp.Otlp(otlp_import, self._intake) if otlp_import.enabled else None
 

@@ -136,7 +136,7 @@ def _judged(samples: Iterable[tuple[SeriesKey, float]]) -> Iterable[_Sample]:
     greatest = dict[str, _Sample]()
     for key, value in samples:
         rule = RULES.get(key.metric)
-        if rule is None or not math.isfinite(value):
+        if rule is None or not math.isfinite(value) or (rule.change is Change.XID and not 0 <= value < _CODES_END):
             continue
         labels = dict(key.labels)
         if rule is _PORTS and not _PORT.fullmatch(labels.get("device", "")):

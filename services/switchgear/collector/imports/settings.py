@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from switchgear.collector.settings import Section
 
@@ -80,8 +79,12 @@ def chosen(metrics: Metrics, name: str) -> bool:
     return not metrics or any(pattern.fullmatch(name) for pattern in metrics)
 
 
-def check_names(scrapes: Sequence[Scrape]) -> None:
-    """Raises ValueError when two have the same name: their series would be taken for one another's."""
+def _check_names(scrapes: tuple[Scrape, ...]) -> tuple[Scrape, ...]:
     names = [scrape.name for scrape in scrapes]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"two [[scrape]] are named {min(twice)!r}; give each a name of its own")
+        raise ValueError(f"two are named {min(twice)!r}, and their series would be taken for one another's")
+    return scrapes
+
+
+#: `[[scrape]]`; each has a name of its own.
+Scrapes = Annotated[tuple[Scrape, ...], Field(max_length=100), AfterValidator(_check_names)]
