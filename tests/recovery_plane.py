@@ -204,8 +204,8 @@ class Launcher:
         """All ranks here have completed the step, which no attempt before had."""
         await self.report(progress=self.progress(step))
 
-    def progress(self, step: int) -> wire.Progress:
-        times = {"time_unix_ns": 4 + step, "first_step_time_unix_ns": 3, "first_new_step_time_unix_ns": 4}
+    def progress(self, step: int, *, new: bool = True) -> wire.Progress:
+        times = {"time_unix_ns": 4 + step, "first_step_time_unix_ns": 3, "first_new_step_time_unix_ns": 4 * new}
         ranks = [wire.RankStep(rank=rank, step=step, count=step - self.resume_step, **times) for rank in self.alive]
         return wire.Progress(ranks=ranks)
 

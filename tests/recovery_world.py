@@ -61,7 +61,9 @@ class World:
                     node,
                     self.state.generation,
                     tuple(
-                        m.RankStep(rank, to, now, now if first else 0, now if new else 0)
+                        m.RankStep(
+                            rank, to, now, now if first else 0, now if new else 0, to - (attempt.resume_step or 0)
+                        )
                         for rank, view in attempt.ranks.items()
                         if view.node == node
                     ),

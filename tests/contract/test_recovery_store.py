@@ -62,7 +62,12 @@ async def test_what_is_stored_is_read_back_as_it_was(database: Database) -> None
         attempt=running_attempt,
         incident=incident(1).incident,
         checkpoints={"/c/1": checkpoint(1).checkpoint},
-        failures=[m.Failure(m.Fault.RANK_KILLED, "SIGKILL", None, progressed=False)],
+        failures=[
+            m.Failure(m.Fault.RANK_KILLED, "SIGKILL", None, progressed=False),
+            m.Failure(
+                m.Fault.RANK_HUNG, "hung: 0", 3, progressed=False, hang=m.Hang(3, 2, True, (0,), ("f (a.py:1)",))
+            ),
+        ],
         outbox=[m.Call(1, "set_state", outcome=m.JobOutcome.RECOVERING)],
     )
     await save(database, before)

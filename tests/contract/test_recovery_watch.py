@@ -32,9 +32,8 @@ def watch(rank: int, activity: wire.RankWatch.Activity, idle_s: float, **fields:
         process_state=wire.RankWatch.SLEEPING,
         activity=activity,
         progress_time_unix_ns=SENT_NS - round(idle_s * 1e9),
-        count=7,
         step_seconds=0.5,
-        **fields,  # type: ignore[arg-type]
+        **{"count": 7, **fields},  # type: ignore[arg-type]
     )
 
 
@@ -59,6 +58,45 @@ async def test_a_hung_rank_is_named_with_its_stack_and_the_job_starts_again(worl
     assert (incident.fault, incident.rank, incident.node) == ("RANK_HUNG", 1, "nodes/a")
     assert (incident.decision, incident.stack) == ("RESTART_IN_PLACE", "main\ntrain_step")
     assert "hung after step 7 in train_step (train.py:9)" in incident.summary
+
+
+async def test_a_recovery_that_was_started_anew_knows_one_hang_from_another(world: World) -> None:
+    """What a launcher has told of its steps it does not tell again: the watches say how far its ranks are."""
+    agent = await world.agent("a")
+    await world.create("llama")
+    launcher = await world.launcher(agent, JOB)
+
+    async def makes_steps(generation: int, to: int) -> None:
+        async def stored() -> bool:
+            return (generation, pb.Attempt.RUNNING) in await world.attempts(JOB)
+
+        await launcher.has("start", generation)
+        await launcher.report(progress=launcher.progress(7, new=generation == 1))
+        await until(stored)
+        await launcher.report(progress=launcher.progress(to, new=generation == 1))
+        await launcher.heard()
+
+    async def stands_still(count: int, idle_s: float) -> None:
+        """In the eyes of a recovery that was started anew."""
+        await world.restart_recovery()
+        await launcher.heard()
+        told = [
+            watch(0, wire.RankWatch.COLLECTIVE, idle_s, cpu_share=0.0, count=count),
+            watch(1, wire.RankWatch.STEP, idle_s, cpu_share=0.0, count=count),
+        ]
+        await launcher.report(watch=wire.Watch(ranks=told), time_unix_ns=SENT_NS)
+
+    await makes_steps(1, 9)
+    await stands_still(9, 3.5)
+    await makes_steps(2, 8)
+    await stands_still(8, 3.5)
+    await makes_steps(3, 9)
+    await stands_still(9, 29.0)
+    await launcher.heard()
+    await world.ticked()
+    assert 3 not in launcher.told("stop")
+    await stands_still(9, 31.0)
+    await launcher.has("stop", 3)
 
 
 async def test_a_launcher_of_a_newer_kind_may_say_what_we_do_not_know(world: World) -> None:

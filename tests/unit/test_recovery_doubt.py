@@ -109,9 +109,12 @@ def steps(world: World, to: int | None, count: int, **fields: int) -> None:
         world.happen(m.Progress(node, world.state.generation, told))
 
 
-def watch(world: World, idle_s: float, ranks: Iterable[int] = (2,), line: int = 12, **at_fault: Any) -> None:
+def watch(
+    world: World, idle_s: float, ranks: Iterable[int] = (2,), line: int = 12, count: int = 0, **at_fault: Any
+) -> None:
     """These ranks do nothing in a step; the others wait for them in this line."""
-    waits = m.RankWatch(0, idle_s, m.Activity.COLLECTIVE, step_s=0.1, cpu_share=0.0, where=f"train (train.py:{line})")
+    where = f"train (train.py:{line})"
+    waits = m.RankWatch(0, idle_s, m.Activity.COLLECTIVE, count=count, step_s=0.1, cpu_share=0.0, where=where)
     stands = replace(waits, activity=m.Activity.STEP, where="f (a.py:1)")
     said = [replace(replace(stands, **at_fault) if n in ranks else waits, rank=n) for n in range(4)]
     for node, told in zip(NODES, (said[:2], said[2:]), strict=True):
@@ -245,9 +248,9 @@ _STATE = TypeAdapter(m.JobState)
 ATTEMPTS_MAX = 5 + OTHERS_MAX + 1
 
 
-def restart(world: World) -> None:
-    """Recovery ends and reads the state back, and the launchers say what is true now."""
-    state = _STATE.validate_json(_STATE.dump_json(world.state, exclude={"watches"}))
+def restart(world: World, stored: m.JobState) -> None:
+    """Recovery ends and reads this state back. Launchers say what runs there, and nothing of steps that they have told of before."""
+    state = _STATE.validate_json(_STATE.dump_json(stored, exclude={"watches"}))
     world.state = resume(state, m.Now(world.seconds, START_NS + round(world.seconds * 1e9)))
     for node, pair in zip(NODES, ((0, 1), (2, 3)), strict=True):
         alive = tuple((rank, 100 + rank, START_NS) for rank in pair)
@@ -256,20 +259,22 @@ def restart(world: World) -> None:
 
 def goes_through(world: World, step: int | None, hang: dict[str, Any] | None, *, restarted: bool) -> None:
     assert world.state.attempt
-    count = (step or 0) - (world.state.attempt.resume_step or 0)
+    resumed = world.state.attempt.resume_step or 0
     if step:
-        steps(world, step, count)
+        steps(world, 31, 31 - resumed)
+        stored = world.state  # it runs: what comes of progress after that is not stored
+        steps(world, step, step - resumed)
+    else:
+        stored = world.state
     if restarted:
-        restart(world)
-        if step:
-            steps(world, step, count)
+        restart(world, stored)
     if hang is None:
         world.happen(world.exit(1, -9, step=step))
     else:
-        watch(world, 1e6, **hang)
+        watch(world, 1e6, count=step - resumed if step else 0, **hang)
         assert world.state.phase is m.Phase.STOPPING
     if restarted:
-        restart(world)
+        restart(world, world.state)
     stop(world, step, 30, 20, 10)
 
 
@@ -298,5 +303,5 @@ def test_a_job_that_makes_no_new_step_ends_after_so_many_attempts_and_a_restart_
     assert calm.state.phase is m.Phase.ENDED
 
 
-def _judged(world: World) -> tuple[m.Phase, list[m.Failure]]:
-    return world.state.phase, world.state.failures
+def _judged(world: World) -> tuple[m.Phase, list[tuple[m.Hang | None, float | None]]]:
+    return world.state.phase, [(failure.hang, failure.doubted_s) for failure in world.state.failures]

@@ -30,7 +30,7 @@ HUNG = m.Failure(m.Fault.RANK_HUNG, "hung: 3", 38, progressed=False, hang=m.Hang
 
 
 def ranks(count: int = 4) -> dict[int, m.Rank]:
-    return {number: m.Rank(f"nodes/{'ab'[number * 2 // count]}", 100 + number, 1, 38, 1, 1) for number in range(count)}
+    return {number: m.Rank(f"nodes/{'ab'[number * 2 // count]}", 100 + number, 1, 38, 1, 38) for number in range(count)}
 
 
 def judged(
@@ -130,10 +130,9 @@ def test_where_nobody_idle_keeps_others_waiting_it_lasts_ten_learned_steps_and_a
 def test_each_verdict_that_no_new_step_has_followed_makes_the_next_one_ten_times_as_late() -> None:
     def limit_s(watch: m.RankWatch, **options: Any) -> tuple[float, float | None]:
         """The least that is judged, and whether that is doubted."""
-        stands_at = m.Hang(38, 38, made_steps=True)
         for idle_s in (2.9, 3, 29.9, 30, 59.9, 60, 299.9, 300, 599.9, 600, 2999.9, 3000, 3599.9, 3600, 4999.9, 5000):
             heard = {n: replace(w, rank=n, idle_s=idle_s, heard_s=100.0) for n, w in {**ALL_WAIT, 3: watch}.items()}
-            if verdict := stall(ranks(), heard, NOW, stands_at=stands_at, **options):
+            if verdict := stall(ranks(), heard, NOW, **options):
                 return idle_s, verdict.doubted_s
         raise AssertionError
 
@@ -251,8 +250,10 @@ def test_ranks_in_the_kernel_accuse_their_node_only_where_ranks_elsewhere_are_no
 
 def watch_all(world: World, idle_s: float, **of_rank_2: Any) -> list[m.Effect]:
     """Both launchers say that nobody makes a step, and what rank 2 is at."""
-    at_fault = replace(replace(STEPS, **of_rank_2), rank=2, idle_s=idle_s)
-    waits = [replace(WAITS, rank=number, idle_s=idle_s) for number in range(4)]
+    assert world.state.attempt
+    count = world.state.attempt.ranks[2].count
+    at_fault = replace(replace(STEPS, count=count, **of_rank_2), rank=2, idle_s=idle_s)
+    waits = [replace(WAITS, rank=number, idle_s=idle_s, count=count) for number in range(4)]
     return world.happen(
         m.Watched("nodes/a", world.state.generation, (waits[0], waits[1])),
         m.Watched("nodes/b", world.state.generation, (at_fault, waits[3])),
@@ -349,7 +350,7 @@ def test_a_hang_before_the_first_step_is_seen_sooner_once_an_attempt_has_made_on
     for waited_s in (80, 800, 1800):
         world.checked(step=30)
         started(world)
-        begins: dict[str, Any] = {"activity": m.Activity.STARTUP, "count": 0}
+        begins: dict[str, Any] = {"activity": m.Activity.STARTUP}
         watch_all(world, waited_s - 1, **begins)
         assert world.state.phase is m.Phase.STARTING
         watch_all(world, waited_s, **begins)

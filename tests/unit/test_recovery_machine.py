@@ -362,7 +362,7 @@ def test_what_a_node_says_of_the_ranks_of_another_is_ignored_and_told_once() -> 
     ended = tuple(m.Exit(rank, "nodes/b", 100 + rank, START_NS, 0, by_us=False) for rank in range(4))
     stolen = [
         m.RankStarted("nodes/b", 1, 0, 5, 5),
-        m.Progress("nodes/b", 1, (m.RankStep(0, 99, 1, 1, 1),)),
+        m.Progress("nodes/b", 1, (m.RankStep(0, 99, 1, 1, 1, 99),)),
         m.Loaded("nodes/b", 1, 0, "/checkpoints/99.pt", 99, 5),
         m.RankExited(1, ended[0]),
         m.LauncherHello("nodes/b", 1, "launcher-nodes/b", 1, 5000, ((0, 5, 5), (2, 102, 1)), ended[:2], all_gone=False),

@@ -98,7 +98,7 @@ def stall(
     *,
     hang_seconds: float | None = None,
     makes_steps: bool = True,
-    stands_at: Hang | None = None,
+    resume_step: int | None = None,
     failures: Sequence[Failure] = (),
     first_step_s: float | None = None,
 ) -> Stall | None:
@@ -106,8 +106,8 @@ def stall(
 
     hang_seconds: in place of the learned limit for steps and collectives; 0: nothing but stopped ranks counts.
     makes_steps: a step of this job was ever seen. Programs whose steps nobody sees would all look as if they never got to the first.
-    stands_at: how far the attempt is. failures: of the job while it has an incident, oldest first: those that hung may have been slow.
-    first_step_s: see `startup_limit_s`.
+    resume_step: what the attempt began with; None: not known. failures: of the job while it has an incident, oldest first: those that hung
+    may have been slow. first_step_s: see `startup_limit_s`.
     O(ranks + failures).
     """
     if not watches:
@@ -126,7 +126,7 @@ def stall(
     if any(watch.process is ProcessState.TRACED for watch in said.values()):
         return None  # a person looks at it
     blocked = [n for n in said if said[n].process is ProcessState.DISK]
-    hang = case.hang(stands_at or Hang())
+    hang = case.hang(resume_step)
     doubts = hung_before(failures, hang)
     startup_s = startup_limit_s(first_step_s, doubts)
     in_step_s, doubted_s = hang_seconds, None
@@ -180,16 +180,31 @@ class _Case:
     def _step_s(self) -> float | None:
         return max((watch.step_s for watch in self.said.values() if watch.step_s), default=None)
 
-    def hang(self, stands_at: Hang) -> Hang:
+    def hang(self, resume_step: int | None) -> Hang:
         """What is known of it, if it is one."""
+        stood = [self._stood(number) for number in self.ranks]
+        steps, counts = [step for step, _ in stood if step is not None], [count for _, count in stood if count]
+        made_steps = bool(counts) or any(rank.first_step_ns for rank in self.ranks.values())
+        common = min(steps) if len(steps) == len(stood) else None
         ranks, _ = self._culprits()
         places = {watch.where for watch in self.said.values() if watch.activity is Activity.COLLECTIVE}
         known = "" not in places and len(places) <= _REMEMBERED_MAX
-        return replace(
-            stands_at,
-            ranks=tuple(ranks) if len(ranks) <= _REMEMBERED_MAX else (),
-            waits_in=tuple(sorted(places)) if known else (),
+        return Hang(
+            common if made_steps else resume_step,
+            min(counts, default=0),
+            made_steps,
+            tuple(ranks) if len(ranks) <= _REMEMBERED_MAX else (),
+            tuple(sorted(places)) if known else (),
         )
+
+    def _stood(self, number: int) -> tuple[int | None, int]:
+        """Newest step of a rank, and how many it has made.
+
+        What was told of progress is not told again to a recovery that was started anew, which may have stored less; watches tell the count.
+        """
+        rank, watch = self.ranks[number], self.said.get(number)
+        missed = max(0, watch.count - rank.count) if watch else 0
+        return None if rank.step is None else rank.step + missed, rank.count + missed
 
     def step_limit_s(self, doubts: int, blocked: Sequence[int], startup_s: float) -> tuple[float, float | None]:
         """How long a step may take, and the same again where the next verdict would take longer."""
@@ -306,8 +321,7 @@ class _Case:
         return f"ranks {listed} on {', '.join(nodes[:_TOLD_MAX])}"
 
     def _at(self, number: int) -> str:
-        rank = self.ranks[number]
-        return at_step(rank.step, rank.count, made_steps=bool(rank.first_step_ns))
+        return at_step(*self._stood(number), made_steps=bool(self.ranks[number].first_step_ns))
 
 
 def _was(numbers: Sequence[int]) -> str:

@@ -176,12 +176,6 @@ class Attempt:
         told = [rank.count for rank in self.ranks.values() if rank.exit and rank.count]
         return min(told or [rank.count for rank in self.ranks.values() if rank.count], default=0)
 
-    def stands_at(self) -> Hang:
-        """How far it is, as a hang of nobody in particular."""
-        made_steps = any(rank.first_step_ns for rank in self.ranks.values())
-        step = self.common_step()
-        return Hang(self.resume_step if step is None and not made_steps else step, self.last_count(), made_steps)
-
 
 @dataclass(slots=True)
 class Checkpoint:

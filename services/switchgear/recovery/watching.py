@@ -52,7 +52,7 @@ class Watching(Faults):
             # Replicas wait for requests.
             hang_seconds=0 if state.spec.inference else state.spec.hang_seconds,
             makes_steps=self.makes_steps(attempt),
-            stands_at=attempt.stands_at(),
+            resume_step=attempt.resume_step,
             # An incident is open until there is a new step.
             failures=state.failures if state.incident else (),
             first_step_s=state.first_step_s,
