@@ -66,8 +66,9 @@ class Delivery:
                 tasks.create_task(self._work(lane))
 
     async def drained(self) -> None:
-        """Waits until all that was put is done with."""
-        await self._queue.idle.wait()
+        """Waits until all that was put is done with, for a target that answers."""
+        if self._answers:
+            await self._queue.idle.wait()
 
     async def close(self) -> None:
         """After `run` has ended: gives up what waits."""

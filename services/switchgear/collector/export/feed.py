@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import zlib
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ from switchgear.collector.export.rows import Batch, Row, Selection
 from switchgear.collector.export.template import SERIES_MAX
 from switchgear.collector.windows import NodeWindow, SeriesKey, Times
 from switchgear.core.clock import Clock
+
+log = logging.getLogger(__name__)
 
 #: A batch that does not fill up goes out after so long.
 BATCH_AGE_S_MAX = 1.0
@@ -193,10 +196,13 @@ class Feed:
         while True:
             await asyncio.sleep(_TICK_S)
             now_s = self._clock.monotonic_s()
-            self.seal(now_s - BATCH_AGE_S_MAX)
-            if now_s - check_s >= _STALE_CHECK_S:
-                check_s = now_s
-                self.tidy()
+            try:
+                self.seal(now_s - BATCH_AGE_S_MAX)
+                if now_s - check_s >= _STALE_CHECK_S:
+                    check_s = now_s
+                    self.tidy()
+            except Exception:
+                log.exception("cannot look after what is sent; trying again")
 
     def seal(self, opened_s_max: float) -> None:
         """Hands over what was begun at or before `opened_s_max`."""

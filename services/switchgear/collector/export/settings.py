@@ -84,7 +84,7 @@ class Target(Section):
     key_file: Path | None = None
     timeout_s: float = Field(30.0, gt=0, le=300)
     queue_bytes_max: int = Field(64 * 1024**2, ge=1024**2)
-    samples_max: int = Field(10_000, ge=500, le=100_000)
+    samples_max: int = Field(20_000, ge=500, le=100_000)
     connections: int = Field(4, ge=1, le=64)
 
     @model_validator(mode="after")

@@ -51,12 +51,10 @@ def compiled(build: Build, series: int, time_bytes: int) -> Template:
     plain = build(marks, time)
     values_at = _places(plain, marks)
     times_at = np.array([found.start() for found in re.finditer(re.escape(time), plain)])
-    # Hardly ever a copy takes a part of a value. A message that is one literal always does.
+    # Hardly ever does a copy take a part of a value, and a message that is one literal has none.
     for data in (_compressed(plain, values_at), _literal(plain)):
         template = _template(data, plain, values_at, times_at, time_bytes)
-        expected = bytearray(plain)
-        for at in times_at:
-            expected[at : at + time_bytes] = other
+        expected = bytearray(plain.replace(time, other))
         values: Values = np.arange(series, dtype=np.float64) / 3
         put_values(expected, values_at, values)
         if template is not None and plain_of(rendered([(template, values, other)])) == expected:
