@@ -76,7 +76,9 @@ def admin(tmp_path: Path) -> Iterator[Secure]:
     admin.close()
 
 
-def test_init_then_a_node_joins_an_operator_submits_and_everybody_else_is_sent_away(admin: Secure) -> None:
+def test_init_then_a_node_joins_an_operator_submits_and_everybody_else_is_sent_away(
+    admin: Secure, bare_python: str
+) -> None:
     assert "jobs run as the user who runs the agent" in admin.init.stdout
     again = admin.run("init")
     assert (again.returncode, "remove" in again.stderr) == (20, True)
@@ -92,7 +94,7 @@ def test_init_then_a_node_joins_an_operator_submits_and_everybody_else_is_sent_a
 
     script = admin.folder / "hello.py"
     script.write_text("print('hello')\n")
-    submit = ("run", "--name", "hello", "--", str(script))
+    submit = ("run", "--name", "hello", "--python", bare_python, "--", str(script))
     viewer, operator = (
         admin.as_user(admin.ask("tokens", "create", user, "--role", role)["secret"])
         for user, role in (("eve", "viewer"), ("ann", "operator"))

@@ -86,9 +86,11 @@ def test_a_killed_launcher_is_started_again_by_hand_and_goes_on(
     assert proofs.no_overlap(spans).held
 
 
-def test_a_script_that_raises_at_once_is_tried_twice_and_its_error_is_told(terminal: Terminal) -> None:
+def test_a_script_that_raises_at_once_is_tried_twice_and_its_error_is_told(
+    terminal: Terminal, bare_python: str
+) -> None:
     (terminal.folder / "bad.py").write_text('raise ValueError("bad hyperparameter")\n')
-    ended = terminal.run("run", "--standalone", "--name", "bad", "bad.py")
+    ended = terminal.run("run", "--standalone", "--name", "bad", "--python", bare_python, "bad.py")
     assert ended.returncode == 1
     assert ended.stdout.count("[rank 0]") == 0
     assert ended.stderr.count("ValueError: bad hyperparameter\n") == 2
@@ -98,7 +100,7 @@ def test_a_script_that_raises_at_once_is_tried_twice_and_its_error_is_told(termi
     assert "[rank 0] ValueError: bad hyperparameter" in logs.stderr
 
 
-def test_a_module_gets_its_arguments_and_variables_and_its_logs_are_found(terminal: Terminal) -> None:
+def test_a_module_gets_its_arguments_and_variables_and_its_logs_are_found(terminal: Terminal, bare_python: str) -> None:
     package = terminal.folder / "package"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -106,19 +108,20 @@ def test_a_module_gets_its_arguments_and_variables_and_its_logs_are_found(termin
         "import os, sys\nprint(sys.argv[1:], os.environ['FLAVOUR'], os.environ['RANK'])\n"
     )
     logs = terminal.folder / "elsewhere"
-    options = ("--name", "module", "--log-dir", str(logs), "--env", "FLAVOUR=sour")
+    options = ("--name", "module", "--log-dir", str(logs), "--env", "FLAVOUR=sour", "--python", bare_python)
     ended = terminal.run("run", "--standalone", *options, "-m", "package.train", "--epochs", "3", "-m")
     assert (ended.returncode, ended.stdout) == (0, "[rank 0] ['--epochs', '3', '-m'] sour 0\n"), ended.stderr
     assert terminal.run("logs", "module").stdout == ended.stdout
 
 
-def test_ctrl_c_stops_the_ranks(terminal: Terminal) -> None:
+def test_ctrl_c_stops_the_ranks(terminal: Terminal, bare_python: str) -> None:
     (terminal.folder / "sleep.py").write_text("import time\nprint('up', flush=True)\ntime.sleep(60)\n")
-    process = terminal.start("run", "--standalone", "--name", "sleep", "sleep.py")
+    run = ("run", "--standalone", "--name", "sleep", "--python", bare_python, "sleep.py")
+    process = terminal.start(*run)
     assert process.stdout is not None
     wait_for(lambda: "up" in process.stdout.readline())  # type: ignore[union-attr]
     (pid,) = terminal.rank_pids("sleep")[:1]
-    second = terminal.run("run", "--standalone", "--name", "sleep", "sleep.py")
+    second = terminal.run(*run)
     assert (second.returncode, "already runs here" in second.stderr) == (15, True)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=20)

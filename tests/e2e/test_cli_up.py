@@ -106,9 +106,9 @@ def test_a_job_outlives_a_killed_control_plane_and_nothing_happens_twice(control
     control.submit("train")
     wait_for(lambda: any(loss.step >= 10 for loss in control.losses("train")))
     control.kill()
-    assert control.run("jobs").returncode == 14
     seen = len(control.losses("train"))
     wait_for(lambda: len(control.losses("train")) > seen)
+    assert control.run("jobs").returncode == 14
     control.up()
     wait_for(lambda: control.state("train") == "SUCCEEDED")
     assert [(loss.rank, loss.step) for loss in control.losses("train")] == [

@@ -222,7 +222,7 @@ async def test_a_rank_that_fails_while_the_control_plane_is_away_ends_its_attemp
     everything = [*pids, *(int(text) for text in processes.output(1))]
     await plane.down()
     (processes.folder / "fail").touch()
-    await until(lambda: not alive(everything))
+    await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in everything))  # collected, not only dead
     await plane.up()
     hello = await plane.ready()
     assert ([*hello.ranks_alive], hello.all_gone) == ([], True)

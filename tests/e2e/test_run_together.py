@@ -113,14 +113,15 @@ def test_the_end_of_the_node_that_keeps_the_job_together_ends_all_with_time_to_s
     assert "was stopped" in said[1]
 
 
-def test_a_node_of_another_job_or_with_other_numbers_is_refused(terminal: Terminal) -> None:
+def test_a_node_of_another_job_or_with_other_numbers_is_refused(terminal: Terminal, bare_python: str) -> None:
     endpoint = f"127.0.0.1:{free_port()}"
-    first = terminal.start("run", "--nnodes", "2", "--rdzv-endpoint", endpoint, "--rdzv-id", "a", "train.py", "1", "0")
+    script = ("--python", bare_python, "train.py", "1", "0")
+    first = terminal.start("run", "--nnodes", "2", "--rdzv-endpoint", endpoint, "--rdzv-id", "a", *script)
     assert first.stdout is not None
     wait_for(lambda: "1 of 2 nodes" in first.stdout.readline())  # type: ignore[union-attr]
-    other = terminal.run("run", "--nnodes", "2", "--rdzv-endpoint", endpoint, "--rdzv-id", "b", "train.py", "1", "0")
+    other = terminal.run("run", "--nnodes", "2", "--rdzv-endpoint", endpoint, "--rdzv-id", "b", *script)
     assert (other.returncode, "the same --rdzv-id" in other.stderr) == (2, True), other.stderr
-    more = terminal.run("run", "--nnodes", "3", "--rdzv-endpoint", endpoint, "--rdzv-id", "a", "train.py", "1", "0")
+    more = terminal.run("run", "--nnodes", "3", "--rdzv-endpoint", endpoint, "--rdzv-id", "a", *script)
     assert "begun with nnodes 2, not 3" in more.stderr
 
 
@@ -148,7 +149,7 @@ def test_with_certificates_nodes_meet_over_tls_and_nobody_else_comes_in(terminal
     assert (ended.returncode, "nobody has answered" in ended.stderr) == (14, True), ended.stderr
 
 
-def test_when_too_few_nodes_come_the_run_ends_and_says_how_many(terminal: Terminal) -> None:
+def test_when_too_few_nodes_come_the_run_ends_and_says_how_many(terminal: Terminal, bare_python: str) -> None:
     place = ("--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--rdzv-conf", "join_timeout=1")
-    ended = terminal.run("run", *place, "train.py", "1", "0")
+    ended = terminal.run("run", *place, "--python", bare_python, "train.py", "1", "0")
     assert (ended.returncode, "1 of 2 nodes are here after 1 s" in ended.stderr) == (1, True), ended.stderr
