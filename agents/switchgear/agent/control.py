@@ -10,6 +10,7 @@ from typing import Any
 import grpc.aio
 
 from switchgear.agent.launchers import LAUNCHERS_MAX, Launchers
+from switchgear.agent.ticker import next_beat_s
 from switchgear.core import rpc
 from switchgear.core.clock import Clock
 from switchgear.core.reconnect import keep_connected
@@ -89,13 +90,16 @@ class Control:
         hello = pb.NodeAgentHello(node=self._node, launchers=self._launchers.running(), instance_id=self._instance_id)
         try:
             await call.write(pb.NodeAgentReport(hello=hello))
+            loop = asyncio.get_running_loop()
+            due_s = loop.time()
             while True:
                 self._reports.wake.clear()
                 while report := self._reports.first():
                     await call.write(report)
                     self._reports.sent(report)
                 try:
-                    async with asyncio.timeout(HEARTBEAT_S):
+                    due_s = next_beat_s(due_s, HEARTBEAT_S, loop.time())
+                    async with asyncio.timeout_at(due_s):
                         await self._reports.wake.wait()
                 except TimeoutError:
                     heartbeat = pb.NodeAgentHeartbeat(launchers=self._launchers.running())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ class Ticker:
             while True:
                 await self.tick()
                 now_s = self._clock.monotonic_s()
-                due_s = next_tick_s(due_s, max(self._interval_s, self._stream.interval_s_min), now_s)
+                due_s = next_beat_s(due_s, max(self._interval_s, self._stream.interval_s_min), now_s)
                 await asyncio.sleep(due_s - now_s)
         finally:
             self.close()
@@ -117,9 +118,13 @@ class Ticker:
         await asyncio.wait([telling], timeout=_DISK_S)
 
 
-def next_tick_s(due_s: float, interval_s: float, now_s: float) -> float:
-    """When the tick after the one that was due at `due_s` is: a late one does not move it, and missed ones are not made up for."""
-    return max(due_s + interval_s, now_s)
+def next_beat_s(due_s: float, interval_s: float, now_s: float) -> float:
+    """When it beats after the beat that was due at `due_s`: a late one moves nothing, and missed ones are not made up for.
+
+    At whole multiples of the interval: timers that fall together wake the process once, and what gRPC has to send then goes together.
+    """
+    # A timer may fire a moment too soon, which must not be a beat more.
+    return (math.floor(max(due_s + interval_s / 2, now_s) / interval_s) + 1) * interval_s
 
 
 class _Answers:
