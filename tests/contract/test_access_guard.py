@@ -31,7 +31,7 @@ from switchgear.core.errors import (
 )
 from switchgear.core.identity import Role
 from switchgear.core.tls import TlsFiles
-from switchgear.store.database import Database, sqlite_url
+from switchgear.store.database import Database
 from switchgear.store.holder import Candidate
 from switchgear.v1 import access_service_pb2 as pb
 from switchgear.v1 import access_service_pb2_grpc as pb_grpc
@@ -47,12 +47,9 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
+def database(sqlite_database: Database) -> Database:
     """SQLite alone: what differs between databases is the store's, and tested there."""
-    database = Database(sqlite_url(tmp_path / "state.db"))
-    await database.migrate()
-    yield database
-    await database.close()
+    return sqlite_database
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from switchgear.core.joining import Invitation
 from switchgear.core.tls import TlsFiles
 from switchgear.recovery import main as recovery
 from switchgear.scheduler import main as scheduler
-from switchgear.store.database import Database, sqlite_url
+from switchgear.store.database import Database
 from switchgear.v1 import access_service_pb2 as pb
 from switchgear.v1 import access_service_pb2_grpc as pb_grpc
 from switchgear.v1 import fleet_service_pb2 as fleet_pb
@@ -47,11 +47,8 @@ from switchgear.v1alpha import telemetry_service_pb2_grpc as telemetry_grpc
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(sqlite_url(tmp_path / "state.db"))
-    await database.migrate()
-    yield database
-    await database.close()
+def database(sqlite_database: Database) -> Database:
+    return sqlite_database
 
 
 @pytest.fixture

@@ -18,14 +18,9 @@ from switchgear.v1 import autoscaler_service_pb2 as pb
 
 
 @pytest.fixture
-async def plane(tmp_path: Path) -> AsyncIterator[Plane]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'state.db'}")
-    try:
-        await database.migrate()
-        async with running(database, tmp_path) as plane:
-            yield plane
-    finally:
-        await database.close()
+async def plane(sqlite_database: Database, tmp_path: Path) -> AsyncIterator[Plane]:
+    async with running(sqlite_database, tmp_path) as plane:
+        yield plane
 
 
 async def test_a_service_is_created_listed_shown_scaled_and_deleted(

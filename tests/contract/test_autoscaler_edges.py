@@ -19,14 +19,9 @@ STATES = pb.Replica
 
 
 @pytest.fixture
-async def plane(tmp_path: Path) -> AsyncIterator[Plane]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'state.db'}")
-    try:
-        await database.migrate()
-        async with running(database, tmp_path) as plane:
-            yield plane
-    finally:
-        await database.close()
+async def plane(sqlite_database: Database, tmp_path: Path) -> AsyncIterator[Plane]:
+    async with running(sqlite_database, tmp_path) as plane:
+        yield plane
 
 
 async def _is(value: bool) -> bool:

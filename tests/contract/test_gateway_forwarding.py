@@ -19,7 +19,7 @@ from switchgear.core.clock import SystemClock
 from switchgear.core.errors import Reason, SwitchgearError, Unavailable
 from switchgear.core.service import Endpoints
 from switchgear.gateway.front_door import build
-from switchgear.store.database import Database, sqlite_url
+from switchgear.store.database import Database
 from switchgear.store.policies import PolicyModes
 from switchgear.v1 import job_service_pb2 as job_pb
 from switchgear.v1 import policy_service_pb2 as policy_pb
@@ -32,12 +32,9 @@ from switchgear.v1alpha.placement_service_pb2_grpc import PlacementServiceStub
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    database = Database(sqlite_url(tmp_path / "state.db"))
-    await database.migrate()
-    async with running(database, tmp_path) as world:
+async def world(sqlite_database: Database, tmp_path: Path) -> AsyncIterator[World]:
+    async with running(sqlite_database, tmp_path) as world:
         yield world
-    await database.close()
 
 
 @asynccontextmanager

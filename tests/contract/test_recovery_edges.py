@@ -14,7 +14,7 @@ from sqlalchemy import text
 from switchgear.core.errors import Reason
 from switchgear.recovery.launchers import COMMANDS_MAX, LAUNCHER_ID_LENGTH_MAX
 from switchgear.recovery.machine import LEASE_S
-from switchgear.store.database import Database, sqlite_url
+from switchgear.store.database import Database
 from switchgear.v1 import job_service_pb2 as job_pb
 from switchgear.v1 import recovery_service_pb2 as pb
 from switchgear.v1.recovery_service_pb2_grpc import RecoveryServiceStub
@@ -27,15 +27,10 @@ BAD_TOKEN = "x"  # noqa: S105 - a page's, no secret
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
+async def world(sqlite_database: Database, tmp_path: Path) -> AsyncIterator[World]:
     """On SQLite alone: what is told here does not reach a table, or does so elsewhere on both."""
-    database = Database(sqlite_url(tmp_path / "state.db"))
-    try:
-        await database.migrate()
-        async with running(database, tmp_path) as world:
-            yield world
-    finally:
-        await database.close()
+    async with running(sqlite_database, tmp_path) as world:
+        yield world
 
 
 async def running_job(world: World, job_id: str = "llama", node: str = "a", **options: Any) -> Launcher:
