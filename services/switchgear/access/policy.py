@@ -46,7 +46,7 @@ _BY_NEED: dict[Needs, dict[str, str]] = {
         "switchgear.v1.SignalService": "ListSignals WatchSignals",
         "switchgear.v1.AutoscalerService": "GetInferenceService ListInferenceServices WatchInferenceServices ListReplicas",
         "switchgear.v1.PolicyService": "GetPolicy ListPolicies",
-        "switchgear.v1alpha.TelemetryService": "GetNodeTelemetry",
+        "switchgear.v1alpha.TelemetryService": "GetNodeTelemetry Query",
     },
     Needs.OPERATOR: {
         "switchgear.v1.FleetService": "CordonNode UncordonNode",
@@ -81,7 +81,7 @@ _NEEDS = {
     for method in methods.split()
 }
 #: What changes nothing, and what is a conversation of machines instead of one change: not in the audit log unless refused.
-_READS = ("Get", "List", "Watch", "Check", "ServerReflectionInfo")
+_READS = ("Get", "List", "Watch", "Query", "Check", "ServerReflectionInfo")
 _STREAMS = frozenset(name for name, need in _NEEDS.items() if need in (Needs.NODE, Needs.TELEMETRY, Needs.ROUTER))
 
 

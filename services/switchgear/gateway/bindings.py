@@ -69,12 +69,12 @@ class Binding:
 
     @property
     def query_fields(self) -> dict[str, FieldDescriptor]:
-        """Fields of the request that neither path nor body hold, by both of their names."""
+        """Fields of the request that neither path nor body hold and whose JSON is one value, by both of their names."""
         if self.body == "*":
             return {}
         request: Descriptor = self.method.input_type
         free = [field for field in request.fields if field.name not in self.path_fields and field.name != self.body]
-        return {name: field for field in free for name in (field.name, field.json_name)}
+        return {name: field for field in free if _is_value(field) for name in (field.name, field.json_name)}
 
 
 def bindings() -> Iterator[Binding]:
@@ -89,6 +89,10 @@ def bindings() -> Iterator[Binding]:
                 verb = next(verb for verb in _VERBS if rule.HasField(verb))
                 path, path_fields = _router_path(getattr(rule, verb))
                 yield Binding(method, endpoint, verb.upper(), path, path_fields, rule.body)
+
+
+def _is_value(field: FieldDescriptor) -> bool:
+    return field.message_type is None or field.message_type.full_name == "google.protobuf.Timestamp"
 
 
 def _router_path(template: str) -> tuple[str, dict[str, str]]:

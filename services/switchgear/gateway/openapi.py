@@ -57,7 +57,7 @@ def describe(bindings: Iterable[Binding], version: str) -> Json:
 
 def _operation(binding: Binding, schemas: dict[str, Json]) -> Json:
     stars = [part.partition("}")[0] for part in binding.path.split("{")[1:]]
-    query = {field.name: field for field in binding.query_fields.values() if field.message_type is None}
+    query = {field.name: field for field in binding.query_fields.values()}
     operation: Json = {
         "operationId": binding.method.name,
         "tags": [binding.method.containing_service.name],

@@ -76,11 +76,9 @@ def build(binding: Binding, path_params: Mapping[str, str], query: list[tuple[st
     values: dict[str, object] = {}
     for name, text in query:
         field = known.get(name)
-        if field is None or field.message_type is not None:
-            raise _invalid(
-                f"there is no query parameter {name[:100]!r}; known: {', '.join(sorted(_scalars(known))) or 'none'}",
-                name,
-            )
+        if field is None:
+            names = sorted({field.json_name for field in known.values()})
+            raise _invalid(f"there is no query parameter {name[:100]!r}; known: {', '.join(names) or 'none'}", name)
         if field.is_repeated:
             values.setdefault(field.name, [])
             values[field.name] = [*_list(values[field.name]), _scalar(field, text)]
@@ -138,10 +136,6 @@ def _scalar(field: FieldDescriptor, text: str) -> object:
 
 def _list(value: object) -> list[object]:
     return value if isinstance(value, list) else []
-
-
-def _scalars(fields: Mapping[str, FieldDescriptor]) -> set[str]:
-    return {field.json_name for field in fields.values() if field.message_type is None}
 
 
 def _invalid(message: str, field: str) -> Invalid:
