@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent))
-from ingestbench import ingest
+from ingestbench import faults, ingest, peers
 
-PARTS = ("steady", "saturation", "memory")
+PARTS = ("steady", "saturation", "memory", "peers", "kill", "targets")
 
 
 def run(part: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -25,6 +25,12 @@ def run(part: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
             return ingest.steady(folder, args.nodes, args.seconds)
         case "saturation":
             return ingest.saturation(folder)
+        case "peers":
+            return peers.compare(folder, peers.Load(args.peer_nodes, args.ticks))
+        case "kill":
+            return faults.kill(folder, args.nodes, args.seconds / 4)
+        case "targets":
+            return faults.targets(folder, args.target_nodes, args.seconds)
         case _:
             return ingest.memory(folder, args.memory_nodes)
 
@@ -34,6 +40,9 @@ def main() -> int:
     parser.add_argument("--part", action="append", choices=PARTS, help="which of them (default: all)")
     parser.add_argument("--nodes", type=int, default=4000)
     parser.add_argument("--memory-nodes", type=int, default=500)
+    parser.add_argument("--peer-nodes", type=int, default=500)
+    parser.add_argument("--ticks", type=int, default=60)
+    parser.add_argument("--target-nodes", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ingestbench.processes import collector, fleet, fleet_summary, run_fleet, until
+from ingestbench.processes import Collector, collector, fleet, fleet_summary, run_fleet, until
 
 SERIES = 320
 #: So long the fleet runs before anything is measured, beyond the time in which its nodes join.
@@ -20,13 +20,7 @@ def steady(folder: Path, nodes: int, seconds: float) -> dict[str, Any]:
     """All nodes at 1 Hz, each on its own connection; measured after all have joined."""
     with collector(folder) as target:
         with fleet(folder, target.grpc, "--nodes", nodes, "--series", SERIES, "--warm-up", 10**4) as process:
-            began_s = time.monotonic()
-            until(
-                lambda: target.page().get("switchgear_collector_streams", 0) >= nodes,
-                _JOIN_WITHIN_S,
-                lambda: f"not all of {nodes} nodes joined: {(folder / 'fleet.log').read_text()[-500:]}",
-            )
-            joined_s = time.monotonic() - began_s
+            joined_s = await_nodes(target, nodes, folder)
             time.sleep(_SETTLE_S)
             before, cpu_s, start_s = target.page(), target.program.cpu_s(), time.monotonic()
             time.sleep(seconds)
@@ -36,7 +30,7 @@ def steady(folder: Path, nodes: int, seconds: float) -> dict[str, Any]:
             process.terminate()
             process.wait(60)
         told = fleet_summary(folder)
-    applied = _grown(before, after, 'switchgear_collector_blocks_total{outcome="applied"}')
+    applied = grown(before, after, 'switchgear_collector_blocks_total{outcome="applied"}')
     return {
         "nodes": nodes,
         "series": SERIES,
@@ -48,9 +42,20 @@ def steady(folder: Path, nodes: int, seconds: float) -> dict[str, Any]:
         "samples_per_cpu_s": applied * SERIES / cpu_s,
         "block_to_window_s": {f"p{100 * share:g}": quantile(before, after, _HISTOGRAM, share) for share in (0.5, 0.99)},
         "rss_mb": rss_mb,
-        "blocks_lost": _grown(before, after, "switchgear_collector_blocks_lost_total"),
+        "blocks_lost": grown(before, after, "switchgear_collector_blocks_lost_total"),
         "fleet": told,
     }
+
+
+def await_nodes(target: Collector, nodes: int, folder: Path) -> float:
+    """Waits until all of a new fleet stream; returns how long that took."""
+    began_s = time.monotonic()
+    until(
+        lambda: target.page().get("switchgear_collector_streams", 0.0) >= nodes,
+        _JOIN_WITHIN_S,
+        lambda: f"not all of {nodes} nodes joined: {(folder / 'fleet.log').read_text()[-500:]}",
+    )
+    return time.monotonic() - began_s
 
 
 def saturation(folder: Path) -> dict[str, Any]:
@@ -92,14 +97,15 @@ def memory(folder: Path, nodes: int) -> dict[str, Any]:
     }
 
 
-def _grown(before: dict[str, float], after: dict[str, float], name: str) -> float:
+def grown(before: dict[str, float], after: dict[str, float], name: str) -> float:
+    """How much a counter grew."""
     return after.get(name, 0.0) - before.get(name, 0.0)
 
 
 def quantile(before: dict[str, float], after: dict[str, float], name: str, share: float) -> float | None:
     """Upper bound of the bucket in which that share of what was observed in between lies; None without such a histogram."""
     buckets = sorted(
-        (float(key.rpartition('le="')[2].partition('"')[0]), _grown(before, after, key))
+        (float(key.rpartition('le="')[2].partition('"')[0]), grown(before, after, key))
         for key in after
         if key.startswith(f"{name}_bucket")
     )

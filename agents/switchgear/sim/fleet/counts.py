@@ -41,6 +41,8 @@ class Counts:
     flood_s: float = 0.0
     warm: bool = True
     last_error: str = ""
+    #: By node, the newest event that is acked, and with it all before.
+    events_acked_to: dict[str, int] = field(default_factory=dict)
     latency_ms: list[int] = field(default_factory=lambda: [0] * (_LATENCY_MS_MAX + 1))
 
     def acked(self, latency_s: float) -> None:
@@ -66,6 +68,8 @@ def merged(parts: Sequence[Counts]) -> Counts:
         values = [getattr(part, item.name) for part in parts]
         if item.name == "latency_ms":
             setattr(total, item.name, [sum(column) for column in zip(*values, strict=True)])
+        elif item.name == "events_acked_to":
+            total.events_acked_to = {node: number for part in values for node, number in part.items()}
         elif item.name == "last_error":
             setattr(total, item.name, next(filter(None, values), ""))
         else:

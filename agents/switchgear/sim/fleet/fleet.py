@@ -10,7 +10,7 @@ from switchgear.agent.sources.kernel_log import classify
 from switchgear.core.clock import Clock
 from switchgear.core.process import allow_open_files
 from switchgear.sim import profiles
-from switchgear.sim.faults import Fault, History, Scheduled
+from switchgear.sim.faults import XID_LOST, Fault, FaultKind, History, Scheduled
 from switchgear.sim.fleet.collector import Collector
 from switchgear.sim.fleet.counts import Counts
 from switchgear.sim.fleet.node import Shared, SimulatedNode
@@ -157,13 +157,17 @@ def _own_values(faults: list[FleetFault], gpus: int) -> Mapping[str, list[Histor
     """Histories of the GPUs of nodes whose values show what happens to them."""
     found = dict[str, list[History]]()
     for item in faults:
-        if not isinstance(item.fault, Fault) or not item.fault.text.startswith("gpu"):
-            continue
-        if item.node not in found and len(found) == OWN_VALUES_MAX:
-            continue
-        histories = found.setdefault(item.node, [History() for _ in range(gpus)])
-        histories[item.fault.target].add(Scheduled(item.at_s + BEFORE_S, item.fault))
+        if isinstance(item.fault, Fault) and _shows(item.fault) and len(found) < OWN_VALUES_MAX:
+            found.setdefault(item.node, [History() for _ in range(gpus)])
+    for item in faults:
+        if item.node in found and isinstance(item.fault, Fault) and item.fault.text.startswith("gpu"):
+            found[item.node][item.fault.target].add(Scheduled(item.at_s + BEFORE_S, item.fault))
     return found
+
+
+def _shows(fault: Fault) -> bool:
+    """Whether a GPU with it has other values, or none."""
+    return fault.kind.has_values or fault.kind is FaultKind.VANISH or fault.code == XID_LOST
 
 
 def _events(node: str, fault: Fault) -> Iterator[tuple[float, pb.Event]]:

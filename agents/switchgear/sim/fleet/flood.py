@@ -19,7 +19,8 @@ from switchgear.v1alpha import telemetry_service_pb2 as pb
 
 #: Blocks of one node that are under way: enough that the collector never waits for the next.
 WINDOW_BLOCKS = 32
-_VARIANTS = 4
+#: Distinct recordings, given to the nodes in turn.
+VARIANTS = 4
 #: Distinct ticks; they come again and again, each round beginning with a keyframe.
 _TICKS = 4 * KEYFRAME_EVERY
 
@@ -37,8 +38,7 @@ class Flood:
         self._clock = clock
         self._collector = Collector.at(settings.collector, settings.tls)
         self._recordings = [
-            _recorded(settings, seed_of(settings.seed, "flood", number), self.counts)
-            for number in range(min(_VARIANTS, settings.nodes))
+            _recorded(settings, seed_of(settings.seed, "flood", number), self.counts) for number in range(VARIANTS)
         ]
 
     async def run(self) -> None:
@@ -88,7 +88,7 @@ class _Flooding:
             raise Unavailable(
                 f"cannot connect to the collector: {error.strerror or error}", Reason.SERVER_UNREACHABLE
             ) from error
-        self._call.send(hello(self._name, run_id))
+        self._call.send(hello(self._name, f"{self._name}.{run_id}"))
         await self._welcome
         self._call.send(agent_message(2, packed_dictionary(self._name, self._series)))
 

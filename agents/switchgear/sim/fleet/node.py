@@ -59,7 +59,8 @@ class SimulatedNode:
         self._collector = shared.collector
         self._counts = shared.counts
         self._clock = shared.clock
-        self._run_id = shared.run_id
+        #: Names boot and epoch; no two nodes have the same boot.
+        self._run_id = f"{name}.{shared.run_id}"
         self._sequence = 0
         self._every = 1
         self._skew_ns = 0
@@ -216,6 +217,7 @@ class SimulatedNode:
                 for sequence in [known for known in self._events if known <= message.event_ack.sequence]:
                     del self._events[sequence]
                     self._counts.events_acked += 1
+                    self._counts.events_acked_to[self.name] = sequence
             case "welcome":
                 self._welcomed = True
                 self._counts.connected += 1

@@ -65,6 +65,11 @@ class Variant:
         self.changed = self.samples = 0
         self.backlog = lru_cache(64)(self._backlog)
 
+    @property
+    def readings(self) -> Sequence[Reading]:
+        """Of the present tick, in the order of the ids."""
+        return self._readings
+
     def advance(self, tick: int) -> None:
         """Computes the values of the next tick."""
         self.tick = tick
