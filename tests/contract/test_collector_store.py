@@ -125,8 +125,8 @@ async def test_a_silence_is_stored_only_for_a_node_that_is_expected(database: Da
             return len(await store.signals_before(session, "", None, 10))
 
     async with database.write() as session:
-        await store.expect_node(session, "nodes/n1")
-        await store.expect_node(session, "nodes/n1")
+        await store.expect_nodes(session, ["nodes/n1"])
+        await store.expect_nodes(session, ["nodes/n1"])
     async with database.read() as session:
         assert await store.expected_nodes(session) == ["nodes/n1"]
     assert await add_silence(1) == 1

@@ -14,8 +14,10 @@ import grpc.aio
 import numpy as np
 import pytest
 
-from switchgear.collector.ingest import BURST_BLOCKS_MAX, DEBT_BLOCKS_MAX
+from switchgear.collector.config import CollectorConfig
+from switchgear.collector.ingest_settings import IngestSettings
 from switchgear.collector.main import CollectorSettings, build
+from switchgear.collector.session import BURST_BLOCKS_MAX, DEBT_BLOCKS_MAX
 from switchgear.core import rpc
 from switchgear.core.clock import ManualClock
 from switchgear.core.errors import Aborted, AlreadyExists, Invalid, NotFound, OutOfRange, Reason, ResourceExhausted
@@ -27,6 +29,8 @@ from switchgear.v1alpha import telemetry_service_pb2 as pb
 from switchgear.v1alpha.telemetry_service_pb2_grpc import TelemetryServiceStub
 
 WITHIN_S = 10.0
+#: On the clock of agents that have the right time.
+NOW = ManualClock().unix_ns()
 
 
 @dataclass
@@ -69,10 +73,10 @@ class Agent:
 
     async def keyframe(self, sequence: int, *values: float) -> None:
         packed = np.array(values, "<f8").tobytes()
-        await self.say(block=pb.Block(time_unix_ns=sequence, sequence=sequence, keyframe=True, values_f64=packed))
+        await self.say(block=pb.Block(time_unix_ns=NOW + sequence, sequence=sequence, keyframe=True, values_f64=packed))
 
     async def delta(self, sequence: int) -> None:
-        await self.say(block=pb.Block(time_unix_ns=sequence, sequence=sequence))
+        await self.say(block=pb.Block(time_unix_ns=NOW + sequence, sequence=sequence))
 
     async def event(self, sequence: int, code: int = 79, **fields: Any) -> None:
         defaults: dict[str, Any] = {
@@ -102,7 +106,9 @@ class Agent:
 
 @contextlib.asynccontextmanager
 async def serving(database: Database, clock: ManualClock, **settings: Any) -> AsyncIterator[Collector]:
-    service, server = build(database, clock, CollectorSettings(**settings)), rpc.Server()
+    # Each block is acked by itself: nobody moves the clock to let acks wait.
+    config = CollectorConfig(ingest=IngestSettings(ack_seconds_max=0))
+    service, server = build(database, clock, CollectorSettings(**settings), config=config), rpc.Server()
     service.register(server.grpc)
     address = await server.start("127.0.0.1:0", service.service_names)
     running = asyncio.create_task(service.run(Endpoints.all_at(address)))
@@ -137,7 +143,9 @@ async def test_samples_are_acked_and_readable_with_unknown_kept_unknown(collecto
     await agent.hello()
     await agent.dictionary("power", "clock")
     await agent.keyframe(1, 250.5, 1980)
-    await agent.say(block=pb.Block(sequence=2, time_unix_ns=7, unknown=[pb.UnknownSeries(id=1, reason="GPU is lost")]))
+    await agent.say(
+        block=pb.Block(sequence=2, time_unix_ns=NOW + 7, unknown=[pb.UnknownSeries(id=1, reason="GPU is lost")])
+    )
     while (await agent.answer("block_ack")).sequence < 2:
         pass
     power, clock = (await collector_sqlite.latest()).values

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from switchgear.collector import messages
-from switchgear.collector.blocks import protocol
+from switchgear.collector.blocks import Ids, Values, protocol
 from switchgear.collector.chain import Chain, Outcome
-from switchgear.collector.windows import SERIES_MAX, NodeWindow
+from switchgear.collector.dictionary import dictionary_of
+from switchgear.collector.taps import Taps
+from switchgear.collector.windows import SERIES_MAX, NodeWindow, Times
 from switchgear.core.clock import Clock
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
@@ -17,6 +19,8 @@ BLOCKS_MAX = 64
 MESSAGE_BLOCKS_MIN = 8
 #: Of all agents together, so that a fleet that comes back does not hold up what is live.
 BLOCKS_PER_S_MAX = 4000.0
+#: In the year 2262; whatever an agent says fits.
+_TIME_NS_MAX = 2**63 - 1
 
 
 class Pace:
@@ -37,12 +41,13 @@ class Pace:
 class Backlog:
     """What one stream brings of the time before it: a chain of deltas of its own, whose rows are put into the node's window."""
 
-    def __init__(self, window: NodeWindow) -> None:
+    def __init__(self, window: NodeWindow, taps: Taps) -> None:
         self._window = window
+        self._taps = taps
         self._chain: Chain | None = None
 
-    def take(self, message: pb.Backlog) -> int:
-        """Returns how many blocks it brought that had not come before.
+    def take(self, message: pb.Backlog, offset_ns: int = 0) -> int:
+        """Returns how many blocks it brought that had not come before. offset_ns: how far the node's clock is behind ours.
 
         Raises Invalid (STREAM_PROTOCOL) when the message contradicts itself or what came before it on this stream.
         """
@@ -51,7 +56,7 @@ class Backlog:
         self._window.blocks_lost += message.lost
         if self._chain is None or self._chain.epoch != message.epoch:
             self._chain = Chain(message.epoch, gaps_lost=False)
-        first_id, keys = messages.dictionary_of(message.dictionary)
+        first_id, keys = dictionary_of(message.dictionary)
         if first_id + len(keys) > SERIES_MAX:
             raise protocol(f"a node has at most {SERIES_MAX} series")
         self._chain.define(first_id, keys)
@@ -61,11 +66,16 @@ class Backlog:
             if outcome is not Outcome.APPLIED:
                 raise protocol("a backlog's block does not follow the one before it, and is no keyframe")
             if block.sequence >= message.fresh_from:
-                times.append(block.time_unix_ns)
+                times.append(min(max(block.time_unix_ns + offset_ns, 0), _TIME_NS_MAX))
                 rows.append(self._chain.latest())
         if rows:
-            columns = self._window.schema.columns(self._chain.series)
-            self._window.merge(np.array(times, np.int64), np.array(rows), columns)
+            self._merge(self._chain, *np.unique(np.array(times, np.int64), return_index=True), np.array(rows))
         if message.last:
             self._chain = None
         return len(rows)
+
+    def _merge(self, chain: Chain, times: Times, of: Ids, rows: Values) -> None:
+        """times: rising, also where the node's clock was set back meanwhile. of: the row of each."""
+        rows = rows[of]
+        self._window.merge(times, rows, self._window.schema.columns(chain.series))
+        self._taps.late(self._window, chain.series, times, rows)

@@ -14,9 +14,13 @@ from switchgear.core.errors import Invalid, Reason
 _DIVISORS = np.array([1, 1 / 4096, 1 / 1024, 1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e9])
 _STEADY = 0x10
 _CLASS = 0x0F
+#: By class byte, of those that exist.
+_STEADY_BITS = np.where(np.arange(2 * _STEADY) & _STEADY, -1, 0)
 
 Values = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
+
+_NO_VALUES: Values = np.zeros(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +56,19 @@ class Decoder:
         self._in_step = False
         self._classes = np.zeros(0, np.uint8)
         self._divisors = np.zeros(0)
+        #: All bits where the class says "steady", none elsewhere: what is kept of a step.
+        self._steady = np.zeros(0, np.int64)
         self._numbers = np.zeros(0, np.int64)
         self._steps = np.zeros(0, np.int64)
 
     def decode(self, block: Block, count: int) -> tuple[Ids, Values]:
-        """Ids and values of a block. count: series in the dictionary."""
+        """Ids and values of a block. count: series in the dictionary. Integers wrap around at 64 bits, as the agent's do not."""
         in_step, self._in_step = self._in_step, False
         if len(block.values_f64) % 8 or len(block.series_ids) % 4:
             raise protocol("values must be float64 and ids uint32")
-        if any(not 0 <= series_id < count for series_id in block.unknown):
+        if block.unknown and max(block.unknown) >= count:
             raise protocol("an unknown value has an id that is not in the dictionary")
-        values = np.frombuffer(block.values_f64, "<f8")
+        values = np.frombuffer(block.values_f64, "<f8") if block.values_f64 else _NO_VALUES
         if block.deltas is None:
             # One in which nothing changed is neither plain nor with deltas.
             self._in_step = in_step and not block.keyframe and not len(values)
@@ -84,19 +90,26 @@ class Decoder:
         ids = _set_bits(deltas.changed) if len(deltas.changed) <= -(-count // 8) else None
         if ids is None or (len(ids) and ids[-1] >= count):
             raise protocol("a block has a value of a series that is not in the dictionary")
-        classes = self._classes[ids]
-        scaled = classes != 0
-        at = ids[scaled]
+        # As many zeros of the classes as plain values: where there are none, nothing has to be told apart.
+        found = self._classes[ids]
+        scaled = None if np.count_nonzero(found) == len(ids) else found != 0
+        at = ids if scaled is None else ids[scaled]
         if len(deltas.numbers) != len(at) or len(plain) != len(ids) - len(at):
             raise protocol("a block's deltas and values do not match the classes of its series")
-        steps = self._steps[at] + deltas.numbers
-        self._numbers[at] += steps
-        if not keyframe:
-            self._steps[at] = np.where(classes[scaled] & _STEADY, steps, 0)
+        if keyframe:
+            numbers = deltas.numbers
+        else:
+            steps = self._steps[at] + deltas.numbers
+            numbers = self._numbers[at] + steps
+            self._steps[at] = steps & self._steady[at]
             if len(deltas.reclassed):
                 self._steps[deltas.reclassed >> 8] = 0
+        self._numbers[at] = numbers
+        quotients = numbers / self._divisors[at]
+        if scaled is None:
+            return ids, quotients
         values = np.empty(len(ids))
-        values[scaled] = self._numbers[at] / self._divisors[at]
+        values[scaled] = quotients
         values[~scaled] = plain
         return ids, values
 
@@ -108,6 +121,7 @@ class Decoder:
         self._classes = np.zeros(count, np.uint8)
         self._classes[: len(given)] = given
         self._divisors = _DIVISORS[self._classes & _CLASS]
+        self._steady = _STEADY_BITS[self._classes]
         self._numbers = np.zeros(count, np.int64)
         self._steps = np.zeros(count, np.int64)
 
@@ -115,6 +129,7 @@ class Decoder:
         more = count - len(self._classes)
         self._classes = np.concatenate([self._classes, np.zeros(more, np.uint8)])
         self._divisors = np.concatenate([self._divisors, np.ones(more)])
+        self._steady = np.concatenate([self._steady, np.zeros(more, np.int64)])
         self._numbers = np.concatenate([self._numbers, np.zeros(more, np.int64)])
         self._steps = np.concatenate([self._steps, np.zeros(more, np.int64)])
 
@@ -125,12 +140,13 @@ class Decoder:
         _check_classes(classes)
         self._classes[ids] = classes
         self._divisors[ids] = _DIVISORS[classes & _CLASS]
+        self._steady[ids] = _STEADY_BITS[classes]
         self._numbers[ids] = 0
         self._steps[ids] = 0
 
 
 def _set_bits(bitmap: bytes) -> Ids:
-    return np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little").nonzero()[0]
+    return np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little").view(np.bool_).nonzero()[0]
 
 
 def _plain(block: Block, values: Values, count: int) -> tuple[Ids, Values]:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from switchgear.collector.export.settings import OtlpExports, RemoteWrites
+from switchgear.collector.imports.settings import OtlpImport, Scrapes
+from switchgear.collector.ingest_settings import IngestSettings
 from switchgear.collector.memory import WindowSettings
 from switchgear.collector.settings import Section
 from switchgear.core.errors import Invalid, Reason
@@ -19,7 +22,12 @@ _ERRORS_SHOWN = 5
 class CollectorConfig(Section):
     """The whole file. Empty: agents only, nothing goes out."""
 
+    ingest: IngestSettings = IngestSettings()
     windows: WindowSettings = WindowSettings()
+    remote_write: RemoteWrites = ()
+    otlp_export: OtlpExports = ()
+    otlp_import: OtlpImport = OtlpImport()
+    scrape: Scrapes = ()
 
 
 def load(path: Path) -> CollectorConfig:

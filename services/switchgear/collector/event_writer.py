@@ -36,6 +36,11 @@ class EventWriter:
         # Kept over a restart of `run`: what was taken from the queue and not committed.
         self._batch: list[tuple[Event, Callable[[Event], None]]] = []
 
+    @property
+    def waiting(self) -> int:
+        """Events that are not stored yet."""
+        return self._queue.qsize() + len(self._batch)
+
     async def put(self, event: Event, committed: Callable[[Event], None]) -> None:
         """Queues an event; `committed` is called with it when it needs no other try. Waits while the store lags behind."""
         await self._queue.put((event, committed))

@@ -14,11 +14,15 @@ from switchgear.collector import store
 from switchgear.collector.config import CollectorConfig
 from switchgear.collector.detectors import Silence, signals_of, silence_signal
 from switchgear.collector.event_writer import EventWriter
+from switchgear.collector.expected import ExpectedNodes
+from switchgear.collector.export.exporters import Exporters
+from switchgear.collector.imports.main import Imports
 from switchgear.collector.ingest import Ingest
 from switchgear.collector.memory import WindowMetrics
 from switchgear.collector.metrics import CollectorMetrics
 from switchgear.collector.model import Event
 from switchgear.collector.service import SignalApi, TelemetryApi
+from switchgear.collector.taps import Taps
 from switchgear.collector.windows import Windows
 from switchgear.core.clock import Clock
 from switchgear.core.service import Endpoints, Service
@@ -29,6 +33,7 @@ from switchgear.v1alpha.telemetry_service_pb2_grpc import add_TelemetryServiceSe
 
 log = logging.getLogger(__name__)
 
+_SERVICES = ("switchgear.v1alpha.TelemetryService", "switchgear.v1.SignalService")
 _TICK_S = 0.5
 _PRUNE_S = 60.0
 
@@ -48,8 +53,6 @@ class CollectorSettings:
 class CollectorService:
     """See `core.service.Service`."""
 
-    service_names: Sequence[str] = ("switchgear.v1alpha.TelemetryService", "switchgear.v1.SignalService")
-
     def __init__(
         self,
         database: Database,
@@ -63,11 +66,13 @@ class CollectorService:
         self._metrics = CollectorMetrics(registry)
         self._silence = Silence(settings.silence_s)
         self._streaming = set[str]()
-        self._expected = set[str]()
+        self._expected = ExpectedNodes(self._expect)
         #: Recent samples of all nodes.
         self.windows = Windows(bytes_max=config.windows.bytes_max())
         WindowMetrics(registry, self.windows)
         self._writer = EventWriter(self._commit, store.refused, self._metrics.events_refused.inc)
+        self._exporters = Exporters(config.remote_write, config.otlp_export, clock, registry)
+        taps = self._exporters.taps
         self._ingest = Ingest(
             self.windows,
             self._writer,
@@ -75,24 +80,46 @@ class CollectorService:
             self._metrics,
             connected=self._connected,
             disconnected=self._disconnected,
+            taps=taps,
+            settings=config.ingest,
         )
+        self._imports = Imports(
+            otlp_import=config.otlp_import,
+            scrapes=config.scrape,
+            agents=self,
+            windows=self.windows,
+            taps=Taps(taps),
+            database=database,
+            writer=self._writer,
+            clock=clock,
+            registry=registry,
+            silence_s=settings.silence_s,
+        )
+        self.service_names: Sequence[str] = (*_SERVICES, *self._imports.service_names)
 
     def register(self, server: grpc.aio.Server) -> None:
         add_TelemetryServiceServicer_to_server(TelemetryApi(self._ingest, self.windows), server)
         add_SignalServiceServicer_to_server(SignalApi(self._database, self._feed), server)
+        self._imports.register(server)
 
     async def run(self, endpoints: Endpoints) -> None:  # noqa: ARG002 - the collector calls nobody
         async with self._database.read() as session:
-            self._expected |= set(await store.expected_nodes(session))
-        for node in self._expected - self._streaming:
+            self._expected.stored(await store.expected_nodes(session))
+        for node in self._expected.nodes - self._streaming:
             self._silence.gone(node, self._clock.monotonic_s())
             self._metrics.agent(node, connected=False)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._writer.run())
+            tasks.create_task(self._exporters.run())
+            tasks.create_task(self._expected.run())
+            tasks.create_task(self._ingest.run())
+            tasks.create_task(self._imports.run())
             tasks.create_task(self._tell_silence())
             tasks.create_task(self._prune())
 
     async def _commit(self, events: Sequence[Event]) -> None:
+        # Whoever has an event stored is missed when it falls silent, also by a collector that starts meanwhile.
+        await self._expected.save_new()
         async with self._database.write() as session:
             stored, raised = await store.add_events(session, [(event, signals_of(event)) for event in events])
         self._metrics.events.inc(stored)
@@ -101,21 +128,34 @@ class CollectorService:
         if raised:
             self._feed.changed()
 
-    async def _connected(self, node: str) -> None:
+    async def _expect(self, nodes: Sequence[str]) -> None:
+        async with self._database.write() as session:
+            await store.expect_nodes(session, nodes)
+
+    def _connected(self, node: str) -> None:
         self._streaming.add(node)
         self._metrics.agent(node, connected=True)
         self._metrics.streams.set(len(self._streaming))
         self._silence.heard(node)
-        if node not in self._expected:
-            async with self._database.write() as session:
-                await store.expect_node(session, node)
-            self._expected.add(node)
+        self._expected.add(node)
 
     def _disconnected(self, node: str) -> None:
         self._streaming.discard(node)
         self._metrics.agent(node, connected=False)
         self._metrics.streams.set(len(self._streaming))
         self._silence.gone(node, self._clock.monotonic_s())
+
+    def streams(self, node: str) -> bool:
+        """See `imports.judging.Agents`."""
+        return node in self._streaming
+
+    async def tell_silence(self, node: str, silent_s: float, missing: str) -> None:
+        """See `imports.judging.Agents`."""
+        signal = silence_signal(node, silent_s, self._clock.unix_ns(), missing)
+        async with self._database.write() as session:
+            await store.add_signal(session, signal)
+        self._metrics.raised([signal])
+        self._feed.changed()
 
     async def _tell_silence(self) -> None:
         while True:

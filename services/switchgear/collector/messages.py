@@ -5,25 +5,25 @@ Everything here raises Invalid (STREAM_PROTOCOL) for what no agent of ours would
 
 from __future__ import annotations
 
-import zlib
+from array import array
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from switchgear.collector.blocks import Block, Deltas, protocol
+from switchgear.collector.dictionary import NAME_CHARS_MAX
 from switchgear.collector.model import Event
-from switchgear.collector.windows import REASON_CHARS_MAX, SERIES_MAX, Kind, SeriesKey
-from switchgear.core import identity, names, rpc
+from switchgear.collector.windows import REASON_CHARS_MAX
+from switchgear.core import identity, names
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
 TEXT_BYTES_MAX = 2048
-LABELS_MAX = 32
 PCI_CHARS_MAX = 16
 DETAIL_MAX = 16
-NAME_CHARS_MAX = 256
 #: Users of one node's GPUs: 16 GPUs in 7 instances, each shared by a few.
 ASSOCIATIONS_MAX = 1024
 PIDS_MAX = 64
+_NO_NUMBERS = np.zeros(0, np.int64)
+_NO_CLASSES = np.zeros(0, np.uint32)
 
 
 def hello_of(message: pb.AgentMessage) -> pb.AgentHello:
@@ -37,55 +37,27 @@ def hello_of(message: pb.AgentMessage) -> pb.AgentHello:
     return hello
 
 
-def dictionary_of(dictionary: pb.Dictionary) -> tuple[int, list[SeriesKey]]:
-    """The first id, and the series from it on."""
-    if dictionary.packed:
-        dictionary = _unpacked(dictionary.packed)
-    if len(dictionary.series) > SERIES_MAX:
-        raise protocol(f"a node has at most {SERIES_MAX} series")
-    first_id = dictionary.series[0].id if dictionary.series else 0
-    if any(series.id != first_id + offset for offset, series in enumerate(dictionary.series)):
-        raise protocol("series ids of a dictionary must count up by one")
-    return first_id, [series_of(series) for series in dictionary.series]
-
-
-def series_of(series: pb.Series) -> SeriesKey:
-    texts = [series.metric, series.unit, *series.labels, *series.labels.values()]
-    if not series.metric or len(series.labels) > LABELS_MAX or any(len(text) > NAME_CHARS_MAX for text in texts):
-        raise protocol(
-            f"series {series.id} needs a metric, at most {LABELS_MAX} labels and texts of at most {NAME_CHARS_MAX} characters"
-        )
-    kind = Kind.COUNTER if series.kind == pb.Series.COUNTER else Kind.GAUGE
-    return SeriesKey(series.metric, series.unit, tuple(sorted(series.labels.items())), kind)
-
-
-def _unpacked(packed: bytes) -> pb.Dictionary:
-    unpacking = zlib.decompressobj()
-    try:
-        data = unpacking.decompress(packed, rpc.MESSAGE_BYTES_MAX)
-        if not unpacking.eof:
-            raise protocol(f"a packed dictionary is cut short, or has more than {rpc.MESSAGE_BYTES_MAX} bytes")
-        return pb.Dictionary.FromString(data)
-    except (zlib.error, DecodeError) as error:
-        raise protocol(f"a packed dictionary cannot be read: {error}") from None
-
-
-def block_of(message: pb.Block) -> Block:
+def block_of(message: pb.Block, time_unix_ns: int | None = None) -> Block:
+    """time_unix_ns: of the block on our clock, where the agent's is off."""
+    changed, numbers, classes = message.changed, message.deltas, message.classes
     deltas = None
-    if message.changed or message.classes or message.deltas:
+    if changed or classes or numbers:
+        reclassed = message.reclassed
         deltas = Deltas(
-            message.changed,
-            np.array(message.deltas, np.int64),
-            message.classes,
-            np.array(message.reclassed, np.uint32),
+            changed,
+            # From a list by way of `array`: half of what numpy takes to look at each number of a message by itself.
+            np.frombuffer(array("q", numbers[:]), np.int64) if numbers else _NO_NUMBERS,
+            classes,
+            np.array(reclassed[:], np.uint32) if reclassed else _NO_CLASSES,
         )
+    unknown = message.unknown
     return Block(
-        time_unix_ns=message.time_unix_ns,
+        time_unix_ns=message.time_unix_ns if time_unix_ns is None else time_unix_ns,
         sequence=message.sequence,
         keyframe=message.keyframe,
         series_ids=message.series_ids,
         values_f64=message.values_f64,
-        unknown={item.id: item.reason[:REASON_CHARS_MAX] or "no reason given" for item in message.unknown},
+        unknown={item.id: item.reason[:REASON_CHARS_MAX] or "no reason given" for item in unknown} if unknown else {},
         deltas=deltas,
     )
 

@@ -42,7 +42,7 @@ class TelemetryApi(TelemetryServiceServicer):
     async def Stream(
         self, request_iterator: AsyncIterator[telemetry_service_pb2.AgentMessage], context: Context
     ) -> AsyncIterator[telemetry_service_pb2.CollectorMessage]:
-        async for message in self._ingest.stream(request_iterator, context):
+        async for message in self._ingest.stream(context):
             yield message
 
     async def GetNodeTelemetry(

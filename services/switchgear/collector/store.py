@@ -152,10 +152,11 @@ async def expected_nodes(session: AsyncSession) -> list[str]:
     return list(await session.scalars(select(NodeRow.node).order_by(NodeRow.node)))
 
 
-async def expect_node(session: AsyncSession, node: str) -> None:
-    """Call it in a `write` transaction."""
+async def expect_nodes(session: AsyncSession, nodes: Sequence[str]) -> None:
+    """Call it in a `write` transaction, with different nodes and no more than a statement has parameters."""
     await lock_revision(session, SERVICE)  # not between the delete of `add_silence` and its commit
-    await session.merge(NodeRow(node=node))
+    stored = set(await session.scalars(select(NodeRow.node).where(NodeRow.node.in_(nodes))))
+    session.add_all(NodeRow(node=node) for node in nodes if node not in stored)
 
 
 async def add_silence(session: AsyncSession, signal: Signal) -> None:

@@ -1,0 +1,132 @@
+"""What one agent says on one stream, after its hello."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from switchgear.collector import messages
+from switchgear.collector.backlog import Backlog, Pace
+from switchgear.collector.blocks import protocol
+from switchgear.collector.clocks import Clocks
+from switchgear.collector.dictionary import dictionary_of
+from switchgear.collector.event_writer import EventWriter
+from switchgear.collector.ingest_settings import IngestSettings
+from switchgear.collector.metrics import CollectorMetrics
+from switchgear.collector.model import Event
+from switchgear.collector.outgoing import Outgoing
+from switchgear.collector.pressure import Pressure
+from switchgear.collector.rates import Bucket
+from switchgear.collector.taps import Taps
+from switchgear.collector.windows import NodeWindow, Outcome, Windows
+from switchgear.core.clock import Clock
+from switchgear.core.errors import Reason, ResourceExhausted
+from switchgear.v1alpha import telemetry_service_pb2 as pb
+
+#: What an agent may send at once after a connection that was slow: many times what it keeps for one.
+BURST_BLOCKS_MAX = 480
+#: An agent that ignores the throttle for so many blocks more is cut off.
+DEBT_BLOCKS_MAX = 2000
+#: A fault that takes a node down is told in hundreds of lines.
+BURST_EVENTS_MAX = 1000
+#: What an agent that is too fast is asked for.
+_INTERVAL_S_MIN = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the streams of one collector have in common."""
+
+    windows: Windows
+    writer: EventWriter
+    clock: Clock
+    metrics: CollectorMetrics
+    settings: IngestSettings
+    taps: Taps
+    clocks: Clocks
+    pressure: Pressure
+    pace: Pace
+
+
+class Session:
+    """The messages of one stream, in their order."""
+
+    def __init__(self, node: str, window: NodeWindow, outgoing: Outgoing, shared: Shared) -> None:
+        self._node = node
+        self._window = window
+        self._outgoing = outgoing
+        self._shared = shared
+        self._node_clock = shared.clocks.of(node)
+        self._asked_to_resync = False
+        now_s = outgoing.heard_s
+        self._blocks = Bucket(shared.settings.blocks_per_second_max, BURST_BLOCKS_MAX, now_s)
+        self._events = Bucket(shared.settings.events_per_second_max, BURST_EVENTS_MAX, now_s)
+        self._backlog = Backlog(window, shared.taps)
+
+    async def take(self, message: pb.AgentMessage, now_s: float) -> None:
+        """Raises Invalid (STREAM_PROTOCOL) for what breaks the protocol, ResourceExhausted (LIMIT_EXCEEDED) for what is too much."""
+        match message.WhichOneof("kind"):
+            case "block":
+                self._take_block(message.block, now_s)
+                if self._node_clock.is_skewed is not self._shared.clocks.is_told_wrong(self._node):
+                    await self._tell_clock()
+            case "event":
+                await self._take_event(messages.event_of(self._node, message.event), now_s)
+            case "dictionary":
+                self._shared.windows.define(self._window, *dictionary_of(message.dictionary))
+            case "associations":
+                self._window.associations = messages.associations_of(message.associations)
+            case "backlog":
+                self._take_backlog(message.backlog)
+            case _:
+                raise protocol("the first message, and no other, must be a hello")
+
+    def _take_block(self, message: pb.Block, now_s: float) -> None:
+        self._spend(now_s)
+        window, shared = self._window, self._shared
+        arrival_unix_ns = shared.clock.unix_ns()
+        # Two rows of one time would be one for whoever stores them.
+        time_unix_ns = max(self._node_clock.corrected(message.time_unix_ns, arrival_unix_ns), window.time_unix_ns + 1)
+        lost = window.blocks_lost
+        outcome = window.apply(messages.block_of(message, time_unix_ns))
+        if outcome is Outcome.APPLIED:
+            shared.taps.row(window)
+            shared.metrics.block_taken(len(window.series), (arrival_unix_ns - time_unix_ns) / 1e9)
+        elif outcome is Outcome.NEED_KEYFRAME and not self._asked_to_resync:
+            self._outgoing.resync(f"blocks before {message.sequence} are missing")
+        self._asked_to_resync = outcome is Outcome.NEED_KEYFRAME
+        if outcome is not Outcome.APPLIED or window.blocks_lost != lost:
+            shared.metrics.block_missed(outcome, window.blocks_lost - lost)
+        self._outgoing.ack_block(message.sequence, now_s)
+
+    async def _take_event(self, event: Event, now_s: float) -> None:
+        if (left := self._events.spend(now_s)) < 0:
+            # What is not read waits at the agent, on its disk.
+            self._shared.metrics.events_delayed.inc()
+            await asyncio.sleep(-left / self._events.per_s)
+        await self._shared.writer.put(event, self._outgoing.ack_event)
+
+    def _take_backlog(self, message: pb.Backlog) -> None:
+        outgoing = self._outgoing
+        if outgoing.backlog_open:
+            raise protocol("one backlog at a time: wait for the ack of the one before")
+        outgoing.backlog_open = True
+        self._shared.metrics.backlog(self._backlog.take(message, self._node_clock.offset_ns), message.lost)
+        wait_s = self._shared.pace.wait_s(len(message.blocks))
+        asyncio.get_running_loop().call_later(wait_s, outgoing.ack_backlog, message.number)
+
+    async def _tell_clock(self) -> None:
+        if (event := self._shared.clocks.changed(self._node, self._shared.clock.unix_ns())) is not None:
+            await self._shared.writer.put(event, lambda _: None)
+
+    def _spend(self, now_s: float) -> None:
+        """One block of the rate that an agent may have."""
+        left = self._blocks.spend(now_s)
+        if left < -DEBT_BLOCKS_MAX:
+            raise ResourceExhausted(
+                f"more than {self._blocks.per_s:g} blocks a second and no regard for the throttle; sample less often",
+                Reason.LIMIT_EXCEEDED,
+            )
+        if -1 <= left < 0:
+            self._outgoing.throttle(max(_INTERVAL_S_MIN, self._shared.pressure.interval_s_min))
+            self._outgoing.wake.set()
