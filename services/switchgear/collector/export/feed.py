@@ -241,8 +241,11 @@ class Feed:
         """Other series have a value than in the row before."""
         series, stream.mask = window.series, mask
         if stream.width < len(series):
-            more = [at for at in range(stream.width, len(series)) if self._wants(series[at].metric)]
-            stream.parts += [_Part(columns) for columns in _split(np.array(more, np.int64))]
+            more = np.array([at for at in range(stream.width, len(series)) if self._wants(series[at].metric)], np.int64)
+            room = SERIES_MAX - len(stream.parts[-1].columns) if stream.parts else 0
+            if room:  # sources that find their series one by one must not end with a part for each
+                stream.parts[-1].columns = np.concatenate([stream.parts[-1].columns, more[:room]])
+            stream.parts += [_Part(columns) for columns in _split(more[room:])]
             stream.width = len(series)
         unknown = np.frombuffer(mask, bool)
         for part in stream.parts:
