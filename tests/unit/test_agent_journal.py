@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from switchgear.agent.sources.journal import MATCHES, JournalLog
 from switchgear.agent.sources.kernel_log import classify
 
 WAIT_S = 5.0
+#: A descriptor that is never readable.
+NEVER, _ = os.pipe()
 
 
 def entry(number: int, message: str | list[int], *, transport: str = "kernel") -> str:
@@ -47,7 +50,7 @@ def read(log: JournalLog, count: int) -> list[tuple[str, str]]:
     deadline_s = time.monotonic() + WAIT_S
     while len(lines) < count and time.monotonic() < deadline_s:
         lines += log.read()
-        log.wait(0.05)
+        log.wait(0.05, NEVER)
     return lines
 
 

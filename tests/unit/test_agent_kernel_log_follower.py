@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from switchgear.agent.events import Events
 from switchgear.agent.kernel_log_follower import MOVE_S, SOURCE, KernelLogFollower
-from switchgear.agent.sources.log_reader import TextLog
+from switchgear.agent.sources.log_reader import KernelRing, TextLog
 from switchgear.agent.spool import Spool
 from switchgear.core.clock import ManualClock
 
@@ -106,3 +108,23 @@ def test_a_storm_is_told_once_a_second_with_its_count(node: Node) -> None:
     node.happen(*storm, after_s=5.0)
     counts = [event.detail.get("count") for _, event in node.spool.pending(0, 100)]
     assert counts == [None, "3000", "3000", "2999"]
+
+
+def test_a_ring_is_waited_for_and_left_at_once(tmp_path: Path) -> None:
+    """Nothing wakes the thread in between: its next look is `MOVE_S` away."""
+    ring = tmp_path / "kmsg"
+    os.mkfifo(ring)
+    kernel = os.open(ring, os.O_RDWR)
+    told = threading.Event()
+    spool = Spool(tmp_path / "spool", "boot")
+    events = Events(spool, {}, ManualClock(), told.set, simulated=False)
+    follower = KernelLogFollower(KernelRing("boot", "boot:0", ring), events, ManualClock())
+    thread = threading.Thread(target=follower.run)
+    thread.start()
+    os.write(kernel, b"4,1,1000000,-;NVRM: Xid (PCI:0000:3b:00): 31, pid=5, name=train, whatever\n")
+    assert told.wait(MOVE_S / 2)
+    follower.close()
+    thread.join(MOVE_S / 2)
+    assert not thread.is_alive()
+    os.close(kernel)
+    spool.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +45,7 @@ class KernelLogFollower:
         self._poll_s = poll_s
         self._parser = KernelLogParser(driver_version())
         self._stopping = threading.Event()
+        self._stop: socket.socket | None = None
         self._kept_cursor = events.cursor(source)
         # Of a fresh agent too, or what happens while it is away for the first time would be lost.
         self._read_cursor = self._safe_cursor = self._kept_cursor or reader.cursor
@@ -67,21 +70,31 @@ class KernelLogFollower:
 
     def run(self) -> None:
         """Polls until `close`; for a thread."""
-        while not self._stopping.is_set():
-            try:
-                if not self._reader.wait(WAIT_S):
-                    self._stopping.wait(self._poll_s)
-                self.poll()
-            except OSError as error:
-                if self.read_errors == 0:
-                    log.error("%s: %s", self._source, error)
-                self.read_errors += 1
-                self._stopping.wait(WAIT_S)
+        self._stop, stopped = socket.socketpair()
+        with self._stop, stopped:
+            while not self._stopping.is_set():
+                try:
+                    if not self._reader.wait(self._patience_s(), stopped.fileno()):
+                        self._stopping.wait(self._poll_s)
+                    self.poll()
+                except OSError as error:
+                    if self.read_errors == 0:
+                        log.error("%s: %s", self._source, error)
+                    self.read_errors += 1
+                    self._stopping.wait(WAIT_S)
         self._reader.close()
 
     def close(self) -> None:
-        """Ends `run` within `WAIT_S`, which then closes the log."""
+        """Ends `run`, which then closes the log."""
         self._stopping.set()
+        if self._stop is not None:
+            with contextlib.suppress(OSError):  # it has ended already
+                self._stop.send(b"\0")
+
+    def _patience_s(self) -> float:
+        """How long nothing need be looked at unless a line comes."""
+        until_move_s = self._moved_s + MOVE_S - self._clock.monotonic_s()
+        return max(self._poll_s, min(WAIT_S, until_move_s) if self._parser.pending else until_move_s)
 
     def _tell(self, findings: Sequence[Finding]) -> None:
         if not self._parser.holding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import logging
 import socket
@@ -91,7 +92,9 @@ class MetricsServer(ThreadingHTTPServer):
         self._free = threading.BoundedSemaphore(SCRAPES_MAX)
         super().__init__((host.strip("[]"), port), _handler(page))
         self.address = f"{host}:{self.server_address[1]}"
-        threading.Thread(target=self.serve_forever, name="metrics", daemon=True).start()
+        # It looks for nothing between two requests: `close` wakes it.
+        forever = functools.partial(self.serve_forever, poll_interval=3600.0)
+        threading.Thread(target=forever, name="metrics", daemon=True).start()
 
     def server_bind(self) -> None:
         # Not HTTPServer's, which asks the name server who we are: that may take seconds, and nobody wants to know.
@@ -133,6 +136,8 @@ class MetricsServer(ThreadingHTTPServer):
         log.info("a scrape failed", extra={"peer": str(client_address)}, exc_info=True)
 
     def close(self) -> None:
+        # The kernel then calls it readable, for ever.
+        self.socket.shutdown(socket.SHUT_RDWR)
         self.shutdown()
         self.server_close()
 

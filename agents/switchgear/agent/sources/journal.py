@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import select
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from switchgear.agent.sources.log_reader import wait_for
 
 log = logging.getLogger(__name__)
 
@@ -91,10 +92,10 @@ class JournalLog:
         for entry in entries:
             yield from self._lines(entry)
 
-    def wait(self, timeout_s: float) -> bool:
+    def wait(self, timeout_s: float, stop: int) -> bool:
         if self._child is None or self._child.stdout is None:
             return False
-        select.select([self._child.stdout], [], [], timeout_s)
+        wait_for((self._child.stdout.fileno(), stop), timeout_s)
         return True
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import select
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -32,8 +32,11 @@ class LogReader(Protocol):
     def read(self) -> Iterator[tuple[str, str]]:
         """New lines, each with the cursor from which reading goes on after it. Does not block."""
 
-    def wait(self, timeout_s: float) -> bool:
-        """Returns when there may be something to read, or after `timeout_s`; False at once where that cannot be waited for."""
+    def wait(self, timeout_s: float, stop: int) -> bool:
+        """Returns when there may be something to read, after `timeout_s`, or when the descriptor `stop` can be read.
+
+        False at once where that cannot be waited for.
+        """
 
     def close(self) -> None:
         """Nothing is read after that."""
@@ -77,7 +80,7 @@ class TextLog:
             self._offset += len(self._partial) - LINE_BYTES_MAX
             self._partial = self._partial[-LINE_BYTES_MAX:]
 
-    def wait(self, timeout_s: float) -> bool:  # noqa: ARG002 - part of the seam
+    def wait(self, timeout_s: float, stop: int) -> bool:  # noqa: ARG002 - part of the seam
         return False
 
     def close(self) -> None:
@@ -114,8 +117,6 @@ class KernelRing:
         #: Times that the kernel overwrote records before they were read.
         self.overruns = 0
         self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._poll = select.poll()
-        self._poll.register(self._fd, select.POLLIN)
         if not cursor:  # a fresh installation: what lies in the ring may be mended
             for newest, _ in self._records():
                 self._after = newest
@@ -142,12 +143,20 @@ class KernelRing:
                 continue
             yield parse_record(record)
 
-    def wait(self, timeout_s: float) -> bool:
-        self._poll.poll(timeout_s * 1000)
+    def wait(self, timeout_s: float, stop: int) -> bool:
+        wait_for((self._fd, stop), timeout_s)
         return True
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+def wait_for(fds: Iterable[int], timeout_s: float) -> None:
+    """Until one of them can be read, or `timeout_s` has passed."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    poll.poll(timeout_s * 1000)
 
 
 def parse_record(record: bytes) -> tuple[int, list[str]]:

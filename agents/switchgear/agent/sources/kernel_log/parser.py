@@ -59,6 +59,11 @@ class KernelLogParser:
         """Whether lines were read of which it is not yet known what they are: a cursor behind them would lose them."""
         return self._blocks.held is not None
 
+    @property
+    def pending(self) -> bool:
+        """Whether `due` may have something to tell later, though no line comes."""
+        return self.holding or any(fold.folded for fold in self._folds.values())
+
     def feed(self, line: str, now_s: float) -> Sequence[Finding]:
         """What is known with this line: mostly nothing, seldom more than one finding.
 
