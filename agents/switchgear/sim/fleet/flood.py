@@ -21,8 +21,8 @@ from switchgear.v1alpha import telemetry_service_pb2 as pb
 WINDOW_BLOCKS = 32
 #: Distinct recordings, given to the nodes in turn.
 VARIANTS = 4
-#: Distinct ticks; they come again and again, each round beginning with a keyframe.
-_TICKS = 4 * KEYFRAME_EVERY
+#: Distinct ticks at most; they come again and again, each round beginning with a keyframe.
+_TICKS_MAX = 4 * KEYFRAME_EVERY
 
 
 class Flood:
@@ -110,7 +110,7 @@ class _Flooding:
             number = self._sent
             self._sent += 1
             time_unix_ns = self._begin_unix_ns - (self._blocks - number) * self._interval_ns
-            message = agent_message(3, dated(recorded[number % _TICKS], time_unix_ns, self._sent))
+            message = agent_message(3, dated(recorded[number % len(recorded)], time_unix_ns, self._sent))
             self._sent_s[self._sent] = self._clock.monotonic_s()
             self._counts.blocks_sent += 1
             self._counts.blocks_made += 1
@@ -148,7 +148,8 @@ def _recorded(settings: FleetSettings, seed: int, counts: Counts) -> list[bytes]
     """Blocks without time and number."""
     variant = Variant(seed, settings.series, settings.interval_s)
     blocks = list[bytes]()
-    for tick in range(KEYFRAME_EVERY, KEYFRAME_EVERY + _TICKS):
+    rounds = -(-settings.blocks // KEYFRAME_EVERY)
+    for tick in range(KEYFRAME_EVERY, KEYFRAME_EVERY + min(rounds * KEYFRAME_EVERY, _TICKS_MAX)):
         variant.advance(tick)
         blocks.append(variant.block(0))
     counts.samples += variant.samples

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+from switchgear.core import loop
 from switchgear.core.clock import SystemClock
 from switchgear.core.errors import SwitchgearError
 from switchgear.core.process import until_signal
@@ -46,7 +47,7 @@ def drive(settings: FleetSettings, tell: Callable[[Counts], None]) -> None:
             telling.cancel()
 
     try:
-        asyncio.run(until_signal(work()))
+        loop.run(until_signal(work()))
     except* SwitchgearError as group:
         raise group.exceptions[0] from None
     finally:
