@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import ssl
 import struct
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -12,9 +15,13 @@ from typing import Any
 import cramjam
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from prometheus_client import CollectorRegistry
 
+from switchgear.collector.export.exporters import Exporters
+from switchgear.collector.export.settings import OtlpExport, RemoteWrite
 from switchgear.collector.series import Kind, SeriesKey
 from switchgear.collector.windows import AGENT, NodeWindow, Windows
+from switchgear.core.clock import ManualClock
 
 START_NS = 1_795_000_000_000_000_000
 STALE_BITS = 0x7FF0000000000002
@@ -86,11 +93,12 @@ def samples_v2(body: bytes) -> list[tuple[Sample, str, int]]:
 
 @dataclass
 class Sink:
-    """answers: called with each body, returns status, headers and text; all 204 when left out."""
+    """answer: called with each body, returns status, headers and text; always 204 when left out. tls: what makes it speak HTTPS."""
 
     answer: Callable[[bytes], tuple[int, Mapping[str, str], str]] = lambda _: (204, {}, "")
     bodies: list[bytes] = field(default_factory=list)
     headers: list[Mapping[str, str]] = field(default_factory=list)
+    tls: ssl.SSLContext | None = None
 
     def __post_init__(self) -> None:
         sink = self
@@ -117,7 +125,9 @@ class Sink:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/api/v1/write"
+        if self.tls is not None:
+            self._server.socket = self.tls.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"{'https' if self.tls else 'http'}://127.0.0.1:{self._server.server_address[1]}/api/v1/write"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
@@ -146,3 +156,54 @@ def window(
 def fill(opened: NodeWindow, second: float, *values: float) -> None:
     """A row at so many seconds after START_NS."""
     opened.append(START_NS + round(second * 1e9), np.arange(len(values)), np.array(values, float))
+
+
+class Exporting:
+    """Exporters that run, on a clock that is moved by hand."""
+
+    def __init__(self, *targets: RemoteWrite | OtlpExport) -> None:
+        self.clock = ManualClock()
+        self.registry = CollectorRegistry()
+        self._exporters = Exporters(
+            [target for target in targets if isinstance(target, RemoteWrite)],
+            [target for target in targets if isinstance(target, OtlpExport)],
+            self.clock,
+            self.registry,
+        )
+
+    async def run(self) -> None:
+        await self._exporters.run()
+
+    def tick(self, opened: NodeWindow, second: float, *values: float) -> None:
+        fill(opened, second, *values)
+        for tap in self._exporters.taps:
+            tap.row(opened)
+
+    def counted(self, name: str, target: str = "sink", **labels: str) -> float:
+        """Of `switchgear_{name}`, the total of those that have these labels."""
+        return sum(
+            sample.value
+            for family in self.registry.collect()
+            for sample in family.samples
+            if sample.name == f"switchgear_{name}" and sample.labels.items() >= {"target": target, **labels}.items()
+        )
+
+    async def until(self, reached: Callable[[], object]) -> None:
+        """Moves the clock, so that open batches go out, until it is so."""
+        async with asyncio.timeout(20):
+            while not reached():
+                self.clock.advance(0.5)
+                await asyncio.sleep(0.02)
+
+
+@contextlib.asynccontextmanager
+async def exporting(*targets: RemoteWrite | OtlpExport) -> AsyncIterator[Exporting]:
+    """At the end what waits is sent, as when a collector ends."""
+    world = Exporting(*targets)
+    running = asyncio.create_task(world.run())
+    await asyncio.sleep(0)
+    try:
+        yield world
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)

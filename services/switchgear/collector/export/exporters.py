@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 from prometheus_client.registry import CollectorRegistry
 
@@ -57,10 +58,12 @@ class Exporters:
         """Sends until cancelled; what is there by then still goes out, within FLUSH_S."""
         feeds = [asyncio.create_task(feed.run()) for feed in self._feeds]
         deliveries = [asyncio.create_task(delivery.run()) for delivery in self._deliveries]
+        forever = asyncio.create_task(asyncio.Event().wait())
         try:
-            await asyncio.gather(asyncio.Event().wait(), *feeds, *deliveries)
+            # Not `gather`: it would cancel the deliveries with us.
+            await asyncio.wait([*feeds, *deliveries, forever], return_when=asyncio.FIRST_EXCEPTION)
         finally:
-            await _cancelled(feeds)
+            await _cancelled([*feeds, forever])
             for feed in self._feeds:
                 feed.seal(math.inf)
             try:
@@ -74,7 +77,7 @@ class Exporters:
                 await delivery.close()
 
 
-async def _cancelled(tasks: Sequence[asyncio.Task[None]]) -> None:
+async def _cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -56,7 +56,7 @@ class HttpSender:
         self._otlp = otlp
         self._client = httpx.AsyncClient(
             headers={"User-Agent": _USER_AGENT},
-            verify=_tls(target),
+            verify=_tls(target) if urlsplit(target.url).scheme == "https" else False,
             timeout=target.timeout_s,
             limits=httpx.Limits(max_connections=target.connections, max_keepalive_connections=target.connections),
             # Where samples go is said in one place.
