@@ -59,7 +59,7 @@ def test_every_method_has_a_rule_and_what_changes_something_is_audited(method: s
     descriptor = METHODS[method]
     need = needs(method)
     assert need is not None
-    reads = descriptor.name.startswith(("Get", "List", "Watch"))
+    reads = descriptor.name.startswith(("Get", "List", "Watch", "Query"))
     assert mutates(method) == (not reads and not descriptor.client_streaming)
     if need is Needs.VIEWER:
         assert reads

@@ -21,6 +21,7 @@ from switchgear.collector.ingest import Ingest
 from switchgear.collector.memory import WindowMetrics
 from switchgear.collector.metrics import CollectorMetrics
 from switchgear.collector.model import Event
+from switchgear.collector.queries import Queries
 from switchgear.collector.service import SignalApi, TelemetryApi
 from switchgear.collector.taps import Taps
 from switchgear.collector.windows import Windows
@@ -98,7 +99,8 @@ class CollectorService:
         self.service_names: Sequence[str] = (*_SERVICES, *self._imports.service_names)
 
     def register(self, server: grpc.aio.Server) -> None:
-        add_TelemetryServiceServicer_to_server(TelemetryApi(self._ingest, self.windows), server)
+        queries = Queries(self.windows, self._clock)
+        add_TelemetryServiceServicer_to_server(TelemetryApi(self._ingest, self.windows, queries), server)
         add_SignalServiceServicer_to_server(SignalApi(self._database, self._feed), server)
         self._imports.register(server)
 

@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from switchgear.collector import store
 from switchgear.collector.ingest import Ingest
 from switchgear.collector.model import Severity, Signal
+from switchgear.collector.queries import Queries
 from switchgear.collector.windows import NOT_REPORTED, Windows
 from switchgear.core import names
 from switchgear.core.errors import NotFound
@@ -35,9 +36,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class TelemetryApi(TelemetryServiceServicer):
-    def __init__(self, ingest: Ingest, windows: Windows) -> None:
+    def __init__(self, ingest: Ingest, windows: Windows, queries: Queries) -> None:
         self._ingest = ingest
         self._windows = windows
+        self._queries = queries
 
     async def Stream(
         self, request_iterator: AsyncIterator[telemetry_service_pb2.AgentMessage], context: Context
@@ -71,6 +73,11 @@ class TelemetryApi(TelemetryServiceServicer):
                 )
             ],
         )
+
+    async def Query(
+        self, request: telemetry_service_pb2.QueryRequest, context: Context
+    ) -> telemetry_service_pb2.QueryResponse:
+        return await self._queries.answer(request)
 
 
 class SignalApi(SignalServiceServicer):

@@ -105,6 +105,11 @@ class NodeWindow(Chain):
         self._minutes.add(times[new], past[:, : len(self.series)], live=False)
         return self._ring.insert(times[new], past)
 
+    @property
+    def full(self) -> bool:
+        """Whether there are rows that are only in the minutes."""
+        return len(self._ring) == self._ticks
+
     def history(self, columns: Ids | None = None) -> tuple[Times, Values]:
         """Times in ns, shape (n,), and values, shape (n, series), oldest first; n is at most `ticks`. columns: of these series alone."""
         return self._ring.read(self._columns(columns))
