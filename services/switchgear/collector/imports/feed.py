@@ -18,8 +18,10 @@ from switchgear.core.errors import SwitchgearError
 
 #: Rows of a window are at least so far apart, or a source that sends in small pieces would push history out.
 ROW_NS_MIN = 1_000_000_000
-#: A window full of series that have gone begins anew without them, at most so often: it loses its history with that.
+#: A full window begins anew without the series of which nothing came for so long, and at most so often: it loses its history with that.
 EPOCH_NS_MIN = 60 * 1_000_000_000
+#: How many series must have gone for that; a source that has too many for good gains nothing.
+ROOM_MIN = SERIES_MAX // 8
 _GROWTH = 64
 
 
@@ -75,9 +77,11 @@ class Feed:
 
     def ids(self, keys: Sequence[SeriesKey], now_unix_ns: int) -> Ids:
         """The id of each; -1 for one that the window cannot take in any more."""
-        new = [key for key in keys if key not in self._ids]
+        new = self._new(keys)
+        if len(self._ids) + len(new) > SERIES_MAX and self._begin_anew(now_unix_ns):
+            new = self._new(keys)
         if new:
-            self._define(list(dict.fromkeys(new)), now_unix_ns)
+            self._define(new)
         return np.array([self._ids.get(key, -1) for key in keys], np.int64)
 
     def known(self, keys: Iterable[SeriesKey]) -> Ids:
@@ -124,9 +128,10 @@ class Feed:
         self._unwritten_ns, self._written_ns = 0, now_unix_ns
         self._taps.row(self._window)
 
-    def _define(self, new: list[SeriesKey], now_unix_ns: int) -> None:
-        if len(self._ids) + len(new) > SERIES_MAX and not 0 <= now_unix_ns - self._began_ns < EPOCH_NS_MIN:
-            self._begin_anew(now_unix_ns)
+    def _new(self, keys: Sequence[SeriesKey]) -> list[SeriesKey]:
+        return list(dict.fromkeys(key for key in keys if key not in self._ids))
+
+    def _define(self, new: Sequence[SeriesKey]) -> None:
         first = len(self._ids)
         taken = new[: SERIES_MAX - first]
         self._metrics.rejected.labels("series").inc(len(new) - len(taken))
@@ -140,16 +145,19 @@ class Feed:
         self._ids.update((key, first + offset) for offset, key in enumerate(taken))
         self._columns.grow(len(self._ids))
 
-    def _begin_anew(self, now_unix_ns: int) -> None:
-        """Without the series that have gone; not when all are live."""
+    def _begin_anew(self, now_unix_ns: int) -> bool:
+        """Without the series that have gone, when that makes room worth the loss of history."""
+        if 0 <= now_unix_ns - self._began_ns < EPOCH_NS_MIN:
+            return False
         keys, before = list(self._ids), self._columns
-        live = np.flatnonzero(~np.isnan(before.values[: len(keys)]))
-        if len(live) == len(keys):
-            return
+        count = len(keys)
+        live = np.flatnonzero(~np.isnan(before.values[:count]) & (before.seen[:count] > now_unix_ns - EPOCH_NS_MIN))
+        if count - len(live) < ROOM_MIN:
+            return False
         self._window = self._connect()
         self._began_ns, self._ids, self._columns = now_unix_ns, {}, _Columns()
         self._metrics.epochs.inc()
-        self._define([keys[series_id] for series_id in live.tolist()], now_unix_ns)
+        self._define([keys[series_id] for series_id in live.tolist()])
         kept = live[: len(self._ids)]
         for column, old in (
             (self._columns.values, before.values),
@@ -158,6 +166,7 @@ class Feed:
         ):
             column[: len(kept)] = old[kept]
         self._wait(np.arange(len(kept)), now_unix_ns)
+        return True
 
     def _connect(self) -> NodeWindow:
         return self._windows.connect(self.node, uuid.uuid4().hex, source=self.source)

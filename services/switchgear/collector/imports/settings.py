@@ -47,7 +47,7 @@ class Scrape(Section):
     targets_file: Path | None = None
     node: str = ""
     node_label: str = ""
-    interval_s: Annotated[float, Field(ge=1, le=3600)] = 15.0
+    interval_s: Annotated[float, Field(ge=0.1, le=3600)] = 15.0
     timeout_s: Annotated[float, Field(ge=0.1, le=3600)] = 10.0
     bearer_token_file: Path | None = None
     ca_file: Path | None = None
