@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,7 @@ Ids = npt.NDArray[np.int64]
 _NO_VALUES: Values = np.zeros(0)
 
 
-@dataclass(frozen=True, slots=True)
-class Deltas:
+class Deltas(NamedTuple):
     """The part of a block that builds on the blocks before it; see `switchgear.v1alpha.Block`."""
 
     changed: bytes
@@ -33,9 +32,11 @@ class Deltas:
     reclassed: npt.NDArray[np.uint32]
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One tick as it came over the wire; see `switchgear.v1alpha.Block`. deltas: None in a plain block."""
+class Block(NamedTuple):
+    """One tick as it came over the wire; see `switchgear.v1alpha.Block`. deltas: None in a plain block.
+
+    A tuple: of a frozen dataclass making one costs a tenth of taking in the block.
+    """
 
     time_unix_ns: int
     sequence: int

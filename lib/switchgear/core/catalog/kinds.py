@@ -60,7 +60,7 @@ KINDS = _Names("kinds")
 NODE_KINDS = _Names("node_kinds")
 #: Of the drivers of GPUs.
 DRIVER_KINDS = _Names("driver_kinds")
-#: Of the agent itself.
+#: Of the agent itself, and what the collector finds about one.
 AGENT_KINDS = _Names("agent_kinds")
 #: Of what the collector reads at others' exporters.
 COLLECTOR_KINDS = _Names("collector_kinds")
