@@ -70,6 +70,7 @@ _COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "show where the GPU time of a job went, or what faults cost all jobs",
     ),
     "checkpoints": ("switchgear.cli.show", "add_checkpoints", "checkpoints", "list the checkpoints of a job"),
+    "query": ("switchgear.cli.query", "add_arguments", "main", "show recent values of any series on all nodes"),
     "signals": ("switchgear.cli.show", "add_signals", "signals_command", "list what the detectors found"),
     "top": (
         "switchgear.cli.top",
@@ -115,6 +116,7 @@ _COMMANDS: dict[str, tuple[str, str, str, str]] = {
 _SHOWS = (
     "switchgear.cli.show",
     "switchgear.cli.goodput",
+    "switchgear.cli.query",
     "switchgear.cli.act",
     "switchgear.cli.policies",
     "switchgear.cli.services",

@@ -16,7 +16,7 @@ from switchgear.v1 import signal_service_pb2 as signals
 from switchgear.v1alpha import telemetry_service_pb2 as telemetry
 
 #: Labels that follow from the GPU's index; the table above has them and `--json` gives them all.
-_SAME_FOR_A_GPU = frozenset({"UUID", "device", "hostname", "modelName", "pci_bus_id", "DCGM_FI_DRIVER_VERSION"})
+SAME_FOR_A_GPU = frozenset({"UUID", "device", "hostname", "modelName", "pci_bus_id", "DCGM_FI_DRIVER_VERSION"})
 
 
 def qualified(value: str, collection: str) -> str:
@@ -114,7 +114,7 @@ def _labels(value: telemetry.SeriesValue) -> list[tuple[str, str]]:
     """Those that tell it from the others of its metric, the GPU's index first. A network interface is a device too, and no GPU's."""
     of_gpu = "gpu" in value.labels
     labels = sorted(value.labels.items(), key=lambda label: (label[0] != "gpu", label))
-    return [(key, text) for key, text in labels if not (of_gpu and key in _SAME_FOR_A_GPU)]
+    return [(key, text) for key, text in labels if not (of_gpu and key in SAME_FOR_A_GPU)]
 
 
 def _in_order(text: str) -> tuple[int, str]:
