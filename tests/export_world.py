@@ -179,6 +179,11 @@ class Exporting:
         for tap in self._exporters.taps:
             tap.row(opened)
 
+    def late(self, opened: NodeWindow, seconds: Sequence[float], rows: Sequence[Sequence[float]]) -> None:
+        times = np.array([START_NS + round(second * 1e9) for second in seconds])
+        for tap in self._exporters.taps:
+            tap.late(opened, opened.series, times, np.array(rows, float))
+
     def counted(self, name: str, target: str = "sink", **labels: str) -> float:
         """Of `switchgear_{name}`, the total of those that have these labels."""
         return sum(

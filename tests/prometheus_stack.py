@@ -81,10 +81,11 @@ class _Program:
 
 
 class Prometheus(_Program):
-    """configuration: that of prometheus.yml, as YAML reads it."""
+    """configuration: that of prometheus.yml, as YAML reads it. options: further flags."""
 
-    def __init__(self, folder: Path, configuration: dict[str, Any]) -> None:
-        super().__init__(folder, "prometheus", configuration, [f"--storage.tsdb.path={folder / 'prometheus'}"])
+    def __init__(self, folder: Path, configuration: dict[str, Any], *options: str) -> None:
+        storage = f"--storage.tsdb.path={folder / 'prometheus'}"
+        super().__init__(folder, "prometheus", configuration, [storage, *options])
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """Series that the expression gives now. Fails when Prometheus refuses it."""
