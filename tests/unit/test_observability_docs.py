@@ -17,6 +17,7 @@ from switchgear.agent.spool import Spool
 from switchgear.agent.stream import Identity, TelemetryStream
 from switchgear.autoscaler.metrics import AutoscalerMetrics
 from switchgear.cli.compose import lease_held
+from switchgear.collector.export.exporters import Exporters
 from switchgear.collector.metrics import CollectorMetrics
 from switchgear.core.clock import ManualClock
 from switchgear.core.metrics import ServerMetrics, new_registry
@@ -41,6 +42,7 @@ def everything(folder: Path) -> CollectorRegistry:
     SchedulerMetrics(registry)
     RecoveryMetrics(registry, clock, list)
     CollectorMetrics(registry)
+    Exporters((), (), clock, registry)
     AutoscalerMetrics(registry)
     RouterMetrics(registry)
     ReplicaMetrics(registry, "gpt")
