@@ -56,6 +56,8 @@ class Feed:
         self._began_ns = 0
         self._ids = dict[SeriesKey, int]()
         self._columns = _Columns()
+        self._asked: list[SeriesKey] = []
+        self._answered: Ids = np.zeros(0, np.int64)
         self._unwritten_ns = 0
         self._written_ns = 0
         #: When something came last, by our clock.
@@ -77,12 +79,17 @@ class Feed:
 
     def ids(self, keys: Sequence[SeriesKey], now_unix_ns: int) -> Ids:
         """The id of each; -1 for one that the window cannot take in any more."""
+        if self._asked == keys:  # mostly the same objects as the last time, which costs nothing to see
+            return self._answered
         new = self._new(keys)
         if len(self._ids) + len(new) > SERIES_MAX and self._begin_anew(now_unix_ns):
             new = self._new(keys)
         if new:
             self._define(new)
-        return np.array([self._ids.get(key, -1) for key in keys], np.int64)
+        ids = np.array([self._ids.get(key, -1) for key in keys], np.int64)
+        # Those that are refused now may be taken the next time.
+        self._asked, self._answered = ([], ids[:0]) if (ids < 0).any() else (list(keys), ids)
+        return ids
 
     def known(self, keys: Iterable[SeriesKey]) -> Ids:
         """The ids of those that have one."""

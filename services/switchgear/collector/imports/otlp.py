@@ -21,7 +21,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import Me
 from switchgear.collector.blocks import Ids, Values
 from switchgear.collector.imports.feed import Feed
 from switchgear.collector.imports.intake import Intake
-from switchgear.collector.imports.points import Points, read
+from switchgear.collector.imports.points import Keys, Points, read
 from switchgear.collector.imports.rules import RULES
 from switchgear.collector.imports.settings import OtlpImport
 from switchgear.collector.ring import Times
@@ -62,6 +62,7 @@ class Otlp:
         self._feeds, self._judging, self._clock = intake.feeds, intake.judging, intake.clock
         self._metrics = intake.metrics
         self._senders: dict[str, _Sender] = {}
+        self._keys = Keys()
 
     async def take(self, request: ExportMetricsServiceRequest) -> Counter[str]:
         """Returns how many points were rejected, by reason.
@@ -70,9 +71,9 @@ class Otlp:
         """
         await self._judging.ready()
         if request.ByteSize() > _LARGE_BYTES:
-            nodes, rejected = await asyncio.to_thread(read, request, self._settings)
+            nodes, rejected = await asyncio.to_thread(read, request, self._settings, self._keys)
         else:
-            nodes, rejected = read(request, self._settings)
+            nodes, rejected = read(request, self._settings, self._keys)
         for node in nodes:
             if identity.current().kind is not Kind.USER:  # an operator may speak for all nodes
                 identity.require_node(node)
