@@ -76,7 +76,7 @@ class Sampler:
                 series_id = ids[reading.key] = len(ids)
                 self.keys.append(reading.key)
                 latest.append(reading)
-            elif latest[series_id] == reading:
+            elif (before := latest[series_id]) is reading or before == reading:
                 continue
             latest[series_id] = reading
             changed[series_id] = reading

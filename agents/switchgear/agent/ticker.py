@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 
 from switchgear.agent.crew import Crew, Job
 from switchgear.agent.events import RESUMED, STALLED, Events, Finding
@@ -75,7 +76,7 @@ class Ticker:
         late = self._take(now_s)
         await self._ask(now_s)
         now = self._take(self._clock.monotonic_s())
-        readings = (reading for _, sample in (*late, *now) for reading in sample.readings)
+        readings = chain.from_iterable(sample.readings for _, sample in (*late, *now))
         self._outbox.put(self._outbox.sampler.tick(readings, time_unix_ns))
         for worker, sample in now:
             if sample.missed:

@@ -25,9 +25,10 @@ class GpmMetric:
     id: int
     per: float
 
-    def value(self, told: float) -> float:
-        """In our unit, to a millionth of a ratio or a whole byte: behind that is noise, which would cost each sample eight bytes on the wire."""
-        return round(told / self.per, 6 if self.per == _RATIO else 0)
+    @property
+    def digits(self) -> int:
+        """A millionth of a ratio, or a whole byte: behind that is noise, which would cost each sample eight bytes on the wire."""
+        return 6 if self.per == _RATIO else 0
 
 
 METRICS = (
@@ -81,15 +82,20 @@ class Gpm:
         get.sample1, get.sample2 = before, now
         py.nvmlGpmMetricsGet(get)
         entries = self._layout.unpack_from(get, type(get).metrics.offset)
-        answers = list(zip(self._metrics, entries[0::2], entries[1::2], strict=True))
-        values = [
-            (metric.metric, metric.value(value) if code == library.SUCCESS else self._nvml.words(code))
-            for metric, code, value in answers
+        codes, told = entries[0::2], entries[1::2]
+        values: list[tuple[str, float | str]] = [
+            (name, round(value / per, digits)) for (name, per, digits), value in zip(self._scales, told, strict=True)
+        ]
+        if not any(codes):  # library.SUCCESS is 0
+            return values
+        asked = self._metrics
+        if not library.UNSUPPORTED.isdisjoint(codes):
+            self._ask([metric for metric, code in zip(asked, codes, strict=True) if code not in library.UNSUPPORTED])
+        return [
+            value if code == library.SUCCESS else (value[0], self._nvml.words(code))
+            for value, code in zip(values, codes, strict=True)
             if code not in library.UNSUPPORTED
         ]
-        if len(values) < len(answers):
-            self._ask([metric for metric, code, _ in answers if code not in library.UNSUPPORTED])
-        return values
 
     def close(self) -> None:
         for sample in self._samples:
@@ -98,6 +104,7 @@ class Gpm:
 
     def _ask(self, metrics: Sequence[GpmMetric]) -> None:
         self._metrics = metrics
+        self._scales = [(metric.metric, metric.per, metric.digits) for metric in metrics]
         self._layout = struct.Struct("=" + _ENTRY * len(metrics))
         self._get.numMetrics = len(metrics)
         for position, metric in enumerate(metrics):

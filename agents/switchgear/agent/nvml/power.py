@@ -45,7 +45,7 @@ class RuntimePower:
     """
 
     def __init__(self, pci_bus_id: str, sysfs: Path = Path("/sys")) -> None:
-        self._path = sysfs / "bus/pci/devices" / f"{normal_pci(pci_bus_id)}.0" / "power/runtime_status"
+        self._path = f"{sysfs}/bus/pci/devices/{normal_pci(pci_bus_id)}.0/power/runtime_status"
         self._fd = -1
         self._lock = threading.Lock()
 

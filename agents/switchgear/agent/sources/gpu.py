@@ -79,13 +79,18 @@ class GpuSource:
         self._labels_of_node: Labels = (("hostname", hostname),)
         if device.driver_version:
             self._labels_of_node += (("DCGM_FI_DRIVER_VERSION", device.driver_version),)
-        self._keys = dict[tuple[str, Labels], SeriesKey]()
+        self._last = dict[tuple[str, Labels], Reading]()
 
     def sample(self) -> list[Reading]:
         readings = list[Reading]()
+        last = self._last
         for name, labels, value in self._driver.read(self._index, slow=self._slow):
-            key = self._keys.get((name, labels)) or self._key(name, labels)
-            readings.append(unknown(key, value) if isinstance(value, str) else known(key, value))
+            place = name, labels
+            reading = last.get(place)
+            if reading is None or reading[1] != value:  # most of them say what they said before
+                key = self._key(name, labels) if reading is None else reading.key
+                last[place] = reading = unknown(key, value) if isinstance(value, str) else known(key, value)
+            readings.append(reading)
         return readings
 
     def _key(self, name: str, labels: Labels) -> SeriesKey:
@@ -93,9 +98,7 @@ class GpuSource:
         # dcgm-exporter's order: the GPU, the instance of it, the node, and what sets values of the metric apart.
         instance = tuple(label for label in labels if label[0] in _INSTANCE)
         rest = tuple(label for label in labels if label[0] not in _INSTANCE)
-        key = series(name, metric.unit, metric.kind, *self._labels, *instance, *self._labels_of_node, *rest)
-        self._keys[name, labels] = key
-        return key
+        return series(name, metric.unit, metric.kind, *self._labels, *instance, *self._labels_of_node, *rest)
 
 
 _PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-9a-f]{2})(?:\.[0-7])?", re.IGNORECASE)
