@@ -115,6 +115,8 @@ class Launcher:
         self.launcher_id = uuid.uuid4().hex
         self.generation = 0
         self.resume_step = 0
+        #: The newest that its ranks have told of in this generation.
+        self.told_step: int | None = None
         self.first_rank = 0
         self.alive: dict[int, int] = {}
         self.exits: list[wire.RankExited] = []
@@ -187,6 +189,7 @@ class Launcher:
                 self.generation, self.first_rank = command.generation, command.start.first_rank
                 self.resume_step = command.start.resume_step
                 self.exits.clear()
+                self.told_step = None
                 ranks = range(self.first_rank, self.first_rank + self.nproc)
                 self.alive = {rank: 100 * command.generation + rank for rank in ranks}
                 for rank, pid in self.alive.items():
@@ -205,6 +208,7 @@ class Launcher:
         await self.report(progress=self.progress(step))
 
     def progress(self, step: int, *, new: bool = True) -> wire.Progress:
+        self.told_step = step
         times = {"time_unix_ns": 4 + step, "first_step_time_unix_ns": 3, "first_new_step_time_unix_ns": 4 * new}
         ranks = [wire.RankStep(rank=rank, step=step, count=step - self.resume_step, **times) for rank in self.alive]
         return wire.Progress(ranks=ranks)
@@ -215,6 +219,8 @@ class Launcher:
             await self.report(attempt_stopped=self._stopped())
 
     def _ended(self, rank: int, code: int, *, by_us: bool, **fields: Any) -> wire.RankExited:
+        if self.told_step is not None:
+            fields.setdefault("step", self.told_step)
         exited = wire.RankExited(
             rank=rank, pid=self.alive.pop(rank), time_unix_ns=5, exit_code=code, stopped_by_us=by_us, **fields
         )
