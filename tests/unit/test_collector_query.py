@@ -157,6 +157,7 @@ NOW = T0 + 7200 * S
 
 def test_a_query_of_nothing_special_is_of_the_last_two_minutes_by_the_second() -> None:
     assert grid_of(pb.QueryRequest(), NOW) == Grid(NOW - 120 * S, S, 121)
+    assert grid_of(pb.QueryRequest(range_seconds=3600), NOW) == Grid(NOW - 3600 * S, 60 * S, 61)
     back = pb.QueryRequest()
     back.start_time.FromNanoseconds(NOW - 3600 * S + 5)
     assert grid_of(back, NOW) == Grid(NOW - 3600 * S, 60 * S, 61)
@@ -173,6 +174,8 @@ def test_a_query_of_nothing_special_is_of_the_last_two_minutes_by_the_second() -
         ({"step_seconds": 1e300}, "step_seconds"),
         ({"start_time": {"seconds": 10}, "step_seconds": 1}, "steps are more than 10000"),
         ({"start_time": {"seconds": -1}}, "years"),
+        ({"range_seconds": NAN}, "range_seconds"),
+        ({"range_seconds": 60, "start_time": {"seconds": 10}}, "one of them"),
         ({"end_time": {"seconds": 2**62}}, "years"),
         ({"end_time": {"seconds": 50}, "start_time": {"seconds": 60}}, "after"),
     ],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import re
-import time
 from collections.abc import Sequence
 
 from switchgear.cli import exits
@@ -49,9 +48,8 @@ def main(args: argparse.Namespace) -> int:
         selector=args.selector,
         step_seconds=args.step,
         reduction=args.reduction.upper(),
+        range_seconds=args.last,
     )
-    if args.last is not None:
-        request.start_time.FromNanoseconds(time.time_ns() - int(args.last * 1e9))
     with connect(args.server) as client:
         found = client.telemetry.Query(request)
     if args.json:

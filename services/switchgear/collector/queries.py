@@ -93,7 +93,14 @@ class Queries:
 def grid_of(request: pb.QueryRequest, now_ns: int) -> Grid:
     """The steps that a request asks for. Raises Invalid (BAD_FIELD) when there are too many or none."""
     end_ns = _time_ns(request.end_time, "end_time") if request.HasField("end_time") else now_ns
-    start_ns = _time_ns(request.start_time, "start_time") if request.HasField("start_time") else end_ns - _RANGE_NS
+    if not 0 <= request.range_seconds <= _TIME_S_MAX:
+        raise _invalid("range_seconds must be positive", "range_seconds")
+    if not request.HasField("start_time"):
+        start_ns = max(0, end_ns - (round(request.range_seconds * _SECOND_NS) or _RANGE_NS))
+    elif request.range_seconds:
+        raise _invalid("range_seconds stands instead of start_time; give one of them", "range_seconds")
+    else:
+        start_ns = _time_ns(request.start_time, "start_time")
     if start_ns > end_ns:
         raise _invalid("start_time is after end_time", "start_time")
     step_s = request.step_seconds or (1.0 if start_ns >= now_ns - _RANGE_NS else _MINUTE_S)
