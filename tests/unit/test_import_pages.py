@@ -160,7 +160,7 @@ def test_what_was_heard_is_good_for_a_while_and_a_silence_is_told_once() -> None
     presence.heard("nodes/a", 15, 5)  # another source of the node
     assert presence.due(34) == []
     ((node, silent_s),) = presence.due(36)
-    assert (node, silent_s) == ("nodes/a", 11)
+    assert (node, silent_s) == ("nodes/a", 21)
     presence.forget(node)
     assert presence.due(1000) == []
     presence.heard("nodes/a", 1000, 25)

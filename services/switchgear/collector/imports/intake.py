@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from switchgear.collector.imports.feeds import Feeds
@@ -12,9 +13,10 @@ from switchgear.core.clock import Clock
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """Shared by all imports of a collector."""
+    """Shared by all imports of a collector. elsewhere: address of the collector of `nodes/{node}`, or "" when it is this one."""
 
     feeds: Feeds
     judging: Judging
     clock: Clock
     metrics: ImportMetrics
+    elsewhere: Callable[[str], str]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grpc.aio
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import add_MetricsServiceServicer_to_server
@@ -33,7 +33,7 @@ _TARGETS_S = 5.0
 class Imports:
     """What comes in beside agents. With nothing configured it costs nothing.
 
-    Raises Invalid when a file that `scrapes` name cannot be used.
+    elsewhere: see `Intake`. Raises Invalid when a file that `scrapes` name cannot be used.
     """
 
     def __init__(
@@ -49,13 +49,14 @@ class Imports:
         clock: Clock,
         registry: CollectorRegistry,
         silence_s: float,
+        elsewhere: Callable[[str], str] = lambda _: "",
     ) -> None:
         self._scrapes = scrapes
         self._tls = [tls_of(scrape) for scrape in scrapes]
         metrics = ImportMetrics(registry, [scrape.name for scrape in scrapes])
         self._feeds = Feeds(windows, taps, metrics, clock)
         self._judging = Judging(agents, database, writer, clock, metrics, silence_s=silence_s)
-        self._intake = Intake(self._feeds, self._judging, clock, metrics)
+        self._intake = Intake(self._feeds, self._judging, clock, metrics, elsewhere)
         self._otlp = otlp.Otlp(otlp_import, self._intake) if otlp_import.enabled else None
 
     @property
@@ -83,7 +84,9 @@ class Imports:
 
     def _is_expected(self, origin: Origin) -> bool:
         """Nodes that have a target of their own are expected with it."""
-        _, source = origin
+        node, source = origin
+        if self._intake.elsewhere(node):
+            return False
         if source == otlp.SOURCE:
             return self._otlp is not None
         return any(scrape.node_label and source == f"scrape/{scrape.name}" for scrape in self._scrapes)
@@ -94,7 +97,10 @@ class Imports:
         try:
             async with asyncio.TaskGroup() as tasks:
                 while True:
-                    wanted = targets.look()
+                    # A page whose series name their nodes has some for each collector.
+                    wanted = {
+                        target for target in targets.look() if not (target.node and self._intake.elsewhere(target.node))
+                    }
                     for target in running.keys() - wanted:
                         running.pop(target).cancel()
                     for target in wanted - running.keys():

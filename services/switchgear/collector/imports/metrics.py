@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 #: Why something that came was not taken in.
 REASONS = (
+    "elsewhere",
     "histogram",
     "labels",
     "malformed",

@@ -60,7 +60,7 @@ class Otlp:
     def __init__(self, settings: OtlpImport, intake: Intake) -> None:
         self._settings = settings
         self._feeds, self._judging, self._clock = intake.feeds, intake.judging, intake.clock
-        self._metrics = intake.metrics
+        self._metrics, self._elsewhere = intake.metrics, intake.elsewhere
         self._senders: dict[str, _Sender] = {}
         self._keys = Keys()
 
@@ -74,8 +74,10 @@ class Otlp:
             nodes, rejected = await asyncio.to_thread(read, request, self._settings, self._keys)
         else:
             nodes, rejected = read(request, self._settings, self._keys)
-        for node in nodes:
-            if identity.current().kind is not Kind.USER:  # an operator may speak for all nodes
+        for node in list(nodes):
+            if self._elsewhere(node):
+                rejected["elsewhere"] += len(nodes.pop(node).keys)
+            elif identity.current().kind is not Kind.USER:  # an operator may speak for all nodes
                 identity.require_node(node)
         for reason, count in rejected.items():
             self._metrics.rejected.labels(reason).inc(count)

@@ -35,7 +35,7 @@ class Scraping:
     def __init__(self, scrape: Scrape, target: Target, fetcher: Fetcher, intake: Intake) -> None:
         self._scrape, self._target, self._fetcher = scrape, target, fetcher
         self._feeds, self._judging, self._clock = intake.feeds, intake.judging, intake.clock
-        self._metrics = intake.metrics
+        self._metrics, self._elsewhere = intake.metrics, intake.elsewhere
         self._source = f"scrape/{scrape.name}"
         self._reader = Reader(scrape.metrics)
         self._up = SeriesKey(UP, "", (("target", target.url),))
@@ -102,6 +102,8 @@ class Scraping:
         told = dict[Feed, list[SeriesKey]]()
         looks = list[tuple[str, list[tuple[SeriesKey, float]]]]()
         for node, (keys, values) in self._by_node(page).items():
+            if self._elsewhere(node):
+                continue
             feed = self._feeds.of(node, self._source)
             if feed is None:
                 self._metrics.rejected.labels("nodes").inc(len(keys))
