@@ -13,47 +13,55 @@ import gc
 import json
 import sys
 import time
+import zlib
 
 import numpy as np
 import psutil
 
-from switchgear.collector.windows import MINUTES, TICKS, Kind, SeriesKey, Windows
+from switchgear.collector.blocks import Block, Deltas
+from switchgear.collector.dictionary import dictionary_of
+from switchgear.collector.windows import MINUTES, TICKS, Windows
+from switchgear.v1alpha import telemetry_service_pb2 as pb
 
 BYTES_A_SERIES_MAX = 2500
 _GPUS = 8
 _SECOND_NS = 1_000_000_000
 
 
-def keys_of(series: int, uuid: str) -> list[SeriesKey]:
-    """Half of them counters; a GPU's labels are one object, as the collector's reading of dictionaries makes them."""
-    gpus = [
-        tuple(sorted((("gpu", str(gpu)), ("modelName", "H100"), *([("UUID", f"GPU-{uuid}-{gpu}")] if uuid else []))))
-        for gpu in range(_GPUS)
+def dictionary(series: int, uuid: str) -> pb.Dictionary:
+    """Half of them counters, half of GPUs."""
+    told = [
+        pb.Series(id=at, metric=f"metric_{at}", kind=pb.Series.COUNTER if at % 4 < 2 else pb.Series.GAUGE)
+        for at in range(series)
     ]
-    names = [f"metric_{number}" for number in range(series)]
-    return [
-        SeriesKey(name, "", gpus[at % _GPUS] if at % 2 else (), Kind.COUNTER if at % 4 < 2 else Kind.GAUGE)
-        for at, name in enumerate(names)
-    ]
+    for one in told[1::2]:
+        gpu = str(one.id // 2 % _GPUS)
+        one.labels.update({"gpu": gpu, "modelName": "H100", "UUID": f"GPU-{uuid}-{gpu}"})
+    return pb.Dictionary(packed=zlib.compress(pb.Dictionary(series=told).SerializeToString()))
+
+
+def keyframe(series: int) -> Block:
+    """As agents send it, so that the window has all that decoding needs."""
+    numbers = np.arange(series)
+    deltas = Deltas(b"\xff" * (series // 8), numbers, b"\x13" * series, np.zeros(0, np.uint32))
+    return Block(MINUTES * 60 * _SECOND_NS, 1, True, b"", b"", {}, deltas)
 
 
 def measure(nodes: int, series: int, *, own_labels: bool) -> dict[str, float]:
-    shared = keys_of(series, "")
     values = np.random.default_rng(0).random((TICKS, series)) * 1e12
-    ids = np.arange(series)
+    ids, first = np.arange(series), keyframe(series)
     windows = Windows(bytes_max=1 << 40)
     gc.collect()
     before = psutil.Process().memory_info().rss
     cpu_s = time.process_time()
     for number in range(nodes):
-        name = f"nodes/gpu-{number:05}"
-        window = windows.connect(name, "epoch")
-        keys = [own if at % 2 else key for at, (own, key) in enumerate(zip(keys_of(series, name), shared, strict=True))]
-        windows.define(window, 0, keys if own_labels else shared)
+        window = windows.connect(f"nodes/gpu-{number:05}", "epoch")
+        windows.define(window, *dictionary_of(dictionary(series, str(number) if own_labels else "")))
         # A row a minute fills the minutes, then one a second the rows.
         for minute in range(MINUTES):
             window.append(minute * 60 * _SECOND_NS, ids, values[minute % TICKS])
-        for tick in range(TICKS):
+        window.apply(first)
+        for tick in range(1, TICKS):
             window.append((MINUTES * 60 + tick) * _SECOND_NS, ids, values[tick])
     cpu_s = time.process_time() - cpu_s
     rss = psutil.Process().memory_info().rss - before

@@ -13,7 +13,8 @@ from switchgear.collector.ring import Columns, Times
 
 MINUTE_NS = 60_000_000_000
 #: Of a place that is free.
-_NEVER = -(2**62)
+_NEVER = -(2**31)
+_ROWS_MAX = 2**16 - 1
 #: Places of the aggregates of one minute.
 _MIN, _MEAN, _MAX, _LAST = range(4)
 Aggregates = npt.NDArray[np.float32]
@@ -43,16 +44,19 @@ class MinuteRing:
     def __init__(self, minutes: int) -> None:
         self._size = minutes
         self._newest = _NEVER
-        self._minutes: Times = np.full(minutes, _NEVER)
-        self._rows = np.zeros(minutes, np.int64)
-        self._last_ns: Times = np.zeros(minutes, np.int64)
+        #: Since 1970.
+        self._minutes = np.full(minutes, _NEVER, np.int32)
+        #: At most _ROWS_MAX.
+        self._rows = np.zeros(minutes, np.uint16)
+        #: Within the minute, of its newest row.
+        self._last_ms = np.zeros(minutes, np.uint16)
         # Never written whole: pages come from the kernel as minutes pass.
         self._values = np.empty((minutes, 4, 0), np.float32)
 
     @staticmethod
     def nbytes(minutes: int, width: int) -> int:
         """What a ring takes for so many series once it is full."""
-        return minutes * (24 + 16 * width)
+        return minutes * (8 + 16 * width)
 
     def widen(self, width: int) -> None:
         have = self._values.shape[2]
@@ -73,7 +77,7 @@ class MinuteRing:
             if live:
                 self._newest = minute
             if live or self._newest - self._size < minute <= self._newest:
-                self._put(minute, int(times[end - 1]), rows[begin:end])
+                self._put(minute, int(times[end - 1]) % MINUTE_NS // 1_000_000, rows[begin:end])
 
     def read(self, columns: Columns) -> Minutes:
         """The minutes that there are, in order."""
@@ -85,28 +89,28 @@ class MinuteRing:
             else self._values[at[:, None, None], np.arange(4)[:, None], columns]
         )
         return Minutes(
-            times=self._minutes[at] * MINUTE_NS,
+            times=self._minutes[at].astype(np.int64) * MINUTE_NS,
             min=values[:, _MIN],
             mean=values[:, _MEAN],
             max=values[:, _MAX],
             last=values[:, _LAST],
         )
 
-    def _put(self, minute: int, last_ns: int, rows: Values) -> None:
+    def _put(self, minute: int, last_ms: int, rows: Values) -> None:
         at = minute % self._size
         width = rows.shape[1]
         place = self._values[at, :, :width]
+        count = len(rows)
         with np.errstate(over="ignore", invalid="ignore"):
             part = _aggregate(rows)
             if self._minutes[at] == minute:
-                part = _joined(
-                    place, part, self._rows[at] / (self._rows[at] + len(rows)), newer=last_ns >= self._last_ns[at]
-                )
-                self._rows[at] += len(rows)
-                self._last_ns[at] = max(last_ns, self._last_ns[at])
+                before = int(self._rows[at])
+                count += before
+                part = _joined(place, part, before / count, newer=last_ms >= self._last_ms[at])
+                last_ms = max(last_ms, int(self._last_ms[at]))
             else:
                 self._values[at, :, width:] = np.nan
-                self._minutes[at], self._rows[at], self._last_ns[at] = minute, len(rows), last_ns
+            self._minutes[at], self._rows[at], self._last_ms[at] = minute, min(count, _ROWS_MAX), last_ms
             place[:] = part
 
 

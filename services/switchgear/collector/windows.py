@@ -42,7 +42,7 @@ _FOLD_ROWS = 60
 #: Of a window beside what grows with its series: its objects and the node's name.
 _WINDOW_BYTES = 6 * 1024
 #: Of each series, in the decoder and the row of newest values.
-_ROW_BYTES = 35
+_ROW_BYTES = 42
 
 
 class NodeWindow(Chain):
