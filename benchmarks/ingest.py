@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -46,6 +47,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    # What was started is stopped, however this ends.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     results: dict[str, Any] = {}
     for part in args.part or PARTS:
         with tempfile.TemporaryDirectory(prefix="switchgear-ingest-") as folder:
@@ -54,7 +57,7 @@ def main() -> int:
         print(json.dumps({part: results[part]}, indent=1), flush=True)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
-    return 0
+    return 0 if all(result.get("passed", True) for result in results.values()) else 1
 
 
 if __name__ == "__main__":

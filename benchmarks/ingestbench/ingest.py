@@ -13,7 +13,8 @@ SERIES = 320
 _SETTLE_S = 15.0
 _JOIN_WITHIN_S = 600.0
 _FLOOD_STREAMS, _FLOOD_BLOCKS = 64, 2000
-_HISTOGRAM = "switchgear_collector_block_age_seconds"
+_ASKED = "switchgear_collector_interval_asked_seconds"
+_HISTOGRAM = "switchgear_collector_block_delay_seconds"
 
 
 def steady(folder: Path, nodes: int, seconds: float) -> dict[str, Any]:
@@ -21,6 +22,9 @@ def steady(folder: Path, nodes: int, seconds: float) -> dict[str, Any]:
     with collector(folder) as target:
         with fleet(folder, target.grpc, "--nodes", nodes, "--series", SERIES, "--warm-up", 10**4) as process:
             joined_s = await_nodes(target, nodes, folder)
+            time.sleep(_SETTLE_S)
+            # Agents that were slowed down while all joined are let go.
+            until(lambda: not target.page().get(_ASKED, 0.0), _JOIN_WITHIN_S, lambda: "agents stay slowed down")
             time.sleep(_SETTLE_S)
             before, cpu_s, start_s = target.page(), target.program.cpu_s(), time.monotonic()
             time.sleep(seconds)
@@ -31,6 +35,7 @@ def steady(folder: Path, nodes: int, seconds: float) -> dict[str, Any]:
             process.wait(60)
         told = fleet_summary(folder)
     applied = grown(before, after, 'switchgear_collector_blocks_total{outcome="applied"}')
+    delays = {f"p{100 * share:g}": quantile(before, after, _HISTOGRAM, share) for share in (0.5, 0.99)}
     return {
         "nodes": nodes,
         "series": SERIES,
@@ -40,10 +45,12 @@ def steady(folder: Path, nodes: int, seconds: float) -> dict[str, Any]:
         "cores": cpu_s / span_s,
         "cpu_us_a_block": 1e6 * cpu_s / applied if applied else None,
         "samples_per_cpu_s": applied * SERIES / cpu_s,
-        "block_to_window_s": {f"p{100 * share:g}": quantile(before, after, _HISTOGRAM, share) for share in (0.5, 0.99)},
+        "block_to_window_s": delays,
         "rss_mb": rss_mb,
         "blocks_lost": grown(before, after, "switchgear_collector_blocks_lost_total"),
+        "interval_asked_s": after.get(_ASKED, 0.0),
         "fleet": told,
+        "passed": cpu_s <= span_s and applied >= 0.99 * nodes * span_s and (delays["p99"] or 1.0) < 1.0,
     }
 
 
@@ -76,6 +83,7 @@ def saturation(folder: Path) -> dict[str, Any]:
         "samples_per_s": samples / told["flood_s"],
         "blocks": {name: value for name, value in page.items() if name.startswith("switchgear_collector_blocks_total")},
         "fleet": told,
+        "passed": samples / cpu_s >= 2e6,
     }
 
 
@@ -94,6 +102,7 @@ def memory(folder: Path, nodes: int) -> dict[str, Any]:
         "rss_full_mb": full_mb,
         "bytes_a_series": 1e6 * (full_mb - empty_mb) / series,
         "fleet": told,
+        "passed": 1e6 * (full_mb - empty_mb) / series <= 2500,
     }
 
 

@@ -38,8 +38,17 @@ def test_nodes_that_begin_at_different_ticks_have_the_same_values() -> None:
         variant.advance(tick)
         for began, chain in chains.items():
             if tick >= began:
-                assert taken_in(chain, variant.block(began % KEYFRAME_EVERY), tick) is Outcome.APPLIED
+                assert taken_in(chain, variant.block(began), tick) is Outcome.APPLIED
                 assert chain.latest().tolist() == now(variant)
+
+
+def test_a_node_that_was_told_to_sample_less_often_has_the_values_of_its_own_ticks() -> None:
+    variant, chain = Variant(7, SERIES, 1.0), a_chain()
+    for tick in range(1, 4 * KEYFRAME_EVERY):
+        variant.advance(tick)
+        if tick >= 4 and (tick - 4) % 3 == 0:
+            assert taken_in(chain, variant.block(4, 3), tick) is Outcome.APPLIED
+            assert chain.latest().tolist() == now(variant)
 
 
 def test_a_backlog_holds_the_ticks_that_a_node_missed() -> None:

@@ -78,8 +78,7 @@ class Fleet:
         """Ticks until cancelled, and then ends all connections."""
         loop = asyncio.get_running_loop()
         timers = [
-            loop.call_later(place / self._settings.connects_per_s, node.connect)
-            for place, node in enumerate(self.nodes)
+            loop.call_later(place / self._settings.connects_per_s, node.start) for place, node in enumerate(self.nodes)
         ]
         self.counts.warm = self._settings.warm_up_s == 0
         timers.append(loop.call_later(self._settings.warm_up_s, self._warmed_up))

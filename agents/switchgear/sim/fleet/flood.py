@@ -151,7 +151,7 @@ def _recorded(settings: FleetSettings, seed: int, counts: Counts) -> list[bytes]
     rounds = -(-settings.blocks // KEYFRAME_EVERY)
     for tick in range(KEYFRAME_EVERY, KEYFRAME_EVERY + min(rounds * KEYFRAME_EVERY, _TICKS_MAX)):
         variant.advance(tick)
-        blocks.append(variant.block(0))
+        blocks.append(variant.block(KEYFRAME_EVERY))
     counts.samples += variant.samples
     counts.changed += variant.changed
     return blocks

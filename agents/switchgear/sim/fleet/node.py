@@ -13,7 +13,7 @@ from switchgear.core.reconnect import BACKOFF_S_MAX, BACKOFF_S_MIN, REFUSED_BACK
 from switchgear.sim.fleet.collector import Collector, agent_message, dated, hello
 from switchgear.sim.fleet.counts import Counts
 from switchgear.sim.fleet.http2 import GrpcCall
-from switchgear.sim.fleet.variant import KEPT_TICKS, KEYFRAME_EVERY, Variant, packed_dictionary
+from switchgear.sim.fleet.variant import KEPT_TICKS, Variant, packed_dictionary
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
 #: Of one node, until they are acked; its later ones are dropped, as a full spool does.
@@ -68,9 +68,13 @@ class SimulatedNode:
         self._connecting: asyncio.Task[None] | None = None
         self._welcomed = False
         self._dictionary_told = False
-        self._muted = self._silent = False
-        #: The tick of the keyframe from which the blocks of this connection go on, modulo KEYFRAME_EVERY.
-        self._phase: int | None = None
+        self._muted = False
+        #: No agent is there: before the first `connect`, and while it is silent.
+        self._silent = True
+        #: The tick from which the blocks of this connection go on.
+        self._began: int | None = None
+        #: Of the newest block.
+        self._ticked = 0
         self._under_way = deque[_Tick]()
         #: Made while nobody listened, oldest first.
         self._missed = deque[_Tick]()
@@ -84,8 +88,12 @@ class SimulatedNode:
         self._backoff_s = BACKOFF_S_MIN
         self._closed = False
 
-    def connect(self) -> None:
-        """Begins to keep a connection."""
+    def start(self) -> None:
+        """Begins to sample, and to keep a connection."""
+        self._silent = False
+        self._connect_now()
+
+    def _connect_now(self) -> None:
         if not (self._closed or self._silent or self._call or self._connecting):
             self._connecting = asyncio.ensure_future(self._connect())
 
@@ -100,23 +108,24 @@ class SimulatedNode:
     def tick(self) -> None:
         """Makes the block of the variant's present tick, and sends it when the collector listens."""
         number = self.variant.tick
-        if self._silent or number % self._every:
+        if self._silent or number - self._ticked < self._every:
             return
+        self._ticked = number
         now_s = self._clock.monotonic_s()
         self._sequence += 1
         self._counts.blocks_made += 1
         tick = _Tick(number, self._sequence, self._clock.unix_ns() + self._skew_ns, now_s)
         call = self._call
         if call is None or not self._welcomed or self._muted or call.waiting_bytes > _WAITING_BYTES_MAX:
-            self._phase = None
+            self._began = None
             self._miss(tick)
             return
         if not self._dictionary_told:
             self._dictionary_told = True
             self._say(call, _DICTIONARY, packed_dictionary(self.name, self._series))
-        if self._phase is None or self._every > 1:
-            self._phase = number % KEYFRAME_EVERY
-        block = dated(self.variant.block(self._phase), tick.time_unix_ns, tick.sequence)
+        if self._began is None:
+            self._began = number
+        block = dated(self.variant.block(self._began, self._every), tick.time_unix_ns, tick.sequence)
         self._under_way.append(tick)
         self._counts.blocks_sent += 1
         self._say(call, _BLOCK, block)
@@ -137,10 +146,11 @@ class SimulatedNode:
 
     def silence(self, silent: bool) -> None:
         """Whether its agent is gone."""
-        self._silent = silent
         if not silent:
-            self.connect()
-        elif self._call is not None:
+            self.start()
+            return
+        self._silent = True
+        if self._call is not None:
             self._call.cancel()
 
     def mute(self, muted: bool) -> None:
@@ -190,7 +200,7 @@ class SimulatedNode:
             self._backoff_s = BACKOFF_S_MIN
         self._call = None
         self._welcomed = self._dictionary_told = self._live_acked = self._backlog_told = False
-        self._phase = self._backlog = None
+        self._began = self._backlog = None
         self._event_sent = self._backlog_number = 0
         late, self._missed = [*self._under_way, *self._missed], deque()
         self._under_way.clear()
@@ -205,7 +215,7 @@ class SimulatedNode:
             return
         self._counts.last_error = f"{self.name}: {why}"
         # The same waits as the agent's (core.reconnect).
-        asyncio.get_running_loop().call_later(self._backoff_s * random.uniform(0.5, 1.0), self.connect)
+        asyncio.get_running_loop().call_later(self._backoff_s * random.uniform(0.5, 1.0), self._connect_now)
         self._backoff_s = min(2 * self._backoff_s, max(BACKOFF_S_MAX, self._backoff_s))
 
     def _receive(self, data: bytes) -> None:
@@ -224,12 +234,14 @@ class SimulatedNode:
             case "resync":
                 self._counts.resyncs += 1
                 self._dictionary_told = False
-                self._phase = None
+                self._began = None
             case "backlog_ack":
                 self._backlog_acked(message.backlog_ack.number)
             case "throttle":
                 self._counts.throttles += 1
+                # Its ticks are others from now on: the next block is a keyframe.
                 self._every = max(1, -int(-message.throttle.interval_seconds_min // self.variant.interval_s))
+                self._began = None
 
     def _acked(self, sequence: int) -> None:
         now_s = self._clock.monotonic_s()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from switchgear.agent.deltas import Encoder
@@ -60,7 +60,7 @@ class Variant:
         self._readings: list[Reading] = []
         self._changed: list[tuple[int, Reading]] = []
         self._kept: deque[tuple[int, list[Reading]]] = deque(maxlen=KEPT_TICKS)
-        self._chains: dict[int, _Chain] = {}
+        self._chains: dict[tuple[int, int], _Chain] = {}
         #: Of the samples, those that differ from the tick before.
         self.changed = self.samples = 0
         self.backlog = lru_cache(64)(self._backlog)
@@ -78,28 +78,27 @@ class Variant:
             Reading(key, None, value) if isinstance(value, str) else Reading(key, value)
             for key, value in zip(self._keys, self._values(tick * self.interval_s), strict=True)
         ]
-        self._changed = [
-            (series_id, now)
-            for series_id, (now, then) in enumerate(zip(self._readings, before, strict=False))
-            if now != then
-        ]
+        self._changed = list(_changes(self._readings, before))
         self.changed += len(self._changed)
         self.samples += len(before)
         self._kept.append((tick, self._readings))
 
-    def block(self, phase: int) -> bytes:
-        """The present tick as a serialized `Block` without time and sequence, for nodes that began in a tick of that `phase`.
+    def block(self, began: int, every: int = 1) -> bytes:
+        """The present tick as a serialized `Block` without time and sequence, for nodes that send each `every`th tick since `began`.
 
-        phase: that tick modulo KEYFRAME_EVERY. They must have had every tick since, and the first is a keyframe.
+        They must have had all of these; the first is a keyframe, and so is each KEYFRAME_EVERYth.
         """
-        chain = self._chains.get(phase)
+        period = every * KEYFRAME_EVERY
+        chain = self._chains.get((began % period, every))
         if chain is None:
-            chain = self._chains[phase] = _Chain()
+            chain = self._chains[began % period, every] = _Chain()
         if chain.tick != self.tick:
-            keyframe = self.tick % KEYFRAME_EVERY == phase
+            keyframe = (self.tick - began) % period == 0
             items = enumerate(self._readings) if keyframe else self._changed
+            if every > 1 and not keyframe:
+                items = _changes(self._readings, chain.readings)
             chain.body = chain.encoder.encode(items, len(self._keys), keyframe=keyframe).SerializeToString()
-            chain.tick = self.tick
+            chain.tick, chain.readings = self.tick, self._readings
         return chain.body
 
     def _backlog(self, first: int, last: int) -> tuple[bytes, ...]:
@@ -108,9 +107,7 @@ class Variant:
         blocks = list[bytes]()
         for tick, readings in self._kept:
             if first <= tick <= last:
-                items = [
-                    (series_id, now) for series_id, now in enumerate(readings) if not before or now != before[series_id]
-                ]
+                items = _changes(readings, before) if before else enumerate(readings)
                 blocks.append(encoder.encode(items, len(readings), keyframe=not before).SerializeToString())
                 before = readings
         return tuple(blocks)
@@ -132,10 +129,19 @@ class Variant:
 
 
 class _Chain:
+    """What nodes with the same ticks have in common. tick, readings, body: of the newest block."""
+
     def __init__(self) -> None:
         self.encoder = Encoder()
         self.tick = 0
+        self.readings: list[Reading] = []
         self.body = b""
+
+
+def _changes(now: Sequence[Reading], then: Sequence[Reading]) -> Iterator[tuple[int, Reading]]:
+    """Empty when there was nothing before."""
+    pairs = enumerate(zip(now, then, strict=False))
+    return ((series_id, new) for series_id, (new, old) in pairs if new != old)
 
 
 def gpus_for(count: int) -> int:
