@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 from switchgear.agent.deltas import Encoder
@@ -94,8 +94,10 @@ class Variant:
             chain = self._chains[began % period, every] = _Chain()
         if chain.tick != self.tick:
             keyframe = (self.tick - began) % period == 0
-            items = enumerate(self._readings) if keyframe else self._changed
-            if every > 1 and not keyframe:
+            items: Iterable[tuple[int, Reading]] = self._changed
+            if keyframe:
+                items = enumerate(self._readings)
+            elif every > 1:
                 items = _changes(self._readings, chain.readings)
             chain.body = chain.encoder.encode(items, len(self._keys), keyframe=keyframe).SerializeToString()
             chain.tick, chain.readings = self.tick, self._readings
