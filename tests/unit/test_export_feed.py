@@ -106,10 +106,10 @@ def test_a_node_with_many_series_goes_in_parts_and_a_change_costs_one_of_them() 
     world.tick(node, 1, *values)
     world.feed.seal(float("inf"))
     rows = [row for batch in world.batches for row in batch.rows]
-    assert [len(row.values) for row in rows] == [256, 256, 88, 1, 256, 255, 88]
-    assert rows[4].selection is rows[0].selection
-    assert rows[5].selection is not rows[1].selection
-    assert rows[6].selection is rows[2].selection
+    assert [len(row.values) for row in rows] == [192, 192, 192, 24, 1, 192, 191, 192, 24]
+    assert rows[5].selection is rows[0].selection
+    assert rows[6].selection is not rows[1].selection
+    assert rows[7].selection is rows[2].selection
 
 
 def test_at_an_interval_a_node_is_sent_once_in_each_and_nodes_at_different_moments() -> None:

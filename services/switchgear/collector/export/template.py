@@ -21,11 +21,12 @@ from switchgear.collector.blocks import Ids, Values
 #: snappy looks for copies within blocks of so many bytes.
 _BLOCK_BYTES = 65536
 _VALUE_BYTES = 8
-#: Series of one template at most. It bounds how long one takes to make (three milliseconds), and a series that comes or goes costs no more.
-SERIES_MAX = 256
+#: Series of one template at most. It bounds how long one takes to make (two milliseconds), and a series that comes or goes costs no more.
+SERIES_MAX = 192
 _RANDOM = random.Random(0)
 #: What stands for a value. Both ends differ between any two: a copy that begins or ends at a value must not reach into it.
-_MARKS = [bytes([at, *_RANDOM.randbytes(6), 7 * at % SERIES_MAX]) for at in range(SERIES_MAX)]
+_MARKS = [bytes([at, *_RANDOM.randbytes(6), 7 * at % 256]) for at in range(256)]
+_TRIES = 4
 
 #: Makes the message of the bytes of values, one for each series, and those of the time.
 Build = Callable[[Sequence[bytes], bytes], bytes]
@@ -47,18 +48,16 @@ class Template:
 
 def compiled(build: Build, series: int, time_bytes: int) -> Template:
     """The template of a message with one value and one time for each of `series` series (SERIES_MAX at most), in their order."""
-    marks, time, other = _MARKS[:series], *(_RANDOM.randbytes(time_bytes) for _ in range(2))
-    plain = build(marks, time)
-    values_at = _places(plain, marks)
-    times_at = np.array([found.start() for found in re.finditer(re.escape(time), plain)])
-    # Hardly ever does a copy take a part of a value, and a message that is one literal has none.
-    for data in (_compressed(plain, values_at), _literal(plain)):
-        template = _template(data, plain, values_at, times_at, time_bytes)
-        expected = bytearray(plain.replace(time, other))
-        values: Values = np.arange(series, dtype=np.float64) / 3
-        put_values(expected, values_at, values)
-        if template is not None and plain_of(rendered([(template, values, other)])) == expected:
+    time, marks = _RANDOM.randbytes(time_bytes), list(_MARKS)
+    for pack in (*[_compressed] * _TRIES, _literal):
+        plain = build(marks[:series], time)
+        values_at = _places(plain, marks[:series])
+        times_at = np.array([found.start() for found in re.finditer(re.escape(time), plain)])
+        template, torn = _template(pack(plain, values_at), plain, values_at, times_at, time_bytes)
+        if not torn and _holds(template, plain, values_at, time):
             return template
+        # Some mark has an end with which something else begins or ends: others take their places. A literal has no copies.
+        marks = [*(mark for at, mark in enumerate(marks) if at not in torn), *(marks[at] for at in torn)]
     raise AssertionError("a literal holds every byte of a message in its place")
 
 
@@ -109,8 +108,8 @@ def distinct(identities: Sequence[Hashable]) -> list[int]:
     return sorted(first.values())
 
 
-def _template(data: bytes, plain: bytes, values_at: Ids, times_at: Ids, time_bytes: int) -> Template | None:
-    """None when a value is not whole within a literal."""
+def _template(data: bytes, plain: bytes, values_at: Ids, times_at: Ids, time_bytes: int) -> tuple[Template, list[int]]:
+    """Also the numbers of the values that are not whole within a literal."""
     literals: Ids = np.array(list(_literals(data)), np.int64)
 
     def placed(at: Ids) -> tuple[Ids, Ids]:
@@ -119,13 +118,21 @@ def _template(data: bytes, plain: bytes, values_at: Ids, times_at: Ids, time_byt
         return literal[:, 0] + at - literal[:, 1], literal[:, 1] + literal[:, 2] - at
 
     values_there, room = placed(values_at)
-    if (room < _VALUE_BYTES).any():
-        return None
+    torn = np.flatnonzero(room < _VALUE_BYTES).tolist()
     of_times: list[tuple[int, int, int]] = []
     for begin in range(time_bytes):
         there, room = placed(times_at + begin)
         of_times += ((int(at), begin, begin + 1) for at in there[room > 0])
-    return Template(data, len(plain), values_there, tuple(_runs(of_times)))
+    return Template(data, len(plain), values_there, tuple(_runs(of_times))), torn
+
+
+def _holds(template: Template, plain: bytes, values_at: Ids, time: bytes) -> bool:
+    """Whether other values and another time come out where they should, and nothing else changes."""
+    other = _RANDOM.randbytes(len(time))
+    expected = bytearray(plain.replace(time, other))
+    values: Values = np.arange(len(values_at), dtype=np.float64) / 3
+    put_values(expected, values_at, values)
+    return plain_of(rendered([(template, values, other)])) == expected
 
 
 def _runs(pieces: list[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
@@ -184,6 +191,6 @@ def _compressed(plain: bytes, values_at: Ids) -> bytes:
     return b"".join(out)
 
 
-def _literal(plain: bytes) -> bytes:
+def _literal(plain: bytes, _values_at: Ids) -> bytes:
     """Not compressed: one literal, its length less one in four bytes."""
     return b"\xfc" + (len(plain) - 1).to_bytes(4, "little") + plain
