@@ -9,7 +9,7 @@ WORKERS ?= $(shell expr $$(nproc) + 1)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo kill-each up test test-slow check bench hook load soak campaign wire outage agent-footprint dashboards lint type dist clean help
+.PHONY: setup demo kill-each up test test-slow check bench hook load soak campaign wire outage ingest agent-footprint dashboards lint type dist clean help
 
 $(STAMP): pyproject.toml constraints.txt proto/build.py $(shell find proto/switchgear -name '*.proto')
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -65,6 +65,9 @@ wire: $(STAMP)  ## bytes and CPU of the telemetry wire, beside OTLP with zstd an
 
 outage: $(STAMP)  ## ten minutes without a collector, the agent killed meanwhile: nothing missing, live data first
 	$(BIN)/python benchmarks/outage.py --seconds 600
+
+ingest: $(STAMP)  ## what taking in telemetry costs, beside Prometheus and VictoriaMetrics, and what faults cost it: half an hour
+	$(BIN)/python benchmarks/ingest.py
 
 agent-footprint: $(STAMP)  ## what the node agent costs with 8 GPUs, beside node_exporter; and what a GPU that hangs costs the others
 	$(BIN)/python benchmarks/agent_footprint.py

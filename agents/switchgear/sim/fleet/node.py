@@ -23,6 +23,8 @@ _WAITING_BYTES_MAX = 64 * 1024
 #: Within the 16 KiB that an agent's message has.
 _BACKLOG_BLOCKS_MAX = 32
 _BACKLOG_PAUSE_S = 0.1
+#: What a collector has to say welcome: gRPC's keep-alive, ping and timeout.
+_WELCOME_S = 15.0
 #: INVALID_ARGUMENT, PERMISSION_DENIED, RESOURCE_EXHAUSTED, UNIMPLEMENTED: saying the same again at once would not help.
 _REFUSALS = {"3", "7", "8", "12"}
 #: Numbers of the fields of `AgentMessage`.
@@ -187,6 +189,12 @@ class SimulatedNode:
             return
         call.send(hello(self.name, self._run_id))
         self._send_events()
+        asyncio.get_running_loop().call_later(_WELCOME_S, self._give_up, call)
+
+    def _give_up(self, call: GrpcCall) -> None:
+        """As the agent's keep-alive does with a connection that only one end has."""
+        if call is self._call and not self._welcomed:
+            call.cancel()
 
     def _ended(self, status: str, message: str) -> None:
         if self._closed:
