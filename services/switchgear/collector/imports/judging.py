@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -90,13 +91,11 @@ class Judging:
             if not baseline.silent and is_expected(origin):
                 self._presence.heard(origin[0], self._clock.monotonic_s(), good_s)
 
-    def is_silent(self, node: str, source: str) -> bool:
-        baseline = self._baselines.get((node, source))
-        return baseline is not None and baseline.silent
-
-    def heard(self, node: str, good_s: float) -> None:
-        """The node is there, or has been told of for the first time; the next word of it is due within `good_s`."""
-        self._presence.heard(node, self._clock.monotonic_s(), good_s)
+    def expect_target(self, node: str, source: str, good_s: float) -> None:
+        """The node has a page that is asked for; its first word is due within `good_s`, unless it was silent before already."""
+        baseline = self._baseline((node, source))
+        if baseline is not None and not baseline.silent:
+            self._presence.heard(node, self._clock.monotonic_s(), good_s)
 
     def forget(self, node: str) -> None:
         """Nobody asks about the node any more."""
@@ -106,13 +105,11 @@ class Judging:
         self, node: str, source: str, samples: Iterable[tuple[SeriesKey, float]], time_unix_ns: int, good_s: float
     ) -> None:
         """Judges what came. good_s: until when more is due. Waits while the store lags behind."""
-        self.heard(node, good_s)
+        self._presence.heard(node, self._clock.monotonic_s(), good_s)
         origin = node, source
-        baseline = self._baselines.get(origin)
+        baseline = self._baseline(origin)
         if baseline is None:
-            if len(self._baselines) >= ORIGINS_MAX:
-                return
-            baseline = self._baselines[origin] = Baseline(self._clock.unix_ns(), changed=True)
+            return
         if baseline.silent:
             baseline.silent, baseline.changed = False, True
         findings = rules.look(baseline, samples, time_unix_ns)
@@ -137,13 +134,17 @@ class Judging:
 
     async def tick(self) -> None:
         """Tells silences that are due, and stores what changed."""
-        for node, silent_s in self._presence.due(self._clock.monotonic_s()):
-            if not self._had_agent(node, SILENCE_NS):
-                await self._agents.tell_silence(node, silent_s, "scrape or export of its metrics")
-                for origin, baseline in self._baselines.items():
-                    if origin[0] == node:
-                        baseline.silent, baseline.changed = True, True
-            self._presence.forget(node)
+        silent = set[str]()
+        try:
+            for node, silent_s in self._presence.due(self._clock.monotonic_s()):
+                if not self._had_agent(node, SILENCE_NS):
+                    await self._agents.tell_silence(node, silent_s, "scrape or export of its metrics")
+                    silent.add(node)
+                self._presence.forget(node)
+        finally:
+            for (node, _), baseline in self._baselines.items() if silent else ():
+                if node in silent:
+                    baseline.silent, baseline.changed = True, True
         changed = [
             (origin, baseline)
             for origin, baseline in self._baselines.items()
@@ -163,6 +164,13 @@ class Judging:
                     baseline.changed = True
                 raise
 
+    def _baseline(self, origin: Origin) -> Baseline | None:
+        """The one that is remembered, or a new one; None when there are as many as there may be."""
+        baseline = self._baselines.get(origin)
+        if baseline is None and len(self._baselines) < ORIGINS_MAX:
+            baseline = self._baselines[origin] = Baseline(self._clock.unix_ns(), changed=True)
+        return baseline
+
     def _had_agent(self, node: str, within_ns: int) -> bool:
         """Whether an agent streamed for the node so lately, as far as anybody looked."""
         now = self._clock.unix_ns()
@@ -181,14 +189,17 @@ class Judging:
 
 
 def _event(origin: Origin, baseline: Baseline, finding: Finding, time_unix_ns: int) -> Event:
-    """The same event has the same key, also when it is found again by the next collector."""
+    """The same fault has the same key, also when the next collector finds it again; another one never has, also when two collectors
+    look at a node for a while because it moves from one to the other.
+    """
     node, source = origin
     life = hashlib.sha256(f"{node} {source} {baseline.begin_unix_ns}".encode()).hexdigest()[:32]
+    fault = zlib.crc32(f"{finding.kind} {finding.code} {finding.gpu} {finding.text}".encode())
     return Event(
         node=node,
         boot_id=f"import-{life}",
         source=f"import/{source.removeprefix('scrape/')}",
-        sequence=baseline.sequence,
+        sequence=baseline.sequence << 32 | fault,
         time_unix_ns=time_unix_ns,
         kind=finding.kind,
         gpu=finding.gpu,

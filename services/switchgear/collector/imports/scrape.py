@@ -44,9 +44,9 @@ class Scraping:
 
     async def run(self) -> None:
         """Until cancelled. Targets are spread over the interval by their URLs."""
-        if self._target.node and not self._judging.is_silent(self._target.node, self._source):
+        if self._target.node:
             # It is expected even when it never answers; its first scrape may be an interval away.
-            self._judging.heard(self._target.node, 2 * self._good_s)
+            self._judging.expect_target(self._target.node, self._source, 2 * self._good_s)
         digest = hashlib.sha256(self._target.url.encode()).digest()
         await asyncio.sleep(int.from_bytes(digest[:4]) / 2**32 * self._scrape.interval_s)
         try:
