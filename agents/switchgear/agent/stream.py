@@ -15,13 +15,13 @@ from switchgear.agent.outbox import Outbox
 from switchgear.agent.sample_spool import Chunk
 from switchgear.core import rpc
 from switchgear.core.clock import Clock
-from switchgear.core.reconnect import keep_connected
+from switchgear.core.reconnect import Homing, keep_connected
 from switchgear.core.tls import TlsFiles
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 from switchgear.v1alpha.telemetry_service_pb2_grpc import TelemetryServiceStub
 
 #: What this agent can send beyond the first release's messages.
-FEATURES = (pb.AgentHello.DELTAS, pb.AgentHello.BACKLOG)
+FEATURES = (pb.AgentHello.DELTAS, pb.AgentHello.BACKLOG, pb.AgentHello.REDIRECT)
 _EVENTS_BATCH = 256
 #: From one backlog to the next: a few hundred blocks a second at most.
 _BACKLOG_PAUSE_S = 0.1
@@ -38,7 +38,7 @@ class Identity:
 
 
 class TelemetryStream:
-    """Keeps a stream to the collector at `address`.
+    """Keeps a stream to the collector at `address`, or to the one that it names.
 
     interval_s_min: what the collector asked for at last; 0 when it did not.
     """
@@ -46,7 +46,7 @@ class TelemetryStream:
     def __init__(
         self, address: str, identity: Identity, outbox: Outbox, clock: Clock, *, tls: TlsFiles | None = None
     ) -> None:
-        self._address = address
+        self._homing = Homing(address)
         self._tls = tls
         self._identity = identity
         self._outbox = outbox
@@ -56,14 +56,25 @@ class TelemetryStream:
 
     async def run(self) -> None:
         """Connects and reconnects until cancelled."""
-        async with rpc.channel(self._address, self._tls) as channel:
-            stub = TelemetryServiceStub(channel)
-            await keep_connected("telemetry stream", lambda: self._connect(stub), self._clock)
+        await keep_connected("telemetry stream", self._connect, self._clock)
 
-    async def _connect(self, stub: TelemetryServiceStub) -> None:
+    async def _connect(self) -> None:
+        redirect = ""
+        try:
+            async with rpc.channel(self._homing.address, self._tls) as channel:
+                redirect = await self._stream(TelemetryServiceStub(channel))
+        finally:
+            if redirect:
+                self._homing.redirected(redirect)
+            else:
+                self._homing.lost()
+
+    async def _stream(self, stub: TelemetryServiceStub) -> str:
+        """Streams until the call ends; returns where the collector sent this agent, "" when nowhere."""
         begin: Any = stub.Stream  # the stubs know only the form that is given an iterator
         call: grpc.aio.StreamStreamCall[pb.AgentMessage, pb.CollectorMessage] = begin()
         connection = _Connection(call, self._outbox, self._identity)
+        redirect = ""
         try:
             async with asyncio.TaskGroup() as tasks:
                 sending = [tasks.create_task(part) for part in (connection.send(), connection.send_backlog())]
@@ -71,10 +82,14 @@ class TelemetryStream:
                     self.connected = True
                     if message.HasField("throttle"):
                         self.interval_s_min = message.throttle.interval_seconds_min
+                    elif message.HasField("redirect"):
+                        redirect = message.redirect.address
+                        break
                     else:
                         connection.receive(message)
                 for task in sending:
                     task.cancel()
+            return redirect
         finally:
             self.connected = False
             self._outbox.connection_lost()

@@ -21,12 +21,41 @@ BACKOFF_S_MAX = 2.0
 REFUSED_BACKOFF_S = 10.0
 # A connection that lasted this long was a good one: the next break starts with the shortest wait.
 _GOOD_S = 5.0
+#: From one server to the next without having been taken in: more than a ring that is being changed has.
+HOPS_MAX = 4
 _REFUSALS = (
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.UNIMPLEMENTED,
     grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 )
+
+
+class Homing:
+    """Where to dial next, of servers that send those whom they do not serve to another: home, or where it pointed last.
+
+    address: HOST:PORT to dial now.
+    """
+
+    def __init__(self, home: str) -> None:
+        self._home = self.address = home
+        self._pointed = home
+        self._hops = 0
+
+    def redirected(self, address: str) -> None:
+        """The server that was dialled names another one. Servers that point at each other lead home, after HOPS_MAX of them."""
+        self._hops += 1
+        self._pointed = self.address = address
+        if self._hops > HOPS_MAX:
+            log.warning(
+                "sent on %d times, at last to %s: the servers do not agree who serves whom", self._hops, address
+            )
+            self.lost()
+
+    def lost(self) -> None:
+        """The connection broke, or there was none: the other one may know, or be back sooner."""
+        self._hops = 0
+        self.address = self._pointed if self.address == self._home else self._home
 
 
 async def keep_connected(what: str, connect: Callable[[], Awaitable[None]], clock: Clock) -> None:

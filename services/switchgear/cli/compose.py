@@ -172,11 +172,17 @@ async def _holding_leases(parts: Parts) -> AsyncIterator[None]:
     host, port = split_address(settings.grpc)
     require_free_port(host, port)  # else a second start of the same command would take the place of the first
     own = uuid.uuid4().hex if port == 0 else settings.grpc
-    names = [f"services/{name}" for name in acting]
+    names = [_lease(settings, name) for name in acting]
     async with Candidate(parts.database, parts.clock, names, f"{socket.gethostname()}/{own}").holding():
         for name in acting:
             held.labels(name).set(1)
         yield
+
+
+def _lease(settings: PlaneSettings, service: str) -> str:
+    """One for each service, and one for each of several collectors."""
+    shard = settings.collector.sharding.own if service == "collector" else ""
+    return f"services/{service}@{shard}" if shard else f"services/{service}"
 
 
 @asynccontextmanager

@@ -12,6 +12,7 @@ from switchgear.collector.imports.settings import OtlpImport, Scrapes
 from switchgear.collector.ingest_settings import IngestSettings
 from switchgear.collector.memory import WindowSettings
 from switchgear.collector.settings import Section
+from switchgear.collector.sharding import Sharding
 from switchgear.core.errors import Invalid, Reason
 
 #: Hundreds of targets fit; a file beyond it is not a configuration.
@@ -28,6 +29,7 @@ class CollectorConfig(Section):
     otlp_export: OtlpExports = ()
     otlp_import: OtlpImport = OtlpImport()
     scrape: Scrapes = ()
+    sharding: Sharding = Sharding()
 
 
 def load(path: Path) -> CollectorConfig:

@@ -20,6 +20,7 @@ from switchgear.collector.metrics import CollectorMetrics
 from switchgear.collector.outgoing import Outgoing
 from switchgear.collector.pressure import Pressure
 from switchgear.collector.session import Session, Shared
+from switchgear.collector.sharding import Sharding
 from switchgear.collector.taps import Tap, Taps
 from switchgear.collector.windows import Windows
 from switchgear.core.clock import Clock
@@ -29,7 +30,7 @@ from switchgear.v1alpha import telemetry_service_pb2 as pb
 #: So long a stream's node is its own although nothing comes: many samples missed, the silence after which a node counts as gone.
 SECOND_AGENT_S = 10.0
 #: What this collector takes beyond the first release's messages.
-FEATURES = frozenset({pb.AgentHello.DELTAS, pb.AgentHello.BACKLOG})
+FEATURES = frozenset({pb.AgentHello.DELTAS, pb.AgentHello.BACKLOG, pb.AgentHello.REDIRECT})
 _LOOK_S = 1.0
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -52,8 +53,10 @@ class Ingest:
         disconnected: Callable[[str], None],
         taps: Sequence[Tap] = (),
         settings: IngestSettings | None = None,
+        sharding: Sharding | None = None,
     ) -> None:
         settings = settings or IngestSettings()
+        self._sharding = sharding or Sharding()
         self._shared = Shared(
             windows,
             writer,
@@ -113,12 +116,18 @@ class Ingest:
             if first is grpc.aio.EOF:
                 return
             hello = messages.hello_of(first)
+            # One of a release that cannot be sent on is taken in wherever it comes.
+            if pb.AgentHello.REDIRECT in hello.features and (address := self._sharding.elsewhere(hello.node)):
+                outgoing.redirect(address)
+                shared.metrics.redirects.inc()
+                return
             session = self._begin(hello, outgoing)
             try:
                 while (message := await context.read()) is not grpc.aio.EOF:
                     now_s = outgoing.heard_s = clock.monotonic_s()
                     await session.take(message, now_s)
             finally:
+                session.close()
                 if self._streams.get(hello.node) is outgoing:
                     del self._streams[hello.node]
                     shared.windows.disconnect(hello.node)

@@ -23,6 +23,7 @@ from switchgear.collector.metrics import CollectorMetrics
 from switchgear.collector.model import Event
 from switchgear.collector.queries import Queries
 from switchgear.collector.service import SignalApi, TelemetryApi
+from switchgear.collector.siblings import Siblings
 from switchgear.collector.taps import Taps
 from switchgear.collector.windows import Windows
 from switchgear.core.clock import Clock
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 _SERVICES = ("switchgear.v1alpha.TelemetryService", "switchgear.v1.SignalService")
 _TICK_S = 0.5
 _PRUNE_S = 60.0
+#: Within this time after a collector was added the others are to be started with the new list.
+MOVE_S_MAX = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +69,7 @@ class CollectorService:
         self._feed = ChangeFeed(database, store.SERVICE)
         self._metrics = CollectorMetrics(registry)
         self._silence = Silence(settings.silence_s)
+        self._siblings = Siblings(config.sharding)
         self._streaming = set[str]()
         self._expected = ExpectedNodes(self._expect)
         #: Recent samples of all nodes.
@@ -83,6 +87,7 @@ class CollectorService:
             disconnected=self._disconnected,
             taps=taps,
             settings=config.ingest,
+            sharding=config.sharding,
         )
         self._imports = Imports(
             otlp_import=config.otlp_import,
@@ -95,22 +100,28 @@ class CollectorService:
             clock=clock,
             registry=registry,
             silence_s=settings.silence_s,
+            elsewhere=config.sharding.elsewhere,
         )
         self.service_names: Sequence[str] = (*_SERVICES, *self._imports.service_names)
 
     def register(self, server: grpc.aio.Server) -> None:
         queries = Queries(self.windows, self._clock)
-        add_TelemetryServiceServicer_to_server(TelemetryApi(self._ingest, self.windows, queries), server)
+        telemetry = TelemetryApi(self._ingest, self.windows, queries, self._siblings)
+        add_TelemetryServiceServicer_to_server(telemetry, server)
         add_SignalServiceServicer_to_server(SignalApi(self._database, self._feed), server)
         self._imports.register(server)
 
-    async def run(self, endpoints: Endpoints) -> None:  # noqa: ARG002 - the collector calls nobody
+    async def run(self, endpoints: Endpoints) -> None:
+        self._siblings.tls = endpoints.tls
         async with self._database.read() as session:
-            self._expected.stored(await store.expected_nodes(session))
+            expected = await store.expected_nodes(session)
+        self._expected.stored(node for node in expected if not self._config.sharding.elsewhere(node))
+        # Of several collectors one that has just been added waits for agents that the others still have.
+        grace_s = MOVE_S_MAX if self._config.sharding.collectors else 0.0
         for node in self._expected.nodes - self._streaming:
-            self._silence.gone(node, self._clock.monotonic_s())
+            self._silence.gone(node, self._clock.monotonic_s() + grace_s)
             self._metrics.agent(node, connected=False)
-        async with asyncio.TaskGroup() as tasks:
+        async with self._siblings, asyncio.TaskGroup() as tasks:
             tasks.create_task(self._writer.run())
             tasks.create_task(self._exporters.run())
             tasks.create_task(self._expected.run())

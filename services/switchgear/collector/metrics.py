@@ -27,6 +27,11 @@ class CollectorMetrics(Collector):
         #: 1 for a connected agent, 0 for one that has gone, which stays until it comes back or this process ends.
         self._agents: dict[str, int] = {}
         self.streams = Gauge("switchgear_collector_streams", "Agents that are connected", registry=registry)
+        self.redirects = Counter(
+            "switchgear_collector_redirects",
+            "Agents that were sent on to the collector of their node",
+            registry=registry,
+        )
         #: Counted without a lock: there is one event loop, and this happens thousands of times a second.
         self._blocks = dict.fromkeys(Outcome, 0)
         self._samples = 0

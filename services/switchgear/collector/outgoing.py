@@ -64,6 +64,10 @@ class Outgoing:
         self._others["welcome"] = pb.CollectorMessage(welcome=pb.Welcome(features=features))
         self.wake.set()
 
+    def redirect(self, address: str) -> None:
+        self._others["redirect"] = pb.CollectorMessage(redirect=pb.Redirect(address=address))
+        self.wake.set()
+
     def resync(self, reason: str) -> None:
         self._others["resync"] = pb.CollectorMessage(resync=pb.Resync(reason=reason))
         self.wake.set()

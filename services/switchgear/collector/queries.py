@@ -48,6 +48,19 @@ class Queries:
         self._turn = asyncio.Lock()
         self._waiting = 0
 
+    def pinned(self, request: pb.QueryRequest) -> pb.QueryRequest:
+        """The same with its times said, so that it means the same to another clock. Raises as `answer` does."""
+        grid = grid_of(request, self._clock.unix_ns())
+        pinned = pb.QueryRequest(
+            selector=request.selector,
+            step_seconds=grid.step_ns / _SECOND_NS,
+            reduction=request.reduction,
+            only_here=request.only_here,
+        )
+        pinned.start_time.FromNanoseconds(grid.start_ns)
+        pinned.end_time.FromNanoseconds(grid.start_ns + (grid.steps - 1) * grid.step_ns)
+        return pinned
+
     async def answer(self, request: pb.QueryRequest) -> pb.QueryResponse:
         """Raises Invalid for what is no query or has too large an answer, ResourceExhausted when too many wait."""
         meant = selector.parse(request.selector)

@@ -13,6 +13,7 @@ from switchgear.collector import store
 from switchgear.collector.ingest import Ingest
 from switchgear.collector.model import Severity, Signal
 from switchgear.collector.queries import Queries
+from switchgear.collector.siblings import Siblings
 from switchgear.collector.windows import NOT_REPORTED, Windows
 from switchgear.core import names
 from switchgear.core.errors import NotFound
@@ -36,10 +37,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class TelemetryApi(TelemetryServiceServicer):
-    def __init__(self, ingest: Ingest, windows: Windows, queries: Queries) -> None:
+    def __init__(self, ingest: Ingest, windows: Windows, queries: Queries, siblings: Siblings) -> None:
         self._ingest = ingest
         self._windows = windows
         self._queries = queries
+        self._siblings = siblings
 
     async def Stream(
         self, request_iterator: AsyncIterator[telemetry_service_pb2.AgentMessage], context: Context
@@ -51,6 +53,9 @@ class TelemetryApi(TelemetryServiceServicer):
         self, request: telemetry_service_pb2.GetNodeTelemetryRequest, context: Context
     ) -> telemetry_service_pb2.NodeTelemetry:
         (node,) = names.parse(request.name, "nodes/*/telemetry")
+        told = await self._siblings.node_telemetry(request, names.node_name(node))
+        if told is not None:
+            return told
         window = self._windows.get(names.node_name(node))
         if window is None:
             raise NotFound(request.name, f"no agent of nodes/{node} has streamed to this collector; start one there")
@@ -77,7 +82,8 @@ class TelemetryApi(TelemetryServiceServicer):
     async def Query(
         self, request: telemetry_service_pb2.QueryRequest, context: Context
     ) -> telemetry_service_pb2.QueryResponse:
-        return await self._queries.answer(request)
+        pinned = self._queries.pinned(request)
+        return await self._siblings.query(pinned, await self._queries.answer(pinned))
 
 
 class SignalApi(SignalServiceServicer):
