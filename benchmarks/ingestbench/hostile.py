@@ -22,7 +22,8 @@ _INT64 = (-(2**63), -(2**62), -1, 0, 1, 2**53, 2**62, 2**63 - 1)
 _UINT64 = (0, 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 1)
 _UINT32 = (0, SERIES - 1, SERIES, 4095, 4096, 2**16, 2**31, 2**32 - 1)
 _FLOATS = (float("nan"), float("inf"), float("-inf"), -0.0, 5e-324, 1.8e308)
-_TEXTS = ("", "\0", "é" * 300, "a" * 70_000, "\N{REPLACEMENT CHARACTER}" * 64, "nodes/n1", "../../etc")
+_LONG = "a" * 70_000
+_TEXTS = ("", "\0", "é" * 300, "\N{REPLACEMENT CHARACTER}" * 64, "nodes/n1", "../../etc")
 
 Mutation = Callable[["Hostile", pb.AgentMessage], None]
 
@@ -119,7 +120,7 @@ class Hostile:
         return bytes(damaged)
 
     def _text(self) -> str:
-        return self._random.choice(_TEXTS)
+        return _LONG if self._random.random() < 0.002 else self._random.choice(_TEXTS)
 
     def dictionary(self) -> pb.AgentMessage:
         rare = self._random.random() < 0.05
@@ -158,13 +159,13 @@ class Hostile:
 
     def associations(self) -> pb.AgentMessage:
         found = pb.Association(gpu=self._random.choice([-1, 0, 2**31 - 1]), job=self._text(), pod=self._text())
-        found.pids.extend(range(self._random.choice([0, 64, 65, 10_000])))
-        times = self._random.choice([1, 1024, 1025])
+        found.pids.extend(range(self._random.choice([0, 64, 65])))
+        times = self._random.choice([1, 1, 1, 1, 1024, 1025])
         return pb.AgentMessage(associations=pb.Associations(associations=[found] * times))
 
     def backlog(self) -> pb.AgentMessage:
         begin = self._random.choice([0, 20, 7])
-        blocks = self._blocks[begin : begin + self._random.choice([0, 1, 20])] * self._random.choice([1, 1, 70])
+        blocks = self._blocks[begin : begin + self._random.choice([0, 1, 20])] * self._random.choice([1, 1, 1, 4])
         return pb.AgentMessage(
             backlog=pb.Backlog(
                 number=self._random.choice(_UINT64),
@@ -179,9 +180,7 @@ class Hostile:
 
     def large(self) -> pb.AgentMessage:
         """More than a message may have, or just as much."""
-        size = (
-            self._random.choice([(4 << 20) - 64, (4 << 20) + 1, 5 << 20]) if self._random.random() < 0.05 else 100_000
-        )
+        size = self._random.choice([(4 << 20) - 64, (4 << 20) + 1, 5 << 20]) if self._random.random() < 0.05 else 20_000
         return pb.AgentMessage(block=pb.Block(sequence=1, keyframe=True, values_f64=bytes(size // 8 * 8)))
 
     def again(self) -> pb.AgentMessage:
@@ -198,22 +197,22 @@ class Hostile:
             message.block.deltas[at] = self._random.choice(_INT64)
 
     def of_more_deltas(self, message: pb.AgentMessage) -> None:
-        message.block.deltas.extend(self._random.choices(_INT64, k=self._random.choice([1, 5000])))
+        message.block.deltas.extend(self._random.choices(_INT64, k=self._random.choice([1, 1, 500])))
 
     def of_fewer_deltas(self, message: pb.AgentMessage) -> None:
         del message.block.deltas[self._random.randrange(len(message.block.deltas) + 1) :]
 
     def of_changed(self, message: pb.AgentMessage) -> None:
-        message.block.changed = self._random.randbytes(self._random.choice([0, 1, 5, 6, 100_000]))
+        message.block.changed = self._random.randbytes(self._random.choice([0, 1, 5, 6, 6, 1000]))
 
     def of_classes(self, message: pb.AgentMessage) -> None:
         message.block.keyframe = self._random.random() < 0.7
-        message.block.classes = self._random.randbytes(self._random.choice([0, SERIES, SERIES + 1, 100_000]))
+        message.block.classes = self._random.randbytes(self._random.choice([0, SERIES, SERIES + 1, 1000]))
 
     def of_reclassed(self, message: pb.AgentMessage) -> None:
         message.block.reclassed.extend(
             self._random.choice(_UINT32) & 0xFFFFFF00 | self._random.randrange(32)
-            for _ in range(self._random.choice([1, 3, 1000]))
+            for _ in range(self._random.choice([1, 3, 100]))
         )
 
     def of_plain(self, message: pb.AgentMessage) -> None:
@@ -240,7 +239,7 @@ class Hostile:
     def of_unknown(self, message: pb.AgentMessage) -> None:
         message.block.unknown.extend(
             pb.UnknownSeries(id=self._random.choice([0, 1, 2, self._random.choice(_UINT32)]), reason=self._text())
-            for _ in range(self._random.choice([1, 3, 300]))
+            for _ in range(self._random.choice([1, 3, 30]))
         )
 
     def of_node(self, message: pb.AgentMessage) -> None:
