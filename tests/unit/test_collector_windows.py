@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from switchgear.agent.readings import Kind, known, series, unknown
 from switchgear.agent.sampler import Sampler
-from switchgear.collector.backlog import MESSAGE_BLOCKS_MIN, Pace
+from switchgear.collector.backlog import MESSAGE_BLOCKS_MIN, Backlog, Pace
 from switchgear.collector.blocks import Block
 from switchgear.collector.chain import TEXT_CHARS_MAX
 from switchgear.collector.messages import block_of
+from switchgear.collector.taps import Taps
 from switchgear.collector.windows import NodeWindow, Outcome, SeriesKey, Windows
 from switchgear.core.clock import ManualClock
 from switchgear.core.errors import Invalid, ResourceExhausted
@@ -303,3 +304,32 @@ def test_a_node_has_at_most_4096_series() -> None:
     windows.define(window, 0, keys(4096))
     with pytest.raises(ResourceExhausted, match="4097"):
         windows.define(window, 4096, keys(1))
+
+
+def test_a_backlog_counts_as_memory_until_it_has_come_or_its_stream_ends() -> None:
+    windows = Windows(ticks=4, bytes_max=200_000)
+    window = windows.connect("nodes/a", "epoch")
+    before = windows.nbytes
+    backlog = Backlog(window, windows, Taps())
+    told = pb.Dictionary(series=[pb.Series(id=number, metric=f"metric_{number}") for number in range(100)])
+    backlog.take(pb.Backlog(number=1, epoch="older", dictionary=told))
+    assert windows.nbytes > before + 100 * 42
+    backlog.take(pb.Backlog(number=2, epoch="older", last=True))
+    assert windows.nbytes == before
+    backlog.take(pb.Backlog(number=3, epoch="older", dictionary=told))
+    more = pb.Dictionary(series=[pb.Series(id=number, metric="m" * 200) for number in range(100, 1000)])
+    with pytest.raises(ResourceExhausted):
+        backlog.take(pb.Backlog(number=4, epoch="older", dictionary=more))
+    backlog.close()
+    assert windows.nbytes == before
+
+
+def test_a_node_is_never_turned_away_before_it_tells_what_it_has() -> None:
+    windows = Windows(ticks=4, bytes_max=1)
+    for name in "abc":
+        windows.connect(f"nodes/{name}", "epoch")
+    with pytest.raises(ResourceExhausted, match="memory_gib"):
+        windows.define(windows.get("nodes/c"), 0, keys(1))
+    windows.disconnect("nodes/a")
+    windows.connect("nodes/d", "epoch")
+    assert [window.node for window in windows.all()] == ["nodes/b", "nodes/c", "nodes/d"]

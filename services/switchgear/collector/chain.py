@@ -17,6 +17,8 @@ NOT_REPORTED = "not reported yet"
 NOT_A_NUMBER = "not a number"
 
 
+#: Of each series: the row of newest values, and what the decoder keeps.
+ROW_BYTES = 42
 #: Series are laid out in cache lines.
 _ROUND = 8
 
@@ -57,6 +59,11 @@ class Chain:
     def series(self) -> tuple[SeriesKey, ...]:
         """By id."""
         return self.schema.keys
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes, as if no other had the same series."""
+        return ROW_BYTES * len(self._row) + self.schema.nbytes
 
     @property
     def newest(self) -> Values:

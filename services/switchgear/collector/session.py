@@ -28,7 +28,7 @@ BURST_BLOCKS_MAX = 480
 #: An agent that ignores the throttle for so many blocks more is cut off.
 DEBT_BLOCKS_MAX = 2000
 #: A fault that takes a node down is told in hundreds of lines.
-BURST_EVENTS_MAX = 1000
+BURST_EVENTS_MAX = 500
 #: What an agent that is too fast is asked for.
 _INTERVAL_S_MIN = 1.0
 
@@ -61,7 +61,11 @@ class Session:
         now_s = outgoing.heard_s
         self._blocks = Bucket(shared.settings.blocks_per_second_max, BURST_BLOCKS_MAX, now_s)
         self._events = Bucket(shared.settings.events_per_second_max, BURST_EVENTS_MAX, now_s)
-        self._backlog = Backlog(window, shared.taps)
+        self._backlog = Backlog(window, shared.windows, shared.taps)
+
+    def close(self) -> None:
+        """The stream has ended."""
+        self._backlog.close()
 
     async def take(self, message: pb.AgentMessage, now_s: float) -> None:
         """Raises Invalid (STREAM_PROTOCOL) for what breaks the protocol, ResourceExhausted (LIMIT_EXCEEDED) for what is too much."""

@@ -9,7 +9,7 @@ from zlib import crc32
 import numpy as np
 
 from switchgear.collector.blocks import Ids, Values
-from switchgear.collector.chain import NOT_REPORTED, REASON_CHARS_MAX, Chain, Outcome, capacity
+from switchgear.collector.chain import NOT_REPORTED, REASON_CHARS_MAX, ROW_BYTES, Chain, Outcome, capacity
 from switchgear.collector.minutes import MinuteRing, Minutes
 from switchgear.collector.ring import Columns, Ring, Times
 from switchgear.collector.series import Kind, Schema, SeriesKey
@@ -41,8 +41,6 @@ MINUTES = 120
 _FOLD_ROWS = 60
 #: Of a window beside what grows with its series: its objects and the node's name.
 _WINDOW_BYTES = 6 * 1024
-#: Of each series, in the decoder and the row of newest values.
-_ROW_BYTES = 42
 
 
 class NodeWindow(Chain):
@@ -80,7 +78,7 @@ class NodeWindow(Chain):
         """As `nbytes`, once the window has so many series."""
         width = capacity(series, len(self._row))
         rings = Ring.nbytes(self._ticks, width) + MinuteRing.nbytes(self._minutes_kept, width)
-        return _WINDOW_BYTES + rings + _ROW_BYTES * width
+        return _WINDOW_BYTES + rings + ROW_BYTES * width
 
     def define(self, first_id: int, keys: Sequence[SeriesKey]) -> None:
         """As `Chain.define`."""
@@ -180,16 +178,15 @@ class Windows:
         return [window for windows in self._by_node.values() for window in windows.values()]
 
     def connect(self, node: str, epoch: str, *, source: str = AGENT) -> NodeWindow:
-        """The window for what a source tells of `nodes/{node}`: as it was when only the connection was lost, empty in a new epoch.
-
-        Raises ResourceExhausted when there is no memory for another.
-        """
+        """The window for what a source tells of `nodes/{node}`: as it was when only the connection was lost, empty in a new epoch."""
         window = self._by_node.get(node, {}).get(source)
         if window is None or window.epoch != epoch:
             if window is not None:
                 self._forget(window)
             window = NodeWindow(epoch, self._ticks, minutes=self._minutes, node=node, source=source)
-            self.set_aside(window.nbytes)
+            # Never refused: it is small, and as soon as the node is gone it makes room for others.
+            self._make_room(window.nbytes)
+            self._nbytes += window.nbytes
             self._uses(window.schema, 1)
             self._by_node.setdefault(node, {})[source] = window
         self._gone.pop((node, source), None)
@@ -228,10 +225,7 @@ class Windows:
 
     def set_aside(self, nbytes: int) -> None:
         """For what else belongs to the streams; `give_back` ends it. Raises ResourceExhausted when there is not so much."""
-        while self._gone and self._nbytes + nbytes > self.bytes_max:
-            node, source = next(iter(self._gone))
-            self._forget(self._by_node[node][source])
-        if nbytes > 0 and self._nbytes + nbytes > self.bytes_max:
+        if nbytes > 0 and not self._make_room(nbytes):
             raise ResourceExhausted(
                 f"the windows of {len(self._by_node)} nodes fill the {self.bytes_max} bytes that they may have; "
                 "raise memory_gib in [windows] of --collector-config, or run another collector",
@@ -241,6 +235,13 @@ class Windows:
 
     def give_back(self, nbytes: int) -> None:
         self._nbytes -= nbytes
+
+    def _make_room(self, nbytes: int) -> bool:
+        """Forgets windows that are gone until there is so much; whether there is."""
+        while self._gone and self._nbytes + nbytes > self.bytes_max:
+            node, source = next(iter(self._gone))
+            self._forget(self._by_node[node][source])
+        return self._nbytes + nbytes <= self.bytes_max
 
     def _forget(self, window: NodeWindow) -> None:
         self._gone.pop((window.node, window.source), None)
