@@ -98,6 +98,18 @@ async def test_points_that_a_receiver_rejects_are_counted(receiver: Receiver) ->
     assert world.counted("otlp_export_samples_lost_total", reason="too_old") == 3
 
 
+async def test_a_request_that_is_too_large_for_the_receiver_goes_in_parts(receiver: Receiver) -> None:
+    receiver.failures = []
+    keys = [key("m", ("text", f"{at:0200}")) for at in range(190)]
+    async with exporting(OtlpExport(url=receiver.address, name="sink", interval_s=0, samples_max=50_000)) as world:
+        node = window("n", *keys)
+        for second in range(100):
+            world.tick(node, second, *range(190))
+    assert fates(world) == {"sent": 19_000, "failed": 0, "dropped": 0}
+    assert len(receiver.requests) == 2
+    assert world.counted("otlp_export_requests_total", code="RESOURCE_EXHAUSTED") == 1
+
+
 @pytest.mark.parametrize("compression", ["none", "gzip"])
 async def test_an_http_receiver_gets_the_same(compression: Any) -> None:
     sink = Sink(lambda _: (200, {}, ""))

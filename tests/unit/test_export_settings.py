@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,11 @@ def test_a_password_in_a_url_is_not_repeated(tmp_path: Path) -> None:
     with pytest.raises(Invalid) as caught:
         load(tmp_path, '[[remote_write]]\nurl = "http://user:secret@tsdb/"')
     assert "secret" not in str(caught.value)
+
+
+def test_the_examples_of_the_documentation_are_right(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "collector.md").read_text()
+    blocks = re.findall(r"(?:^    .*\n)+", text.partition("\n## Export\n")[2].partition("\n## ")[0], re.MULTILINE)
+    examples = [textwrap.dedent(block) for block in blocks if "[[" in block]
+    loaded = [load(tmp_path, example) for example in examples if not example.startswith("python")]
+    assert [len(one.remote_write) + len(one.otlp_export) for one in loaded] == [1] * 6

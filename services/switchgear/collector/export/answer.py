@@ -41,11 +41,7 @@ class Answer:
     @property
     def divisible(self) -> bool:
         """Refused for something that is in it, or for its size: a part of it may be taken."""
-        return (
-            self.verdict is Verdict.REFUSED
-            and self.code in {"400", "413", "422", "INVALID_ARGUMENT"}
-            and not self.written
-        )
+        return self.verdict is Verdict.REFUSED and self.code in _DIVISIBLE and not self.written
 
     @property
     def reason(self) -> str:
@@ -56,6 +52,7 @@ class Answer:
         return "refused"
 
 
+_DIVISIBLE = frozenset({"400", "413", "422", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"})
 _REASONS = (
     (re.compile(r"out[ -]of[ -]order", re.IGNORECASE), "out_of_order"),
     (re.compile(r"out[ -]of[ -]bounds|too[ -](?:old|far)", re.IGNORECASE), "too_old"),

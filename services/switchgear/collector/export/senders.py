@@ -125,8 +125,9 @@ class GrpcSender:
                 body, timeout=self._target.timeout_s, metadata=metadata, compression=self._compression
             )
         except grpc.aio.AioRpcError as error:
-            verdict = Verdict.RETRY if error.code() in _RETRIED else Verdict.REFUSED
-            return Answer(verdict, error.code().name, (error.details() or "")[:TEXT_CHARS_MAX])
+            code, text = error.code(), (error.details() or "")[:TEXT_CHARS_MAX]
+            too_large = code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in text
+            return Answer(Verdict.RETRY if code in _RETRIED and not too_large else Verdict.REFUSED, code.name, text)
         except OSError as error:
             return Answer(Verdict.RETRY, "secret", f"{error.filename}: {error.strerror}"[:TEXT_CHARS_MAX])
         return _partial(said, grpc.StatusCode.OK.name)

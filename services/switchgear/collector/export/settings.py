@@ -104,7 +104,8 @@ class Target(Section):
 class RemoteWrite(Target):
     """A Prometheus-compatible store.
 
-    protocol: of remote write; 2.0 needs a store that takes it. external_labels: on all series, beside `node`, `instance` and `job`
+    protocol: of remote write; 2.0 needs a store that takes it, and its requests take longer to make: give it a smaller samples_max
+    when the collector has thousands of nodes. external_labels: on all series, beside `node`, `instance` and `job`
     or instead of them; an empty value removes one of these.
     """
 
@@ -124,6 +125,8 @@ class OtlpExport(Target):
     protocol: Literal["grpc", "http"] = "grpc"
     resource_attributes: Mapping[str, str] = Field(default_factory=dict)
     compression: Literal["none", "gzip"] = "none"
+    # Of some 200 bytes each, where receivers over gRPC take 4 MiB.
+    samples_max: int = Field(5_000, ge=500, le=100_000)
 
 
 _T = TypeVar("_T", bound=Target)
