@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import access_world
+import grpc.aio
 import numpy as np
 import pytest
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
@@ -26,8 +28,10 @@ from switchgear.access.guard import guard
 from switchgear.collector.config import CollectorConfig
 from switchgear.collector.imports.store import baselines
 from switchgear.collector.main import CollectorService, CollectorSettings
+from switchgear.collector.sharding import owner
 from switchgear.core import rpc
 from switchgear.core.clock import Clock, ManualClock, SystemClock
+from switchgear.core.identity import Role
 from switchgear.core.metrics import MetricsServer
 from switchgear.core.service import Endpoints
 from switchgear.store.database import Database, sqlite_url
@@ -301,6 +305,53 @@ async def test_an_agent_beside_an_exporter_is_the_one_that_tells(sqlite: Databas
             await export(collector, points(value, metric="DCGM_FI_DEV_XID_ERRORS", at=at, node="n2"))
         await until(lambda: _is(collector.told(), [("nodes/n2/gpus/0", "GPU_LOST", "FATAL")]))
         stream.cancel()
+
+
+async def test_over_tls_a_node_exports_for_itself_and_an_operator_for_all(sqlite: Database, tmp_path: Path) -> None:
+    clock = SystemClock()  # certificates are of today
+    service = CollectorService(
+        sqlite, clock, CollectorSettings(), CollectorRegistry(), CollectorConfig.model_validate(OTLP)
+    )
+    async with access_world.serving(sqlite, tmp_path / "pki", [service], clock) as world:
+        running = asyncio.create_task(service.run(Endpoints.all_at(world.people)))
+
+        async def outcome(node: str, channel: Any) -> str:
+            request = ExportMetricsServiceRequest(resource_metrics=[points(1, at=clock.unix_ns(), node=node)])
+            async with channel:
+                try:
+                    await MetricsServiceStub(channel).Export(request, timeout=WITHIN_S)
+                except grpc.aio.AioRpcError as error:
+                    return error.code().name
+            return "OK"
+
+        files = await world.node("n1", tmp_path)
+        operator, viewer = [await world.token("ann", role) for role in (Role.OPERATOR, Role.VIEWER)]
+        assert [
+            await outcome("n1", world.channel(files=files)),
+            await outcome("n2", world.channel(files=files)),
+            await outcome("n2", world.channel(operator)),
+            await outcome("n2", world.channel(viewer)),
+            await outcome("n2", world.channel()),
+        ] == ["OK", "PERMISSION_DENIED", "OK", "PERMISSION_DENIED", "UNAUTHENTICATED"]
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_node_of_another_collector_is_not_taken_in(sqlite: Database, exporters: Any) -> None:
+    sharding = {"collectors": ["a:1", "b:1"], "own": "a:1"}
+    theirs, ours = sorted(
+        (f"n{number}" for number in range(20)), key=lambda node: owner(f"nodes/{node}", ["a:1", "b:1"])
+    )[::-19]
+    scrape = {"name": "x", "url": exporters(Page("a 1\n")).url, "interval_s": 0.2, "timeout_s": 0.2}
+    scrapes = [{**scrape, "name": node, "node": node} for node in (ours, theirs)]
+    clock = SystemClock()
+    async with serving(sqlite, clock, {**OTLP, "sharding": sharding, "scrape": scrapes}) as collector:
+        rejected, why = await export(collector, *(points(1, at=clock.unix_ns(), node=node) for node in (ours, theirs)))
+        assert (rejected, "1 elsewhere" in why) == (1, True)
+        await until(lambda: collector.newest(f"nodes/{ours}", f"scrape/{ours}").get("a"))
+        assert (
+            collector.newest(f"nodes/{theirs}", "otlp") == collector.newest(f"nodes/{theirs}", f"scrape/{theirs}") == {}
+        )
 
 
 async def _stored(database: Database, value: float) -> bool:

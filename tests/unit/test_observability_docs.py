@@ -18,6 +18,7 @@ from switchgear.agent.stream import Identity, TelemetryStream
 from switchgear.autoscaler.metrics import AutoscalerMetrics
 from switchgear.cli.compose import lease_held
 from switchgear.collector.export.exporters import Exporters
+from switchgear.collector.imports.metrics import ImportMetrics
 from switchgear.collector.metrics import CollectorMetrics
 from switchgear.core.clock import ManualClock
 from switchgear.core.metrics import ServerMetrics, new_registry
@@ -43,6 +44,7 @@ def everything(folder: Path) -> CollectorRegistry:
     RecoveryMetrics(registry, clock, list)
     CollectorMetrics(registry)
     Exporters((), (), clock, registry)
+    ImportMetrics(registry)
     AutoscalerMetrics(registry)
     RouterMetrics(registry)
     ReplicaMetrics(registry, "gpt")

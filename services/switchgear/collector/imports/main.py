@@ -49,7 +49,7 @@ class Imports:
         clock: Clock,
         registry: CollectorRegistry,
         silence_s: float,
-        elsewhere: Callable[[str], str] = lambda _: "",
+        elsewhere: Callable[[str], str],
     ) -> None:
         self._scrapes = scrapes
         self._tls = [tls_of(scrape) for scrape in scrapes]
