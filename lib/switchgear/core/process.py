@@ -17,6 +17,8 @@ from switchgear.core.errors import FailedPrecondition, Reason
 
 T = TypeVar("T")
 
+_MANY_FILES = 65_536
+
 
 async def until_signal(work: Coroutine[Any, Any, T]) -> T | None:
     """What `work` returns; SIGTERM or SIGINT cancels it, and then None once it has cleaned up."""
@@ -114,3 +116,9 @@ def allow_open_files(needed: int) -> None:
         )
     if soft != resource.RLIM_INFINITY and needed > soft:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def allow_many_open_files() -> None:
+    """Lets this process have 65,536 files and sockets open, or as many as the system allows: most begin with 1,024, a server has thousands."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allow_open_files(_MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, _MANY_FILES))

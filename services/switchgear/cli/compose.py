@@ -26,6 +26,7 @@ from switchgear.core.clock import Clock, SystemClock
 from switchgear.core.metrics import MetricsServer, new_registry
 from switchgear.core.modes import Mode
 from switchgear.core.observation import Observation
+from switchgear.core.process import allow_many_open_files
 from switchgear.core.rpc import Server, dialable, is_loopback, require_free_port, split_address
 from switchgear.core.service import Endpoints, Service
 from switchgear.gateway import front_door
@@ -135,6 +136,7 @@ async def running(settings: PlaneSettings) -> AsyncIterator[Plane]:
     Raises Unavailable when the database cannot be used, FailedPrecondition when its state is of a newer version, a port is in
     use or an address is beyond loopback without TLS.
     """
+    allow_many_open_files()
     clock = SystemClock()
     database = Database(settings.database_url)
     try:
