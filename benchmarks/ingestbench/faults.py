@@ -10,7 +10,7 @@ from typing import Any
 
 from agentbench.processes import free_port
 
-from ingestbench.ingest import SERIES, await_nodes
+from ingestbench.ingest import GENTLY, SERIES, await_nodes
 from ingestbench.processes import Collector, collector, fleet, fleet_summary, until
 from ingestbench.sinks import sink
 
@@ -28,7 +28,7 @@ def kill(folder: Path, nodes: int, seconds: float) -> dict[str, Any]:
     faults = folder / "faults.txt"
     with collector(folder / "collector") as target:
         faults.write_text(_xids(nodes, 600.0))
-        flags = ("--nodes", nodes, "--series", SERIES, "--faults", faults)
+        flags = ("--nodes", nodes, "--series", SERIES, "--faults", faults, *GENTLY)
         with fleet(folder, target.grpc, *flags) as process:
             joined_s = await_nodes(target, nodes, folder)
             time.sleep(seconds)

@@ -13,29 +13,29 @@ from switchgear.sim.fleet.http2 import GrpcCall, varint
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
 _PATH = "/switchgear.v1alpha.TelemetryService/Stream"
-_FEATURES = (pb.AgentHello.DELTAS, pb.AgentHello.BACKLOG)
+_FEATURES = (pb.AgentHello.DELTAS, pb.AgentHello.BACKLOG, pb.AgentHello.REDIRECT)
 
 
 @dataclass(frozen=True, slots=True)
 class Collector:
-    """tls: None for one on loopback without."""
+    """The one that nodes dial first, HOST:PORT. tls: None for one on loopback without."""
 
-    host: str
-    port: int
+    address: str
     tls: ssl.SSLContext | None = None
 
     @classmethod
     def at(cls, address: str, tls: TlsFiles | None) -> Collector:
         """Raises Invalid when the address is none, FailedPrecondition when a file of `tls` cannot be read."""
-        host, port = split_address(address)
-        return cls(host.strip("[]"), port, tls.client_context() if tls is not None else None)
+        split_address(address)
+        return cls(address, tls.client_context() if tls is not None else None)
 
-    async def call(self, on_message: Callable[[bytes], None], on_end: Callable[[str, str], None]) -> GrpcCall:
-        """A telemetry stream on a connection of its own. Raises OSError when there is no connection to be had."""
-        call = GrpcCall(
-            f"{self.host}:{self.port}", _PATH, secure=self.tls is not None, on_message=on_message, on_end=on_end
-        )
-        await asyncio.get_running_loop().create_connection(lambda: call, self.host, self.port, ssl=self.tls)
+    async def call(
+        self, address: str, on_message: Callable[[bytes], None], on_end: Callable[[str, str], None]
+    ) -> GrpcCall:
+        """A telemetry stream on a connection of its own, to the collector at `address`. Raises OSError when there is no connection to be had."""
+        call = GrpcCall(address, _PATH, secure=self.tls is not None, on_message=on_message, on_end=on_end)
+        host, port = split_address(address)
+        await asyncio.get_running_loop().create_connection(lambda: call, host.strip("[]"), port, ssl=self.tls)
         return call
 
 

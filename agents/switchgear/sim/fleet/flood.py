@@ -17,8 +17,8 @@ from switchgear.sim.fleet.variant import KEYFRAME_EVERY, Variant, packed_diction
 from switchgear.sim.workloads import seed_of
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
-#: Blocks of one node that are under way: enough that the collector never waits for the next.
-WINDOW_BLOCKS = 32
+#: Blocks of one node that are under way; a collector acks 64 at once, or what came within five seconds.
+WINDOW_BLOCKS = 256
 #: Distinct recordings, given to the nodes in turn.
 VARIANTS = 4
 #: Distinct ticks at most; they come again and again, each round beginning with a keyframe.
@@ -83,7 +83,7 @@ class _Flooding:
 
     async def open(self, collector: Collector, run_id: str) -> None:
         try:
-            self._call = await collector.call(self._receive, self._ended)
+            self._call = await collector.call(collector.address, self._receive, self._ended)
         except OSError as error:
             raise Unavailable(
                 f"cannot connect to the collector: {error.strerror or error}", Reason.SERVER_UNREACHABLE

@@ -57,7 +57,8 @@ class GrpcCall(asyncio.Protocol):
         self._room_connection = self._room_stream = self._stream_window = _WINDOW_BYTES
         self._consumed = 0
         self._headers = bytearray()
-        self._ended = False
+        #: Whether the call is over.
+        self.ended = False
         self._paused = False
 
     @property
@@ -72,7 +73,7 @@ class GrpcCall(asyncio.Protocol):
 
     def send(self, message: bytes) -> None:
         """Sends one message, or keeps it until there is room. Nothing happens after the end."""
-        if self._transport is None or self._ended:
+        if self._transport is None or self.ended:
             return
         size = len(message) + 5
         if (
@@ -93,7 +94,7 @@ class GrpcCall(asyncio.Protocol):
     def cancel(self) -> None:
         """Ends the call from our side; `on_end` follows when the connection is closed."""
         if self._transport is not None and not self._transport.is_closing():
-            if not self._ended:
+            if not self.ended:
                 self._transport.write(_frame(_RST_STREAM, 0, _STREAM, _CANCEL.to_bytes(4, "big")))
             self._transport.close()
 
@@ -219,9 +220,9 @@ class GrpcCall(asyncio.Protocol):
             del self._waiting[:size]
 
     def _end(self, status: str, message: str) -> None:
-        if self._ended:
+        if self.ended:
             return
-        self._ended = True
+        self.ended = True
         if self._transport is not None:
             self._transport.close()
         self._on_end(status, message)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from switchgear.core.clock import Clock
-from switchgear.core.reconnect import BACKOFF_S_MAX, BACKOFF_S_MIN, REFUSED_BACKOFF_S
+from switchgear.core.reconnect import BACKOFF_S_MAX, BACKOFF_S_MIN, REFUSED_BACKOFF_S, Homing
 from switchgear.sim.fleet.collector import Collector, agent_message, dated, hello
 from switchgear.sim.fleet.counts import Counts
 from switchgear.sim.fleet.http2 import GrpcCall
@@ -59,6 +59,9 @@ class SimulatedNode:
         self.phase_s = phase_s
         self._series = shared.series
         self._collector = shared.collector
+        self._homing = Homing(shared.collector.address)
+        #: Where the collector of this connection sends it.
+        self._redirect = ""
         self._counts = shared.counts
         self._clock = shared.clock
         #: Names boot and epoch; no two nodes have the same boot.
@@ -177,12 +180,15 @@ class SimulatedNode:
 
     async def _connect(self) -> None:
         try:
-            call = await self._collector.call(self._receive, self._ended)
+            call = await self._collector.call(self._homing.address, self._receive, self._ended)
         except OSError as error:
             self._connecting = None
+            self._homing.lost()
             self._again(f"cannot connect: {error.strerror or error}")
             return
         self._connecting = None
+        if call.ended:  # while it was made: `_ended` has seen to the next one
+            return
         self._call = call
         if self._closed or self._silent:
             call.cancel()
@@ -214,6 +220,12 @@ class SimulatedNode:
         self._under_way.clear()
         for tick in sorted(late, key=lambda tick: tick.sequence):
             self._miss(tick)
+        if self._redirect:
+            self._homing.redirected(self._redirect)
+            self._redirect = ""
+            self._connect_now()
+            return
+        self._homing.lost()
         if status in _REFUSALS:
             self._backoff_s = REFUSED_BACKOFF_S
         self._again(message)
@@ -239,6 +251,8 @@ class SimulatedNode:
             case "welcome":
                 self._welcomed = True
                 self._counts.connected += 1
+            case "redirect":
+                self._redirect = message.redirect.address
             case "resync":
                 self._counts.resyncs += 1
                 self._dictionary_told = False
