@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,8 +27,6 @@ from switchgear.collector.ring import Times
 from switchgear.collector.series import SeriesKey
 from switchgear.core import identity
 from switchgear.core.identity import Kind
-
-log = logging.getLogger(__name__)
 
 SOURCE = "otlp"
 SERVICE = "opentelemetry.proto.collector.metrics.v1.MetricsService"
