@@ -128,7 +128,7 @@ def missed(figures: dict[str, Any]) -> list[str]:
         (others["max_s"] <= INTERVAL_S + OFF_S_MAX, "samples of another GPU came too late"),
         (figures["seconds_to_signal"] <= TOLD_S_MAX, "the hang was told too late"),
         (figures["its_values_are_unknown"], "values of the hanging GPU were still shown"),
-        # One that writes events to the disk may be new.
+        # One that goes on with the others may be new.
         (figures["threads_more"] <= 1, "threads were started for it"),
         (figures["heard_again_after_s"] is not None, "it was not heard again"),
     )
