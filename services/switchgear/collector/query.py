@@ -89,19 +89,21 @@ def _of_minutes(minutes: Minutes, grid: Grid, reduction: Reduction) -> Values:
 def _reduced(times: Times, rows: Values, grid: Grid, reduction: Reduction) -> Values:
     """Shape (steps, columns). times: ns, shape (n,), in any order; rows: shape (n, columns)."""
     values = np.full((grid.steps, rows.shape[1]), np.nan)
-    within = (times >= grid.start_ns) & (times < grid.start_ns + grid.steps * grid.step_ns)
-    if not within.any():
+    if (times[1:] < times[:-1]).any():  # a clock was set back
+        order = np.argsort(times, kind="stable")
+        times, rows = times[order], rows[order]
+    begin, end = np.searchsorted(times, (grid.start_ns, grid.start_ns + grid.steps * grid.step_ns))
+    if begin == end:
         return values
-    order = np.flatnonzero(within)[np.argsort(times[within], kind="stable")]
-    times, rows = times[order], rows[order]
+    times, rows = times[begin:end], rows[begin:end]
     steps = (times - grid.start_ns) // grid.step_ns
-    first = np.flatnonzero(np.diff(steps, prepend=-1))
+    first = np.concatenate(([0], np.flatnonzero(steps[1:] != steps[:-1]) + 1))
     steps = steps[first]
     values[steps] = _reduced_parts(rows, first, reduction)
-    # Samples each second come now and then two in one second and none in the next: where none is missing, none shall seem so.
-    last = np.append(first[1:], len(times)) - 1
-    near = (np.diff(steps) == 2) & (times[first[1:]] - times[last[:-1]] < 2 * grid.step_ns)
-    values[steps[:-1][near] + 1] = values[steps[:-1][near]]
+    if len(steps) <= steps[-1] - steps[0]:
+        # Samples each second come now and then two in one second and none in the next: where none is missing, none shall seem so.
+        near = (np.diff(steps) == 2) & (times[first[1:]] - times[first[1:] - 1] < 2 * grid.step_ns)
+        values[steps[:-1][near] + 1] = values[steps[:-1][near]]
     return values
 
 
