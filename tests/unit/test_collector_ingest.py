@@ -86,15 +86,15 @@ def test_a_wrong_clock_is_told_once_and_its_end_too_but_not_each_time_it_flaps()
     clocks = Clocks(2.0, "run")
     clock = clocks.of("nodes/n1")
     ticks(clock, 2, -30)
-    event = clocks.changed("nodes/n1", NOW)
+    event = clocks.changed("nodes/n1", clock, NOW)
     assert event is not None
     assert (event.kind, event.boot_id, event.sequence) == ("CLOCK_SKEW", "run", 1)
     assert event.text == "the node's clock is 30.0 s ahead of the collector's"
-    assert clocks.changed("nodes/n1", NOW) is None
+    assert clocks.changed("nodes/n1", clock, NOW) is None
     assert clocks.offsets_s() == {"nodes/n1": pytest.approx(-29.99)}
     ticks(clock, 2, 0, begin_s=2)
-    assert clocks.changed("nodes/n1", NOW + 10 * SECOND) is None, "it may be wrong again in a moment"
-    ended = clocks.changed("nodes/n1", NOW + 60 * SECOND)
+    assert clocks.changed("nodes/n1", clock, NOW + 10 * SECOND) is None, "it may be wrong again in a moment"
+    ended = clocks.changed("nodes/n1", clock, NOW + 60 * SECOND)
     assert ended is not None
     assert (ended.kind, ended.sequence, clocks.offsets_s()) == ("CLOCK_RIGHT", 2, {})
 

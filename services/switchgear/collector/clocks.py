@@ -40,9 +40,9 @@ class Clocks:
     def is_told_wrong(self, node: str) -> bool:
         return node in self._told and self._told[node][0]
 
-    def changed(self, node: str, now_unix_ns: int) -> Event | None:
+    def changed(self, node: str, clock: ClockOffset, now_unix_ns: int) -> Event | None:
         """The event that tells that a node's clock is wrong, or right again, when that has not been told."""
-        offset_s = self._offsets[node].offset_ns / 1e9
+        offset_s = clock.offset_ns / 1e9
         told, at_unix_ns = self._told.get(node, (False, now_unix_ns - _TOLD_NS_MIN))
         if bool(offset_s) is told or now_unix_ns - at_unix_ns < _TOLD_NS_MIN:
             return None

@@ -58,6 +58,8 @@ class Session:
         self._shared = shared
         self._node_clock = shared.clocks.of(node)
         self._asked_to_resync = False
+        #: Sequence of the newest block of this stream.
+        self._newest = -1
         now_s = outgoing.heard_s
         self._blocks = Bucket(shared.settings.blocks_per_second_max, BURST_BLOCKS_MAX, now_s)
         self._events = Bucket(shared.settings.events_per_second_max, BURST_EVENTS_MAX, now_s)
@@ -89,8 +91,11 @@ class Session:
         self._spend(now_s)
         window, shared = self._window, self._shared
         arrival_unix_ns = shared.clock.unix_ns()
-        # Two rows of one time would be one for whoever stores them.
-        time_unix_ns = max(self._node_clock.corrected(message.time_unix_ns, arrival_unix_ns), window.time_unix_ns + 1)
+        time_unix_ns = message.time_unix_ns
+        if message.sequence > self._newest:  # one that comes again says nothing about the clock, and becomes no row
+            self._newest = message.sequence
+            # Two rows of one time would be one for whoever stores them.
+            time_unix_ns = max(self._node_clock.corrected(time_unix_ns, arrival_unix_ns), window.time_unix_ns + 1)
         lost = window.blocks_lost
         outcome = window.apply(messages.block_of(message, time_unix_ns))
         if outcome is Outcome.APPLIED:
@@ -120,7 +125,8 @@ class Session:
         asyncio.get_running_loop().call_later(wait_s, outgoing.ack_backlog, message.number)
 
     async def _tell_clock(self) -> None:
-        if (event := self._shared.clocks.changed(self._node, self._shared.clock.unix_ns())) is not None:
+        event = self._shared.clocks.changed(self._node, self._node_clock, self._shared.clock.unix_ns())
+        if event is not None:
             await self._shared.writer.put(event, lambda _: None)
 
     def _spend(self, now_s: float) -> None:
