@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """As `asyncio.run`, on uvloop where it is installed: thousands of streams cost it a third less."""
+    """As `asyncio.run`, on uvloop where it is installed: thousands of streams cost it less."""
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(work)
 
