@@ -126,7 +126,10 @@ class Sink:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         if self.tls is not None:
-            self._server.socket = self.tls.wrap_socket(self._server.socket, server_side=True)
+            # A handshake in the thread of its connection: a client that breaks off holds up no other.
+            self._server.socket = self.tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.url = f"{'https' if self.tls else 'http'}://127.0.0.1:{self._server.server_address[1]}/api/v1/write"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 

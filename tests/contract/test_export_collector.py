@@ -14,7 +14,7 @@ from switchgear.collector.main import build
 from switchgear.core import rpc
 from switchgear.core.clock import ManualClock
 from switchgear.core.service import Endpoints
-from switchgear.store.database import Database, sqlite_url
+from switchgear.store.database import Database
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 from switchgear.v1alpha.telemetry_service_pb2_grpc import TelemetryServiceStub
 
@@ -23,12 +23,11 @@ def series(number: int, metric: str) -> pb.Series:
     return pb.Series(id=number, metric=metric, labels={"gpu": "0"})
 
 
-async def test_live_samples_and_those_of_an_outage_go_to_the_store(tmp_path: Path) -> None:
+async def test_live_samples_and_those_of_an_outage_go_to_the_store(sqlite_database: Database, tmp_path: Path) -> None:
     sink, file = Sink(), tmp_path / "collector.toml"
     file.write_text(f'[[remote_write]]\nurl = "{sink.url}"\ninterval_s = 0\nexternal_labels = {{cluster = "a"}}\n')
-    database, clock = Database(sqlite_url(tmp_path / "state.db")), ManualClock()
-    await database.migrate()
-    service, server = build(database, clock, config=config.load(file)), rpc.Server()
+    clock = ManualClock()
+    service, server = build(sqlite_database, clock, config=config.load(file)), rpc.Server()
     service.register(server.grpc)
     address = await server.start("127.0.0.1:0", service.service_names)
     running = asyncio.create_task(service.run(Endpoints.all_at(address)))
@@ -69,7 +68,6 @@ async def test_live_samples_and_those_of_an_outage_go_to_the_store(tmp_path: Pat
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await running
-    await database.close()
     sink.close()
     found = [
         (dict(labels)["__name__"], dict(labels)["cluster"], ms - now_ns // 10**6, value)

@@ -98,7 +98,7 @@ class _Stream:
         self.phase_ms = number
         self.heard_s = now_s
         self.gap_s = 0.0
-        self.since_unix_ns = window.time_unix_ns
+        self.since_unix_ns = max(window.time_unix_ns, 0)
         self.time_ms = 0
         self.bucket = self.late_bucket = -1
         self.width = 0
