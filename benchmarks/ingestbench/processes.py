@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -137,6 +138,13 @@ def fleet(folder: Path, collector: str, *flags: object) -> Iterator[subprocess.P
         if process.poll() is None:
             process.terminate()
             process.wait(60)
+
+
+def connected(folder: Path) -> int:
+    """Nodes that stream now, as the fleet says each second: to ask the collector for its page would be work for it."""
+    lines = (folder / "fleet.log").read_text().splitlines()
+    found = re.match(r"(\d+) of \d+ connected", lines[-1]) if lines else None
+    return int(found[1]) if found else 0
 
 
 def fleet_summary(folder: Path) -> dict[str, Any]:

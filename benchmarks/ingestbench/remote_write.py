@@ -7,13 +7,15 @@ import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import cramjam
 import numpy as np
 import numpy.typing as npt
 from wirebench.peers import _bytes
 
-from ingestbench.data import Series
+if TYPE_CHECKING:
+    from ingestbench.data import Series
 
 _CONNECTIONS = 4
 #: Of one request: six nodes have 1,920 samples, and 2,000 are what Prometheus itself sends at once.
