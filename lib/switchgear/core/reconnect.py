@@ -73,6 +73,9 @@ async def keep_connected(what: str, connect: Callable[[], Awaitable[None]], cloc
             if error.code() in _REFUSALS:
                 wait_s_max = backoff_s = REFUSED_BACKOFF_S
             why = f"{error.code().name} {error.details()}"
+        # A TaskGroup in `connect` lets an error that comes together with our end hide it (python/cpython, Lib/asyncio/taskgroups.py).
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise asyncio.CancelledError
         # Once for each reason: a server that is away for a day is not worth a line every two seconds.
         log.log(logging.DEBUG if why == told else logging.WARNING, "%s lost: %s", what, why)
         told = why

@@ -1,0 +1,39 @@
+"""Lasting connections: they come back, until they are no longer wanted."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import grpc.aio
+import pytest
+
+from switchgear.core.clock import SystemClock
+from switchgear.core.reconnect import keep_connected
+
+
+async def test_a_connection_that_breaks_as_it_is_ended_does_not_come_back() -> None:
+    connections = 0
+    connected = asyncio.Event()
+
+    async def breaks_at_the_end() -> None:
+        try:
+            connected.set()
+            await asyncio.Event().wait()
+        finally:
+            nothing = grpc.aio.Metadata()
+            raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, nothing, nothing)
+
+    async def connect() -> None:
+        nonlocal connections
+        connections += 1
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(breaks_at_the_end())
+
+    keeping = asyncio.create_task(keep_connected("a connection", connect, SystemClock()))
+    await connected.wait()
+    keeping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(10):
+            await keeping
+    assert connections == 1
