@@ -66,7 +66,7 @@ async def ours(recording: Recording, folder: Path) -> dict[str, Any]:
         EventWriter(nothing, lambda _: False, lambda: None),
         clock,
         CollectorMetrics(CollectorRegistry()),
-        connected=lambda _: None,
+        connected=lambda *_: None,
         disconnected=lambda _: None,
         taps=[received],
     )

@@ -42,7 +42,7 @@ def test_the_test_knows_every_service_of_the_contract() -> None:
 
 NAMES = (
     *("access", "autoscaler", "fleet", "job", "policy", "recovery", "signal"),
-    *("launcher", "node_agent", "placement", "serving", "telemetry"),
+    *("health", "launcher", "node_agent", "placement", "serving", "telemetry"),
 )
 
 

@@ -47,10 +47,12 @@ _BY_NEED: dict[Needs, dict[str, str]] = {
         "switchgear.v1.AutoscalerService": "GetInferenceService ListInferenceServices WatchInferenceServices ListReplicas",
         "switchgear.v1.PolicyService": "GetPolicy ListPolicies",
         "switchgear.v1alpha.TelemetryService": "GetNodeTelemetry Query",
+        "switchgear.v1alpha.HealthService": "GetNodeHealth ListNodeHealth WatchNodeHealth",
     },
     Needs.OPERATOR: {
         "switchgear.v1.FleetService": "CordonNode UncordonNode",
         "switchgear.v1.JobService": "CreateJob CancelJob",
+        "switchgear.v1alpha.HealthService": "ClearNodeHealth",
         "switchgear.v1.AutoscalerService": "CreateInferenceService ScaleInferenceService DeleteInferenceService",
     },
     Needs.ADMIN: {

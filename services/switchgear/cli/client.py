@@ -20,6 +20,7 @@ from switchgear.v1.job_service_pb2_grpc import JobServiceStub
 from switchgear.v1.policy_service_pb2_grpc import PolicyServiceStub
 from switchgear.v1.recovery_service_pb2_grpc import RecoveryServiceStub
 from switchgear.v1.signal_service_pb2_grpc import SignalServiceStub
+from switchgear.v1alpha.health_service_pb2_grpc import HealthServiceStub
 from switchgear.v1alpha.telemetry_service_pb2_grpc import TelemetryServiceStub
 
 PAGE_SIZE = 1000
@@ -34,6 +35,7 @@ class Client:
     recovery: RecoveryServiceStub
     signals: SignalServiceStub
     telemetry: TelemetryServiceStub
+    health: HealthServiceStub
     policies: PolicyServiceStub
     autoscaler: AutoscalerServiceStub
     access: AccessServiceStub
@@ -57,6 +59,7 @@ def connect(server: str | None, *interceptors: grpc.UnaryUnaryClientInterceptor)
                 RecoveryServiceStub(channel),
                 SignalServiceStub(channel),
                 TelemetryServiceStub(channel),
+                HealthServiceStub(channel),
                 PolicyServiceStub(channel),
                 AutoscalerServiceStub(channel),
                 AccessServiceStub(channel),

@@ -72,6 +72,8 @@ _COMMANDS: dict[str, tuple[str, str, str, str]] = {
     "checkpoints": ("switchgear.cli.show", "add_checkpoints", "checkpoints", "list the checkpoints of a job"),
     "query": ("switchgear.cli.query", "add_arguments", "main", "show recent values of any series on all nodes"),
     "signals": ("switchgear.cli.show", "add_signals", "signals_command", "list what the detectors found"),
+    "health": ("switchgear.cli.health", "add_arguments", "main", "list what is wrong with nodes now, or show one"),
+    "health clear": ("switchgear.cli.health", "add_clear", "clear", "say that what is open on a node or a GPU is over"),
     "top": (
         "switchgear.cli.top",
         "add_arguments",
@@ -117,6 +119,7 @@ _SHOWS = (
     "switchgear.cli.show",
     "switchgear.cli.goodput",
     "switchgear.cli.query",
+    "switchgear.cli.health",
     "switchgear.cli.act",
     "switchgear.cli.policies",
     "switchgear.cli.services",

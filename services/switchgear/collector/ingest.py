@@ -39,7 +39,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class Ingest:
     """All streams of this collector.
 
-    connected, disconnected: called with `nodes/{node}` when its agent comes and goes; only the newest stream of a node counts.
+    connected, disconnected: called with `nodes/{node}` when its agent comes and goes; only the newest stream of a node counts. `connected`
+    also gets the hello's boot_id and epoch.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Ingest:
         clock: Clock,
         metrics: CollectorMetrics,
         *,
-        connected: Callable[[str], None],
+        connected: Callable[[str, str, str], None],
         disconnected: Callable[[str], None],
         taps: Sequence[Tap] = (),
         settings: IngestSettings | None = None,
@@ -148,7 +149,7 @@ class Ingest:
                 )
             older.close(Aborted(f"a newer stream of {node} has come; run one agent a node", Reason.STREAM_PROTOCOL))
         self._streams[node] = outgoing
-        self._connected(node)
+        self._connected(node, hello.boot_id, hello.epoch)
         features = FEATURES.intersection(hello.features)
         if hello.features:
             outgoing.welcome(sorted(features))

@@ -16,6 +16,7 @@ from switchgear.collector.detectors import Silence, signals_of, silence_signal
 from switchgear.collector.event_writer import EventWriter
 from switchgear.collector.expected import ExpectedNodes
 from switchgear.collector.export.exporters import Exporters
+from switchgear.collector.health_service import HealthApi
 from switchgear.collector.imports.main import Imports
 from switchgear.collector.ingest import Ingest
 from switchgear.collector.memory import WindowMetrics
@@ -25,17 +26,19 @@ from switchgear.collector.queries import Queries
 from switchgear.collector.service import SignalApi, TelemetryApi
 from switchgear.collector.siblings import Siblings
 from switchgear.collector.taps import Taps
+from switchgear.collector.verdicts import Verdicts
 from switchgear.collector.windows import Windows
 from switchgear.core.clock import Clock
 from switchgear.core.service import Endpoints, Service
 from switchgear.store.database import Database
 from switchgear.store.feed import ChangeFeed
 from switchgear.v1.signal_service_pb2_grpc import add_SignalServiceServicer_to_server
+from switchgear.v1alpha.health_service_pb2_grpc import add_HealthServiceServicer_to_server
 from switchgear.v1alpha.telemetry_service_pb2_grpc import add_TelemetryServiceServicer_to_server
 
 log = logging.getLogger(__name__)
 
-_SERVICES = ("switchgear.v1alpha.TelemetryService", "switchgear.v1.SignalService")
+_SERVICES = ("switchgear.v1alpha.TelemetryService", "switchgear.v1.SignalService", "switchgear.v1alpha.HealthService")
 _TICK_S = 0.5
 _PRUNE_S = 60.0
 #: Within this time after a collector was added the others are to be started with the new list.
@@ -67,6 +70,7 @@ class CollectorService:
     ) -> None:
         self._database, self._clock, self._settings, self._config = database, clock, settings, config
         self._feed = ChangeFeed(database, store.SERVICE)
+        self._verdicts = Verdicts(database, clock, lambda node: not config.sharding.elsewhere(node))
         self._metrics = CollectorMetrics(registry)
         self._silence = Silence(settings.silence_s)
         self._siblings = Siblings(config.sharding)
@@ -109,6 +113,7 @@ class CollectorService:
         telemetry = TelemetryApi(self._ingest, self.windows, queries, self._siblings)
         add_TelemetryServiceServicer_to_server(telemetry, server)
         add_SignalServiceServicer_to_server(SignalApi(self._database, self._feed), server)
+        add_HealthServiceServicer_to_server(HealthApi(self._database, self._verdicts, self._clock), server)
         self._imports.register(server)
 
     async def run(self, endpoints: Endpoints) -> None:
@@ -125,6 +130,7 @@ class CollectorService:
             tasks.create_task(self._writer.run())
             tasks.create_task(self._exporters.run())
             tasks.create_task(self._expected.run())
+            tasks.create_task(self._verdicts.run())
             tasks.create_task(self._ingest.run())
             tasks.create_task(self._imports.run())
             tasks.create_task(self._tell_silence())
@@ -133,19 +139,27 @@ class CollectorService:
     async def _commit(self, events: Sequence[Event]) -> None:
         # Whoever has an event stored is missed when it falls silent, also by a collector that starts meanwhile.
         await self._expected.save_new()
+        await self._verdicts.save_heard()
+        found = [(event, signals_of(event)) for event in events]
         async with self._database.write() as session:
-            stored, raised = await store.add_events(session, [(event, signals_of(event)) for event in events])
+            stored, raised = await store.add_events(session, found)
+            new = {signal.signal_id for signal in raised}
+            await self._verdicts.raised(
+                session, [(event, one) for event, signals in found for one in signals if one.signal_id in new]
+            )
         self._metrics.events.inc(stored)
         self._metrics.event_duplicates.inc(len(events) - stored)
         self._metrics.raised(raised)
         if raised:
             self._feed.changed()
+            self._verdicts.changed()
 
     async def _expect(self, nodes: Sequence[str]) -> None:
         async with self._database.write() as session:
             await store.expect_nodes(session, nodes)
 
-    def _connected(self, node: str) -> None:
+    def _connected(self, node: str, boot_id: str, epoch: str) -> None:
+        self._verdicts.heard(node, boot_id, epoch)
         self._streaming.add(node)
         self._metrics.agent(node, connected=True)
         self._metrics.streams.set(len(self._streaming))
@@ -167,8 +181,14 @@ class CollectorService:
         signal = silence_signal(node, silent_s, self._clock.unix_ns(), missing)
         async with self._database.write() as session:
             await store.add_signal(session, signal)
+            await self._verdicts.silent(session, signal)
         self._metrics.raised([signal])
         self._feed.changed()
+        self._verdicts.changed()
+
+    def heard(self, node: str) -> None:
+        """See `imports.judging.Agents`."""
+        self._verdicts.heard(node)
 
     async def _tell_silence(self) -> None:
         while True:
@@ -178,14 +198,18 @@ class CollectorService:
                 signal = silence_signal(node, silent_s, self._clock.unix_ns())
                 try:
                     async with self._database.write() as session:
-                        await store.add_silence(session, signal)
+                        if await store.add_silence(session, signal):
+                            await self._verdicts.silent(session, signal)
                 except Exception:
                     self._expected.add(node)
                     log.exception("cannot store that %s is silent; trying again", node)
                     break
                 self._silence.heard(node)
+                if node in self._streaming:  # it came back meanwhile, perhaps before its silence was stored
+                    self._verdicts.heard(node)
                 self._metrics.raised([signal])
                 self._feed.changed()
+                self._verdicts.changed()
             await asyncio.sleep(_TICK_S)
 
     async def _prune(self) -> None:

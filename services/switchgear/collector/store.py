@@ -159,12 +159,17 @@ async def expect_nodes(session: AsyncSession, nodes: Sequence[str]) -> None:
     session.add_all(NodeRow(node=node) for node in nodes if node not in stored)
 
 
-async def add_silence(session: AsyncSession, signal: Signal) -> None:
-    """Stores that a node is silent; it is not told again before its agent has come back. Call it in a `write` transaction."""
+async def add_silence(session: AsyncSession, signal: Signal) -> bool:
+    """Stores that a node is silent; it is not told again before its agent has come back. Call it in a `write` transaction.
+
+    Returns whether it was news.
+    """
     await lock_revision(session, SERVICE)
     gone = await session.execute(delete(NodeRow).where(NodeRow.node == signal.node).returning(NodeRow.node))
-    if gone.first() is not None:
-        await add_signal(session, signal)
+    if gone.first() is None:
+        return False
+    await add_signal(session, signal)
+    return True
 
 
 async def prune(session: AsyncSession, *, events_max: int, signals_max: int) -> None:

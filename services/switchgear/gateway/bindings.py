@@ -20,7 +20,7 @@ from switchgear.v1 import (
     recovery_service_pb2,
     signal_service_pb2,
 )
-from switchgear.v1alpha import telemetry_service_pb2
+from switchgear.v1alpha import health_service_pb2, telemetry_service_pb2
 
 #: Files with REST methods, and which endpoint serves them.
 CONTRACT: tuple[tuple[FileDescriptor, str], ...] = (
@@ -29,6 +29,7 @@ CONTRACT: tuple[tuple[FileDescriptor, str], ...] = (
     (recovery_service_pb2.DESCRIPTOR, "recovery"),
     (signal_service_pb2.DESCRIPTOR, "collector"),
     (telemetry_service_pb2.DESCRIPTOR, "collector"),
+    (health_service_pb2.DESCRIPTOR, "collector"),
     (autoscaler_service_pb2.DESCRIPTOR, "autoscaler"),
     (policy_service_pb2.DESCRIPTOR, "gateway"),
     (access_service_pb2.DESCRIPTOR, "gateway"),
@@ -78,7 +79,7 @@ class Binding:
 
 
 def bindings() -> Iterator[Binding]:
-    """All REST methods of the contract; streaming methods have none."""
+    """All REST methods of the contract. One that streams its answers does it from a `revision` on, which each answer has."""
     for file, endpoint in CONTRACT:
         for service in file.services_by_name.values():
             for method in service.methods:

@@ -58,6 +58,7 @@ def describe(bindings: Iterable[Binding], version: str) -> Json:
 def _operation(binding: Binding, schemas: dict[str, Json]) -> Json:
     stars = [part.partition("}")[0] for part in binding.path.split("{")[1:]]
     query = {field.name: field for field in binding.query_fields.values()}
+    media = "text/event-stream" if binding.method.server_streaming else "application/json"
     operation: Json = {
         "operationId": binding.method.name,
         "tags": [binding.method.containing_service.name],
@@ -66,7 +67,7 @@ def _operation(binding: Binding, schemas: dict[str, Json]) -> Json:
             *({"name": f.json_name, "in": "query", "schema": _field(f, schemas)} for f in query.values()),
         ],
         "responses": {
-            "200": {"description": "OK", "content": _json(_message(binding.method.output_type, schemas))},
+            "200": {"description": "OK", "content": {media: {"schema": _message(binding.method.output_type, schemas)}}},
             "default": {"description": "Error", "content": _json({"$ref": "#/components/schemas/Error"})},
         },
     }

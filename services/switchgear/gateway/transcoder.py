@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 import grpc.aio
 from google.protobuf import json_format
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from switchgear.access.interceptor import PEER_HEADER
 from switchgear.core.errors import Invalid, Reason, SwitchgearError
@@ -23,6 +24,8 @@ BODY_BYTES_MAX = 1024 * 1024
 #: No method of ours works longer; a service that hangs must not hang the client.
 DEADLINE_S = 30.0
 
+#: Sent by a browser that connects again (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+_LAST_EVENT_ID = "last-event-id"
 _UNKNOWN_FIELD = re.compile(r'no field named "([^"]*)"')
 
 
@@ -31,7 +34,7 @@ class TooLarge(Exception):
 
 
 async def transcode(binding: Binding, request: Request, channels: Mapping[str, grpc.aio.Channel]) -> Response:
-    """Answers an HTTP request by the gRPC method behind it. channels: by the name of the endpoint."""
+    """Answers an HTTP request by the gRPC method behind it, a stream as server-sent events. channels: by the name of the endpoint."""
     try:
         message = build(binding, request.path_params, request.query_params.multi_items(), await _body(binding, request))
     except TooLarge:
@@ -43,6 +46,8 @@ async def transcode(binding: Binding, request: Request, channels: Mapping[str, g
         return error_response(error, http_status=413)
     except SwitchgearError as error:
         return error_response(error)
+    if binding.method.server_streaming:
+        return await _events(binding, request, message, channels[binding.endpoint])
     call = channels[binding.endpoint].unary_unary(
         binding.grpc_path,
         request_serializer=binding.request_type.SerializeToString,
@@ -53,6 +58,40 @@ async def transcode(binding: Binding, request: Request, channels: Mapping[str, g
     except grpc.aio.AioRpcError as error:
         return rpc_error_response(error)
     return Response(json_format.MessageToJson(answer, indent=None), media_type="application/json")
+
+
+async def _events(binding: Binding, request: Request, message: Message, channel: grpc.aio.Channel) -> Response:
+    """The id of each event is its revision, so that a client which connects again goes on behind the last that it got.
+
+    An error before the first message is a response as any other; a later one is the last event, `error`.
+    """
+    if (last := request.headers.get(_LAST_EVENT_ID)) is not None:
+        try:
+            json_format.ParseDict({"revision": last}, message)
+        except json_format.ParseError as error:
+            return error_response(_invalid(f"header Last-Event-ID: {error}", "revision"))
+    call = channel.unary_stream(
+        binding.grpc_path,
+        request_serializer=binding.request_type.SerializeToString,
+        response_deserializer=binding.response_type.FromString,
+    )(message, metadata=_metadata(request))
+    try:
+        first: Any = await call.read()
+    except grpc.aio.AioRpcError as error:
+        return rpc_error_response(error)
+
+    async def events() -> AsyncIterator[str]:
+        answer = first
+        try:
+            while answer is not grpc.aio.EOF:
+                yield f"id: {answer.revision}\ndata: {json_format.MessageToJson(answer, indent=None)}\n\n"
+                answer = await call.read()
+        except grpc.aio.AioRpcError as error:
+            yield f"event: error\ndata: {bytes(rpc_error_response(error).body).decode()}\n\n"
+        finally:
+            call.cancel()
+
+    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
 def _metadata(request: Request) -> list[tuple[str, str]]:

@@ -22,6 +22,12 @@ async def next_revision(session: AsyncSession, service: str) -> int:
     return await _advance(session, service, 1)
 
 
+async def next_revisions(session: AsyncSession, service: str, count: int) -> range:
+    """So many such numbers at once."""
+    last = await _advance(session, service, count)
+    return range(last - count + 1, last + 1)
+
+
 async def lock_revision(session: AsyncSession, service: str) -> int:
     """The newest number; other writers of the service wait until this transaction ends. What is read next stays true."""
     return await _advance(session, service, 0)

@@ -4,13 +4,23 @@ The tables beside this file say where they come from in the module that reads th
 `overrides.csv`, each with its reason.
 """
 
+from switchgear.core.catalog.ends import NODE_HEARD, End, Until, end_of
 from switchgear.core.catalog.judge import judge
 from switchgear.core.catalog.kinds import AGENT_KINDS, COLLECTOR_KINDS, DRIVER_KINDS, KINDS, NODE_KINDS, Kind, kind
 from switchgear.core.catalog.nvlink5 import CODES as NVLINK5
 from switchgear.core.catalog.nvlink5 import Decoded, decode_nvlink5
 from switchgear.core.catalog.severity import Severity, Verdict
 from switchgear.core.catalog.sxids import SXid, sxid
-from switchgear.core.catalog.xids import GPU_LOST, Override, Xid, judge_xid, overrides, recovery_action, xid
+from switchgear.core.catalog.xids import (
+    GPU_LOST,
+    RECOVERY_ACTION_CHANGED,
+    Override,
+    Xid,
+    judge_xid,
+    overrides,
+    recovery_action,
+    xid,
+)
 
 __all__ = [
     "AGENT_KINDS",
@@ -18,16 +28,21 @@ __all__ = [
     "DRIVER_KINDS",
     "GPU_LOST",
     "KINDS",
+    "NODE_HEARD",
     "NODE_KINDS",
     "NVLINK5",
+    "RECOVERY_ACTION_CHANGED",
     "Decoded",
+    "End",
     "Kind",
     "Override",
     "SXid",
     "Severity",
+    "Until",
     "Verdict",
     "Xid",
     "decode_nvlink5",
+    "end_of",
     "judge",
     "judge_xid",
     "kind",

@@ -42,6 +42,9 @@ class Agents(Protocol):
     def streams(self, node: str) -> bool:
         """Whether an agent of ours streams for `nodes/{node}` now."""
 
+    def heard(self, node: str) -> None:
+        """Somebody tells of `nodes/{node}`, for the first time or again after its silence."""
+
     async def tell_silence(self, node: str, silent_s: float, missing: str) -> None:
         """Stores the signal; see `detectors.silence_signal`. Raises while it cannot."""
 
@@ -112,6 +115,7 @@ class Judging:
             return
         if baseline.silent:
             baseline.silent, baseline.changed = False, True
+            self._agents.heard(node)
         findings = rules.look(baseline, samples, time_unix_ns)
         if self._had_agent(node, FAULT_NS):
             return  # it has told it, with more words
@@ -169,6 +173,7 @@ class Judging:
         baseline = self._baselines.get(origin)
         if baseline is None and len(self._baselines) < ORIGINS_MAX:
             baseline = self._baselines[origin] = Baseline(self._clock.unix_ns(), changed=True)
+            self._agents.heard(origin[0])
         return baseline
 
     def _had_agent(self, node: str, within_ns: int) -> bool:
