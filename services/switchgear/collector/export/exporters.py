@@ -102,7 +102,7 @@ def _encoder(target: _Kind) -> Encoder:
 
 def _sender(target: _Kind, encoder: Encoder, clock: Clock) -> Sender:
     if isinstance(target, RemoteWrite):
-        return HttpSender(target, encoder.headers, clock)
+        return HttpSender(target, target.url, encoder.headers, clock)
     if target.protocol == "grpc":
         return GrpcSender(target)
-    return HttpSender(target, encoder.headers, clock, gzipped=target.compression == "gzip", otlp=True)
+    return HttpSender(target, target.url, encoder.headers, clock, gzipped=target.compression == "gzip", otlp=True)

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 
 from switchgear.collector.export.answer import TEXT_CHARS_MAX, Answer, Verdict, of_http
-from switchgear.collector.export.settings import OtlpExport, Target
+from switchgear.collector.export.settings import OtlpExport, Receiver
 from switchgear.core.clock import Clock
 from switchgear.core.errors import Invalid, Reason
 from switchgear.core.version import VERSION
@@ -44,19 +44,29 @@ class Sender(Protocol):
 
 
 class HttpSender:
-    """POSTs to the target's url. gzipped: whether bodies are compressed on the way. otlp: whether answers say how much was not taken."""
+    """POSTs to a url, or to the one that a file holds when the request is sent: where the url is a secret.
+
+    gzipped: whether bodies are compressed on the way. otlp: whether answers say how much was not taken.
+    """
 
     def __init__(
-        self, target: Target, headers: Mapping[str, str], clock: Clock, *, gzipped: bool = False, otlp: bool = False
+        self,
+        target: Receiver,
+        url: str | Path,
+        headers: Mapping[str, str],
+        clock: Clock,
+        *,
+        gzipped: bool = False,
+        otlp: bool = False,
     ) -> None:
-        self._target = target
+        self._target, self._url = target, url
         self._headers = {**headers, **target.headers, **({"Content-Encoding": "gzip"} if gzipped else {})}
         self._clock = clock
         self._gzipped = gzipped
         self._otlp = otlp
         self._client = httpx.AsyncClient(
             headers={"User-Agent": _USER_AGENT},
-            verify=_tls(target) if urlsplit(target.url).scheme == "https" else False,
+            verify=_tls(target) if isinstance(url, Path) or urlsplit(url).scheme == "https" else False,
             timeout=target.timeout_s,
             limits=httpx.Limits(max_connections=target.connections, max_keepalive_connections=target.connections),
             # Where samples go is said in one place.
@@ -68,10 +78,11 @@ class HttpSender:
             if self._gzipped:
                 body = await asyncio.to_thread(gzip.compress, body, _GZIP_LEVEL)
             headers = {**self._headers, **dict(_secret_headers(self._target))}
+            url = _secret(self._url) if isinstance(self._url, Path) else self._url
             # The timeouts of httpx are of single reads and writes.
             async with (
                 asyncio.timeout(self._target.timeout_s),
-                self._client.stream("POST", self._target.url, content=body, headers=headers) as response,
+                self._client.stream("POST", url, content=body, headers=headers) as response,
             ):
                 said = b""
                 async for part in response.aiter_bytes():
@@ -80,7 +91,7 @@ class HttpSender:
                         break
         except (TimeoutError, httpx.TimeoutException):
             return Answer(Verdict.RETRY, "timeout", f"no answer within {self._target.timeout_s:g} s")
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             return Answer(Verdict.RETRY, "unreachable", str(error)[:TEXT_CHARS_MAX])
         except OSError as error:
             return Answer(Verdict.RETRY, "secret", f"{error.filename}: {error.strerror}"[:TEXT_CHARS_MAX])
@@ -146,7 +157,7 @@ def _partial(said: bytes, code: str) -> Answer:
     )
 
 
-def _secret_headers(target: Target) -> Iterator[tuple[str, str]]:
+def _secret_headers(target: Receiver) -> Iterator[tuple[str, str]]:
     """Raises OSError, with the file's name, for one that cannot be read."""
     for name, file in target.headers_files.items():
         yield name, _secret(file)
@@ -168,7 +179,7 @@ def _bytes(file: Path | None) -> bytes | None:
         raise _unusable(file, error.strerror) from None
 
 
-def _tls(target: Target) -> ssl.SSLContext:
+def _tls(target: Receiver) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=target.ca_file)
         if target.cert_file is not None:
@@ -180,4 +191,4 @@ def _tls(target: Target) -> ssl.SSLContext:
 
 
 def _unusable(files: object, why: str | None) -> Invalid:
-    return Invalid(f"cannot use {files} for the TLS of an export target: {why}", Reason.TLS_FILES)
+    return Invalid(f"cannot use {files} for TLS: {why}", Reason.TLS_FILES)

@@ -56,25 +56,17 @@ class BasicAuth(Section):
     password_file: Path
 
 
-class Target(Section):
-    """What all targets have.
+class Receiver(Section):
+    """What all that requests go to have.
 
-    url: where requests go. name: in metrics and logs; HOST:PORT of the url when left out.
-    interval_s: one row of a node in so many seconds; 0: each, as agents send them. 15 is what scrapes have.
-    keep, drop: regular expressions of whole names of metrics; keep: only these; drop: not these.
+    name: in metrics and logs.
     headers: sent as they are. headers_files: header to the file that has its value. bearer_token_file: likewise for a token.
     Files with secrets are read at each request, so a new one needs no restart.
     ca_file, cert_file, key_file: PEM; whom we trust instead of the system's authorities, and who we are.
-    timeout_s: of a request. queue_bytes_max: of samples that wait, 8 bytes each; beyond it the oldest are dropped. The default holds
-    8 million: of 1,000 nodes with 320 series at an interval of 15 s, six minutes.
-    samples_max: in a request. connections: requests at a time; a node's samples always take the same, so their order holds.
+    timeout_s: of a request. connections: requests at a time.
     """
 
-    url: Url
     name: str = Field("", max_length=64)
-    interval_s: float = Field(15.0, ge=0, le=3600)
-    keep: Expression = ""
-    drop: Expression = ""
     headers: Headers = Field(default_factory=dict)
     headers_files: Annotated[Mapping[str, Path], AfterValidator(_headers)] = Field(default_factory=dict)
     basic_auth: BasicAuth | None = None
@@ -83,8 +75,6 @@ class Target(Section):
     cert_file: Path | None = None
     key_file: Path | None = None
     timeout_s: float = Field(30.0, gt=0, le=300)
-    queue_bytes_max: int = Field(64 * 1024**2, ge=1024**2)
-    samples_max: int = Field(20_000, ge=500, le=100_000)
     connections: int = Field(4, ge=1, le=64)
 
     @model_validator(mode="after")
@@ -94,6 +84,25 @@ class Target(Section):
         if (self.cert_file is None) != (self.key_file is None):
             raise ValueError("cert_file and key_file belong together")
         return self
+
+
+class Target(Receiver):
+    """Of samples.
+
+    url: where requests go. name: HOST:PORT of the url when left out.
+    interval_s: one row of a node in so many seconds; 0: each, as agents send them. 15 is what scrapes have.
+    keep, drop: regular expressions of whole names of metrics; keep: only these; drop: not these.
+    queue_bytes_max: of samples that wait, 8 bytes each; beyond it the oldest are dropped. The default holds
+    8 million: of 1,000 nodes with 320 series at an interval of 15 s, six minutes.
+    samples_max: in a request. connections: a node's samples always take the same, so their order holds.
+    """
+
+    url: Url
+    interval_s: float = Field(15.0, ge=0, le=3600)
+    keep: Expression = ""
+    drop: Expression = ""
+    queue_bytes_max: int = Field(64 * 1024**2, ge=1024**2)
+    samples_max: int = Field(20_000, ge=500, le=100_000)
 
     @property
     def label(self) -> str:
