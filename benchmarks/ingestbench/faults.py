@@ -107,7 +107,19 @@ def targets(folder: Path, nodes: int, seconds: float) -> dict[str, Any]:
         | {"queue_bytes": page.get(f'switchgear_remote_write_queue_bytes{{target="{name}"}}', 0.0)}
         for name in addresses
     }
-    return {"nodes": nodes, "queue_bytes_max": _QUEUE_BYTES, "ingest": rows, "targets": outcomes, "decoded": decoded}
+    taken = (
+        page['switchgear_collector_blocks_total{outcome="applied"}'] + page["switchgear_collector_blocks_late_total"]
+    )
+    return {
+        "nodes": nodes,
+        "queue_bytes_max": _QUEUE_BYTES,
+        "samples": taken * SERIES,
+        "ingest": rows,
+        "targets": outcomes,
+        "decoded": decoded,
+        "passed": outcomes["good"]["sent"] == decoded["good"] == taken * SERIES
+        and all(row["blocks_sent"] == row["blocks_applied"] for row in rows.values()),
+    }
 
 
 _QUEUE_BYTES = 8 * 1024**2
