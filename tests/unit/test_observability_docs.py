@@ -20,6 +20,7 @@ from switchgear.cli.compose import lease_held
 from switchgear.collector.export.exporters import Exporters
 from switchgear.collector.imports.metrics import ImportMetrics
 from switchgear.collector.metrics import CollectorMetrics
+from switchgear.collector.recording.metrics import RecordingMetrics
 from switchgear.core.clock import ManualClock
 from switchgear.core.metrics import ServerMetrics, new_registry
 from switchgear.gateway.metrics import PolicyMetrics, RequestMetrics
@@ -45,6 +46,7 @@ def everything(folder: Path) -> CollectorRegistry:
     CollectorMetrics(registry)
     Exporters((), (), clock, registry)
     ImportMetrics(registry)
+    RecordingMetrics(registry)
     AutoscalerMetrics(registry)
     RouterMetrics(registry)
     ReplicaMetrics(registry, "gpt")

@@ -71,6 +71,12 @@ _COMMANDS: dict[str, tuple[str, str, str, str]] = {
     ),
     "checkpoints": ("switchgear.cli.show", "add_checkpoints", "checkpoints", "list the checkpoints of a job"),
     "query": ("switchgear.cli.query", "add_arguments", "main", "show recent values of any series on all nodes"),
+    "replay": (
+        "switchgear.cli.replay",
+        "add_arguments",
+        "main",
+        "what today's detectors make of what a collector recorded",
+    ),
     "signals": ("switchgear.cli.show", "add_signals", "signals_command", "list what the detectors found"),
     "health": ("switchgear.cli.health", "add_arguments", "main", "list what is wrong with nodes now, or show one"),
     "health clear": ("switchgear.cli.health", "add_clear", "clear", "say that what is open on a node or a GPU is over"),

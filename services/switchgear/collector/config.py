@@ -11,6 +11,7 @@ from switchgear.collector.export.settings import OtlpExports, RemoteWrites
 from switchgear.collector.imports.settings import OtlpImport, Scrapes
 from switchgear.collector.ingest_settings import IngestSettings
 from switchgear.collector.memory import WindowSettings
+from switchgear.collector.recording.settings import Recording
 from switchgear.collector.settings import Section
 from switchgear.collector.sharding import Sharding
 from switchgear.core.errors import Invalid, Reason
@@ -30,6 +31,7 @@ class CollectorConfig(Section):
     otlp_import: OtlpImport = OtlpImport()
     scrape: Scrapes = ()
     sharding: Sharding = Sharding()
+    recording: Recording = Recording()
 
 
 def load(path: Path) -> CollectorConfig:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from switchgear.collector.model import Event, Severity, Signal, signal_id
 from switchgear.core.catalog import AGENT_KINDS, COLLECTOR_KINDS, DRIVER_KINDS, GPU_LOST, NODE_KINDS, judge
 from switchgear.core.catalog import KINDS as KERNEL_KINDS
@@ -90,3 +92,34 @@ def silence_signal(
         time_unix_ns=now_unix_ns,
         simulated=False,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The same moment on both clocks."""
+
+    unix_ns: int
+    monotonic_s: float
+
+
+class Detection:
+    """All detectors together: the same for a collector that is live and for a recording that is replayed."""
+
+    def __init__(self, silence_s: float) -> None:
+        self._silence = Silence(silence_s)
+
+    def heard(self, node: str) -> None:
+        """The agent of `nodes/{node}` has a stream, or its silence has been told."""
+        self._silence.heard(node)
+
+    def gone(self, node: str, since_s: float) -> None:
+        """The agent has no stream any more, or none yet."""
+        self._silence.gone(node, since_s)
+
+    def told(self, event: Event) -> list[Signal]:
+        """What an event raises."""
+        return signals_of(event)
+
+    def silent(self, now: Moment) -> list[Signal]:
+        """Silences that are to be told now; call `heard` when that is done."""
+        return [silence_signal(node, silent_s, now.unix_ns) for node, silent_s in self._silence.due(now.monotonic_s)]

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from switchgear.collector import store
 from switchgear.collector.config import CollectorConfig
-from switchgear.collector.detectors import Silence, signals_of, silence_signal
+from switchgear.collector.detectors import Detection, Moment, silence_signal
 from switchgear.collector.event_writer import EventWriter
 from switchgear.collector.expected import ExpectedNodes
 from switchgear.collector.export.exporters import Exporters
@@ -23,6 +23,7 @@ from switchgear.collector.memory import WindowMetrics
 from switchgear.collector.metrics import CollectorMetrics
 from switchgear.collector.model import Event
 from switchgear.collector.queries import Queries
+from switchgear.collector.recording.record import record_of
 from switchgear.collector.service import SignalApi, TelemetryApi
 from switchgear.collector.siblings import Siblings
 from switchgear.collector.taps import Taps
@@ -70,9 +71,12 @@ class CollectorService:
     ) -> None:
         self._database, self._clock, self._settings, self._config = database, clock, settings, config
         self._feed = ChangeFeed(database, store.SERVICE)
-        self._verdicts = Verdicts(database, clock, lambda node: not config.sharding.elsewhere(node))
         self._metrics = CollectorMetrics(registry)
-        self._silence = Silence(settings.silence_s)
+        self._detection = Detection(settings.silence_s)
+        self._record = record_of(config.recording, clock, registry, settings.silence_s)
+        self._verdicts = Verdicts(
+            database, clock, lambda node: not config.sharding.elsewhere(node), self._record.cleared
+        )
         self._siblings = Siblings(config.sharding)
         self._streaming = set[str]()
         self._expected = ExpectedNodes(self._expect)
@@ -81,7 +85,7 @@ class CollectorService:
         WindowMetrics(registry, self.windows)
         self._writer = EventWriter(self._commit, store.refused, self._metrics.events_refused.inc)
         self._exporters = Exporters(config.remote_write, config.otlp_export, clock, registry)
-        taps = self._exporters.taps
+        taps = (*self._exporters.taps, *self._record.taps)
         self._ingest = Ingest(
             self.windows,
             self._writer,
@@ -124,9 +128,10 @@ class CollectorService:
         # Of several collectors one that has just been added waits for agents that the others still have.
         grace_s = MOVE_S_MAX if self._config.sharding.collectors else 0.0
         for node in self._expected.nodes - self._streaming:
-            self._silence.gone(node, self._clock.monotonic_s() + grace_s)
+            self._gone(node, self._clock.monotonic_s() + grace_s)
             self._metrics.agent(node, connected=False)
         async with self._siblings, asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._record.run())
             tasks.create_task(self._writer.run())
             tasks.create_task(self._exporters.run())
             tasks.create_task(self._expected.run())
@@ -140,7 +145,8 @@ class CollectorService:
         # Whoever has an event stored is missed when it falls silent, also by a collector that starts meanwhile.
         await self._expected.save_new()
         await self._verdicts.save_heard()
-        found = [(event, signals_of(event)) for event in events]
+        found = [(event, self._detection.told(event)) for event in events]
+        await self._record.told(found)
         async with self._database.write() as session:
             stored, raised = await store.add_events(session, found)
             new = {signal.signal_id for signal in raised}
@@ -163,14 +169,19 @@ class CollectorService:
         self._streaming.add(node)
         self._metrics.agent(node, connected=True)
         self._metrics.streams.set(len(self._streaming))
-        self._silence.heard(node)
+        self._detection.heard(node)
+        self._record.connected(node, boot_id, epoch)
         self._expected.add(node)
 
     def _disconnected(self, node: str) -> None:
         self._streaming.discard(node)
         self._metrics.agent(node, connected=False)
         self._metrics.streams.set(len(self._streaming))
-        self._silence.gone(node, self._clock.monotonic_s())
+        self._gone(node, self._clock.monotonic_s())
+
+    def _gone(self, node: str, since_s: float) -> None:
+        self._detection.gone(node, since_s)
+        self._record.gone(node, since_s)
 
     def streams(self, node: str) -> bool:
         """See `imports.judging.Agents`."""
@@ -182,6 +193,7 @@ class CollectorService:
         async with self._database.write() as session:
             await store.add_signal(session, signal)
             await self._verdicts.silent(session, signal)
+        self._record.raised(signal, found_elsewhere=True)
         self._metrics.raised([signal])
         self._feed.changed()
         self._verdicts.changed()
@@ -189,13 +201,17 @@ class CollectorService:
     def heard(self, node: str) -> None:
         """See `imports.judging.Agents`."""
         self._verdicts.heard(node)
+        self._record.heard(node)
 
     async def _tell_silence(self) -> None:
         while True:
-            for node, silent_s in self._silence.due(self._clock.monotonic_s()):
+            now = Moment(self._clock.unix_ns(), self._clock.monotonic_s())
+            found = self._detection.silent(now)
+            await self._record.looked(now, wait=bool(found))
+            for signal in found:
+                node = signal.node
                 # Before the write: an agent that comes back meanwhile is expected anew.
                 self._expected.discard(node)
-                signal = silence_signal(node, silent_s, self._clock.unix_ns())
                 try:
                     async with self._database.write() as session:
                         if await store.add_silence(session, signal):
@@ -204,7 +220,8 @@ class CollectorService:
                     self._expected.add(node)
                     log.exception("cannot store that %s is silent; trying again", node)
                     break
-                self._silence.heard(node)
+                self._detection.heard(node)
+                self._record.raised(signal)
                 if node in self._streaming:  # it came back meanwhile, perhaps before its silence was stored
                     self._verdicts.heard(node)
                 self._metrics.raised([signal])

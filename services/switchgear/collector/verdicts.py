@@ -30,11 +30,17 @@ _FORGET_EVERY_S = 60.0
 class Verdicts:
     """own: whether this collector takes in `nodes/{node}`; of others only what the database shows is known here.
 
-    feed: told of each change, once it is committed.
+    feed: told of each change, once it is committed. cleared: told of what an operator ends: node, GPU and why.
     """
 
-    def __init__(self, database: Database, clock: Clock, own: Callable[[str], bool]) -> None:
-        self._database, self._clock, self._own = database, clock, own
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        own: Callable[[str], bool],
+        cleared: Callable[[str, int | None, str], None] = lambda *_: None,
+    ) -> None:
+        self._database, self._clock, self._own, self._cleared = database, clock, own, cleared
         self.feed = ChangeFeed(database, health_store.SERVICE)
         #: Nodes that were heard and whose rows do not know it yet: boot_id and epoch of the agent, or "" twice.
         self._heard: dict[str, tuple[str, str]] = {}
@@ -70,6 +76,7 @@ class Verdicts:
         if await health_store.health_of(session, node) is None:
             raise NotFound(f"{node}/health", f"nothing is known of {node}; `switchgear health` lists all nodes")
         await health_store.change(session, [node], lambda one: health.cleared(one, gpu, why, now), now)
+        self._cleared(node, gpu, why)
         found = await health_store.health_of(session, node)
         assert found is not None  # noqa: S101 - it was there in this transaction
         return found
