@@ -1,0 +1,158 @@
+"""Carries what one receiver is to be told to it, until it has it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+
+from switchgear.collector.export.answer import Answer, Verdict, backoff_s
+from switchgear.collector.export.senders import HttpSender
+from switchgear.collector.health import NodeHealth
+from switchgear.collector.webhooks import forms, store
+from switchgear.collector.webhooks.alerts import Alert, alerts_of
+from switchgear.collector.webhooks.groups import Groups, Notification
+from switchgear.collector.webhooks.metrics import WebhookMetrics
+from switchgear.collector.webhooks.settings import Webhook
+from switchgear.core.clock import Clock
+from switchgear.store.database import Database
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 0.25
+#: Nodes in one message to Alertmanager: at some ten alerts each far below what it takes.
+_NODES_MAX = 50
+_HEADERS = {"Content-Type": "application/json"}
+
+
+class Delivery:
+    """At least once: what was told is stored behind the receiver's answer. Of what came and went while it was away nothing is told.
+
+    own: whether this collector tells of `nodes/{node}`.
+    """
+
+    def __init__(
+        self,
+        webhook: Webhook,
+        database: Database,
+        clock: Clock,
+        metrics: WebhookMetrics,
+        own: Callable[[str], bool],
+    ) -> None:
+        """Raises Invalid for TLS files that cannot be used."""
+        self._webhook, self._database, self._clock, self._metrics, self._own = webhook, database, clock, metrics, own
+        self._groups = Groups(webhook.group_wait_s, webhook.repeat_s)
+        self._sender = HttpSender(webhook, webhook.url_file or webhook.url, _HEADERS, clock)
+        #: What is told and not stored yet.
+        self._unsaved: dict[str, Sequence[Alert]] = {}
+        self._tries = 0
+        #: All that is open has been seen; what was told and is not among it is over.
+        self.seen_all = asyncio.Event()
+        metrics.follow(webhook.label, lambda: self._groups.lag_s(clock.monotonic_s()))
+
+    async def restore(self) -> None:
+        """What was told before this collector began; once, before the first `see`. Raises what the store raises."""
+        async with self._database.read() as session:
+            rows = await store.told(session, self._webhook.label)
+        now_s, now_unix_ns = self._clock.monotonic_s(), self._clock.unix_ns()
+        for node, alerts, time_unix_ns in rows:
+            if self._own(node):
+                self._groups.restore(node, alerts, now_s - max(0, now_unix_ns - time_unix_ns) / 1e9)
+
+    def see(self, health: NodeHealth) -> None:
+        """The newest of a node."""
+        alerts = alerts_of(health, self._webhook.severities)
+        self._groups.see(health.node, alerts, self._clock.monotonic_s())
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        await self.seen_all.wait()
+        try:
+            while True:
+                wait_s = _TICK_S
+                try:
+                    wait_s = await self._round()
+                except Exception:
+                    log.exception("webhook %s; trying again", self._webhook.label)
+                await asyncio.sleep(wait_s)
+        finally:
+            await self._sender.close()
+
+    async def _round(self) -> float:
+        """Tells what is due, some at a time; how long to wait then."""
+        due = self._groups.due(self._clock.monotonic_s())
+        quiet = [one for one in due if not self._is_told(one)]
+        for one in quiet:
+            self._done(one)
+        posts = _batches([one for one in due if self._is_told(one)], self._nodes_max)[: self._webhook.connections]
+        answers = await asyncio.gather(*(self._post(post) for post in posts))
+        waits_s = [self._take(post, answer) for post, answer in zip(posts, answers, strict=True)]
+        await self._save()
+        return max(waits_s, default=_TICK_S)
+
+    @property
+    def _nodes_max(self) -> int:
+        return 1 if self._webhook.format == "webhook" else _NODES_MAX
+
+    def _is_told(self, one: Notification) -> bool:
+        return one.is_firing_news or (self._webhook.send_resolved and bool(one.resolved))
+
+    async def _post(self, post: Sequence[Notification]) -> Answer:
+        webhook, now = self._webhook, self._clock.unix_ns()
+        if webhook.format == "alertmanager":
+            body = forms.alertmanager(
+                post,
+                external_url=webhook.external_url,
+                alerts_max=webhook.alerts_max,
+                repeat_s=webhook.repeat_s,
+                now_unix_ns=now,
+            )
+        else:
+            body = forms.webhook(
+                post[0],
+                receiver=webhook.label,
+                external_url=webhook.external_url,
+                alerts_max=webhook.alerts_max,
+                send_resolved=webhook.send_resolved,
+                now_unix_ns=now,
+            )
+        return await self._sender.send(body)
+
+    def _take(self, post: Sequence[Notification], answer: Answer) -> float:
+        """How long to wait after this answer."""
+        label = self._webhook.label
+        if answer.verdict is Verdict.RETRY:
+            self._tries += 1
+            self._metrics.posts.labels(label, "retried").inc()
+            if self._tries == 1:
+                log.warning("webhook %s does not take messages: %s %s", label, answer.code, answer.text)
+            return backoff_s(self._tries, answer.retry_after_s, random.random())
+        if self._tries:
+            log.warning("webhook %s takes messages again", label)
+        self._tries = 0
+        refused = answer.verdict is Verdict.REFUSED
+        self._metrics.posts.labels(label, "refused" if refused else "sent").inc()
+        if refused:
+            log.error("webhook %s refused a message: %s %s", label, answer.code, answer.text)
+        for one in post:
+            alerts = len(one.firing) + len(one.resolved)
+            dropped = alerts if refused else max(0, alerts - self._webhook.alerts_max)
+            self._metrics.dropped.labels(label, "refused" if refused else "truncated").inc(dropped)
+            self._done(one)
+        return 0.0
+
+    def _done(self, one: Notification) -> None:
+        self._groups.told(one, self._clock.monotonic_s())
+        self._unsaved[one.node] = one.firing
+
+    async def _save(self) -> None:
+        if not self._unsaved:
+            return
+        async with self._database.write() as session:
+            await store.save(session, self._webhook.label, list(self._unsaved.items()), self._clock.unix_ns())
+        self._unsaved.clear()
+
+
+def _batches(due: Sequence[Notification], size: int) -> list[Sequence[Notification]]:
+    return [due[begin : begin + size] for begin in range(0, len(due), size)]

@@ -1,0 +1,87 @@
+"""When a receiver is told of a node, and what. Pure: times are passed in, in seconds of one monotonic clock.
+
+A group is the alerts of one node. What counts is the difference between what is open and what was told: so nothing is queued, a receiver
+that was away gets how things are now, and a collector that starts anew needs to know only what was told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from switchgear.collector.webhooks.alerts import Alert
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """Of one node. resolved: what was told and is no longer open. is_firing_news: something opened, or all is told again after a while."""
+
+    node: str
+    firing: tuple[Alert, ...]
+    resolved: tuple[Alert, ...]
+    is_firing_news: bool
+
+
+@dataclass(slots=True)
+class _Group:
+    """due_s: when its next message is due; None while there is nothing to tell."""
+
+    open: tuple[Alert, ...] = ()
+    told: tuple[Alert, ...] = ()
+    told_s: float = 0.0
+    due_s: float | None = None
+
+
+class Groups:
+    """Of one receiver. See `settings.Webhook` for the arguments. Bounded by the nodes on which something is open or was told."""
+
+    def __init__(self, group_wait_s: float, repeat_s: float) -> None:
+        self._group_wait_s, self._repeat_s = group_wait_s, repeat_s
+        self._groups: dict[str, _Group] = {}
+
+    def restore(self, node: str, told: Sequence[Alert], told_s: float) -> None:
+        """What an earlier life had told."""
+        group = self._groups[node] = _Group(told=tuple(told), told_s=told_s)
+        self._schedule(node, group, told_s)
+
+    def see(self, node: str, alerts: Sequence[Alert], now_s: float) -> None:
+        """What is open on the node now."""
+        group = self._groups.setdefault(node, _Group())
+        group.open = tuple(alerts)
+        self._schedule(node, group, now_s)
+
+    def due(self, now_s: float) -> list[Notification]:
+        """What is to be told now, what has waited longest first. It stays due until `told` is called with it."""
+        due = [(group.due_s, node) for node, group in self._groups.items() if group.due_s is not None]
+        return [self._notification(node) for due_s, node in sorted(due) if due_s <= now_s]
+
+    def lag_s(self, now_s: float) -> float:
+        """For how long what is due has waited."""
+        return max((now_s - group.due_s for group in self._groups.values() if group.due_s is not None), default=0.0)
+
+    def told(self, notification: Notification, now_s: float) -> None:
+        """The receiver has it, or will never take it."""
+        group = self._groups[notification.node]
+        group.told, group.told_s, group.due_s = notification.firing, now_s, None
+        self._schedule(notification.node, group, now_s)
+
+    def _notification(self, node: str) -> Notification:
+        group = self._groups[node]
+        open_, told = _fingerprints(group.open), _fingerprints(group.told)
+        resolved = tuple(alert for alert in group.told if alert.fingerprint not in open_)
+        return Notification(
+            node, group.open, resolved, is_firing_news=bool(open_) and (open_ == told or not open_ <= told)
+        )
+
+    def _schedule(self, node: str, group: _Group, now_s: float) -> None:
+        if _fingerprints(group.open) != _fingerprints(group.told):
+            if group.due_s is None or group.due_s > now_s + self._group_wait_s:
+                group.due_s = now_s + self._group_wait_s
+        elif group.open:
+            group.due_s = group.told_s + self._repeat_s
+        else:
+            del self._groups[node]
+
+
+def _fingerprints(alerts: Sequence[Alert]) -> set[str]:
+    return {alert.fingerprint for alert in alerts}
