@@ -14,6 +14,7 @@ from switchgear.collector.memory import WindowSettings
 from switchgear.collector.recording.settings import Recording
 from switchgear.collector.settings import Section
 from switchgear.collector.sharding import Sharding
+from switchgear.collector.webhooks.settings import Webhooks
 from switchgear.core.errors import Invalid, Reason
 
 #: Hundreds of targets fit; a file beyond it is not a configuration.
@@ -31,6 +32,7 @@ class CollectorConfig(Section):
     otlp_import: OtlpImport = OtlpImport()
     scrape: Scrapes = ()
     sharding: Sharding = Sharding()
+    webhook: Webhooks = ()
     recording: Recording = Recording()
 
 

@@ -16,6 +16,7 @@ from switchgear.collector.detectors import Detection, Moment, silence_signal
 from switchgear.collector.event_writer import EventWriter
 from switchgear.collector.expected import ExpectedNodes
 from switchgear.collector.export.exporters import Exporters
+from switchgear.collector.followers import Followers
 from switchgear.collector.health_service import HealthApi
 from switchgear.collector.imports.main import Imports
 from switchgear.collector.ingest import Ingest
@@ -74,9 +75,8 @@ class CollectorService:
         self._metrics = CollectorMetrics(registry)
         self._detection = Detection(settings.silence_s)
         self._record = record_of(config.recording, clock, registry, settings.silence_s)
-        self._verdicts = Verdicts(
-            database, clock, lambda node: not config.sharding.elsewhere(node), self._record.cleared
-        )
+        self._verdicts = Verdicts(database, clock, self._own, self._record.cleared)
+        self._followers = Followers(config.webhook, database, self._verdicts.feed, clock, registry, own=self._own)
         self._siblings = Siblings(config.sharding)
         self._streaming = set[str]()
         self._expected = ExpectedNodes(self._expect)
@@ -136,6 +136,7 @@ class CollectorService:
             tasks.create_task(self._exporters.run())
             tasks.create_task(self._expected.run())
             tasks.create_task(self._verdicts.run())
+            tasks.create_task(self._followers.run())
             tasks.create_task(self._ingest.run())
             tasks.create_task(self._imports.run())
             tasks.create_task(self._tell_silence())
@@ -163,6 +164,9 @@ class CollectorService:
     async def _expect(self, nodes: Sequence[str]) -> None:
         async with self._database.write() as session:
             await store.expect_nodes(session, nodes)
+
+    def _own(self, node: str) -> bool:
+        return not self._config.sharding.elsewhere(node)
 
     def _connected(self, node: str, boot_id: str, epoch: str) -> None:
         self._verdicts.heard(node, boot_id, epoch)
