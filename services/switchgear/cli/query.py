@@ -16,10 +16,10 @@ from switchgear.v1alpha import telemetry_service_pb2 as pb
 EXAMPLES = """examples:
   switchgear query DCGM_FI_DEV_GPU_TEMP
   switchgear query 'DCGM_FI_DEV_GPU_UTIL{node=~"gpu-0.*", gpu="3"}' --last 10m
-  switchgear query 'DCGM_FI_DEV_POWER_USAGE{modelName!~".*H100.*"}' --last 2h --step 10m --reduction max
+  switchgear query 'DCGM_FI_DEV_POWER_USAGE{modelName!~".*H100.*"}' --last 90m --step 10m --reduction max
   switchgear query '{source="agent", __name__=~"node_infiniband_.*"}' --json
 
-A selector is PromQL's; node and source are labels too. The last two minutes are kept as they came, two hours by the minute.
+A selector is PromQL's; node and source are labels too. The last two minutes are kept as they came, 114 by one value a minute.
 """
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}

@@ -35,8 +35,8 @@ SERIES_MAX = 4096
 AGENT = "agent"
 #: Rows at full resolution: two minutes at 1 Hz.
 TICKS = 120
-#: Minutes of which there are aggregates.
-MINUTES = 120
+#: Minutes of which there are aggregates: two hours but for six, which leaves room below 2,500 bytes a series.
+MINUTES = 114
 #: Rows become a part of their minutes by so many at a time, or when somebody looks.
 _FOLD_ROWS = 60
 #: Of a window beside what grows with its series: its objects and the node's name.
