@@ -147,6 +147,12 @@ def test_where_full_resolution_ends_the_minutes_go_on(window: NodeWindow) -> Non
     np.testing.assert_array_equal(values(window, 50, 120, 10), [NAN, 100, *[NAN] * 3, 100, NAN, 120])
 
 
+def test_a_step_in_which_full_resolution_begins_and_no_minute_does_keeps_its_samples(window: NodeWindow) -> None:
+    tell(window, [float(tick) for tick in range(25)], [float(tick) for tick in range(25)])
+    assert window.history()[0][0] == T0 + 15 * S
+    np.testing.assert_array_equal(values(window, 0, 24, 10), [24, 19, 24])
+
+
 def test_a_window_with_room_has_no_need_of_minutes(window: NodeWindow) -> None:
     tell(window, [0, 61, 122], [1, 2, 3])
     np.testing.assert_array_equal(values(window, 0, 122, 61), [1, 2, 3])

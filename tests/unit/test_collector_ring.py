@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -56,6 +58,22 @@ def test_unknown_and_infinite_values_come_back() -> None:
     told = [NAN, 5.0, NAN, np.inf, -np.inf, 7.0]
     tell(window, list(range(6)), told, told)
     np.testing.assert_array_equal(window.history()[1], np.array([told, told]).T)
+
+
+def test_what_float32_does_not_have_is_unknown_in_history_and_never_infinite() -> None:
+    window = window_of(gauges=1, counters=1)
+    gauge, counter = [1.0, 1e39, -1e300, 2.0, np.inf], [1e300, 1e300, 5.0, 6.0, 7.0]
+    with warnings.catch_warnings(action="error"):
+        tell(window, [0, 1, 2, 3, 4], gauge, counter)
+        window.merge(np.array([T0 + S // 2]), np.array([[1.7e308, 1.7e308]]), np.arange(2))
+        (minutes, history) = window.minutes(), window.history()[1]
+    np.testing.assert_array_equal(history[:, 0], [1, NAN, NAN, NAN, 2, np.inf])
+    np.testing.assert_array_equal(history[3:, 1], [5, 6, 7])
+    assert not np.isinf(history[:, 1]).any()
+    assert minutes.mean[0].tolist() == [np.inf, 6]
+    assert minutes.max[0].tolist() == [np.inf, 7]
+    tell(window, [5], [1e40], [8])
+    assert window.newest.tolist() == [1e40, 8], "the newest value is exact"
 
 
 #: Within what float32 has; what is smaller than its smallest normal number is 0.

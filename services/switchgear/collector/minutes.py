@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from switchgear.collector.blocks import Values
-from switchgear.collector.ring import Columns, Times
+from switchgear.collector.ring import Columns, Times, within_float32
 
 MINUTE_NS = 60_000_000_000
 #: Of a place that is free.
@@ -70,7 +70,7 @@ class MinuteRing:
 
     def add(self, times: Times, rows: Values, *, live: bool) -> None:
         """Takes in rows, shape (t, width), in the order of their times. live: the newest that there are, by whatever clock."""
-        minutes = times // MINUTE_NS
+        minutes, rows = times // MINUTE_NS, within_float32(rows)
         bounds = [0, *(np.flatnonzero(np.diff(minutes)) + 1).tolist(), len(times)]
         for begin, end in pairwise(bounds):
             minute = int(minutes[begin])

@@ -69,7 +69,7 @@ def _values(window: NodeWindow, columns: Ids, grid: Grid, reduction: Reduction) 
     if window.full and -(-grid.start_ns // MINUTE_NS) * MINUTE_NS < (first := int(times.min())):
         older = _of_minutes(window.minutes(columns), grid, reduction)
         begun = -(-(first - grid.start_ns) // grid.step_ns)
-        values[:begun] = older[:begun]
+        values[:begun] = np.where(np.isnan(older[:begun]), values[:begun], older[:begun])
     return values
 
 

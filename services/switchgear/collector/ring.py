@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +15,28 @@ Times = npt.NDArray[np.int64]
 Columns = slice | Ids
 #: Rows of which the counters are kept as differences to the same value.
 _SEGMENT = 120
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+def within_float32(values: Values) -> Values:
+    """The values, those that float32 cannot have unknown; infinities are what they are."""
+    return np.where(np.isfinite(values) & (np.abs(values) > _FLOAT32_MAX), np.nan, values)
+
+
+def _store(into: npt.NDArray[np.float32], at: Any, values: Values) -> None:
+    try:
+        # While they are converted it is seen for little whether there are some.
+        with np.errstate(over="raise"):
+            into[at] = values
+    except FloatingPointError:
+        into[at] = within_float32(values)
 
 
 class Ring:
     """Rows of float32: a gauge as it is, a counter as its difference to its value at the begin of a segment of 120 rows.
 
     So a value comes back with a relative error of at most 2^-24, and a counter, however large, to 2^-24 of what it rose within the
-    segment. Infinities and NaN come back; what is beyond float32 comes back infinite.
+    segment. Infinities and NaN come back; what is beyond float32 (3.4e38) comes back unknown.
     """
 
     def __init__(self, ticks: int) -> None:
@@ -70,7 +86,7 @@ class Ring:
         differences = row - base
         if np.count_nonzero(differences < 0):
             differences = self._reset(base, row, differences)
-        self._differences[at] = differences
+        _store(self._differences, at, differences)
         self._times[at] = time_unix_ns
         self._rows += 1
 
@@ -123,7 +139,7 @@ class Ring:
         grid = np.ix_(at, fallen)
         values = self._differences[grid] + base[fallen]
         base[fallen] = np.maximum(row[fallen], 0.0)
-        self._differences[grid] = values - base[fallen]
+        _store(self._differences, grid, values - base[fallen])
         return row - base
 
     def _rewrite(self, times: Times, values: Values) -> None:
@@ -133,4 +149,4 @@ class Ring:
         for segment, part in self._parts(rows):
             self._begin(self._bases[segment], np.fmin.reduce(values[part]))
             values[part] -= self._bases[segment]
-        self._differences[rows % self._ticks] = values
+        _store(self._differences, rows % self._ticks, values)
