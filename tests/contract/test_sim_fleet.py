@@ -86,7 +86,7 @@ async def test_each_node_streams_its_series_and_tells_its_faults_once(address: s
     script = "at 200ms node sim-0007 gpu 3 xid 79\nat 200ms node sim-0009 silent"
     async with collecting(address, tmp_path), a_fleet(address, 20, script) as fleet:
         await until(lambda: fleet.counts.events_acked == 1 and fleet.counts.connected == 19)
-        await until(lambda: fleet.counts.blocks_acked >= 60)
+        await until(lambda: fleet.counts.blocks_sent >= 80)
         healthy = await telemetry(address, "sim-0020")
         assert {value.labels["hostname"] for value in healthy.values} == {"sim-0020"}
         assert len(healthy.values) == 24
@@ -101,17 +101,12 @@ async def test_what_a_collector_missed_comes_later_and_nothing_is_lost(address: 
     script = "at 1500ms node sim-0002 gpu 0 xid 79"
     async with a_fleet(address, 4, script) as fleet:
         async with collecting(address, tmp_path):
-            await until(lambda: fleet.counts.blocks_acked >= 8)
+            # The first of a connection is acked at once, later ones together.
+            await until(lambda: fleet.counts.blocks_acked >= 4)
         await until(lambda: fleet.counts.events_made == 1)
+        made, counts = fleet.counts.blocks_made, fleet.counts
         async with collecting(address, tmp_path):
-            await until(lambda: fleet.counts.events_acked == 1 and fleet.counts.blocks_late > 0)
-            counts = fleet.counts
-
-            def settled() -> bool:
-                fleet.observe()
-                return counts.blocks_made == counts.blocks_acked + counts.blocks_late
-
-            await until(settled)
+            await until(lambda: counts.events_acked == 1 and counts.blocks_acked + counts.blocks_late >= made)
             assert counts.blocks_lost == 0
             assert (await telemetry(address, "sim-0002")).blocks_lost == 0
             assert len(await xids(address)) == 1
