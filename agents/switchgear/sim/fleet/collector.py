@@ -13,7 +13,7 @@ from switchgear.sim.fleet.http2 import GrpcCall, varint
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
 _PATH = "/switchgear.v1alpha.TelemetryService/Stream"
-_FEATURES = (pb.AgentHello.DELTAS, pb.AgentHello.BACKLOG, pb.AgentHello.REDIRECT)
+_FEATURES = (pb.AgentHello.DELTAS, pb.AgentHello.BACKLOG, pb.AgentHello.REDIRECT, pb.AgentHello.BLOCKS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,7 @@ class SimulatedNode:
         self._under_way.append(tick)
         self._counts.blocks_sent += 1
         self._say(call, _BLOCK, block)
+        self._send_backlog()
 
     def tell(self, event: pb.Event) -> None:
         """Numbers the event and keeps it until it is acked."""
@@ -270,8 +271,7 @@ class SimulatedNode:
         while self._under_way and self._under_way[0].sequence <= sequence:
             self._counts.acked(now_s - self._under_way.popleft().sent_s)
         self._live_acked = True
-        if self._missed or self._lost:
-            self._send_backlog()
+        self._send_backlog()
 
     def _miss(self, tick: _Tick) -> None:
         self._missed.append(tick)
@@ -281,9 +281,10 @@ class SimulatedNode:
             self._counts.blocks_lost += 1
 
     def _send_backlog(self) -> None:
-        if self._call is None or not self._live_acked or self._backlog is not None or self._muted:
+        """What was missed, when there is any and none of it is under way."""
+        if not (self._missed or self._lost) or self._backlog is not None:
             return
-        if not (self._missed or self._lost):
+        if self._call is None or not self._live_acked or self._muted:
             return
         ticks = self._next_run()
         blocks = self.variant.backlog(ticks[0].number, ticks[-1].number) if ticks else ()
