@@ -21,7 +21,7 @@ from switchgear.v1alpha import telemetry_service_pb2 as pb
 from switchgear.v1alpha.telemetry_service_pb2_grpc import TelemetryServiceStub
 
 #: What this agent can send beyond the first release's messages.
-FEATURES = (pb.AgentHello.DELTAS, pb.AgentHello.BACKLOG, pb.AgentHello.REDIRECT)
+FEATURES = (pb.AgentHello.DELTAS, pb.AgentHello.BACKLOG, pb.AgentHello.REDIRECT, pb.AgentHello.BLOCKS)
 _EVENTS_BATCH = 256
 #: From one backlog to the next: a few hundred blocks a second at most.
 _BACKLOG_PAUSE_S = 0.1
@@ -219,7 +219,17 @@ class _Connection:
                 await self._write(dictionary=packed(new) if deltas else new)
             outbox.sent(block)
             if deltas:
-                await self._write(block=pb.Block.FromString(block.message))
+                together = [pb.Block.FromString(block.message)]
+                # What waited while the connection was slow.
+                while (
+                    pb.AgentHello.BLOCKS in self._features and outbox.blocks and outbox.blocks[0].series == block.series
+                ):
+                    outbox.sent(waited := outbox.blocks.popleft())
+                    together.append(pb.Block.FromString(waited.message))
+                if len(together) == 1:
+                    await self._write(block=together[0])
+                else:
+                    await self._write(blocks=pb.Blocks(blocks=together))
             else:
                 latest = sampler.latest()[: block.series]
                 await self._write(block=plain_keyframe(latest, block.time_unix_ns, block.sequence))

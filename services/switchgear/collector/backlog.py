@@ -13,8 +13,6 @@ from switchgear.collector.windows import SERIES_MAX, NodeWindow, Times, Windows
 from switchgear.core.clock import Clock
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
-#: In one message.
-BLOCKS_MAX = 64
 #: What a message costs at least, in blocks, however few are in it: a window is put in order for each.
 MESSAGE_BLOCKS_MIN = 8
 #: Of all agents together, so that a fleet that comes back does not hold up what is live.
@@ -60,8 +58,8 @@ class Backlog:
         Raises Invalid (STREAM_PROTOCOL) when the message contradicts itself or what came before it on this stream, ResourceExhausted when
         there is no memory for its series.
         """
-        if len(message.blocks) > BLOCKS_MAX:
-            raise protocol(f"a backlog has at most {BLOCKS_MAX} blocks")
+        if len(message.blocks) > messages.BLOCKS_MAX:
+            raise protocol(f"a backlog has at most {messages.BLOCKS_MAX} blocks")
         self._window.blocks_lost += message.lost
         if self._chain is None or self._chain.epoch != message.epoch:
             self._chain = Chain(message.epoch, gaps_lost=False)

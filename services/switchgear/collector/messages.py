@@ -17,6 +17,8 @@ from switchgear.core import identity, names
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
 TEXT_BYTES_MAX = 2048
+#: Of one message.
+BLOCKS_MAX = 64
 PCI_CHARS_MAX = 16
 DETAIL_MAX = 16
 #: Users of one node's GPUs: 16 GPUs in 7 instances, each shared by a few.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from switchgear.collector import messages
@@ -73,9 +74,11 @@ class Session:
         """Raises Invalid (STREAM_PROTOCOL) for what breaks the protocol, ResourceExhausted (LIMIT_EXCEEDED) for what is too much."""
         match message.WhichOneof("kind"):
             case "block":
-                self._take_block(message.block, now_s)
-                if self._node_clock.is_skewed is not self._shared.clocks.is_told_wrong(self._node):
-                    await self._tell_clock()
+                await self._take_blocks([message.block], now_s)
+            case "blocks":
+                if len(message.blocks.blocks) > messages.BLOCKS_MAX:
+                    raise protocol(f"at most {messages.BLOCKS_MAX} blocks go together")
+                await self._take_blocks(message.blocks.blocks, now_s)
             case "event":
                 await self._take_event(messages.event_of(self._node, message.event), now_s)
             case "dictionary":
@@ -86,6 +89,12 @@ class Session:
                 self._take_backlog(message.backlog)
             case _:
                 raise protocol("the first message, and no other, must be a hello")
+
+    async def _take_blocks(self, blocks: Iterable[pb.Block], now_s: float) -> None:
+        for block in blocks:
+            self._take_block(block, now_s)
+        if self._node_clock.is_skewed is not self._shared.clocks.is_told_wrong(self._node):
+            await self._tell_clock()
 
     def _take_block(self, message: pb.Block, now_s: float) -> None:
         self._spend(now_s)
