@@ -122,12 +122,12 @@ async def test_a_partition_ends_and_what_was_sampled_meanwhile_comes_later(addre
 async def test_a_flood_ends_when_all_is_acked_and_tells_what_it_took(address: str, tmp_path: Path) -> None:
     async with collecting(address, tmp_path):
         command = [sys.executable, "-m", "switchgear.cli.main", "sim", "fleet", "--collector", address]
-        flags = ["--nodes", "3", "--series", "24", "--flood", "64", "--processes", "2", "--json"]
+        flags = ["--nodes", "3", "--series", "24", "--flood", "65", "--processes", "2", "--json"]
         process = await asyncio.create_subprocess_exec(
             *command, *flags, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         told = json.loads((await asyncio.wait_for(process.communicate(), 60))[0])
-        assert (told["blocks_acked"], told["connected"], process.returncode) == (192, 3, 0)
+        assert (told["blocks_acked"], told["connected"], process.returncode) == (195, 3, 0)
         assert len((await telemetry(address, "sim-0003")).values) == 24
 
 
