@@ -18,6 +18,7 @@ from switchgear.agent.stream import Identity, TelemetryStream
 from switchgear.autoscaler.metrics import AutoscalerMetrics
 from switchgear.cli.compose import lease_held
 from switchgear.collector.export.exporters import Exporters
+from switchgear.collector.followers import Followers
 from switchgear.collector.imports.metrics import ImportMetrics
 from switchgear.collector.metrics import CollectorMetrics
 from switchgear.collector.recording.metrics import RecordingMetrics
@@ -29,6 +30,7 @@ from switchgear.scheduler.metrics import SchedulerMetrics
 from switchgear.serve.replica_metrics import ReplicaMetrics
 from switchgear.serve.router_metrics import RouterMetrics
 from switchgear.store.database import Database, sqlite_url
+from switchgear.store.feed import ChangeFeed
 from switchgear.store.policies import PolicyModes
 
 DOCS = Path(__file__).parents[2] / "docs" / "observability.md"
@@ -45,6 +47,7 @@ def everything(folder: Path) -> CollectorRegistry:
     RecoveryMetrics(registry, clock, list)
     CollectorMetrics(registry)
     Exporters((), (), clock, registry)
+    Followers((), database, ChangeFeed(database, "health"), clock, registry, own=bool)
     ImportMetrics(registry)
     RecordingMetrics(registry)
     AutoscalerMetrics(registry)

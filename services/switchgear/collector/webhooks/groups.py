@@ -57,11 +57,13 @@ class Groups:
 
     def lag_s(self, now_s: float) -> float:
         """For how long what is due has waited."""
-        return max((now_s - group.due_s for group in self._groups.values() if group.due_s is not None), default=0.0)
+        due = [group.due_s for group in self._groups.values() if group.due_s is not None]
+        return max(0.0, now_s - min(due, default=now_s))
 
     def told(self, notification: Notification, now_s: float) -> None:
         """The receiver has it, or will never take it."""
-        group = self._groups[notification.node]
+        # It is gone when what was on its way has ended meanwhile.
+        group = self._groups.setdefault(notification.node, _Group())
         group.told, group.told_s, group.due_s = notification.firing, now_s, None
         self._schedule(notification.node, group, now_s)
 
