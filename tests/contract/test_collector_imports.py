@@ -391,7 +391,7 @@ async def test_a_scraped_node_is_judged_and_its_silence_told(sqlite: Database, e
 
 
 async def test_exporters_that_fail_in_every_way_cost_their_own_series_alone(
-    sqlite: Database, exporters: Any, tmp_path: Path
+    sqlite: Database, exporters: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def answers(status: int, **headers: str) -> Callable[[BaseHTTPRequestHandler], None]:
         def answer(request: BaseHTTPRequestHandler) -> None:
@@ -432,6 +432,7 @@ async def test_exporters_that_fail_in_every_way_cost_their_own_series_alone(
         "garbage": Page("<html>no metrics</html>\n"),
         "unreachable": Page(),
         "settings": Page(),
+        "broken": Page(),
         "ok": secret,
     }
     scrapes: list[dict[str, Any]] = [
@@ -441,6 +442,8 @@ async def test_exporters_that_fail_in_every_way_cost_their_own_series_alone(
     by_name = {scrape["name"]: scrape for scrape in scrapes}
     by_name["unreachable"]["url"] = "http://127.0.0.1:1/metrics"
     by_name["settings"]["bearer_token_file"] = tmp_path / "none"
+    (tmp_path / "broken").write_text("top\nsecret")
+    by_name["broken"]["bearer_token_file"] = tmp_path / "broken"
     by_name["ok"]["bearer_token_file"] = tmp_path / "token"
     scrapes.append(
         {"name": "real", "url": f"http://{real.address}/metrics", "node": "n2", "interval_s": 1, "timeout_s": 1}
@@ -448,10 +451,11 @@ async def test_exporters_that_fail_in_every_way_cost_their_own_series_alone(
     try:
         async with serving(sqlite, SystemClock(), {"scrape": scrapes}) as collector:
             for way in ways:
-                labels = {"scrape": way.replace("_", "-"), "outcome": way}
+                labels = {"scrape": way.replace("_", "-"), "outcome": "settings" if way == "broken" else way}
                 await until(lambda labels=labels: collector.counted("switchgear_import_scrapes_total", **labels))
             await until(lambda: collector.newest("nodes/n2", "scrape/real").get("ours") == 4)
             assert collector.newest("nodes/n1", "scrape/ok")["a"] == 1
             assert collector.counted("switchgear_import_scrapes_total", scrape="ok", outcome="status") == 0
+            assert "top" not in caplog.text
     finally:
         real.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -30,7 +31,7 @@ class Receiver(MetricsServiceServicer):
         self.metadata: dict[str, str] = {}
         self.failures = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED]
         self.rejected = 0
-        self.address = ""
+        self.address = self.address_v6 = ""
 
     async def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 - the contract's name
         if self.failures:
@@ -46,6 +47,8 @@ async def receiver() -> AsyncIterator[Receiver]:
     receiver, server = Receiver(), grpc.aio.server()
     add_MetricsServiceServicer_to_server(receiver, server)
     receiver.address = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    if socket.has_ipv6:
+        receiver.address_v6 = f"http://[::1]:{server.add_insecure_port('[::1]:0')}"
     await server.start()
     yield receiver
     await server.stop(0)
@@ -90,12 +93,24 @@ async def test_a_grpc_receiver_gets_all_points_after_it_failed(receiver: Receive
 
 
 async def test_points_that_a_receiver_rejects_are_counted(receiver: Receiver) -> None:
-    receiver.failures, receiver.rejected = [], 3
-    async with exporting(OtlpExport(url=receiver.address, name="sink", interval_s=0)) as world:
+    for rejected, sent in ((3, 1), (10**18, 0)):
+        receiver.failures, receiver.rejected = [], rejected
+        receiver.requests.clear()
+        async with exporting(OtlpExport(url=receiver.address, name="sink", interval_s=0)) as world:
+            tick(world)
+            await world.until(lambda: receiver.requests)
+        assert fates(world) == {"sent": sent, "failed": 4 - sent, "dropped": 0}
+        assert world.counted("otlp_export_samples_lost_total", reason="too_old") == 4 - sent
+
+
+async def test_a_receiver_may_be_an_ipv6_address(receiver: Receiver) -> None:
+    if not receiver.address_v6:
+        pytest.skip("no IPv6 here")
+    receiver.failures = []
+    async with exporting(OtlpExport(url=receiver.address_v6, name="sink", interval_s=0)) as world:
         tick(world)
         await world.until(lambda: receiver.requests)
-    assert fates(world) == {"sent": 1, "failed": 3, "dropped": 0}
-    assert world.counted("otlp_export_samples_lost_total", reason="too_old") == 3
+    assert fates(world) == {"sent": 4, "failed": 0, "dropped": 0}
 
 
 async def test_a_request_that_is_too_large_for_the_receiver_goes_in_parts(receiver: Receiver) -> None:

@@ -25,6 +25,7 @@ def test_a_target_needs_no_more_than_its_url(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ('[[remote_write]]\nurl = "tsdb:9090"', "must begin with http://HOST or https://HOST"),
+        ('[[remote_write]]\nurl = "http://tsdb:99999"', "must have a port from 0 to 65535"),
         ('[[remote_write]]\nurl = "http://user:secret@tsdb/"', "must have no user or password"),
         ('[[remote_write]]\nurl = "http://a/"\nkeep = "("', "no regular expression"),
         ('[[remote_write]]\nurl = "http://a/"\nheaders = {Authorization = "Bearer x"}', "bearer_token_file"),

@@ -19,6 +19,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 
 from switchgear.collector.export.answer import TEXT_CHARS_MAX, Answer, Verdict, of_http
 from switchgear.collector.export.settings import OtlpExport, Receiver
+from switchgear.collector.secret_file import header_secret, read_secret
 from switchgear.core.clock import Clock
 from switchgear.core.errors import Invalid, Reason
 from switchgear.core.version import VERSION
@@ -26,6 +27,7 @@ from switchgear.core.version import VERSION
 _USER_AGENT = f"switchgear/{VERSION}"
 _ANSWER_BYTES_MAX = 4096
 _OTLP_METHOD = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
+_OTLP_PORT = 4317
 _GZIP_LEVEL = 1
 #: https://opentelemetry.io/docs/specs/otlp/#failures
 _RETRIED = frozenset({
@@ -78,7 +80,7 @@ class HttpSender:
             if self._gzipped:
                 body = await asyncio.to_thread(gzip.compress, body, _GZIP_LEVEL)
             headers = {**self._headers, **dict(_secret_headers(self._target))}
-            url = _secret(self._url) if isinstance(self._url, Path) else self._url
+            url = header_secret(self._url) if isinstance(self._url, Path) else self._url
             # The timeouts of httpx are of single reads and writes.
             async with (
                 asyncio.timeout(self._target.timeout_s),
@@ -111,7 +113,8 @@ class GrpcSender:
     def __init__(self, target: OtlpExport) -> None:
         self._target = target
         parts = urlsplit(target.url)
-        address = f"{parts.hostname}:{parts.port or 4317}"
+        host = parts.hostname or ""
+        address = f"{f'[{host}]' if ':' in host else host}:{parts.port or _OTLP_PORT}"
         self._compression = grpc.Compression.Gzip if target.compression == "gzip" else grpc.Compression.NoCompression
         # A channel of its own, and a wait after a broken connection that is not longer than ours.
         options = [
@@ -160,16 +163,12 @@ def _partial(said: bytes, code: str) -> Answer:
 def _secret_headers(target: Receiver) -> Iterator[tuple[str, str]]:
     """Raises OSError, with the file's name, for one that cannot be read."""
     for name, file in target.headers_files.items():
-        yield name, _secret(file)
+        yield name, header_secret(file)
     if target.bearer_token_file is not None:
-        yield "Authorization", f"Bearer {_secret(target.bearer_token_file)}"
+        yield "Authorization", f"Bearer {header_secret(target.bearer_token_file)}"
     if target.basic_auth is not None:
-        both = f"{target.basic_auth.username}:{_secret(target.basic_auth.password_file)}"
-        yield "Authorization", f"Basic {base64.b64encode(both.encode()).decode()}"
-
-
-def _secret(file: Path) -> str:
-    return file.read_text().strip()
+        both = target.basic_auth.username.encode() + b":" + read_secret(target.basic_auth.password_file)
+        yield "Authorization", f"Basic {base64.b64encode(both).decode()}"
 
 
 def _bytes(file: Path | None) -> bytes | None:

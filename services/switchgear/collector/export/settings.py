@@ -23,6 +23,10 @@ def _url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("must begin with http://HOST or https://HOST")
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError("must have a port from 0 to 65535, if any") from None
     if parts.username or parts.password:
         raise ValueError("must have no user or password in it; give basic_auth with a password_file")
     return value

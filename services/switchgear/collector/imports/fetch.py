@@ -9,10 +9,10 @@ from contextlib import nullcontext
 import httpx
 
 from switchgear.collector.imports.settings import Scrape
+from switchgear.collector.secret_file import header_secret
 from switchgear.core.errors import Invalid, Reason
 
 BODY_BYTES_MAX = 16 * 1024 * 1024
-TOKEN_BYTES_MAX = 16 * 1024
 #: Fetches at a time from targets that failed the last time, which may hang: a rack that is off must not take all sockets. Those that
 #: answer do not wait for them.
 _DOUBTFUL_MAX = 64
@@ -101,6 +101,4 @@ class Fetcher:
     def _authorization(self) -> dict[str, str]:
         if self._scrape.bearer_token_file is None:
             return {}
-        with self._scrape.bearer_token_file.open("rb") as file:
-            token = file.read(TOKEN_BYTES_MAX).decode("ascii", errors="replace").strip()
-        return {"Authorization": f"Bearer {token}"}
+        return {"Authorization": f"Bearer {header_secret(self._scrape.bearer_token_file)}"}
