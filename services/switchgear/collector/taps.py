@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Protocol
 
 from switchgear.collector.blocks import Values
 from switchgear.collector.windows import NodeWindow, SeriesKey, Times
+
+log = logging.getLogger(__name__)
 
 
 class Tap(Protocol):
@@ -20,15 +23,30 @@ class Tap(Protocol):
 
 
 class Taps:
-    """All taps of this process: what writes live rows into a window calls `row` after each."""
+    """All taps of this process: what writes live rows into a window calls `row` after each.
+
+    One that raises all the same loses that row and is in the log; streams and the other taps go on.
+    """
 
     def __init__(self, taps: Sequence[Tap] = ()) -> None:
         self._taps = tuple(taps)
+        self._failures = 0
 
     def row(self, window: NodeWindow) -> None:
         for tap in self._taps:
-            tap.row(window)
+            try:
+                tap.row(window)
+            except Exception:
+                self._failed(tap, window)
 
     def late(self, window: NodeWindow, series: Sequence[SeriesKey], times: Times, rows: Values) -> None:
         for tap in self._taps:
-            tap.late(window, series, times, rows)
+            try:
+                tap.late(window, series, times, rows)
+            except Exception:
+                self._failed(tap, window)
+
+    def _failed(self, tap: Tap, window: NodeWindow) -> None:
+        self._failures += 1
+        if self._failures.bit_count() == 1:  # the 1st, 2nd, 4th …: there may be thousands a second
+            log.exception("%s cannot take a row of %s (failure %d)", type(tap).__name__, window.node, self._failures)

@@ -61,7 +61,9 @@ class Exporters:
         forever = asyncio.create_task(asyncio.Event().wait())
         try:
             # Not `gather`: it would cancel the deliveries with us.
-            await asyncio.wait([*feeds, *deliveries, forever], return_when=asyncio.FIRST_EXCEPTION)
+            done, _ = await asyncio.wait([*feeds, *deliveries, forever], return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:  # nothing of this ends by itself: a mistake of ours must not go unseen
+                task.result()
         finally:
             await _cancelled([*feeds, forever])
             for feed in self._feeds:
