@@ -217,6 +217,31 @@ async def test_a_secret_that_is_away_for_a_moment_loses_nothing(sinks: Callable[
     assert fates(world) == {"sent": 4, "failed": 0, "dropped": 0}
 
 
+async def test_a_secret_that_no_header_can_have_is_not_in_the_log_and_loses_nothing(
+    sinks: Callable[..., Sink], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink, secret = sinks(), tmp_path / "secret"
+    secret.write_text("top\nsecret")
+    async with exporting(target(sink.url, bearer_token_file=secret)) as world:
+        world.tick(window("n", *KEYS), 0, 1, 2, 3, 4)
+        await world.until(lambda: world.counted("remote_write_requests_total", code="secret"))
+        secret.write_bytes(b"t\xc3\xb6p")
+        await world.until(lambda: world.counted("remote_write_requests_total", code="secret") > 1)
+        secret.write_text("here")
+        await world.until(lambda: sink.bodies)
+    assert fates(world) == {"sent": 4, "failed": 0, "dropped": 0}
+    assert str(secret) in caplog.text
+    assert "top" not in caplog.text
+
+
+async def test_a_target_that_claims_more_than_it_got_is_not_believed(sinks: Callable[..., Sink]) -> None:
+    for written in ("9" * 18, "9" * 5000):
+        sink = sinks(lambda _, written=written: (400, {"X-Prometheus-Remote-Write-Samples-Written": written}, "no"))
+        async with exporting(target(sink.url)) as world:
+            world.tick(window("n", *KEYS), 0, 1, 2, 3, 4)
+        assert fates(world) == {"sent": 4, "failed": 0, "dropped": 0}
+
+
 async def test_targets_with_tls_are_known_and_know_us_by_our_ca(sinks: Callable[..., Sink], tmp_path: Path) -> None:
     pki.create(tmp_path / "pki", ["127.0.0.1"], time.time_ns())
     files = pki.Pki(tmp_path / "pki").tls_files

@@ -60,6 +60,7 @@ def test_a_label_of_a_series_does_not_hide_ours() -> None:
         ("9lives", "9x", {"_9lives", "_9x"}),
         ("ns:rule", "a:b", {"ns:rule", "a_b"}),
         ("größe", "größe", {"gr__e"}),
+        ("m", "", {"m", "_"}),
     ],
 )
 def test_names_have_the_characters_that_prometheus_takes(metric: str, label: str, names: set[str]) -> None:

@@ -70,7 +70,7 @@ def of_http(code: int, text: str, headers: Mapping[str, str], now_unix_s: float)
     if 300 <= code < 400:
         text = f"it is elsewhere: {headers.get('location', 'it does not say where')}"[:TEXT_CHARS_MAX]
     written = headers.get("x-prometheus-remote-write-samples-written", "")
-    return Answer(Verdict.REFUSED, str(code), text, written=int(written) if written.isdecimal() else 0)
+    return Answer(Verdict.REFUSED, str(code), text, written=int(written[:18]) if written.isdecimal() else 0)
 
 
 def backoff_s(tries: int, retry_after_s: float, jitter: float) -> float:
@@ -85,5 +85,5 @@ def _retry_after_s(value: str, now_unix_s: float) -> float:
         return float(value)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - now_unix_s)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0.0

@@ -99,6 +99,8 @@ class Delivery:
                     waiting += [part.part(middle, len(part.rows)), part.part(0, middle)]
                     continue
                 taken = samples - answer.rejected if answer.verdict is Verdict.SENT else answer.written
+                # The target says how many, and may say anything.
+                taken = min(max(taken, 0), samples)
                 accepted += taken
                 self._metrics.sent(taken)
                 self._lost(samples - taken, answer)

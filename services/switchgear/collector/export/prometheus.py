@@ -62,7 +62,7 @@ def metric_name(name: str) -> str:
 def label_name(name: str) -> str:
     """With an underscore for each character that Prometheus' labels do not have."""
     name = _NO_LABEL.sub("_", name)
-    return f"_{name}" if name[:1].isdigit() else name
+    return f"_{name}" if not name or name[0].isdigit() else name
 
 
 def time_bytes(time_unix_ns: int) -> bytes:
