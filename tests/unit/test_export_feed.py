@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from export_world import STALE_BITS, START_NS, fill, key, window
 
-from switchgear.collector.export.feed import Feed, FeedSettings
+from switchgear.collector.export.feed import TEMPLATE_S, TEMPLATES_AHEAD_S, Feed, FeedSettings
 from switchgear.collector.export.rows import Batch
 from switchgear.collector.windows import NodeWindow, Windows
 from switchgear.core.clock import ManualClock
@@ -110,6 +110,36 @@ def test_a_node_with_many_series_goes_in_parts_and_a_change_costs_one_of_them() 
     assert rows[5].selection is rows[0].selection
     assert rows[6].selection is not rows[1].selection
     assert rows[7].selection is rows[2].selection
+
+
+def test_a_node_whose_values_come_and_go_with_each_row_makes_few_templates_and_loses_rows_of_its_own() -> None:
+    world, node, calm = World(), window("n", A, B), window("calm", A, B)
+    for second in range(400):
+        world.tick(node, second, 1, NAN if second % 2 else 2)
+        world.tick(calm, second, 1, 2)
+        world.clock.advance(0.01)
+    world.feed.seal(float("inf"))
+    rows = [row for batch in world.batches for row in batch.rows]
+    of_node = [row for row in rows if row.selection.node == "n"]
+    assert len({id(row.selection) for row in of_node if not row.selection.stale}) <= 4 / TEMPLATE_S + 122
+    assert sum(row.selection.node == "calm" for row in rows) == 400
+    assert {reason for _, reason in world.drops} == {"changes"}
+    world.drops.clear()
+    world.clock.advance(TEMPLATES_AHEAD_S)
+    world.tick(node, 500, 1, 2)
+    world.tick(node, 501, 1, NAN)
+    assert not world.drops
+
+
+def test_rows_of_an_outage_that_each_have_other_series_are_bounded_too() -> None:
+    world, node = World(), window("n", *(key(f"m{at}") for at in range(10)))
+    rows = np.where(np.arange(500)[:, None] >> np.arange(10) & 1, 1.0, NAN)
+    world.feed.late(node, node.series, START_NS + np.arange(500) * 10**9, rows)
+    world.feed.seal(float("inf"))
+    made = {id(row.selection) for batch in world.batches for row in batch.rows}
+    assert len(made) <= TEMPLATES_AHEAD_S / TEMPLATE_S + 1
+    sent = sum(batch.samples for batch in world.batches)
+    assert sent + sum(samples for samples, _ in world.drops) == np.count_nonzero(~np.isnan(rows))
 
 
 def test_at_an_interval_a_node_is_sent_once_in_each_and_nodes_at_different_moments() -> None:

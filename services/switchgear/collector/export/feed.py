@@ -30,6 +30,10 @@ STALE_S_MIN, STALE_S_MAX = 30.0, 300.0
 TIME_MS_MIN, TIME_MS_MAX = 1 << 35, 1 << 42
 #: The NaN with which Prometheus says that a series has ended.
 STALE = np.uint64(0x7FF0000000000002)
+#: Templates that are made of a source's series, at a millisecond or two each: in the long run one in so many seconds, and as many at once as
+#: these seconds have. An agent whose values come and go with each row would cost the collector a core otherwise.
+TEMPLATE_S = 0.5
+TEMPLATES_AHEAD_S = 60.0
 #: Different sets of series in the rows of one outage whose selections are kept.
 _LATE_MASKS_MAX = 8
 _TICK_S = 0.25
@@ -88,7 +92,7 @@ class _Stream:
     """What the feed remembers of a window."""
 
     __slots__ = (
-        "bucket", "gap_s", "heard_s", "lane", "late", "late_bucket", "mask", "parts", "phase_ms", "since_unix_ns", "time_ms", "width",
+        "ahead_s", "bucket", "gap_s", "heard_s", "lane", "late", "late_bucket", "mask", "parts", "phase_ms", "since_unix_ns", "time_ms", "width",
     )  # fmt: skip
 
     def __init__(self, window: NodeWindow, lanes: int, now_s: float) -> None:
@@ -98,6 +102,8 @@ class _Stream:
         self.phase_ms = number
         self.heard_s = now_s
         self.gap_s = 0.0
+        #: Until when its templates are paid for.
+        self.ahead_s = now_s
         self.since_unix_ns = max(window.time_unix_ns, 0)
         self.time_ms = 0
         self.bucket = self.late_bucket = -1
@@ -109,6 +115,12 @@ class _Stream:
     def heard(self, now_s: float) -> None:
         self.gap_s = max(now_s - self.heard_s, 0.9 * self.gap_s)
         self.heard_s = now_s
+
+    def may_change(self, now_s: float) -> bool:
+        return self.ahead_s <= now_s + TEMPLATES_AHEAD_S
+
+    def changed(self, templates: int, now_s: float) -> None:
+        self.ahead_s = max(self.ahead_s, now_s) + templates * TEMPLATE_S
 
     def is_stale(self, now_s: float) -> bool:
         return now_s - self.heard_s > min(max(3 * self.gap_s, STALE_S_MIN), STALE_S_MAX)
@@ -146,12 +158,14 @@ class Feed:
                 return
             stream.bucket = bucket
         if not stream.time_ms < time_ms or not TIME_MS_MIN <= time_ms < TIME_MS_MAX:
-            samples = sum(len(part.known) for part in stream.parts)
-            self._drop(samples, "out_of_order" if time_ms <= stream.time_ms else "bad_time")
+            self._drop_row(stream, "out_of_order" if time_ms <= stream.time_ms else "bad_time")
             return
-        stream.time_ms = time_ms
         values = window.newest
         mask = np.isnan(values).tobytes()
+        if mask != stream.mask and not stream.may_change(now_s):
+            self._drop_row(stream, "changes")
+            return
+        stream.time_ms = time_ms
         if mask != stream.mask:
             self._changed(window, stream, mask, now_s)
         for part in stream.parts:
@@ -180,6 +194,9 @@ class Feed:
                 continue
             mask = known.tobytes()
             selections = late.selections.get(mask)
+            if selections is None and not stream.may_change(now_s):
+                self._drop(int(known.sum()), "changes")
+                continue
             if selections is None:
                 if len(late.selections) >= _LATE_MASKS_MAX:
                     late.selections.clear()
@@ -187,6 +204,7 @@ class Feed:
                     (columns, _selection(window, [keys[at] for at in columns], time_unix_ns))
                     for columns in _split(known.nonzero()[0])
                 ]
+                stream.changed(len(selections), now_s)
             for columns, selection in selections:
                 self._add(stream.lane, Row(selection, time_unix_ns, values[columns]), now_s, late=True)
 
@@ -253,6 +271,7 @@ class Feed:
             if part_mask == part.mask:
                 continue
             part.mask = part_mask
+            stream.changed(1, now_s)
             before, part.known = part.known, part.columns[~unknown[part.columns]]
             lost = before[unknown[before]]
             if len(lost):
@@ -280,6 +299,10 @@ class Feed:
         batch = self._open.pop(key)
         for outlet in self._outlets:
             outlet.put(batch)
+
+    def _drop_row(self, stream: _Stream, reason: str) -> None:
+        """As many samples as its row before had."""
+        self._drop(sum(len(part.known) for part in stream.parts), reason)
 
     def _drop(self, samples: int, reason: str) -> None:
         for outlet in self._outlets:
