@@ -11,6 +11,7 @@ import httpx
 import pytest
 from health_plane import WITHIN_S, collector
 
+from switchgear.cli.main import main as command
 from switchgear.core import rpc
 from switchgear.core.clock import ManualClock
 from switchgear.core.errors import Invalid, NotFound
@@ -110,6 +111,33 @@ async def test_nodes_are_listed_by_name_in_pages_and_by_verdict(database: Databa
         assert seen == [f"nodes/{node}/health" for node in nodes]
         failed = await plane.health.ListNodeHealth(pb.ListNodeHealthRequest(verdicts=["FAILED"]))
         assert [one.name for one in failed.nodes] == ["nodes/gpu-0/health", "nodes/gpu-1/health"]
+
+
+async def test_a_person_lists_shows_and_clears(sqlite_database: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    async with collector(sqlite_database, ManualClock()) as plane:
+
+        async def run(*arguments: str) -> str:
+            assert await asyncio.to_thread(command, ["health", *arguments, "--server", plane.address]) == 0
+            return capsys.readouterr().out
+
+        assert "no such nodes" in await run()
+        agent = await plane.agent()
+        await agent.tell("XID", 79, gpu=3, text="Xid 79, fallen off the bus", simulated=True)
+        await plane.agent("gpu-02")
+        await plane.until_verdict("HEALTHY", "gpu-02")
+        listed = [line.split() for line in (await run()).splitlines()]
+        assert [(line[0], line[1], line[3:]) for line in listed[1:]] == [
+            ("gpu-01", "FAILED", ["1", "GPU_LOST", "79", "GPU", "3"]),
+            ("gpu-02", "HEALTHY", ["0", "-"]),
+        ]
+        assert len((await run("--verdict", "failed")).splitlines()) == 2
+        shown = await run("gpu-01")
+        assert "Xid 79, fallen off the bus" in shown
+        assert "ends by GPU_RECOVERY_ACTION, or GPU_RESET_ACK, or GPU_RETURNED, or a boot of the node" in shown
+        cleared = await run("clear", "gpu-01", "--gpu", "3", "--reason", "GPU replaced")
+        assert "HEALTHY" in cleared
+        assert "says: GPU replaced" in cleared
+        assert json.loads(await run("gpu-01", "--json"))["verdict"] == "HEALTHY"
 
 
 async def test_watching_over_rest_goes_on_behind_the_last_event(sqlite_database: Database) -> None:

@@ -20,6 +20,7 @@ from switchgear.v1.job_service_pb2_grpc import JobServiceStub
 from switchgear.v1.policy_service_pb2_grpc import PolicyServiceStub
 from switchgear.v1.recovery_service_pb2_grpc import RecoveryServiceStub
 from switchgear.v1.signal_service_pb2_grpc import SignalServiceStub
+from switchgear.v1alpha import health_service_pb2
 from switchgear.v1alpha.health_service_pb2_grpc import HealthServiceStub
 from switchgear.v1alpha.telemetry_service_pb2_grpc import TelemetryServiceStub
 
@@ -100,6 +101,16 @@ def progress_of(client: Client, job: str) -> recovery_service_pb2.JobProgress | 
     """Progress of `jobs/{job}`; None while recovery has not taken it up, a moment after it was placed."""
     try:
         return client.recovery.GetJobProgress(recovery_service_pb2.GetJobProgressRequest(name=f"{job}/progress"))
+    except grpc.RpcError as error:
+        if cast(FailedCall, error).code() is grpc.StatusCode.NOT_FOUND:
+            return None
+        raise
+
+
+def health_of(client: Client, node: str) -> health_service_pb2.NodeHealth | None:
+    """What is concluded of `nodes/{node}`; None while nothing is."""
+    try:
+        return client.health.GetNodeHealth(health_service_pb2.GetNodeHealthRequest(name=f"{node}/health"))
     except grpc.RpcError as error:
         if cast(FailedCall, error).code() is grpc.StatusCode.NOT_FOUND:
             return None

@@ -6,13 +6,14 @@ import argparse
 from collections.abc import Iterable
 
 from switchgear.cli import exits
-from switchgear.cli.client import Client, connect, progress_of, whole_list
+from switchgear.cli.client import Client, connect, health_of, progress_of, whole_list
 from switchgear.cli.output import last, local_time, print_json, print_line, print_table
 from switchgear.core import names
 from switchgear.v1 import fleet_service_pb2 as fleet
 from switchgear.v1 import job_service_pb2 as jobs
 from switchgear.v1 import recovery_service_pb2 as recovery
 from switchgear.v1 import signal_service_pb2 as signals
+from switchgear.v1alpha import health_service_pb2 as health
 from switchgear.v1alpha import telemetry_service_pb2 as telemetry
 
 #: Labels that follow from the GPU's index; the table above has them and `--json` gives them all.
@@ -68,6 +69,11 @@ def _node(client: Client, name: str, *, as_json: bool) -> int:
         print_json([node, values])
         return exits.OK
     print_line(f"{node.name}  {fleet.Node.State.Name(node.state)}  {node.reason}".rstrip())
+    if found := health_of(client, name):
+        verdict = health.NodeHealth.Verdict.Name(found.verdict)
+        print_line(
+            f"health: {verdict} since {local_time(found.since_time)}, {len(found.conditions)} open  {found.change}".rstrip()
+        )
     users = users_by_gpu(values.associations)
     print_table(
         ("GPU", "MODEL", "UUID", "SIMULATED", "USED BY"),
