@@ -10,7 +10,7 @@ import pytest
 
 from switchgear.cli.query import sparkline
 from switchgear.collector.queries import WAITING_MAX, Queries, grid_of
-from switchgear.collector.query import Grid, Reduction, select
+from switchgear.collector.query import SERIES_AT_ONCE, Grid, Reduction, select
 from switchgear.collector.selector import parse
 from switchgear.collector.windows import NodeWindow, SeriesKey, Windows
 from switchgear.core.clock import ManualClock
@@ -156,6 +156,16 @@ def test_a_step_in_which_full_resolution_begins_and_no_minute_does_keeps_its_sam
 def test_a_window_with_room_has_no_need_of_minutes(window: NodeWindow) -> None:
     tell(window, [0, 61, 122], [1, 2, 3])
     np.testing.assert_array_equal(values(window, 0, 122, 61), [1, 2, 3])
+
+
+def test_a_window_with_many_series_is_answered_in_parts_that_are_short() -> None:
+    window = NodeWindow("epoch", node="nodes/a")
+    window.define(0, [SeriesKey("m", "", (("at", f"{at:03}"),)) for at in range(300)])
+    window.append(T0, np.arange(300), np.arange(300.0))
+    found = list(select([window], parse("m"), Grid(T0, S, 1), Reduction.LAST))
+    assert max(len(part.series) for part in found) == SERIES_AT_ONCE
+    assert [key for part in found for key in part.series] == list(window.series)
+    assert np.concatenate([part.values[0] for part in found]).tolist() == list(range(300))
 
 
 NOW = T0 + 7200 * S

@@ -97,6 +97,9 @@ class Queries:
                         steps=str(grid.steps),
                     )
                 response.series.extend(series)
+                if loop.time() > slice_ends:
+                    await asyncio.sleep(0)
+                    slice_ends = loop.time() + _SLICE_S
             if loop.time() > slice_ends:
                 await asyncio.sleep(0)
                 slice_ends = loop.time() + _SLICE_S

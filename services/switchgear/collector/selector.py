@@ -12,7 +12,7 @@ import numpy as np
 import re2
 
 from switchgear.collector.blocks import Ids
-from switchgear.collector.series import Schema, SeriesKey
+from switchgear.collector.series import Schema
 from switchgear.collector.windows import NodeWindow
 from switchgear.core.errors import Invalid, Reason
 
@@ -20,6 +20,8 @@ CHARS_MAX = 4096
 MATCHERS_MAX = 32
 #: Of one compiled expression; a larger one is refused by RE2.
 _PATTERN_BYTES_MAX = 1 << 20
+
+Labels = tuple[tuple[str, str], ...]
 
 _METRIC = "__name__"
 _NODE = "node"
@@ -78,7 +80,8 @@ class Selector:
         # The metric first, and without a call: it leaves a few of hundreds.
         metrics = [matcher for matcher in matchers if (matcher.label, matcher.operator) == (_METRIC, Operator.EQUAL)]
         self._metric = metrics[0].value if metrics else None
-        self._of_series = [matcher for matcher in matchers if matcher.label not in (_NODE, _SOURCE)]
+        self._of_metric = [matcher for matcher in matchers if matcher.label == _METRIC]
+        self._of_labels = [matcher for matcher in matchers if matcher.label not in (_NODE, _SOURCE, _METRIC)]
         self._columns: dict[Schema, Ids] = {}
 
     def columns(self, window: NodeWindow) -> Ids:
@@ -90,10 +93,18 @@ class Selector:
         if columns is None:
             keys = window.schema.keys
             found = [at for at, key in enumerate(keys) if self._metric in (None, key.metric)]
-            for matcher in self._of_series:
-                found = [at for at in found if matcher.matches(_value(keys[at], matcher.label))]
+            for matcher in self._of_metric:
+                found = [at for at in found if matcher.matches(keys[at].metric)]
+            if self._of_labels:
+                # Many metrics have the same labels: those of one GPU.
+                means = {labels: self._means(labels) for labels in {keys[at].labels for at in found}}
+                found = [at for at in found if means[keys[at].labels]]
             columns = self._columns[window.schema] = np.array(found, np.int64)
         return columns
+
+    def _means(self, labels: Labels) -> bool:
+        values = dict(labels)
+        return all(matcher.matches(values.get(matcher.label, "")) for matcher in self._of_labels)
 
 
 def parse(text: str) -> Selector:
@@ -181,9 +192,3 @@ class _Parser:
     def _fail(self, message: str) -> NoReturn:
         column = self._next_at() + 1
         raise Invalid(f"selector, column {column}: {message}", Reason.BAD_FIELD, field="selector", column=str(column))
-
-
-def _value(key: SeriesKey, label: str) -> str:
-    if label == _METRIC:
-        return key.metric
-    return next((value for name, value in key.labels if name == label), "")
