@@ -97,10 +97,10 @@ class Imports:
         try:
             async with asyncio.TaskGroup() as tasks:
                 while True:
+                    # A file of thousands takes as many milliseconds as streams would wait.
+                    found = await asyncio.to_thread(targets.look)
                     # A page whose series name their nodes has some for each collector.
-                    wanted = {
-                        target for target in targets.look() if not (target.node and self._intake.elsewhere(target.node))
-                    }
+                    wanted = {target for target in found if not (target.node and self._intake.elsewhere(target.node))}
                     for target in running.keys() - wanted:
                         running.pop(target).cancel()
                     for target in wanted - running.keys():

@@ -80,6 +80,8 @@ class Otlp:
             self._metrics.rejected.labels(reason).inc(count)
         for node, points in nodes.items():
             rejected.update(await self._take(node, points))
+            # A sender for many nodes has milliseconds of them in a request: streams come between.
+            await asyncio.sleep(0)
         return rejected
 
     async def _take(self, node: str, points: Points) -> Counter[str]:
