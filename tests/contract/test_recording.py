@@ -121,6 +121,8 @@ class Collector:
                     await call.write(pb.AgentMessage(hello=hello))
                     if await call.read() is not grpc.aio.EOF:
                         return call
+                assert self._process is not None
+                assert self._process.poll() is None, "the collector ended by itself"
                 await asyncio.sleep(0.05)
 
 

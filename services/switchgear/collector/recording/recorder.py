@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pyarrow as pa
-
 from switchgear.collector.detectors import Moment
 from switchgear.collector.model import Signal
 from switchgear.collector.recording import files, happenings, sample_files
@@ -26,6 +24,8 @@ from switchgear.core.clock import Clock
 log = logging.getLogger(__name__)
 
 _TICK_S = 1.0
+#: Looks for silent nodes, twice a second, that wait for something else to be written.
+_LOOKS_MAX = 20
 #: A crash loses the samples of so long, and no event.
 SAMPLES_S_MAX = 10.0
 #: An open file is about such a part of the folder at most, so that the oldest that goes is little.
@@ -105,13 +105,17 @@ class Recorder:
             await self._end()
 
     async def _run_events(self) -> None:
-        await self._in(self._of_events, self._seal_left_open, "events")
+        for path in files.left_open(self._folder, "events"):
+            await self._in(self._of_events, files.seal, path, happenings.seal)
         while True:
-            await self._write_events()
+            # That time passed is worth no write of its own.
+            if len(self._new) > _LOOKS_MAX or any(one.what is not What.LOOKED for one in self._new):
+                await self._write_events()
             await asyncio.sleep(_TICK_S)
 
     async def _run_samples(self) -> None:
-        await self._in(self._of_samples, self._seal_left_open, "samples")
+        for path in files.left_open(self._folder, "samples"):
+            await self._in(self._of_samples, files.seal, path, sample_files.seal)
         written_s = self._clock.monotonic_s()
         while True:
             now_s = self._clock.monotonic_s()
@@ -179,15 +183,10 @@ class Recorder:
     def _prune(self) -> None:
         self._metrics.bytes.set(files.prune(self._folder, self._settings.bytes_max))
 
-    def _seal_left_open(self, kind: str) -> None:
-        how = happenings.seal if kind == "events" else sample_files.seal
-        for path in files.left_open(self._folder, kind):
-            files.seal(path, how)
-
     async def _in(self, thread: ThreadPoolExecutor, step: Callable[..., None], *args: object) -> bool:
         try:
             await asyncio.get_running_loop().run_in_executor(thread, step, *args)
-        except (OSError, pa.ArrowException):
+        except Exception:
             log.exception("cannot write to the recording in %s; going on without what was to be written", self._folder)
             return False
         return True

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -81,60 +80,66 @@ def seal(journal: Path, ended: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Stream:
+    """metrics, labels, units: of each series."""
+
     number: int
     node: str
     source: str
-    metrics: Sequence[str]
-    labels: Sequence[str]
-    units: Sequence[str]
+    metrics: pa.StringArray
+    labels: pa.StringArray
+    units: pa.StringArray
 
 
 @dataclass(slots=True)
 class _Group:
-    """A row group that is being made. texts: of each column, by the order in which they came."""
+    """A row group that is being made, of so many rows."""
 
     rows: int = 0
-    texts: dict[str, dict[str, int]] = field(default_factory=lambda: {name: {} for name in _TEXTS})
-    indices: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in _TEXTS})
+    streams: list[_Stream] = field(default_factory=list)
     times: list[Times] = field(default_factory=list)
     values: list[Values] = field(default_factory=list)
+    #: Ticks of each stream.
+    ticks: list[int] = field(default_factory=list)
 
     def add(self, stream: _Stream, times: Times, values: Values) -> None:
         """values: shape (times, series)."""
         ticks, width = values.shape
         self.rows += ticks * width
-        told = {
-            "node": [stream.node] * width,
-            "source": [stream.source] * width,
-            "metric": stream.metrics,
-            "labels": stream.labels,
-            "unit": stream.units,
-        }
-        for name, texts in told.items():
-            known = self.texts[name]
-            indices = np.array([known.setdefault(text, len(known)) for text in texts], np.int32)
-            self.indices[name].append(np.repeat(indices, ticks))
+        self.streams.append(stream)
         self.times.append(np.tile(times, width))
         self.values.append(values.T.ravel())
+        self.ticks.append(ticks)
 
     def table(self) -> pa.Table:
+        widths = [len(stream.metrics) for stream in self.streams]
+        of_stream, of_series = np.multiply(widths, self.ticks), np.repeat(self.ticks, widths)
         columns = [
-            pa.DictionaryArray.from_arrays(
-                pa.array(np.concatenate(self.indices[name])), pa.array(list(self.texts[name]), pa.string())
-            )
-            for name in _TEXTS
+            *(
+                _repeated(pa.array([getattr(one, name) for one in self.streams]), of_stream)
+                for name in ("node", "source")
+            ),
+            *(
+                _repeated(pa.concat_arrays([getattr(one, name) for one in self.streams]), of_series)
+                for name in ("metrics", "labels", "units")
+            ),
+            pa.array(np.concatenate(self.times)).cast(_TIME),
+            pa.array(np.concatenate(self.values), from_pandas=True),
         ]
-        columns.append(pa.array(np.concatenate(self.times)).cast(_TIME))
-        columns.append(pa.array(np.concatenate(self.values), from_pandas=True))
         return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
+def _repeated(texts: pa.StringArray, times: Ids) -> pa.DictionaryArray:
+    encoded = texts.dictionary_encode()
+    indices = np.repeat(encoded.indices.to_numpy(), times)
+    return pa.DictionaryArray.from_arrays(pa.array(indices), encoded.dictionary)
+
+
 def _defining(defined: Sequence[Defined]) -> pa.RecordBatch:
-    keys = [
-        {"metric": key.metric, "labels": json.dumps(dict(key.labels)), "unit": key.unit}
-        for one in defined
-        for key in one.series
-    ]
+    keys = [key for one in defined for key in one.series]
+    # All series of a GPU have the same labels.
+    labels = {pairs: json.dumps(dict(pairs)) for pairs in {key.labels for key in keys}}
+    columns = [key.metric for key in keys], [labels[key.labels] for key in keys], [key.unit for key in keys]
+    texts = pa.StructArray.from_arrays([pa.array(column, pa.string()) for column in columns], fields=list(_KEY))
     ends = np.cumsum([0, *(len(one.series) for one in defined)]).astype(np.int32)
     return pa.RecordBatch.from_arrays(
         [
@@ -143,7 +148,7 @@ def _defining(defined: Sequence[Defined]) -> pa.RecordBatch:
             pa.nulls(len(defined), OPEN_SCHEMA.field("values").type),
             pa.array([one.node for one in defined], pa.string()),
             pa.array([one.source for one in defined], pa.string()),
-            pa.ListArray.from_arrays(pa.array(ends), pa.array(keys, _KEY)),
+            pa.ListArray.from_arrays(pa.array(ends), texts),
         ],
         schema=OPEN_SCHEMA,
     )
@@ -163,10 +168,11 @@ def _whole(journal: Path) -> tuple[dict[int, _Stream], Times, Ids, Ids, Values]:
             values.append(lists.values.to_numpy())
             used += len(values[-1])
             continue
-        for row in batch.select(["stream", "node", "source", "series"]).to_pylist():
-            series = row["series"]
-            texts = ([key[name] for key in series] for name in ("metric", "labels", "unit"))
-            streams[row["stream"]] = _Stream(row["stream"], row["node"], row["source"], *texts)
+        ends = batch.column("series").offsets.to_pylist()
+        texts = batch.column("series").values.flatten()
+        told = batch.select(["stream", "node", "source"]).to_pylist()
+        for row, begin, end in zip(told, ends, ends[1:], strict=False):
+            streams[row["stream"]] = _Stream(*row.values(), *(column[begin:end] for column in texts))
     return (
         streams,
         np.concatenate(times),

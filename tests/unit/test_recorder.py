@@ -1,0 +1,93 @@
+"""When the recorder begins and ends its files."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from prometheus_client import CollectorRegistry
+
+from switchgear.collector.detectors import Detection, Moment
+from switchgear.collector.model import Event
+from switchgear.collector.recording.happenings import read
+from switchgear.collector.recording.record import Record, record_of
+from switchgear.collector.recording.settings import Recording
+from switchgear.collector.replay import Replay
+from switchgear.collector.windows import NodeWindow, SeriesKey
+from switchgear.core.clock import ManualClock
+
+SILENCE_S = 10.0
+
+
+@contextlib.asynccontextmanager
+async def recording(folder: Path, clock: ManualClock, registry: CollectorRegistry) -> AsyncIterator[Record]:
+    record = record_of(Recording(folder=folder, file_minutes=1), clock, registry, SILENCE_S)
+    running = asyncio.create_task(record.run())
+    await asyncio.sleep(0)
+    yield record
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+def now(clock: ManualClock) -> Moment:
+    return Moment(clock.unix_ns(), clock.monotonic_s())
+
+
+def xid(sequence: int) -> Event:
+    return Event("nodes/a", "b", "kernel_log", sequence, 1, "XID", 3, 79, "Xid 79", False)
+
+
+async def test_each_file_can_be_replayed_without_those_before(tmp_path: Path) -> None:
+    clock, registry = ManualClock(), CollectorRegistry()
+    async with recording(tmp_path, clock, registry) as record:
+        record.connected("nodes/a", "b", "e")
+        record.connected("nodes/b", "b", "e")
+        await record.looked(now(clock), wait=True)
+        clock.advance(55)
+        record.gone("nodes/a", clock.monotonic_s())
+        await record.looked(now(clock), wait=True)
+        clock.advance(10.5)
+        await record.looked(now(clock), wait=True)
+    first, second = sorted(tmp_path.glob("events-*.parquet"))
+    for files in ([first, second], [second]):
+        outcomes = Replay().run(one for path in files for one in read(path))
+        assert [(one.raised.node, one.raised.kind) for one in outcomes if one.raised] == [("nodes/a", "NODE_SILENT")]
+
+
+async def test_what_is_there_is_written_when_the_collector_ends(tmp_path: Path) -> None:
+    clock, registry, window = ManualClock(), CollectorRegistry(), NodeWindow("epoch", node="nodes/a")
+    window.define(0, [SeriesKey("power", "W", ())])
+    async with recording(tmp_path, clock, registry) as record:
+        window.append(1, np.array([0]), np.array([300.0]))
+        for tap in record.taps:
+            tap.row(window)
+    (path,) = tmp_path.glob("samples-*")
+    assert pq.read_table(path).column("value").to_pylist() == [300.0]
+    assert registry.get_sample_value("switchgear_recording_samples_total") == 1
+    assert registry.get_sample_value("switchgear_recording_bytes") is not None
+
+
+async def test_events_that_are_tried_again_are_written_once(tmp_path: Path) -> None:
+    clock, detection = ManualClock(), Detection(SILENCE_S)
+    async with recording(tmp_path, clock, CollectorRegistry()) as record:
+        for sequences in ((1, 2), (1, 2), (1,), (1, 2, 3)):
+            await record.told([(xid(sequence), detection.told(xid(sequence))) for sequence in sequences])
+    (path,) = tmp_path.glob("events-*")
+    assert [one.event.sequence for one in read(path) if one.event] == [1, 2, 3]
+
+
+async def test_a_folder_that_cannot_be_written_costs_the_record_alone(tmp_path: Path) -> None:
+    clock, registry, folder = ManualClock(), CollectorRegistry(), tmp_path / "recording"
+    async with recording(folder, clock, registry) as record:
+        shutil.rmtree(folder)
+        await record.told([(xid(1), [])])
+        assert registry.get_sample_value("switchgear_recording_lost_total", {"what": "events"}) == 1
+        folder.mkdir()
+        await record.told([(xid(2), [])])
+    (path,) = folder.glob("events-*")
+    assert [one.event.sequence for one in read(path) if one.event] == [2]
