@@ -170,8 +170,8 @@ class Recorder:
     def _put_events(self, rows: Sequence[Happening], begins: bool) -> None:
         if begins:
             self._events.end()
+            self._prune()
         self._events.write(happenings.batch_of(rows), self._clock.unix_ns())
-        self._prune()
 
     def _put_samples(self, chunk: Chunk) -> None:
         if chunk.begins:
