@@ -45,6 +45,14 @@ def test_a_large_counter_shows_small_steps_and_the_newest_value_is_exact() -> No
     assert window.newest.tolist() == [told[-1]]
 
 
+def test_a_large_counter_that_comes_later_or_again_shows_small_steps_at_once() -> None:
+    window = window_of(gauges=1, counters=2)
+    told = [2.0**50 + 3 * tick for tick in range(50)]
+    late_one, again = [NAN] * 7 + told[7:], [*told[:3], *[NAN] * 5, *told[8:]]
+    tell(window, list(range(50)), [1.0] * 50, late_one, again)
+    np.testing.assert_array_equal(window.history()[1][:, 1:], np.array([late_one, again]).T)
+
+
 def test_a_counter_that_is_reset_shows_what_it_counts_from_then_on() -> None:
     window = window_of(counters=2)
     told = [1e15, 1e15 + 7, 3.0, 4.0, 1.0, 2.0]

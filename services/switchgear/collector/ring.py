@@ -77,12 +77,14 @@ class Ring:
         bases[:, :have] = self._bases
         self._bases = bases
 
-    def write(self, time_unix_ns: int, row: Values) -> None:
-        """Adds the newest row, of the width."""
+    def write(self, time_unix_ns: int, row: Values, *, others_known: bool = False) -> None:
+        """Adds the newest row, of the width. others_known: series may have a value that had none before."""
         at = self._rows % self._ticks
         base = self._bases[self._rows // self._span % self._segments]
         if self._rows % self._span == 0:
             self._begin(base, row)
+        elif others_known:
+            self._appear(base, row)
         differences = row - base
         if np.count_nonzero(differences < 0):
             differences = self._reset(base, row, differences)
@@ -131,6 +133,14 @@ class Ring:
         counts = row[self.counters]
         base[:] = 0
         base[self.counters] = np.where((counts > 0) & (counts < np.inf), counts, 0.0)
+
+    def _appear(self, base: Values, row: Values) -> None:
+        """Counters of which the newest segment has no value yet are differences to what they have now."""
+        counts = row[self.counters]
+        there = self.counters[(base[self.counters] == 0) & (counts > 0) & (counts < np.inf)]
+        at = np.arange(self._rows - self._rows % self._span, self._rows) % self._ticks
+        there = there[np.isnan(self._differences[np.ix_(at, there)]).all(axis=0)]
+        base[there] = row[there]
 
     def _reset(self, base: Values, row: Values, differences: Values) -> Values:
         """Counters that fell were reset: in all of the newest segment they are differences to what they have now."""

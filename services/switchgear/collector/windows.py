@@ -67,6 +67,8 @@ class NodeWindow(Chain):
         self._fold_rows = min(_FOLD_ROWS, ticks)
         # Nodes that came together do not fold together.
         self._unfolded = 0
+        #: The same object as long as the same series are known.
+        self._unknown_before = self._unknown
         self._fold_at = 1 + crc32(node.encode()) % self._fold_rows
 
     @property
@@ -122,7 +124,8 @@ class NodeWindow(Chain):
 
     def _row_came(self, time_unix_ns: int) -> None:
         self.time_unix_ns = time_unix_ns
-        self._ring.write(time_unix_ns, self._row)
+        self._ring.write(time_unix_ns, self._row, others_known=self._unknown is not self._unknown_before)
+        self._unknown_before = self._unknown
         self._unfolded += 1
         if self._unfolded >= self._fold_at:
             self._fold()
