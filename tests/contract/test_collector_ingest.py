@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from switchgear.collector.config import CollectorConfig
 from switchgear.collector.ingest_settings import IngestSettings
 from switchgear.collector.main import build
+from switchgear.collector.messages import BLOCKS_MAX
 from switchgear.collector.outgoing import ACK_BLOCKS_MAX
 from switchgear.collector.session import BURST_EVENTS_MAX
 from switchgear.core import rpc
@@ -33,7 +34,7 @@ SECOND = 1_000_000_000
 class World:
     def __init__(self, channel: grpc.aio.Channel, clock: ManualClock, registry: CollectorRegistry) -> None:
         self.clock = clock
-        self._channel = channel
+        self._channel: Any = channel
         self._registry = registry
 
     def raw(self) -> Any:
@@ -52,7 +53,8 @@ class World:
         return self._registry.get_sample_value(name, labels) or 0.0
 
     async def signals(self) -> list[signals.Signal]:
-        return list((await SignalServiceStub(self._channel).ListSignals(signals.ListSignalsRequest())).signals)
+        stub: Any = SignalServiceStub(self._channel)
+        return list((await stub.ListSignals(signals.ListSignalsRequest())).signals)
 
     async def telemetry(self) -> pb.NodeTelemetry:
         method = "/switchgear.v1alpha.TelemetryService/GetNodeTelemetry"
@@ -105,6 +107,23 @@ async def test_blocks_are_acked_many_at_a_time_but_the_first_at_once(tmp_path: P
         assert world.metric("switchgear_collector_blocks_total", outcome="applied") == 1 + ACK_BLOCKS_MAX
         assert world.metric("switchgear_collector_samples_total") == 1 + ACK_BLOCKS_MAX
         assert world.metric("switchgear_collector_block_delay_seconds_count") == 1 + ACK_BLOCKS_MAX
+
+
+async def test_blocks_that_waited_come_together_and_are_rows_each(tmp_path: Path) -> None:
+    async with collector(tmp_path, ack_seconds_max=0) as world:
+        agent = await world.agent()
+        now = world.clock.unix_ns()
+        power = [np.array([watts], "<f8").tobytes() for watts in range(BLOCKS_MAX + 1)]
+        blocks = [
+            pb.Block(time_unix_ns=now + sequence, sequence=sequence, keyframe=True, values_f64=value)
+            for sequence, value in enumerate(power, start=1)
+        ]
+        await say(agent, blocks=pb.Blocks(blocks=blocks[:3]))
+        assert (await heard(agent)).block_ack.sequence == 3
+        assert (await world.telemetry()).values[0].value == 2
+        assert world.metric("switchgear_collector_blocks_total", outcome="applied") == 3
+        await say(agent, blocks=pb.Blocks(blocks=blocks))
+        assert await agent.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_a_node_whose_clock_is_off_is_told_and_its_times_are_corrected(tmp_path: Path) -> None:
