@@ -12,7 +12,9 @@ from switchgear.agent.sampler import Sampler
 from switchgear.collector.backlog import MESSAGE_BLOCKS_MIN, Backlog, Pace
 from switchgear.collector.blocks import Block
 from switchgear.collector.chain import TEXT_CHARS_MAX
+from switchgear.collector.dictionary import dictionary_of
 from switchgear.collector.messages import block_of
+from switchgear.collector.series import chars_of
 from switchgear.collector.taps import Taps
 from switchgear.collector.windows import NodeWindow, Outcome, SeriesKey, Windows
 from switchgear.core.clock import ManualClock
@@ -291,7 +293,7 @@ def test_a_node_has_a_window_for_each_source() -> None:
 def test_names_and_labels_of_a_node_are_bounded_however_many_dictionaries_bring_them() -> None:
     window = NodeWindow("epoch", ticks=4)
     long = SeriesKey("m", "", tuple((f"{number}", "x" * 256) for number in range(32)))
-    fitting = TEXT_CHARS_MAX // long.chars
+    fitting = TEXT_CHARS_MAX // chars_of([long])
     for number in range(fitting):
         window.define(number, [long])
     with pytest.raises(Invalid, match="characters"):
@@ -312,14 +314,18 @@ def test_a_backlog_counts_as_memory_until_it_has_come_or_its_stream_ends() -> No
     before = windows.nbytes
     backlog = Backlog(window, windows, Taps())
     told = pb.Dictionary(series=[pb.Series(id=number, metric=f"metric_{number}") for number in range(100)])
-    backlog.take(pb.Backlog(number=1, epoch="older", dictionary=told))
+
+    def took(message: pb.Backlog) -> None:
+        backlog.take(message, dictionary_of(message.dictionary))
+
+    took(pb.Backlog(number=1, epoch="older", dictionary=told))
     assert windows.nbytes > before + 100 * 42
-    backlog.take(pb.Backlog(number=2, epoch="older", last=True))
+    took(pb.Backlog(number=2, epoch="older", last=True))
     assert windows.nbytes == before
-    backlog.take(pb.Backlog(number=3, epoch="older", dictionary=told))
+    took(pb.Backlog(number=3, epoch="older", dictionary=told))
     more = pb.Dictionary(series=[pb.Series(id=number, metric="m" * 200) for number in range(100, 1000)])
     with pytest.raises(ResourceExhausted):
-        backlog.take(pb.Backlog(number=4, epoch="older", dictionary=more))
+        took(pb.Backlog(number=4, epoch="older", dictionary=more))
     backlog.close()
     assert windows.nbytes == before
 

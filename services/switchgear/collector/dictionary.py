@@ -86,19 +86,20 @@ def _walked(data: bytes) -> tuple[int, list[SeriesKey]] | None:
 @lru_cache(_SERIES_REMEMBERED)
 def _key_of(data: bytes) -> SeriesKey:
     """data: a Series without its id."""
-    at, end = 0, len(data)
-    while at < end and data[at] != _LABELS:
-        if data[at] == _KIND:
-            at += 2
-        elif data[at] in (_METRIC, _UNIT) and data[at + 1] < 0x80:
-            at += 2 + data[at + 1]
-        else:
-            return _series_of(pb.Series.FromString(data))
-    labels = _labels_of(data[at:])
-    if labels is None:
-        return _series_of(pb.Series.FromString(data))
-    metric, unit, kind = _name_of(data[:at])
-    return SeriesKey(metric, unit, labels, kind)
+    # In the order in which protobuf writes them; what is written in another is read by protobuf.
+    at, end = 0, len(data) - 1
+    if at < end and data[at] == _METRIC and data[1] < 0x80:
+        at += 2 + data[1]
+    if at < end and data[at] == _UNIT and data[at + 1] < 0x80:
+        at += 2 + data[at + 1]
+    if at < end and data[at] == _KIND:
+        at += 2
+    if at < end and data[at] == _LABELS:
+        labels = _labels_of(data[at:])
+        if labels is not None:
+            metric, unit, kind = _name_of(data[:at])
+            return SeriesKey(metric, unit, labels, kind)
+    return _series_of(pb.Series.FromString(data))
 
 
 @lru_cache(_NAMES_REMEMBERED)

@@ -22,6 +22,7 @@ from switchgear.collector.pressure import Pressure
 from switchgear.collector.session import Session, Shared
 from switchgear.collector.sharding import Sharding
 from switchgear.collector.taps import Tap, Taps
+from switchgear.collector.turns import Turns
 from switchgear.collector.windows import Windows
 from switchgear.core.clock import Clock
 from switchgear.core.errors import Aborted, AlreadyExists, Reason
@@ -30,9 +31,7 @@ from switchgear.v1alpha import telemetry_service_pb2 as pb
 #: So long a stream's node is its own although nothing comes: many samples missed, the silence after which a node counts as gone.
 SECOND_AGENT_S = 10.0
 #: What this collector takes beyond the first release's messages.
-FEATURES = frozenset(
-    {pb.AgentHello.DELTAS, pb.AgentHello.BACKLOG, pb.AgentHello.REDIRECT, pb.AgentHello.BLOCKS}
-)
+FEATURES = frozenset({pb.AgentHello.DELTAS, pb.AgentHello.BACKLOG, pb.AgentHello.REDIRECT, pb.AgentHello.BLOCKS})
 _LOOK_S = 1.0
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -70,6 +69,7 @@ class Ingest:
             Clocks(settings.clock_offset_seconds_max, uuid.uuid4().hex),
             Pressure(settings.delay_seconds_max),
             Pace(clock),
+            Turns(),
         )
         self._connected = connected
         self._disconnected = disconnected

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import chain
@@ -23,18 +23,24 @@ class Kind(Enum):
     COUNTER = auto()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class SeriesKey:
-    """labels: in the order of their names."""
+    """labels: in the order of their names. Never changed; not frozen, since making one would take three times as long."""
 
     metric: str
     unit: str
     labels: tuple[tuple[str, str], ...]
     kind: Kind = Kind.GAUGE
 
-    @property
-    def chars(self) -> int:
-        return len(self.metric) + len(self.unit) + sum(map(len, chain.from_iterable(self.labels)))
+
+def chars_of(keys: Iterable[SeriesKey]) -> int:
+    """Length of all names and labels. Those of one GPU share their labels and are told one after the other."""
+    chars, labels, labels_chars = 0, (), 0
+    for key in keys:
+        if key.labels is not labels:
+            labels, labels_chars = key.labels, sum(map(len, chain.from_iterable(key.labels)))
+        chars += len(key.metric) + len(key.unit) + labels_chars
+    return chars
 
 
 class Schema:
@@ -63,7 +69,7 @@ class Schema:
         if schema is None or len(schema.keys) != len(keys) or not all(map(is_, schema.keys, keys)):
             first = len(self.keys)
             counters = np.array([first + at for at, key in enumerate(more) if key.kind is Kind.COUNTER], np.int64)
-            chars = self.chars + sum(key.chars for key in more)
+            chars = self.chars + chars_of(more)
             schema = _schemas[identity] = Schema(keys, np.concatenate([self.counters, counters]), chars)
         return schema
 
