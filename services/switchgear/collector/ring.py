@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,16 +19,13 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 def within_float32(values: Values) -> Values:
     """The values, those that float32 cannot have unknown; infinities are what they are."""
-    return np.where(np.isfinite(values) & (np.abs(values) > _FLOAT32_MAX), np.nan, values)
-
-
-def _store(into: npt.NDArray[np.float32], at: Any, values: Values) -> None:
     try:
         # While they are converted it is seen for little whether there are some.
         with np.errstate(over="raise"):
-            into[at] = values
+            values.astype(np.float32)
     except FloatingPointError:
-        into[at] = within_float32(values)
+        return np.where(np.isfinite(values) & (np.abs(values) > _FLOAT32_MAX), np.nan, values)
+    return values
 
 
 class Ring:
@@ -88,7 +84,11 @@ class Ring:
         differences = row - base
         if np.count_nonzero(differences < 0):
             differences = self._reset(base, row, differences)
-        _store(self._differences, at, differences)
+        try:
+            with np.errstate(over="raise"):
+                self._differences[at] = differences
+        except FloatingPointError:
+            self._differences[at] = within_float32(differences)
         self._times[at] = time_unix_ns
         self._rows += 1
 
@@ -149,7 +149,7 @@ class Ring:
         grid = np.ix_(at, fallen)
         values = self._differences[grid] + base[fallen]
         base[fallen] = np.maximum(row[fallen], 0.0)
-        _store(self._differences, grid, values - base[fallen])
+        self._differences[grid] = within_float32(values - base[fallen])
         return row - base
 
     def _rewrite(self, times: Times, values: Values) -> None:
@@ -159,4 +159,4 @@ class Ring:
         for segment, part in self._parts(rows):
             self._begin(self._bases[segment], np.fmin.reduce(values[part]))
             values[part] -= self._bases[segment]
-        _store(self._differences, rows % self._ticks, values)
+        self._differences[rows % self._ticks] = within_float32(values)
