@@ -120,7 +120,7 @@ async def test_events_wait_while_the_database_is_away(tmp_path: Path) -> None:
 async def test_a_silence_is_stored_only_for_a_node_that_is_expected(database: Database) -> None:
     async def add_silence(now: int) -> int:
         async with database.write() as session:
-            await store.add_silence(session, silence_signal("nodes/n1", 11, now))
+            await store.add_silences(session, [silence_signal("nodes/n1", 11, now)])
         async with database.read() as session:
             return len(await store.signals_before(session, "", None, 10))
 

@@ -10,8 +10,12 @@ import grpc.aio
 import httpx
 import pytest
 from health_plane import WITHIN_S, collector
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import MetricsServiceStub
+from opentelemetry.proto.metrics.v1 import metrics_pb2 as otlp
 
 from switchgear.cli.main import main as command
+from switchgear.collector.config import CollectorConfig
 from switchgear.core import rpc
 from switchgear.core.clock import ManualClock
 from switchgear.core.errors import Invalid, NotFound
@@ -172,3 +176,40 @@ async def next_event(response: httpx.Response) -> tuple[str, dict[str, Any]]:
         elif name == "data":
             return last_id, json.loads(value)
     raise AssertionError("the stream ended")
+
+
+async def test_a_node_without_an_agent_is_judged_by_what_is_imported_of_it(sqlite_database: Database) -> None:
+    clock = ManualClock()
+    config = CollectorConfig.model_validate({"otlp_import": {"enabled": True}})
+    async with collector(sqlite_database, clock, config) as plane:
+        exporter: Any = MetricsServiceStub(plane.channel)
+
+        async def export() -> None:
+            point = otlp.NumberDataPoint(time_unix_nano=clock.unix_ns(), as_double=1.0)
+            of_node = otlp.ResourceMetrics(
+                scope_metrics=[
+                    otlp.ScopeMetrics(metrics=[otlp.Metric(name="load", gauge=otlp.Gauge(data_points=[point]))])
+                ]
+            )
+            of_node.resource.attributes.add(key="host.name").value.string_value = "gpu-01"
+            await exporter.Export(ExportMetricsServiceRequest(resource_metrics=[of_node]))
+
+        await export()
+        await plane.until_verdict("HEALTHY")
+        clock.advance(3600)
+        assert [one.kind for one in (await plane.until_verdict("SILENT")).conditions] == ["NODE_SILENT"]
+        await export()
+        await plane.until_verdict("HEALTHY")
+
+
+async def test_nodes_that_fall_silent_together_are_all_told(database: Database) -> None:
+    clock = ManualClock()
+    async with collector(database, clock) as plane:
+        agents = [await plane.agent(f"gpu-{number}") for number in range(20)]
+        for number, agent in enumerate(agents):
+            await plane.until_verdict("HEALTHY", f"gpu-{number}")
+            agent.call.cancel()
+        await asyncio.sleep(0.2)
+        clock.advance(11)
+        for number in range(20):
+            await plane.until_verdict("SILENT", f"gpu-{number}")

@@ -22,7 +22,7 @@ from switchgear.collector.imports.main import Imports
 from switchgear.collector.ingest import Ingest
 from switchgear.collector.memory import WindowMetrics
 from switchgear.collector.metrics import CollectorMetrics
-from switchgear.collector.model import Event
+from switchgear.collector.model import Event, Signal
 from switchgear.collector.queries import Queries
 from switchgear.collector.recording.record import record_of
 from switchgear.collector.service import SignalApi, TelemetryApi
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 _SERVICES = ("switchgear.v1alpha.TelemetryService", "switchgear.v1.SignalService", "switchgear.v1alpha.HealthService")
 _TICK_S = 0.5
 _PRUNE_S = 60.0
+_SILENCES_AT_ONCE = 500
 #: Within this time after a collector was added the others are to be started with the new list.
 MOVE_S_MAX = 600.0
 
@@ -195,8 +196,8 @@ class CollectorService:
         """See `imports.judging.Agents`."""
         signal = silence_signal(node, silent_s, self._clock.unix_ns(), missing)
         async with self._database.write() as session:
-            await store.add_signal(session, signal)
-            await self._verdicts.silent(session, signal)
+            await store.add_signals(session, [signal])
+            await self._verdicts.silent(session, [signal])
         self._record.raised(signal, found_elsewhere=True)
         self._metrics.raised([signal])
         self._feed.changed()
@@ -212,26 +213,34 @@ class CollectorService:
             now = Moment(self._clock.unix_ns(), self._clock.monotonic_s())
             found = self._detection.silent(now)
             await self._record.looked(now, wait=bool(found))
-            for signal in found:
-                node = signal.node
-                # Before the write: an agent that comes back meanwhile is expected anew.
-                self._expected.discard(node)
-                try:
-                    async with self._database.write() as session:
-                        if await store.add_silence(session, signal):
-                            await self._verdicts.silent(session, signal)
-                except Exception:
-                    self._expected.add(node)
-                    log.exception("cannot store that %s is silent; trying again", node)
+            # A switch that fails silences many at once.
+            for begin in range(0, len(found), _SILENCES_AT_ONCE):
+                if not await self._store_silences(found[begin : begin + _SILENCES_AT_ONCE]):
                     break
-                self._detection.heard(node)
-                self._record.raised(signal)
-                if node in self._streaming:  # it came back meanwhile, perhaps before its silence was stored
-                    self._verdicts.heard(node)
-                self._metrics.raised([signal])
-                self._feed.changed()
-                self._verdicts.changed()
             await asyncio.sleep(_TICK_S)
+
+    async def _store_silences(self, signals: Sequence[Signal]) -> bool:
+        """Whether they are stored; if not, they are due again."""
+        # Before the write: an agent that comes back meanwhile is expected anew.
+        for signal in signals:
+            self._expected.discard(signal.node)
+        try:
+            async with self._database.write() as session:
+                await self._verdicts.silent(session, await store.add_silences(session, signals))
+        except Exception:
+            for signal in signals:
+                self._expected.add(signal.node)
+            log.exception("cannot store that %d nodes are silent; trying again", len(signals))
+            return False
+        for signal in signals:
+            self._detection.heard(signal.node)
+            self._record.raised(signal)
+            if signal.node in self._streaming:  # it came back meanwhile, perhaps before its silence was stored
+                self._verdicts.heard(signal.node)
+        self._metrics.raised(signals)
+        self._feed.changed()
+        self._verdicts.changed()
+        return True
 
     async def _prune(self) -> None:
         while True:

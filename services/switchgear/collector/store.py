@@ -25,7 +25,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from switchgear.collector.model import Event, Severity, Signal
 from switchgear.core.errors import OutOfRange, Reason
 from switchgear.store.base import Base
-from switchgear.store.revisions import lock_revision, next_revision
+from switchgear.store.revisions import lock_revision, next_revisions
 
 SERVICE = "collector"
 
@@ -101,8 +101,7 @@ async def add_events(
     raised_by_id = {signal.signal_id: signal for _, raised in new for signal in raised}
     told = set(await session.scalars(select(SignalRow.signal_id).where(SignalRow.signal_id.in_(raised_by_id))))
     signals = [signal for signal in raised_by_id.values() if signal.signal_id not in told]
-    for signal in signals:
-        await add_signal(session, signal)
+    await add_signals(session, signals)
     return len(new), signals
 
 
@@ -115,9 +114,11 @@ def refused(error: Exception) -> bool:
     return isinstance(error, StatementError | ArithmeticError | LookupError | TypeError | ValueError)
 
 
-async def add_signal(session: AsyncSession, signal: Signal) -> None:
-    values = {field: getattr(signal, field) for field in _SIGNAL_FIELDS}
-    session.add(SignalRow(revision=await next_revision(session, SERVICE), **values))
+async def add_signals(session: AsyncSession, signals: Sequence[Signal]) -> None:
+    """Call it in a `write` transaction."""
+    if signals:
+        for revision, signal in zip(await next_revisions(session, SERVICE, len(signals)), signals, strict=True):
+            session.add(SignalRow(revision=revision, **{field: getattr(signal, field) for field in _SIGNAL_FIELDS}))
 
 
 async def signals_after(session: AsyncSession, revision: int, limit: int) -> list[tuple[int, Signal]]:
@@ -154,22 +155,22 @@ async def expected_nodes(session: AsyncSession) -> list[str]:
 
 async def expect_nodes(session: AsyncSession, nodes: Sequence[str]) -> None:
     """Call it in a `write` transaction, with different nodes and no more than a statement has parameters."""
-    await lock_revision(session, SERVICE)  # not between the delete of `add_silence` and its commit
+    await lock_revision(session, SERVICE)  # not between the delete of `add_silences` and its commit
     stored = set(await session.scalars(select(NodeRow.node).where(NodeRow.node.in_(nodes))))
     session.add_all(NodeRow(node=node) for node in nodes if node not in stored)
 
 
-async def add_silence(session: AsyncSession, signal: Signal) -> bool:
-    """Stores that a node is silent; it is not told again before its agent has come back. Call it in a `write` transaction.
+async def add_silences(session: AsyncSession, signals: Sequence[Signal]) -> list[Signal]:
+    """Stores which nodes are silent; they are not told again before their agents have come back. Returns those that are news.
 
-    Returns whether it was news.
+    Call it in a `write` transaction, with no more than a statement has parameters.
     """
     await lock_revision(session, SERVICE)
-    gone = await session.execute(delete(NodeRow).where(NodeRow.node == signal.node).returning(NodeRow.node))
-    if gone.first() is None:
-        return False
-    await add_signal(session, signal)
-    return True
+    nodes = [signal.node for signal in signals]
+    gone = set(await session.scalars(delete(NodeRow).where(NodeRow.node.in_(nodes)).returning(NodeRow.node)))
+    new = [signal for signal in signals if signal.node in gone]
+    await add_signals(session, new)
+    return new
 
 
 async def prune(session: AsyncSession, *, events_max: int, signals_max: int) -> None:

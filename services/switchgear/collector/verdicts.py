@@ -65,10 +65,10 @@ class Verdicts:
         now = self._clock.unix_ns()
         await health_store.change(session, by_node, lambda one: _after(one, by_node, now), now)
 
-    async def silent(self, session: AsyncSession, signal: Signal) -> None:
+    async def silent(self, session: AsyncSession, signals: Sequence[Signal]) -> None:
         """As `raised`, of NODE_SILENT."""
-        now = self._clock.unix_ns()
-        await health_store.change(session, [signal.node], lambda one: health.silent(one, signal, now), now)
+        by_node, now = {signal.node: signal for signal in signals}, self._clock.unix_ns()
+        await health_store.change(session, by_node, lambda one: health.silent(one, by_node[one.node], now), now)
 
     async def clear(self, session: AsyncSession, node: str, gpu: int | None, why: str) -> NodeHealth:
         """Ends what is open on the node, or on one GPU. Call it in a `write` transaction and `changed` behind it. Raises NotFound."""
