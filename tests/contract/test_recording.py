@@ -145,6 +145,12 @@ def raised(lines: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     return sorted(tuple(line[name] or "" for name in names) for line in lines if line["what"] == "signal")
 
 
+async def same_as_recorded(capsys: pytest.CaptureFixture[str], recording: Path) -> None:
+    async with asyncio.timeout(WITHIN_S):
+        while replayed(capsys, recording, "--compare") != (0, []):  # noqa: ASYNC110 - another process writes it
+            await asyncio.sleep(0.05)
+
+
 async def test_after_sigkill_a_replay_raises_the_same_signals(
     tmp_path: Path, sqlite_database: Database, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,6 +172,7 @@ async def test_after_sigkill_a_replay_raises_the_same_signals(
         collector.start()
         async with collector.agent("nodes/a", xids={1: 79, 3: 74}):  # one that was told before
             told = await collector.told(6)  # and the silence of b, which did not come back
+            await same_as_recorded(capsys, collector.recording)  # a silence is recorded just after it is stored
         collector.kill()
     finally:
         collector.kill()

@@ -47,12 +47,15 @@ async def test_each_file_can_be_replayed_without_those_before(tmp_path: Path) ->
     async with recording(tmp_path, clock, registry) as record:
         record.connected("nodes/a", "b", "e")
         record.connected("nodes/b", "b", "e")
-        await record.looked(now(clock), wait=True)
+        record.looked(now(clock))
+        await record.written()
         clock.advance(55)
         record.gone("nodes/a", clock.monotonic_s())
-        await record.looked(now(clock), wait=True)
+        record.looked(now(clock))
+        await record.written()
         clock.advance(10.5)
-        await record.looked(now(clock), wait=True)
+        record.looked(now(clock))
+        await record.written()
     first, second = sorted(tmp_path.glob("events-*.parquet"))
     for files in ([first, second], [second]):
         outcomes = Replay().run(one for path in files for one in read(path))
@@ -76,7 +79,8 @@ async def test_events_that_are_tried_again_are_written_once(tmp_path: Path) -> N
     clock, detection = ManualClock(), Detection(SILENCE_S)
     async with recording(tmp_path, clock, CollectorRegistry()) as record:
         for sequences in ((1, 2), (1, 2), (1,), (1, 2, 3)):
-            await record.told([(xid(sequence), detection.told(xid(sequence))) for sequence in sequences])
+            record.told([(xid(sequence), detection.told(xid(sequence))) for sequence in sequences])
+            await record.written()
     (path,) = tmp_path.glob("events-*")
     assert [one.event.sequence for one in read(path) if one.event] == [1, 2, 3]
 
@@ -85,9 +89,11 @@ async def test_a_folder_that_cannot_be_written_costs_the_record_alone(tmp_path: 
     clock, registry, folder = ManualClock(), CollectorRegistry(), tmp_path / "recording"
     async with recording(folder, clock, registry) as record:
         shutil.rmtree(folder)
-        await record.told([(xid(1), [])])
+        record.told([(xid(1), [])])
+        await record.written()
         assert registry.get_sample_value("switchgear_recording_lost_total", {"what": "events"}) == 1
         folder.mkdir()
-        await record.told([(xid(2), [])])
+        record.told([(xid(2), [])])
+        await record.written()
     (path,) = folder.glob("events-*")
     assert [one.event.sequence for one in read(path) if one.event] == [2]

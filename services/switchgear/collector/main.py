@@ -148,7 +148,8 @@ class CollectorService:
         await self._expected.save_new()
         await self._verdicts.save_heard()
         found = [(event, self._detection.told(event)) for event in events]
-        await self._record.told(found)
+        self._record.told(found)
+        await self._record.written()
         async with self._database.write() as session:
             stored, raised = await store.add_events(session, found)
             new = {signal.signal_id for signal in raised}
@@ -212,7 +213,9 @@ class CollectorService:
         while True:
             now = Moment(self._clock.unix_ns(), self._clock.monotonic_s())
             found = self._detection.silent(now)
-            await self._record.looked(now, wait=bool(found))
+            self._record.looked(now)
+            if found:
+                await self._record.written()
             # A switch that fails silences many at once.
             for begin in range(0, len(found), _SILENCES_AT_ONCE):
                 if not await self._store_silences(found[begin : begin + _SILENCES_AT_ONCE]):
@@ -237,6 +240,7 @@ class CollectorService:
             self._record.raised(signal)
             if signal.node in self._streaming:  # it came back meanwhile, perhaps before its silence was stored
                 self._verdicts.heard(signal.node)
+        await self._record.written()
         self._metrics.raised(signals)
         self._feed.changed()
         self._verdicts.changed()

@@ -38,11 +38,14 @@ class Record(Protocol):
     def raised(self, signal: Signal, *, found_elsewhere: bool = False) -> None:
         """Silence was told. found_elsewhere: not by `Detection`."""
 
-    async def told(self, found: Found) -> None:
-        """Events with what they raise. Returns when they are written, so call it before they are committed: none is missing then."""
+    def told(self, found: Found) -> None:
+        """Events with what they raise; those of the last time, which could not be committed, may come again."""
 
-    async def looked(self, now: Moment, *, wait: bool) -> None:
-        """`Detection.silent` was asked. wait: until that is written."""
+    def looked(self, now: Moment) -> None:
+        """`Detection.silent` was asked."""
+
+    async def written(self) -> None:
+        """Returns when all that was told before is in a file: what is committed after that is not missing there."""
 
     async def run(self) -> None:
         """Writes until cancelled."""
@@ -68,10 +71,13 @@ class Unrecorded:
     def raised(self, signal: Signal, *, found_elsewhere: bool = False) -> None:
         pass
 
-    async def told(self, found: Found) -> None:
+    def told(self, found: Found) -> None:
         pass
 
-    async def looked(self, now: Moment, *, wait: bool) -> None:
+    def looked(self, now: Moment) -> None:
+        pass
+
+    async def written(self) -> None:
         pass
 
     async def run(self) -> None:

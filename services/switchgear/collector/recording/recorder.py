@@ -80,7 +80,7 @@ class Recorder:
             self._nodes.pop(signal.node, None)
         self._new.append(Happening(what, self._now(), self._run_id, signal.node, signal=signal))
 
-    async def told(self, found: Found) -> None:
+    def told(self, found: Found) -> None:
         now = self._now()
         fresh = [(event, signals) for event, signals in found if event.key not in self._told]
         if not fresh:
@@ -89,12 +89,23 @@ class Recorder:
         for event, signals in fresh:
             self._new.append(Happening(What.TOLD, now, self._run_id, event.node, event=event))
             self._new += [Happening(What.RAISED, now, self._run_id, event.node, signal=one) for one in signals]
-        await self._write_events()
 
-    async def looked(self, now: Moment, *, wait: bool) -> None:
+    def looked(self, now: Moment) -> None:
         self._new.append(Happening(What.LOOKED, now, self._run_id))
-        if wait:
-            await self._write_events()
+
+    async def written(self) -> None:
+        rows, self._new = self._new, []
+        if not rows:
+            return
+        now_s = self._clock.monotonic_s()
+        begins = now_s >= self._events_end_s or self._events.nbytes >= self._file_bytes_max
+        if begins:
+            # Each file can be replayed without the ones before it.
+            self._events_end_s = now_s + self._file_s
+            rows = [self._began, *self._nodes.values(), *rows]
+        if not await self._in(self._of_events, self._put_events, rows, begins):
+            self._events_end_s = now_s
+            self._metrics.lost.labels("events").inc(sum(row.what is What.TOLD for row in rows))
 
     async def run(self) -> None:
         try:
@@ -110,7 +121,7 @@ class Recorder:
         while True:
             # That time passed is worth no write of its own.
             if len(self._new) > _LOOKS_MAX or any(one.what is not What.LOOKED for one in self._new):
-                await self._write_events()
+                await self.written()
             await asyncio.sleep(_TICK_S)
 
     async def _run_samples(self) -> None:
@@ -132,7 +143,7 @@ class Recorder:
             await asyncio.sleep(_TICK_S)
 
     async def _end(self) -> None:
-        await self._write_events()
+        await self.written()
         await self._write_samples()
         await self._in(self._of_events, self._events.end)
         await self._in(self._of_samples, self._samples.end)
@@ -142,20 +153,6 @@ class Recorder:
     def _node(self, happening: Happening) -> None:
         self._nodes[happening.node] = happening
         self._new.append(happening)
-
-    async def _write_events(self) -> None:
-        rows, self._new = self._new, []
-        if not rows:
-            return
-        now_s = self._clock.monotonic_s()
-        begins = now_s >= self._events_end_s or self._events.nbytes >= self._file_bytes_max
-        if begins:
-            # Each file can be replayed without the ones before it.
-            self._events_end_s = now_s + self._file_s
-            rows = [self._began, *self._nodes.values(), *rows]
-        if not await self._in(self._of_events, self._put_events, rows, begins):
-            self._events_end_s = now_s
-            self._metrics.lost.labels("events").inc(sum(row.what is What.TOLD for row in rows))
 
     async def _write_samples(self) -> None:
         for chunk in self._tap.take():
