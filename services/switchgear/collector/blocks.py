@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from switchgear.core.errors import Invalid, Reason
 
-#: By class, as the contract lists them; class 0 is the value itself. All are exact in float32, which is what is kept of each series.
-_DIVISORS = np.array([1, 1 / 4096, 1 / 1024, 1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e9], np.float32)
+#: By class, as the contract lists them; class 0 is the value itself.
+_DIVISORS = np.array([1, 1 / 4096, 1 / 1024, 1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e9])
 _STEADY = 0x10
 _CLASS = 0x0F
 #: By class byte, of those that exist.
-_STEADY_BITS = np.where(np.arange(2 * _STEADY) & _STEADY, -1, 0).astype(np.int8)
+_STEADY_BITS = np.where(np.arange(2 * _STEADY) & _STEADY, -1, 0)
 
 Values = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
@@ -56,9 +56,9 @@ class Decoder:
     def __init__(self) -> None:
         self._in_step = False
         self._classes = np.zeros(0, np.uint8)
-        self._divisors = np.zeros(0, np.float32)
+        self._divisors = np.zeros(0)
         #: All bits where the class says "steady", none elsewhere: what is kept of a step.
-        self._steady = np.zeros(0, np.int8)
+        self._steady = np.zeros(0, np.int64)
         self._numbers = np.zeros(0, np.int64)
         self._steps = np.zeros(0, np.int64)
 
@@ -129,8 +129,8 @@ class Decoder:
     def _grow(self, count: int) -> None:
         more = count - len(self._classes)
         self._classes = np.concatenate([self._classes, np.zeros(more, np.uint8)])
-        self._divisors = np.concatenate([self._divisors, np.ones(more, np.float32)])
-        self._steady = np.concatenate([self._steady, np.zeros(more, np.int8)])
+        self._divisors = np.concatenate([self._divisors, np.ones(more)])
+        self._steady = np.concatenate([self._steady, np.zeros(more, np.int64)])
         self._numbers = np.concatenate([self._numbers, np.zeros(more, np.int64)])
         self._steps = np.concatenate([self._steps, np.zeros(more, np.int64)])
 

@@ -18,7 +18,7 @@ NOT_A_NUMBER = "not a number"
 
 
 #: Of each series: the row of newest values, and what the decoder keeps.
-ROW_BYTES = 31
+ROW_BYTES = 42
 #: Series are laid out in cache lines.
 _ROUND = 8
 
