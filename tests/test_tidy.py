@@ -31,6 +31,7 @@ PURE = (
     "services/switchgear/collector/webhooks/forms.py",
     "services/switchgear/collector/webhooks/groups.py",
     "lib/switchgear/core/catalog/ends.py",
+    "services/switchgear/collector/replay.py",
     "services/switchgear/collector/imports/exposition.py",
     "services/switchgear/collector/imports/presence.py",
     "services/switchgear/collector/imports/rules.py",

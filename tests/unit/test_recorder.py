@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 from prometheus_client import CollectorRegistry
 
 from switchgear.collector.detectors import Detection, Moment
 from switchgear.collector.model import Event
+from switchgear.collector.recording import recorder
 from switchgear.collector.recording.happenings import read
 from switchgear.collector.recording.record import Record, record_of
 from switchgear.collector.recording.settings import Recording
@@ -97,3 +100,22 @@ async def test_a_folder_that_cannot_be_written_costs_the_record_alone(tmp_path: 
         await record.written()
     (path,) = folder.glob("events-*")
     assert [one.event.sequence for one in read(path) if one.event] == [2]
+
+
+async def test_events_wait_no_longer_than_they_may_for_a_disk_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "WRITE_S_MAX", 0.01)
+    clock, registry, hangs = ManualClock(), CollectorRegistry(), threading.Event()
+    async with recording(tmp_path, clock, registry) as record:
+        assert isinstance(record, recorder.Recorder)
+        record.told([(xid(1), [])])
+        await record.written()
+        record._of_events.submit(hangs.wait)
+        for sequence in (2, 3):
+            record.told([(xid(sequence), [])])
+            await record.written()
+        hangs.set()
+    assert registry.get_sample_value("switchgear_recording_lost_total", {"what": "events"}) == 1
+    found = [one.event.sequence for path in sorted(tmp_path.glob("events-*")) for one in read(path) if one.event]
+    assert found == [1, 2]

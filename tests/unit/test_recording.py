@@ -118,6 +118,18 @@ def test_the_next_file_can_be_read_by_itself(tmp_path: Path) -> None:
     assert [[row[-1] for row in rows(path)] for path in sorted(tmp_path.iterdir())] == [[1.0], [2.0]]
 
 
+def test_after_a_write_that_failed_nothing_builds_on_what_is_lost(tmp_path: Path) -> None:
+    tap, to, node = SampleTap("", ""), reel(tmp_path), window("nodes/a", POWER)
+    tell(tap, node, 1, 1.0)
+    tap.restart()
+    assert tap.lost == 1
+    assert tap.begins
+    tell(tap, node, 2, 2.0)
+    write(to, tap)
+    to.end()
+    assert [[row[-1] for row in rows(path)] for path in tmp_path.iterdir()] == [[2.0]]
+
+
 def test_a_disk_that_is_too_slow_costs_samples_and_no_more_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

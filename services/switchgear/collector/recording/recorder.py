@@ -28,6 +28,8 @@ _TICK_S = 1.0
 _LOOKS_MAX = 20
 #: A crash loses the samples of so long, and no event.
 SAMPLES_S_MAX = 10.0
+#: Events wait no longer for a disk that hangs; then they are lost to the recording, and to nothing else.
+WRITE_S_MAX = 5.0
 #: An open file is about such a part of the folder at most, so that the oldest that goes is little.
 _FOLDER_PARTS = 8
 
@@ -55,6 +57,9 @@ class Recorder:
         self._began = Happening(What.STARTED, self._now(), self._run_id, silence_s=silence_s)
         #: Of the events that were told last: when they cannot be committed they come again.
         self._told = set[tuple[str, str, int]]()
+        #: The newest write of events; while it hangs there is no other.
+        self._writing: asyncio.Task[None] | None = None
+        self._hangs = False
         self._events_end_s = clock.monotonic_s()
         self._samples_end_s = clock.monotonic_s() + self._file_s
 
@@ -94,18 +99,41 @@ class Recorder:
         self._new.append(Happening(What.LOOKED, now, self._run_id))
 
     async def written(self) -> None:
+        while await self._is_writing():
+            pass  # with others that waited too, one of whom has begun the next write
         rows, self._new = self._new, []
         if not rows:
             return
         now_s = self._clock.monotonic_s()
+        if self._hangs:
+            self._lost(rows)
+            return
         begins = now_s >= self._events_end_s or self._events.nbytes >= self._file_bytes_max
         if begins:
             # Each file can be replayed without the ones before it.
             self._events_end_s = now_s + self._file_s
             rows = [self._began, *self._nodes.values(), *rows]
+        self._writing = asyncio.create_task(self._write_events(rows, begins))
+        await self._is_writing()
+
+    async def _is_writing(self) -> bool:
+        """Waits for a write of events that is under way, unless it hangs; whether there was one."""
+        writing = self._writing
+        if writing is None or writing.done():
+            self._hangs = False
+            return False
+        if not self._hangs:
+            await asyncio.wait([writing], timeout=WRITE_S_MAX)
+            self._hangs = not writing.done()
+        return not self._hangs
+
+    async def _write_events(self, rows: Sequence[Happening], begins: bool) -> None:
         if not await self._in(self._of_events, self._put_events, rows, begins):
-            self._events_end_s = now_s
-            self._metrics.lost.labels("events").inc(sum(row.what is What.TOLD for row in rows))
+            self._lost(rows)
+
+    def _lost(self, rows: Sequence[Happening]) -> None:
+        self._events_end_s = self._clock.monotonic_s()
+        self._metrics.lost.labels("events").inc(sum(row.what is What.TOLD for row in rows))
 
     async def run(self) -> None:
         try:
@@ -130,7 +158,7 @@ class Recorder:
         written_s = self._clock.monotonic_s()
         while True:
             now_s = self._clock.monotonic_s()
-            if (
+            if not self._tap.begins and (
                 now_s >= self._samples_end_s
                 or self._tap.samples >= FILE_SAMPLES_MAX
                 or self._samples.nbytes >= self._file_bytes_max
@@ -155,12 +183,14 @@ class Recorder:
         self._new.append(happening)
 
     async def _write_samples(self) -> None:
-        for chunk in self._tap.take():
-            if await self._in(self._of_samples, self._put_samples, chunk):
-                self._metrics.samples.inc(chunk.used)
-            else:
-                self._tap.begin()
-                self._metrics.lost.labels("samples").inc(chunk.used)
+        chunks = self._tap.take()
+        for at, chunk in enumerate(chunks):
+            if not await self._in(self._of_samples, self._put_samples, chunk):
+                # What came meanwhile builds on what is lost.
+                self._tap.restart()
+                self._metrics.lost.labels("samples").inc(sum(lost.used for lost in chunks[at:]))
+                break
+            self._metrics.samples.inc(chunk.used)
         self._metrics.lost.labels("samples").inc(self._tap.lost)
         self._tap.lost = 0
 

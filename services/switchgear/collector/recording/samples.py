@@ -95,6 +95,18 @@ class SampleTap:
         full, self._full = self._full, []
         return full
 
+    @property
+    def begins(self) -> bool:
+        """Whether what comes now begins a file already."""
+        return self._chunk.begins
+
+    def restart(self) -> None:
+        """As `begin`, and what was not taken yet is lost."""
+        self.lost += self._chunk.used + sum(chunk.used for chunk in self._full)
+        self._full.clear()
+        self._chunk = Chunk(True, self._chunk.values)
+        self._forget()
+
     def begin(self) -> None:
         """What comes from now on goes into another file, or into one that knows nothing of what came before."""
         if self._chunk.streams:
