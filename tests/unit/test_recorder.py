@@ -105,12 +105,12 @@ async def test_a_folder_that_cannot_be_written_costs_the_record_alone(tmp_path: 
 async def test_events_wait_no_longer_than_they_may_for_a_disk_that_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorder, "WRITE_S_MAX", 0.01)
     clock, registry, hangs = ManualClock(), CollectorRegistry(), threading.Event()
     async with recording(tmp_path, clock, registry) as record:
         assert isinstance(record, recorder.Recorder)
         record.told([(xid(1), [])])
         await record.written()
+        monkeypatch.setattr(recorder, "WRITE_S_MAX", 0.01)
         record._of_events.submit(hangs.wait)
         for sequence in (2, 3):
             record.told([(xid(sequence), [])])
