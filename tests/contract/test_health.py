@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import grpc.aio
@@ -13,8 +14,10 @@ from health_plane import WITHIN_S, collector
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import MetricsServiceStub
 from opentelemetry.proto.metrics.v1 import metrics_pb2 as otlp
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from switchgear.cli.main import main as command
+from switchgear.collector import health_store
 from switchgear.collector.config import CollectorConfig
 from switchgear.core import rpc
 from switchgear.core.clock import ManualClock
@@ -205,11 +208,32 @@ async def test_a_node_without_an_agent_is_judged_by_what_is_imported_of_it(sqlit
 async def test_nodes_that_fall_silent_together_are_all_told(database: Database) -> None:
     clock = ManualClock()
     async with collector(database, clock) as plane:
-        agents = [await plane.agent(f"gpu-{number}") for number in range(20)]
+        agents = [await plane.agent(f"gpu-{number}") for number in range(6)]
         for number, agent in enumerate(agents):
             await plane.until_verdict("HEALTHY", f"gpu-{number}")
             agent.call.cancel()
         await asyncio.sleep(0.2)
         clock.advance(11)
-        for number in range(20):
+        for number in range(6):
             await plane.until_verdict("SILENT", f"gpu-{number}")
+
+
+async def test_what_was_read_before_the_turn_came_is_read_again(database: Database) -> None:
+    if not database.is_shared:
+        pytest.skip("SQLite has one writer at a time")
+
+    async def note(session: AsyncSession, text: str) -> None:
+        await health_store.change(session, ["nodes/n"], lambda one: replace(one, change=one.change + text), 0)
+
+    async with database.write() as session:
+        await note(session, "a")
+    async with database.write() as late:
+        row = await late.get(health_store.HealthRow, "nodes/n")
+        async with database.write() as session:
+            await note(session, "b")
+        await note(late, "c")
+    async with database.read() as session:
+        found = await health_store.health_of(session, "nodes/n")
+    assert found is not None
+    assert row is not None
+    assert (found.change, row.change) == ("abc", "abc")

@@ -55,7 +55,12 @@ async def change(
     rows = {
         row.node: row
         for begin in range(0, len(wanted), _AT_ONCE)
-        for row in await session.scalars(select(HealthRow).where(HealthRow.node.in_(wanted[begin : begin + _AT_ONCE])))
+        for row in await session.scalars(
+            select(HealthRow)
+            .where(HealthRow.node.in_(wanted[begin : begin + _AT_ONCE]))
+            # What this session has read before the lock may be old.
+            .execution_options(populate_existing=True)
+        )
     }
     told, quiet = list[NodeHealth](), list[NodeHealth]()
     for node in wanted:
