@@ -151,6 +151,7 @@ class Ingest:
                 )
             older.close(Aborted(f"a newer stream of {node} has come; run one agent a node", Reason.STREAM_PROTOCOL))
         self._streams[node] = outgoing
+        shared.turns.came()
         self._connected(node, hello.boot_id, hello.epoch)
         features = FEATURES.intersection(hello.features)
         if hello.features:

@@ -5,29 +5,49 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
+#: Nobody has come for so long: those that are here may go on.
+_QUIET_S = 0.02
+#: However many come, who has waited for so long has his turn.
+_WAIT_S_MAX = 5.0
+
 
 class Turns:
-    """One in each round of the event loop, in the order of asking: all that is ready besides has its turn in between.
+    """One in each round of the event loop, in the order of asking, and behind those who are just coming.
 
-    When thousands of agents come back at once, each has a dictionary of milliseconds; the hellos, events and blocks of the others do not wait
-    until all of those are read. Bounded by the number of streams, each of which waits for one.
+    When thousands of agents come back at once, each has a dictionary of milliseconds, and gRPC takes one new stream in each round. So all have
+    a stream, on which events are stored, before the dictionaries are read. Bounded by the number of streams, each of which waits for one turn.
     """
 
     def __init__(self) -> None:
-        self._waiting = deque[asyncio.Future[None]]()
+        self._waiting = deque[tuple[float, asyncio.Future[None]]]()
+        self._came_s = float("-inf")
+        self._scheduled = False
+
+    def came(self) -> None:
+        """A stream has begun."""
+        self._came_s = asyncio.get_running_loop().time()
 
     async def turn(self) -> None:
         loop = asyncio.get_running_loop()
-        self._waiting.append(mine := loop.create_future())
-        if len(self._waiting) == 1:
+        self._waiting.append((loop.time(), mine := loop.create_future()))
+        if not self._scheduled:
+            self._scheduled = True
             loop.call_soon(self._next)
         await mine
 
     def _next(self) -> None:
         # Who has gone meanwhile takes nobody's time.
-        while self._waiting:
-            if not (first := self._waiting.popleft()).done():
-                first.set_result(None)
-                break
-        if self._waiting:
-            asyncio.get_running_loop().call_soon(self._next)
+        while self._waiting and self._waiting[0][1].done():
+            self._waiting.popleft()
+        self._scheduled = bool(self._waiting)
+        if not self._scheduled:
+            return
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        since_s, first = self._waiting[0]
+        if now_s - self._came_s < _QUIET_S and now_s - since_s < _WAIT_S_MAX:
+            loop.call_later(_QUIET_S / 4, self._next)
+            return
+        self._waiting.popleft()
+        first.set_result(None)
+        loop.call_soon(self._next)
