@@ -47,8 +47,8 @@ class HealthMetrics(Collector):
         verdicts = self._verdicts.copy()
         counts = Counter(verdicts.values())
         nodes = GaugeMetricFamily("switchgear_node_verdicts", "Nodes by what is concluded of them", labels=["verdict"])
-        for verdict in _COUNTED:
-            nodes.add_metric([verdict.value], counts[verdict])
+        for counted in _COUNTED:
+            nodes.add_metric([counted.value], counts[counted])
         yield nodes
         ailing = GaugeMetricFamily(
             "switchgear_node_health",
