@@ -196,11 +196,11 @@ class Exporting:
             if sample.name == f"switchgear_{name}" and sample.labels.items() >= {"target": target, **labels}.items()
         )
 
-    async def until(self, reached: Callable[[], object]) -> None:
-        """Moves the clock, so that open batches go out, until it is so."""
+    async def until(self, reached: Callable[[], object], step_s: float = 0.5) -> None:
+        """Moves the clock by such steps, so that open batches go out, until it is so. With 0 no series ends meanwhile."""
         async with asyncio.timeout(20):
             while not reached():
-                self.clock.advance(0.5)
+                self.clock.advance(step_s)
                 await asyncio.sleep(0.02)
 
 

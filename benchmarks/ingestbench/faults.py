@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 import sqlite3
 import time
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from agentbench.processes import free_port
 
+from ingestbench.accounts import account, agree
 from ingestbench.ingest import GENTLY, SERIES, await_nodes
 from ingestbench.processes import Collector, collector, fleet, fleet_summary
 from ingestbench.sinks import sink
@@ -96,33 +99,50 @@ def targets(folder: Path, nodes: int, seconds: float) -> dict[str, Any]:
         rows = {"without targets": _ingest(folder / "without", nodes, seconds, "")}
         with collector(folder / "with", configuration) as target:
             rows["with four targets"] = _measured(target, folder / "with", nodes, seconds)
-            time.sleep(5.0)  # what waits for the good one is sent
+            _settle(target, nodes)
+            before = target.page()
+            decoded = {"good": good.decoded(), "slow": slow.decoded()}
             page = target.page()
-            decoded = {"good": good.decoded()["samples"], "slow": slow.decoded()["samples"]}
-    outcomes = {
-        name: {
-            outcome: page.get(f'switchgear_remote_write_samples_total{{outcome="{outcome}",target="{name}"}}', 0.0)
-            for outcome in ("sent", "failed", "dropped")
-        }
-        | {"queue_bytes": page.get(f'switchgear_remote_write_queue_bytes{{target="{name}"}}', 0.0)}
-        for name in addresses
-    }
-    taken = (
-        page['switchgear_collector_blocks_total{outcome="applied"}'] + page["switchgear_collector_blocks_late_total"]
-    )
+    accounts = {name: account(page, name) for name in addresses}
+    agreeing = {name: agree(account(before, name), found["samples"], accounts[name]) for name, found in decoded.items()}
+    taken, lossless = _taken(page), accounts["good"]
+    values = decoded["good"]["samples"] - decoded["good"]["ended"]
     return {
         "nodes": nodes,
         "queue_bytes_max": _QUEUE_BYTES,
-        "samples": taken * SERIES,
+        "samples": taken,
         "ingest": rows,
-        "targets": outcomes,
+        "targets": {name: asdict(found) for name, found in accounts.items()},
         "decoded": decoded,
-        "passed": outcomes["good"]["sent"] == decoded["good"] == taken * SERIES
+        "counts_agree": agreeing,
+        "passed": lossless.sent == lossless.made
+        and taken <= values <= taken + lossless.in_doubt
+        and all(agreeing.values())
+        # All were to get the same, and each sample is in one place of each account.
+        and len({found.made for found in accounts.values()}) == 1
         and all(row["blocks_sent"] == row["blocks_applied"] for row in rows.values()),
     }
 
 
 _QUEUE_BYTES = 8 * 1024**2
+_SETTLE_WITHIN_S = 180.0
+
+
+def _taken(page: Mapping[str, float]) -> float:
+    """Samples of all blocks."""
+    blocks = 'switchgear_collector_blocks_total{outcome="applied"}', "switchgear_collector_blocks_late_total"
+    return SERIES * sum(page.get(name, 0.0) for name in blocks)
+
+
+def _settle(target: Collector, nodes: int) -> None:
+    """Waits until the series of a fleet that is gone have ended and nothing waits for a target that takes samples, but not for ever."""
+    end_s = time.monotonic() + _SETTLE_WITHIN_S
+    while time.monotonic() < end_s:
+        page = target.page()
+        taking = [account(page, name) for name in ("good", "slow")]
+        if all(found.made >= _taken(page) + nodes * SERIES and not found.waiting for found in taking):
+            return
+        time.sleep(2.0)
 
 
 def _ingest(folder: Path, nodes: int, seconds: float, configuration: str) -> dict[str, Any]:

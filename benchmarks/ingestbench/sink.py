@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import sys
+from collections.abc import Sequence
 
 from ingestbench.remote_write import samples_in
 
@@ -19,12 +21,11 @@ SLOW_S = 2.0
 
 
 class Sink:
-    """Requests that came and what was in those that were taken."""
+    """Keeps what it takes."""
 
     def __init__(self, mode: str) -> None:
         self._mode = mode
         self._bodies: list[bytes] = []
-        self.requests = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
@@ -40,8 +41,8 @@ class Sink:
 
     async def _answer(self, head: str, body: bytes) -> tuple[str, bytes]:
         if head.startswith("GET"):
-            return "200 OK", json.dumps(self.decoded()).encode()
-        self.requests += 1
+            # In a thread: senders go on meanwhile, and none waits in vain for its answer.
+            return "200 OK", json.dumps(await asyncio.to_thread(decoded, list(self._bodies))).encode()
         if self._mode == "failing":
             return "503 Service Unavailable", b"out of order on purpose"
         if self._mode == "slow":
@@ -49,25 +50,30 @@ class Sink:
         self._bodies.append(body)
         return "204 No Content", b""
 
-    def decoded(self) -> dict[str, float]:
-        """What is in the bodies. late: samples of a series that came behind a younger one."""
-        newest: dict[bytes, int] = {}
-        samples = late = 0
-        total = 0.0
-        for body in self._bodies:
-            for labels, value, time_ms in samples_in(body):
-                samples += 1
+
+def decoded(bodies: Sequence[bytes]) -> dict[str, float]:
+    """What is in requests. late: samples of a series that came behind a younger one. ended: those that say that a series has ended."""
+    newest: dict[bytes, int] = {}
+    samples = late = ended = 0
+    total = 0.0
+    for body in bodies:
+        for labels, value, time_ms in samples_in(body):
+            samples += 1
+            if math.isnan(value):
+                ended += 1
+            else:
                 total += value
-                late += time_ms <= newest.get(labels, 0)
-                newest[labels] = max(time_ms, newest.get(labels, 0))
-        return {
-            "requests": self.requests,
-            "bytes": sum(map(len, self._bodies)),
-            "samples": samples,
-            "series": len(newest),
-            "late": late,
-            "sum": total,
-        }
+            late += time_ms <= newest.get(labels, 0)
+            newest[labels] = max(time_ms, newest.get(labels, 0))
+    return {
+        "requests": len(bodies),
+        "bytes": sum(map(len, bodies)),
+        "samples": samples,
+        "series": len(newest),
+        "late": late,
+        "ended": ended,
+        "sum": total,
+    }
 
 
 async def main(port: int, mode: str) -> None:

@@ -22,7 +22,7 @@ class Store:
     address: str
 
     def decoded(self) -> dict[str, float]:
-        """What came; see `sink.Sink.decoded`."""
+        """What came; see `sink.decoded`."""
         with urllib.request.urlopen(f"http://{self.address}/decoded", timeout=600) as answer:
             found: dict[str, float] = json.load(answer)
         return found

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import base64
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from export_world import Exporting, Sink, exporting, key, samples_v1, samples_v2, window
+from export_world import STALE_BITS, Exporting, Sink, exporting, key, samples_v1, samples_v2, window
 from prometheus_stack import free_port
 
 from switchgear.access import pki
+from switchgear.collector.export.feed import STALE_S_MIN
 from switchgear.collector.export.settings import BasicAuth, RemoteWrite
 from switchgear.core.errors import Invalid
 
@@ -109,6 +111,72 @@ async def test_a_target_that_fails_gets_all_of_it_later(sinks: Callable[..., Sin
     assert fates(world) == {"sent": 4, "failed": 0, "dropped": 0}
     codes = {code: world.counted("remote_write_requests_total", code=code) for code in ("503", "429", "500", "204")}
     assert codes == {"503": 1, "429": 1, "500": 1, "204": 1}
+    assert world.counted("remote_write_samples_in_doubt_total") == 2 * 4
+
+
+async def test_a_request_that_arrives_after_its_time_is_in_doubt_is_not_given_up_and_counts_once(
+    sinks: Callable[..., Sink],
+) -> None:
+    asked, go = threading.Event(), threading.Event()
+
+    def late(_: bytes) -> tuple[int, Mapping[str, str], str]:
+        asked.set()
+        go.wait(20)
+        return 204, {}, ""
+
+    sink = sinks(late)
+    small: dict[str, Any] = {"queue_bytes_max": 1024**2, "samples_max": 1000, "connections": 1, "timeout_s": 0.5}
+    async with exporting(target(sink.url, **small)) as world:
+        node = window("n", *(key(f"m{at}") for at in range(1000)))
+        world.tick(node, 0, *range(1000))
+        await world.until(lambda: world.counted("remote_write_queue_samples"))
+        await world.until(asked.is_set, step_s=0)
+        for second in range(1, 201):
+            world.tick(node, second, *range(1000))
+        # The newest row is in a batch that is still open.
+        assert world.counted("remote_write_queue_samples") + fates(world)["dropped"] == 200_000
+        await world.until(lambda: world.counted("remote_write_queue_samples") + fates(world)["dropped"] == 201_000)
+        full = world.counted("remote_write_samples_lost_total", reason="queue_full")
+        assert full > 70_000
+        await world.until(lambda: world.counted("remote_write_requests_total", code="timeout"), step_s=0)
+        go.set()
+        await world.until(lambda: sum(fates(world).values()) == 201_000, step_s=0)
+        sent, in_doubt = fates(world)["sent"], world.counted("remote_write_samples_in_doubt_total")
+        await world.until(lambda: len(sink.bodies) * 1000 > sent, step_s=0)
+    assert fates(world) == {"sent": sent, "failed": 0, "dropped": full}
+    assert world.counted("remote_write_queue_samples") == 0
+    assert sent < len(sink.bodies) * 1000 <= sent + in_doubt
+    assert sink.bodies.count(sink.bodies[0]) > 1
+
+
+async def test_a_request_that_is_under_way_at_the_end_is_dropped_and_in_doubt(sinks: Callable[..., Sink]) -> None:
+    requests: list[bytes] = []
+    go = threading.Event()
+
+    def late(body: bytes) -> tuple[int, Mapping[str, str], str]:
+        requests.append(body)
+        go.wait(20)
+        return 204, {}, ""
+
+    sink = sinks(late)
+    async with exporting(target(sink.url, timeout_s=1)) as world:
+        world.tick(window("n", *KEYS), 0, 1, 2, 3, 4)
+        await world.until(lambda: world.counted("remote_write_queue_samples"))
+        await world.until(lambda: len(requests) > 1, step_s=0)
+    go.set()
+    await world.until(lambda: len(sink.bodies) == len(requests))
+    assert fates(world) == {"sent": 0, "failed": 0, "dropped": 4}
+    assert 2 * 4 <= len(sink.samples) <= world.counted("remote_write_samples_in_doubt_total")
+
+
+async def test_rows_that_end_series_after_all_else_is_sent_count_like_others(sinks: Callable[..., Sink]) -> None:
+    sink = sinks()
+    async with exporting(target(sink.url)) as world:
+        world.tick(window("n", *KEYS), 0, 1, 2, 3, 4)
+        await world.until(lambda: fates(world)["sent"] == 4)
+        world.clock.advance(STALE_S_MIN)
+        await world.until(lambda: fates(world)["sent"] == 8)
+    assert [bits == STALE_BITS for *_, bits in sink.samples] == [False] * 4 + [True] * 4
 
 
 async def test_targets_that_are_absent_or_slow_lose_what_their_queues_do_not_hold_and_hold_up_nobody(
@@ -134,6 +202,9 @@ async def test_targets_that_are_absent_or_slow_lose_what_their_queues_do_not_hol
         await world.until(lambda: world.counted("remote_write_samples_total", "good", outcome="sent") == 200_000)
         await world.until(lambda: world.counted("remote_write_requests_total", "absent", code="unreachable"))
         await world.until(lambda: world.counted("remote_write_requests_total", "slow", code="timeout"))
+        # Nothing can have reached the one that is not there.
+        assert world.counted("remote_write_samples_in_doubt_total", "absent") == 0
+        assert world.counted("remote_write_samples_in_doubt_total", "slow") > 0
         for name in ("absent", "slow"):
             assert 0 < world.counted("remote_write_queue_bytes", name) <= 1024**2 + 1000 * 12
             assert world.counted("remote_write_lag_seconds", name) > 790

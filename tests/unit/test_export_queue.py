@@ -39,11 +39,24 @@ async def test_what_is_under_way_counts_until_it_is_done() -> None:
     queue = BatchQueue(1, 2 * NBYTES, lambda _: None)
     queue.put(batch(1))
     taken = await queue.take(0)
-    assert queue.nbytes == NBYTES
+    assert (queue.nbytes, queue.samples) == (NBYTES, VALUES)
     assert not queue.idle.is_set()
+    queue.settled(VALUES)
     queue.done(taken, delivered=True)
-    assert queue.nbytes == 0
+    assert (queue.nbytes, queue.samples) == (0, 0)
     assert queue.idle.is_set()
+
+
+async def test_what_is_under_way_is_never_given_up_though_it_is_the_oldest() -> None:
+    dropped: list[int] = []
+    queue = BatchQueue(1, NBYTES, dropped.append)
+    queue.put(batch(1, late=True))
+    await queue.take(0)
+    for second in (2, 3):
+        queue.put(batch(second))
+    assert dropped == [VALUES, VALUES]
+    assert (queue.nbytes, queue.samples) == (NBYTES, VALUES)
+    assert not queue.idle.is_set()
 
 
 async def test_the_lag_is_that_of_the_slowest_lane_and_ends_with_what_is_newest() -> None:
@@ -63,5 +76,7 @@ async def test_what_is_given_up_at_the_end_is_counted() -> None:
     queue = BatchQueue(2, 10**6, lambda _: None)
     for item in (batch(1), batch(2, lane=1), batch(1, late=True)):
         queue.put(item)
+    assert queue.samples == 3 * VALUES
     assert queue.clear() == 3 * VALUES
+    assert queue.samples == 0
     assert queue.idle.is_set()

@@ -29,6 +29,7 @@ class Answer:
     """code: of HTTP or gRPC, or why there is none. text: what the target said. retry_after_s: how long it wants to be left alone.
 
     rejected: samples that it did not take although it took the request. written: samples that it took although it refused the request.
+    in_doubt: it may have taken samples although it did not say so. What is refused is not in doubt: we believe the target.
     """
 
     verdict: Verdict
@@ -37,6 +38,7 @@ class Answer:
     retry_after_s: float = 0.0
     rejected: int = 0
     written: int = 0
+    in_doubt: bool = False
 
     @property
     def divisible(self) -> bool:
@@ -66,7 +68,9 @@ def of_http(code: int, text: str, headers: Mapping[str, str], now_unix_s: float)
     if 200 <= code < 300:
         return Answer(Verdict.SENT, str(code), text)
     if code == 429 or code >= 500:
-        return Answer(Verdict.RETRY, str(code), text, _retry_after_s(headers.get("retry-after", ""), now_unix_s))
+        # A proxy says 5xx too when it has lost the answer of what is behind it.
+        wait_s = _retry_after_s(headers.get("retry-after", ""), now_unix_s)
+        return Answer(Verdict.RETRY, str(code), text, wait_s, in_doubt=code != 429)
     if 300 <= code < 400:
         text = f"it is elsewhere: {headers.get('location', 'it does not say where')}"[:TEXT_CHARS_MAX]
     written = headers.get("x-prometheus-remote-write-samples-written", "")

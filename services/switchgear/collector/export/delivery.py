@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from switchgear.collector.export.answer import Answer, Verdict, backoff_s
 from switchgear.collector.export.metrics import ExportMetrics, TargetMetrics
@@ -48,7 +48,7 @@ class Delivery:
         self._queue = BatchQueue(
             target.connections, target.queue_bytes_max, lambda samples: self.dropped(samples, "queue_full")
         )
-        self._metrics = TargetMetrics(metrics, self._label, lambda: self._queue.nbytes, lambda: self._queue.lag_s)
+        self._metrics = TargetMetrics(metrics, self._label, self._queue)
         self._answers = True
         self._refused_log_s = -_REFUSED_LOG_S
         self._undivided_until_s = 0.0
@@ -105,12 +105,13 @@ class Delivery:
                 self._metrics.sent(taken)
                 self._lost(samples - taken, answer)
                 self.dropped(part.samples - samples, "duplicate")
+                self._queue.settled(part.samples)
         except asyncio.CancelledError:
-            self.dropped(sum(part.samples for part in waiting), "shutdown")
+            self._given_up(waiting, "shutdown")
             raise
         except Exception:
             log.exception("%s: dropping samples that cannot be sent", self._label)
-            self.dropped(sum(part.samples for part in waiting), "internal")
+            self._given_up(waiting, "internal")
         if divided and not accepted:
             self._undivided_until_s = self._clock.monotonic_s() + _UNDIVIDED_S
         return accepted
@@ -120,7 +121,13 @@ class Delivery:
         tries = 0
         while True:
             held = await self._encoded(batch)
-            answer = await self._sender.send(held.encoded.body)
+            try:
+                answer = await self._sender.send(held.encoded.body)
+            except BaseException:  # cancelled, above all: it is on its way, or there already
+                self._metrics.in_doubt(held.encoded.samples)
+                raise
+            if answer.in_doubt:
+                self._metrics.in_doubt(held.encoded.samples)
             self._metrics.request(answer.code)
             if answer.verdict is not Verdict.RETRY:
                 if not self._answers:
@@ -140,6 +147,11 @@ class Delivery:
                 # It takes a millisecond or two: the streams of agents come between.
                 await asyncio.sleep(0)
         return batch.encoded(self._encoder)
+
+    def _given_up(self, waiting: Sequence[Batch], reason: str) -> None:
+        samples = sum(part.samples for part in waiting)
+        self.dropped(samples, reason)
+        self._queue.settled(samples)
 
     def _lost(self, samples: int, answer: Answer) -> None:
         self._metrics.failed(samples, answer.reason)

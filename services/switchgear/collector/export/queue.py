@@ -23,7 +23,7 @@ class _Lane:
 class BatchQueue:
     """In order within a lane, what is late behind all that is live. Beyond `bytes_max` the oldest go: those of an outage first.
 
-    A batch counts until it is done. dropped: called with the number of samples of each that is given up.
+    What is under way is not given up for want of room, but counts until it is done. dropped: called with the number of samples of each that is given up.
     """
 
     def __init__(self, lanes: int, bytes_max: int, dropped: Callable[[int], None]) -> None:
@@ -32,6 +32,8 @@ class BatchQueue:
         self._dropped = dropped
         self._batches = 0
         self.nbytes = 0
+        #: That wait or are under way.
+        self.samples = 0
         #: Set as long as no batch waits or is under way.
         self.idle = asyncio.Event()
         self.idle.set()
@@ -54,9 +56,11 @@ class BatchQueue:
         self._batches += 1
         self.idle.clear()
         self.nbytes += batch.nbytes
+        self.samples += batch.samples
         while self.nbytes > self._bytes_max and (oldest := self._oldest()):
             given_up = oldest.popleft()
             self.done(given_up, delivered=False)
+            self.settled(given_up.samples)
             self._dropped(given_up.samples)
 
     async def take(self, lane: int) -> Batch:
@@ -66,6 +70,10 @@ class BatchQueue:
             queue.waiting.clear()
             await queue.waiting.wait()
         return queue.live.popleft() if queue.live else queue.late.popleft()
+
+    def settled(self, samples: int) -> None:
+        """It is known, and counted elsewhere, what became of so many samples of a batch that was taken."""
+        self.samples -= samples
 
     def done(self, batch: Batch, *, delivered: bool) -> None:
         """A batch that was taken needs nothing more. delivered: whether the target has it, or a part of it."""
@@ -86,6 +94,7 @@ class BatchQueue:
                     batch = waiting.popleft()
                     self.done(batch, delivered=False)
                     samples += batch.samples
+        self.settled(samples)
         return samples
 
     def _oldest(self) -> deque[Batch] | None:

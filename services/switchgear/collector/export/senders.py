@@ -34,6 +34,9 @@ _RETRIED = frozenset({
     grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED, grpc.StatusCode.OUT_OF_RANGE,
     grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DATA_LOSS, grpc.StatusCode.RESOURCE_EXHAUSTED,
 })  # fmt: skip
+#: After which nothing of a request can have arrived: of httpx, and how gRPC's text begins when it has no connection.
+_NOT_SENT = (httpx.ConnectError, httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL)
+_NOT_CONNECTED = "failed to connect to all addresses"
 
 
 class Sender(Protocol):
@@ -92,9 +95,10 @@ class HttpSender:
                     if len(said) > _ANSWER_BYTES_MAX:
                         break
         except (TimeoutError, httpx.TimeoutException):
-            return Answer(Verdict.RETRY, "timeout", f"no answer within {self._target.timeout_s:g} s")
+            return Answer(Verdict.RETRY, "timeout", f"no answer within {self._target.timeout_s:g} s", in_doubt=True)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return Answer(Verdict.RETRY, "unreachable", str(error)[:TEXT_CHARS_MAX])
+            text = str(error)[:TEXT_CHARS_MAX]
+            return Answer(Verdict.RETRY, "unreachable", text, in_doubt=not isinstance(error, _NOT_SENT))
         except OSError as error:
             return Answer(Verdict.RETRY, "secret", f"{error.filename}: {error.strerror}"[:TEXT_CHARS_MAX])
         if self._otlp and response.is_success:
@@ -141,7 +145,10 @@ class GrpcSender:
         except grpc.aio.AioRpcError as error:
             code, text = error.code(), (error.details() or "")[:TEXT_CHARS_MAX]
             too_large = code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in text
-            return Answer(Verdict.RETRY if code in _RETRIED and not too_large else Verdict.REFUSED, code.name, text)
+            if code not in _RETRIED or too_large:
+                return Answer(Verdict.REFUSED, code.name, text)
+            in_doubt = code is not grpc.StatusCode.RESOURCE_EXHAUSTED and not text.startswith(_NOT_CONNECTED)
+            return Answer(Verdict.RETRY, code.name, text, in_doubt=in_doubt)
         except OSError as error:
             return Answer(Verdict.RETRY, "secret", f"{error.filename}: {error.strerror}"[:TEXT_CHARS_MAX])
         return _partial(said, grpc.StatusCode.OK.name)
