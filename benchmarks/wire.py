@@ -45,6 +45,8 @@ from switchgear.collector.messages import block_of
 from switchgear.collector.metrics import CollectorMetrics
 from switchgear.collector.queries import Queries
 from switchgear.collector.service import TelemetryApi
+from switchgear.collector.sharding import Sharding
+from switchgear.collector.siblings import Siblings
 from switchgear.collector.windows import NodeWindow, SeriesKey, Times, Windows
 from switchgear.core import rpc
 from switchgear.core.clock import ManualClock, SystemClock
@@ -71,7 +73,9 @@ async def ours(recording: Recording, folder: Path) -> dict[str, Any]:
         taps=[received],
     )
     server = rpc.Server()
-    add_TelemetryServiceServicer_to_server(TelemetryApi(ingest, windows, Queries(windows, clock)), server.grpc)
+    add_TelemetryServiceServicer_to_server(
+        TelemetryApi(ingest, windows, Queries(windows, clock), Siblings(Sharding())), server.grpc
+    )
     address = await server.start("127.0.0.1:0", ["switchgear.v1alpha.TelemetryService"])
     samples = SampleSpool(folder / "samples", "epoch")
     spool = Spool(folder / "spool", "boot")

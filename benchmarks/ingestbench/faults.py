@@ -177,7 +177,7 @@ def _xids(nodes: int, seconds: float) -> str:
 
 
 def _stored(database: Path) -> list[tuple[str, int]]:
-    """Node and number of each event in the database."""
+    """Node and number of each event of an agent in the database; the collector has some of its own."""
     with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
-        rows = connection.execute("SELECT node, sequence FROM collector_events").fetchall()
+        rows = connection.execute("SELECT node, sequence FROM collector_events WHERE source != 'collector'").fetchall()
     return [(str(node), int(sequence)) for node, sequence in rows]

@@ -65,6 +65,15 @@ def test_blocks_that_waited_for_a_slow_connection_are_no_skew() -> None:
         assert not clock.is_skewed
 
 
+def test_blocks_that_wait_in_a_collector_that_is_behind_are_no_skew() -> None:
+    clock = ClockOffset()
+    for second in range(60):
+        clock.corrected(NOW + second * SECOND, NOW + (second + 5) * SECOND, waited=True)
+    assert not clock.is_skewed
+    ticks(clock, 25, 0, begin_s=60)
+    assert not clock.is_skewed
+
+
 def test_a_clock_that_is_set_right_is_right_at_once() -> None:
     behind = ClockOffset()
     ticks(behind, 60, 30)

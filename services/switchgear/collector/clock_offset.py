@@ -34,8 +34,11 @@ class ClockOffset:
     def is_skewed(self) -> bool:
         return self.offset_ns != 0
 
-    def corrected(self, time_unix_ns: int, arrival_unix_ns: int) -> int:
-        """The time of a live block that arrived now, on our clock and never later than now."""
+    def corrected(self, time_unix_ns: int, arrival_unix_ns: int, *, waited: bool = False) -> int:
+        """The time of a live block that arrived now, on our clock and never later than now.
+
+        waited: blocks wait on our side at present, so being late says nothing about the clock that made them.
+        """
         difference = arrival_unix_ns - time_unix_ns
         least = self._least_ns
         if least is None or difference < least:
@@ -48,6 +51,8 @@ class ClockOffset:
         elif set_back or off > AGE_NS_MAX:
             self.offset_ns = self._beyond_bound(difference)
             self._least_ns, self._before_ns, self._until_ns = difference, None, arrival_unix_ns + WINDOW_NS
+        elif waited:
+            self._least_ns, self._before_ns, self._until_ns = None, None, arrival_unix_ns + WINDOW_NS
         elif arrival_unix_ns >= self._until_ns:
             self._turn(arrival_unix_ns)
         return min(time_unix_ns + self.offset_ns, arrival_unix_ns)

@@ -27,6 +27,11 @@ class Pressure:
     def interval_s_min(self) -> float:
         return INTERVALS_S[self._level]
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether blocks wait here, as far as is known, or did a moment ago."""
+        return self._level > 0 or self._late_since_s is not None
+
     def step(self, delay_s: float, now_s: float) -> None:
         """delay_s: half of the blocks since the last step were in their windows later than this after their tick."""
         late, well = delay_s > self._delay_s_max, delay_s <= self._delay_s_max / 2

@@ -35,7 +35,8 @@ class SeriesKey:
 
 def chars_of(keys: Iterable[SeriesKey]) -> int:
     """Length of all names and labels. Those of one GPU share their labels and are told one after the other."""
-    chars, labels, labels_chars = 0, (), 0
+    labels: tuple[tuple[str, str], ...] = ()
+    chars = labels_chars = 0
     for key in keys:
         if key.labels is not labels:
             labels, labels_chars = key.labels, sum(map(len, chain.from_iterable(key.labels)))

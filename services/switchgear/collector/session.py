@@ -113,7 +113,9 @@ class Session:
         if message.sequence > self._newest:  # one that comes again says nothing about the clock, and becomes no row
             self._newest = message.sequence
             # Two rows of one time would be one for whoever stores them.
-            time_unix_ns = max(self._node_clock.corrected(time_unix_ns, arrival_unix_ns), window.time_unix_ns + 1)
+            waited = shared.turns.any_wait or shared.pressure.is_behind
+            corrected = self._node_clock.corrected(time_unix_ns, arrival_unix_ns, waited=waited)
+            time_unix_ns = max(corrected, window.time_unix_ns + 1)
         lost = window.blocks_lost
         outcome = window.apply(messages.block_of(message, time_unix_ns))
         if outcome is Outcome.APPLIED:

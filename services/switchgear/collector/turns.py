@@ -8,7 +8,7 @@ from collections import deque
 #: Nobody has come for so long: those that are here may go on.
 _QUIET_S = 0.02
 #: However many come, who has waited for so long has his turn.
-_WAIT_S_MAX = 5.0
+_WAIT_S_MAX = 10.0
 
 
 class Turns:
@@ -22,6 +22,10 @@ class Turns:
         self._waiting = deque[tuple[float, asyncio.Future[None]]]()
         self._came_s = float("-inf")
         self._scheduled = False
+
+    @property
+    def any_wait(self) -> bool:
+        return bool(self._waiting)
 
     def came(self) -> None:
         """A stream has begun."""

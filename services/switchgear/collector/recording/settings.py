@@ -31,7 +31,7 @@ class Recording(Section):
     """
 
     folder: Path | None = None
-    bytes_max: int = Field(10 * 1024**3, ge=256 * 1024**2)
-    file_minutes: float = Field(10.0, gt=0, le=24 * 60)
+    bytes_max: int = Field(default=10 * 1024**3, ge=256 * 1024**2)
+    file_minutes: float = Field(default=10.0, gt=0, le=24 * 60)
     keep: Expression = ""
     drop: Expression = ""
