@@ -105,6 +105,11 @@ class Ring:
         del self.collectors[own]
         await self._stacks.pop(own).aclose()
 
+    def values(self, node: str) -> bool:
+        """Whether some collector has a value of the node."""
+        windows = [collector.service.windows.get(f"nodes/{node}") for collector in self.collectors.values()]
+        return any(window is not None and len(window.history()[0]) for window in windows)
+
     def where(self, node: str) -> list[str]:
         return [own for own, collector in self.collectors.items() if collector.has(node)]
 
@@ -201,7 +206,7 @@ async def test_any_collector_answers_for_the_nodes_of_all(tmp_path: Path, ring: 
     gone = owner("nodes/n0", collectors)
     asked = next(own for own in collectors if own != gone)
     async with streaming([Agent(tmp_path, node, collectors[0]) for node in nodes]), rpc.channel(asked) as channel:
-        await until(lambda: all(ring.where(node) for node in nodes))
+        await until(lambda: all(ring.values(node) for node in nodes))
         stub: Any = TelemetryServiceStub(channel)
         found = await stub.Query(pb.QueryRequest(selector="temperature"))
         assert [one.node for one in found.series] == [f"nodes/{node}" for node in nodes]

@@ -16,7 +16,7 @@ from switchgear.agent.messages import DETAIL_MAX, NAME_CHARS_MAX, packed
 from switchgear.agent.readings import Kind, Reading, known, series, unknown
 from switchgear.agent.sample_spool import CHUNK_BLOCKS_MAX
 from switchgear.agent.sampler import Sampler
-from switchgear.collector import backlog, dictionary, messages, windows
+from switchgear.collector import dictionary, messages, windows
 from switchgear.collector.blocks import Decoder
 from switchgear.collector.messages import block_of
 from switchgear.core.errors import Invalid
@@ -105,7 +105,7 @@ def test_both_ends_divide_alike() -> None:
 
 
 def test_both_ends_have_the_same_bounds() -> None:
-    assert CHUNK_BLOCKS_MAX <= backlog.BLOCKS_MAX
+    assert CHUNK_BLOCKS_MAX <= messages.BLOCKS_MAX
     assert sampler.SERIES_MAX == windows.SERIES_MAX
     assert NAME_CHARS_MAX == dictionary.NAME_CHARS_MAX
     assert DETAIL_MAX == messages.DETAIL_MAX

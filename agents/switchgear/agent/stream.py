@@ -58,7 +58,7 @@ class TelemetryStream:
         """Connects and reconnects until cancelled."""
         await keep_connected("telemetry stream", self._connect, self._clock)
 
-    async def _connect(self) -> None:
+    async def _connect(self) -> str:
         redirect = ""
         try:
             async with rpc.channel(self._homing.address, self._tls) as channel:
@@ -68,6 +68,7 @@ class TelemetryStream:
                 self._homing.redirected(redirect)
             else:
                 self._homing.lost()
+        return f"sent on to {redirect}" if redirect else ""
 
     async def _stream(self, stub: TelemetryServiceStub) -> str:
         """Streams until the call ends; returns where the collector sent this agent, "" when nowhere."""

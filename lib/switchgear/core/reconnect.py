@@ -58,24 +58,32 @@ class Homing:
         self.address = self._pointed if self.address == self._home else self._home
 
 
-async def keep_connected(what: str, connect: Callable[[], Awaitable[None]], clock: Clock) -> None:
-    """Calls `connect` again and again, with growing, jittered waits in between, until cancelled."""
+async def keep_connected(what: str, connect: Callable[[], Awaitable[str | None]], clock: Clock) -> None:
+    """Calls `connect` again and again, with growing, jittered waits in between, until cancelled.
+
+    connect: returns when the connection has ended, with the reason if it knows one.
+    """
     backoff_s = BACKOFF_S_MIN
     told = ""
     while True:
         start_s = clock.monotonic_s()
         wait_s_max = BACKOFF_S_MAX
         why = "closed by the server"
+        # As a task of its own: a TaskGroup within it may hide our cancellation behind an error that comes at the same moment, or leave its own
+        # count of cancellations behind (python/cpython issue 116720).
+        connection = asyncio.ensure_future(connect())
         try:
-            await connect()
+            await asyncio.wait([connection])
+        finally:
+            connection.cancel()
+            await asyncio.gather(connection, return_exceptions=True)
+        try:
+            why = why if connection.cancelled() else connection.result() or why
         except* grpc.aio.AioRpcError as group:
             error = next(_leaves(group))
             if error.code() in _REFUSALS:
                 wait_s_max = backoff_s = REFUSED_BACKOFF_S
             why = f"{error.code().name} {error.details()}"
-        # A TaskGroup in `connect` lets an error that comes together with our end hide it (python/cpython, Lib/asyncio/taskgroups.py).
-        if (task := asyncio.current_task()) is not None and task.cancelling():
-            raise asyncio.CancelledError
         # Once for each reason: a server that is away for a day is not worth a line every two seconds.
         log.log(logging.DEBUG if why == told else logging.WARNING, "%s lost: %s", what, why)
         told = why
