@@ -61,6 +61,9 @@ class Relay(TelemetryServiceServicer):
                     epoch = message.hello.epoch
                 case "block":
                     self._note(epoch, message.block, late=False)
+                case "blocks":
+                    for block in message.blocks.blocks:
+                        self._note(epoch, block, late=False)
                 case "backlog":
                     self._seen.lost += message.backlog.lost
                     for block in message.backlog.blocks:
