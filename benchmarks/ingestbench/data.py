@@ -26,16 +26,10 @@ class Series:
 def series_of(node: str, count: int) -> list[Series]:
     """What Prometheus would call the series of a simulated node: with the labels that it adds to each target's."""
     message = pb.Dictionary.FromString(packed_dictionary(node, count))
-    dictionary = pb.Dictionary.FromString(zlib.decompress(message.packed))
+    sets = [[("instance", f"{node}:9400"), ("job", "switchgear"), *one.labels.items()] for one in message.label_sets]
     return [
-        Series(
-            tuple(
-                sorted(
-                    [("__name__", one.metric), ("instance", f"{node}:9400"), ("job", "switchgear"), *one.labels.items()]
-                )
-            )
-        )
-        for one in dictionary.series
+        Series(tuple(sorted([("__name__", one.metric), *sets[one.label_set - 1]])))
+        for one in pb.Dictionary.FromString(zlib.decompress(message.packed)).series
     ]
 
 

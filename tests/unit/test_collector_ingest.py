@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from switchgear.agent import messages as agent_messages
 from switchgear.collector import dictionary as dictionaries
 from switchgear.collector.clock_offset import ClockOffset
 from switchgear.collector.clocks import Clocks
@@ -207,25 +208,44 @@ def test_a_packed_dictionary_says_the_same_as_a_plain_one(found: list[pb.Series]
     assert dictionary_of(packed) == dictionary_of(plain)
 
 
-def test_nodes_with_the_same_series_share_their_keys() -> None:
-    packed = pb.Dictionary(packed=zlib.compress(pb.Dictionary(series=[SERIES]).SerializeToString()))
-    (_, (one,)), (_, (other,)) = dictionary_of(packed), dictionary_of(packed)
-    assert one is other
+@given(found=st.lists(wire_series, max_size=8), first=st.integers(0, 4000))
+def test_a_dictionary_with_sets_of_labels_says_the_same_as_a_plain_one(found: list[pb.Series], first: int) -> None:
+    for number, series in enumerate(found):
+        series.id = first + number
+    plain = pb.Dictionary(series=found)
+    assert dictionary_of(agent_messages.packed(plain, label_sets=True)) == dictionary_of(plain)
 
 
-SERIES = pb.Series(metric="power", unit="watts", labels={"gpu": "3", "UUID": "GPU-1"})
-HEAD, TAIL = pb.Series(metric="power", unit="watts"), pb.Series(labels=SERIES.labels)
+def told(node: str, *metrics: str) -> pb.Dictionary:
+    series = [
+        pb.Series(id=number, metric=metric, labels={"gpu": "0", "node": node}) for number, metric in enumerate(metrics)
+    ]
+    return agent_messages.packed(pb.Dictionary(series=series), label_sets=True)
 
 
-def test_series_in_another_order_or_with_unknown_fields_are_understood() -> None:
-    unknown = b"\x3a\x02hi"
-    for data in (
-        TAIL.SerializeToString() + HEAD.SerializeToString(),
-        HEAD.SerializeToString() + unknown + TAIL.SerializeToString(),
-        HEAD.SerializeToString() + TAIL.SerializeToString() + unknown,
-    ):
-        packed = zlib.compress(b"\x0a" + bytes([len(data)]) + data + unknown)
-        assert dictionary_of(pb.Dictionary(packed=packed))[1] == dictionary_of(pb.Dictionary(series=[SERIES]))[1]
+def test_nodes_of_the_same_make_are_read_once() -> None:
+    one, other = told("a", "power", "temperature"), told("b", "power", "temperature")
+    assert one.packed == other.packed
+    before = dictionaries._packed_make.cache_info().hits
+    (_, ones), (_, others) = dictionary_of(one), dictionary_of(other)
+    assert dictionaries._packed_make.cache_info().hits >= before + 1
+    assert [dict(key.labels)["node"] for key in (*ones, *others)] == ["a", "a", "b", "b"]
+    assert ones[0].metric is others[0].metric, "names are kept once"
+    assert ones[0].labels is ones[1].labels, "labels are kept once a GPU"
+
+
+def test_labels_that_are_not_told_or_told_twice_are_refused() -> None:
+    alone = told("a", "power")
+    none = pb.Dictionary(packed=alone.packed)
+    beyond = pb.Dictionary(series=[pb.Series(metric="power", label_set=2)], label_sets=alone.label_sets)
+    both = pb.Dictionary(
+        series=[pb.Series(metric="power", label_set=1, labels={"gpu": "0"})], label_sets=alone.label_sets
+    )
+    long = pb.Dictionary(packed=alone.packed, label_sets=[pb.LabelSet(labels={"gpu": "x" * 300})])
+    many = pb.Dictionary(packed=alone.packed, label_sets=[pb.LabelSet(labels={str(n): "x" for n in range(33)})])
+    for wrong in (none, beyond, both, long, many):
+        with pytest.raises(Invalid):
+            dictionary_of(wrong)
 
 
 @pytest.mark.parametrize(
@@ -238,5 +258,6 @@ def test_a_packed_dictionary_that_is_none_is_refused(data: bytes) -> None:
 
 
 def test_what_is_remembered_of_dictionaries_is_bounded() -> None:
-    for remembered in (dictionaries._key_of, dictionaries._labels_of, dictionaries._name_of):
-        assert remembered.cache_info().maxsize
+    for number in range(100):
+        dictionary_of(told("a", f"metric_{number}"))
+    assert dictionaries._packed_make.cache_info().currsize <= 32

@@ -114,7 +114,7 @@ def test_both_ends_have_the_same_bounds() -> None:
 def test_a_dictionary_beyond_all_bounds_is_refused_before_it_is_looked_at() -> None:
     series = [pb.Series(id=number, metric="m") for number in range(windows.SERIES_MAX + 1)]
     with pytest.raises(Invalid, match="4096 series"):
-        dictionary.dictionary_of(packed(pb.Dictionary(series=series)))
+        dictionary.dictionary_of(packed(pb.Dictionary(series=series), label_sets=True))
 
 
 def test_a_plain_keyframe_has_every_value_and_every_reason() -> None:

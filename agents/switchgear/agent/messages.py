@@ -27,9 +27,28 @@ def dictionary_message(keys: Sequence[SeriesKey], begin: int, end: int) -> pb.Di
     )
 
 
-def packed(dictionary: pb.Dictionary) -> pb.Dictionary:
-    """The same in a tenth of the bytes: names and labels repeat."""
-    return pb.Dictionary(packed=zlib.compress(dictionary.SerializeToString())) if dictionary.series else dictionary
+def packed(dictionary: pb.Dictionary, *, label_sets: bool) -> pb.Dictionary:
+    """The same in a tenth of the bytes: names and labels repeat. label_sets: each set of labels is told once, beside the series."""
+    if not dictionary.series:
+        return dictionary
+    sets = dict[tuple[tuple[str, str], ...], int]()
+    if label_sets:
+        dictionary = pb.Dictionary(
+            series=[
+                pb.Series(
+                    id=one.id,
+                    metric=one.metric,
+                    unit=one.unit,
+                    kind=one.kind,
+                    label_set=sets.setdefault(tuple(sorted(one.labels.items())), len(sets) + 1),
+                )
+                for one in dictionary.series
+            ]
+        )
+    return pb.Dictionary(
+        packed=zlib.compress(dictionary.SerializeToString()),
+        label_sets=[pb.LabelSet(labels=dict(labels)) for labels in sets],
+    )
 
 
 def event_message(event: Event) -> pb.Event:

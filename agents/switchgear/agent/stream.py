@@ -21,7 +21,13 @@ from switchgear.v1alpha import telemetry_service_pb2 as pb
 from switchgear.v1alpha.telemetry_service_pb2_grpc import TelemetryServiceStub
 
 #: What this agent can send beyond the first release's messages.
-FEATURES = (pb.AgentHello.DELTAS, pb.AgentHello.BACKLOG, pb.AgentHello.REDIRECT, pb.AgentHello.BLOCKS)
+FEATURES = (
+    pb.AgentHello.DELTAS,
+    pb.AgentHello.BACKLOG,
+    pb.AgentHello.REDIRECT,
+    pb.AgentHello.BLOCKS,
+    pb.AgentHello.LABEL_SETS,
+)
 _EVENTS_BATCH = 256
 #: From one backlog to the next: a few hundred blocks a second at most.
 _BACKLOG_PAUSE_S = 0.1
@@ -150,7 +156,11 @@ class _Connection:
                 await outbox.spilled.wait()
                 continue
             number += 1
-            message = pb.Backlog(number=number, last=True) if chunk is None else _backlog(number, chunk)
+            message = (
+                _backlog(number, chunk, label_sets=self._has_label_sets)
+                if chunk is not None
+                else pb.Backlog(number=number, last=True)
+            )
             told = chunk is not None
             self._backlog_acked.clear()
             try:
@@ -217,7 +227,7 @@ class _Connection:
             if block.series > self._series_sent:
                 new = dictionary_message(sampler.keys, self._series_sent, block.series)
                 self._series_sent = block.series
-                await self._write(dictionary=packed(new) if deltas else new)
+                await self._write(dictionary=packed(new, label_sets=self._has_label_sets) if deltas else new)
             outbox.sent(block)
             if deltas:
                 together = [pb.Block.FromString(block.message)]
@@ -235,16 +245,20 @@ class _Connection:
                 latest = sampler.latest()[: block.series]
                 await self._write(block=plain_keyframe(latest, block.time_unix_ns, block.sequence))
 
+    @property
+    def _has_label_sets(self) -> bool:
+        return pb.AgentHello.LABEL_SETS in self._features
+
     async def _write(self, **kind: Any) -> None:
         async with self._writing:
             await self._call.write(pb.AgentMessage(**kind))
 
 
-def _backlog(number: int, chunk: Chunk) -> pb.Backlog:
+def _backlog(number: int, chunk: Chunk, *, label_sets: bool) -> pb.Backlog:
     return pb.Backlog(
         number=number,
         epoch=chunk.epoch,
-        dictionary=packed(chunk.dictionary),
+        dictionary=packed(chunk.dictionary, label_sets=label_sets),
         blocks=[pb.Block.FromString(block) for block in chunk.blocks],
         fresh_from=chunk.fresh_from,
         lost=chunk.lost,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from switchgear.collector import messages
 from switchgear.collector.blocks import Ids, Values, protocol
 from switchgear.collector.chain import Chain, Outcome
+from switchgear.collector.dictionary import dictionary_of
 from switchgear.collector.taps import Taps
-from switchgear.collector.windows import SERIES_MAX, NodeWindow, SeriesKey, Times, Windows
+from switchgear.collector.windows import SERIES_MAX, NodeWindow, Times, Windows
 from switchgear.core.clock import Clock
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
@@ -53,10 +52,8 @@ class Backlog:
         self._chain = None
         self._account()
 
-    def take(self, message: pb.Backlog, dictionary: tuple[int, Sequence[SeriesKey]], offset_ns: int = 0) -> int:
-        """Returns how many blocks it brought that had not come before.
-
-        dictionary: the message's, read. offset_ns: how far the node's clock is behind ours.
+    def take(self, message: pb.Backlog, offset_ns: int = 0) -> int:
+        """Returns how many blocks it brought that had not come before. offset_ns: how far the node's clock is behind ours.
 
         Raises Invalid (STREAM_PROTOCOL) when the message contradicts itself or what came before it on this stream, ResourceExhausted when
         there is no memory for its series.
@@ -66,7 +63,7 @@ class Backlog:
         self._window.blocks_lost += message.lost
         if self._chain is None or self._chain.epoch != message.epoch:
             self._chain = Chain(message.epoch, gaps_lost=False)
-        first_id, keys = dictionary
+        first_id, keys = dictionary_of(message.dictionary)
         if first_id + len(keys) > SERIES_MAX:
             raise protocol(f"a node has at most {SERIES_MAX} series")
         self._chain.define(first_id, keys)

@@ -31,7 +31,15 @@ from switchgear.v1alpha import telemetry_service_pb2 as pb
 #: So long a stream's node is its own although nothing comes: many samples missed, the silence after which a node counts as gone.
 SECOND_AGENT_S = 10.0
 #: What this collector takes beyond the first release's messages.
-FEATURES = frozenset({pb.AgentHello.DELTAS, pb.AgentHello.BACKLOG, pb.AgentHello.REDIRECT, pb.AgentHello.BLOCKS})
+FEATURES = frozenset(
+    {
+        pb.AgentHello.DELTAS,
+        pb.AgentHello.BACKLOG,
+        pb.AgentHello.REDIRECT,
+        pb.AgentHello.BLOCKS,
+        pb.AgentHello.LABEL_SETS,
+    }
+)
 _LOOK_S = 1.0
 
 Context = grpc.aio.ServicerContext[Any, Any]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
-from hashlib import blake2b
 
 from switchgear.collector import messages
 from switchgear.collector.backlog import Backlog, Pace
@@ -62,8 +61,6 @@ class Session:
         self._shared = shared
         self._node_clock = shared.clocks.of(node)
         self._asked_to_resync = False
-        #: Digest and length of the first dictionary: the backlog's is the same as a rule, and reading it is most of what a connection costs.
-        self._told: tuple[bytes, int] | None = None
         #: Sequence of the newest block of this stream.
         self._newest = -1
         now_s = outgoing.heard_s
@@ -90,7 +87,6 @@ class Session:
                 await self._shared.turns.turn()
                 first_id, keys = dictionary_of(message.dictionary)
                 self._shared.windows.define(self._window, first_id, keys)
-                self._told = (_digest(message.dictionary), len(keys)) if not first_id else None
             case "associations":
                 self._window.associations = messages.associations_of(message.associations)
             case "backlog":
@@ -140,11 +136,7 @@ class Session:
         if outgoing.backlog_open:
             raise protocol("one backlog at a time: wait for the ack of the one before")
         outgoing.backlog_open = True
-        if self._told is not None and message.dictionary.packed and _digest(message.dictionary) == self._told[0]:
-            dictionary = 0, list(self._window.series[: self._told[1]])
-        else:
-            dictionary = dictionary_of(message.dictionary)
-        late = self._backlog.take(message, dictionary, self._node_clock.offset_ns)
+        late = self._backlog.take(message, self._node_clock.offset_ns)
         self._shared.metrics.backlog(late, message.lost)
         wait_s = self._shared.pace.wait_s(len(message.blocks))
         asyncio.get_running_loop().call_later(wait_s, outgoing.ack_backlog, message.number)
@@ -165,7 +157,3 @@ class Session:
         if -1 <= left < 0:
             self._outgoing.throttle(max(_INTERVAL_S_MIN, self._shared.pressure.interval_s_min))
             self._outgoing.wake.set()
-
-
-def _digest(dictionary: pb.Dictionary) -> bytes:
-    return blake2b(dictionary.packed, digest_size=16).digest()

@@ -7,13 +7,13 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from switchgear.agent.stream import FEATURES
 from switchgear.core.rpc import split_address
 from switchgear.core.tls import TlsFiles
 from switchgear.sim.fleet.http2 import GrpcCall, varint
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
 _PATH = "/switchgear.v1alpha.TelemetryService/Stream"
-_FEATURES = (pb.AgentHello.DELTAS, pb.AgentHello.BACKLOG, pb.AgentHello.REDIRECT, pb.AgentHello.BLOCKS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def hello(node: str, run_id: str) -> bytes:
     return agent_message(
         1,
         pb.AgentHello(
-            node=f"nodes/{node}", boot_id=run_id, epoch=run_id, agent_version="simulated", features=_FEATURES
+            node=f"nodes/{node}", boot_id=run_id, epoch=run_id, agent_version="simulated", features=FEATURES
         ).SerializeToString(),
     )
 

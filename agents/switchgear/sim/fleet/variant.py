@@ -6,23 +6,22 @@ cost little more than what is sent.
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 from switchgear.agent.deltas import Encoder
-from switchgear.agent.messages import dictionary_message
+from switchgear.agent.messages import dictionary_message, packed
 from switchgear.agent.readings import Reading, SeriesKey, series
 from switchgear.agent.sources.gpu_metrics import METRICS
 from switchgear.core.errors import Invalid, Reason
 from switchgear.sim import driver, profiles, workloads
 from switchgear.sim.faults import History
-from switchgear.sim.fleet.http2 import varint
 from switchgear.sim.gpus import simulated_device
 from switchgear.sim.record import SLOW_PERIOD_S
 from switchgear.sim.signals import GpuSignals
 from switchgear.sim.workloads import noise, seed_of
+from switchgear.v1alpha import telemetry_service_pb2 as pb
 
 KEYFRAME_EVERY = 60
 PROFILE = "H100"
@@ -32,7 +31,7 @@ GPUS, GPUS_MANY = 8, profiles.GPUS_MAX
 KEPT_TICKS = 120
 #: Simulated time begins so long after the hardware's start: counters are not at 0, temperatures have settled.
 BEFORE_S = 36_000.0
-#: Stands where a node's name and the ids of its GPUs do, as long as these.
+#: Stands where a node's name does.
 _NODE = "\x01" * 8
 
 
@@ -176,29 +175,26 @@ def keys_for(count: int) -> list[SeriesKey]:
 
 
 def packed_dictionary(node: str, count: int) -> bytes:
-    """A serialized `Dictionary` with the series of `node`, packed as an agent does it. node: its id, of any length."""
+    """A serialized `Dictionary` with the series of `node`, packed as an agent does it. node: its id."""
     profile = profiles.profile(PROFILE)
-    text = _template(count, len(node))
-    for gpu in range(gpus_for(count)):
-        theirs, ours = (simulated_device(name, gpu, profile).uuid for name in (_NODE, node))
-        text = text.replace(theirs.encode(), ours.encode())
-    packed = zlib.compress(text.replace(b"\x01" * len(node), node.encode()))
-    return b"\x12" + varint(len(packed)) + packed
+    ours = {_NODE: node} | {
+        simulated_device(_NODE, gpu, profile).uuid: simulated_device(node, gpu, profile).uuid
+        for gpu in range(gpus_for(count))
+    }
+    common = _template(count)
+    return pb.Dictionary(
+        packed=common.packed,
+        label_sets=[
+            pb.LabelSet(labels={name: ours.get(text, text) for name, text in one.labels.items()})
+            for one in common.label_sets
+        ],
+    ).SerializeToString()
 
 
 @lru_cache(4)
-def _template(count: int, node_chars: int) -> bytes:
-    stand_in = "\x01" * node_chars
-    keys = [
-        SeriesKey(
-            key.metric,
-            key.unit,
-            key.kind,
-            tuple((name, stand_in if value == _NODE else value) for name, value in key.labels),
-        )
-        for key in keys_for(count)
-    ]
-    return dictionary_message(keys, 0, len(keys)).SerializeToString()
+def _template(count: int) -> pb.Dictionary:
+    keys = keys_for(count)
+    return packed(dictionary_message(keys, 0, len(keys)), label_sets=True)
 
 
 @lru_cache(1)
