@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from itertools import count
 
-from switchgear.agent.messages import dictionary_message
+from switchgear.agent.messages import dictionary_message, packed
 from switchgear.agent.readings import Kind, known, series
 from switchgear.agent.sampler import Sampler
 from switchgear.v1alpha import telemetry_service_pb2 as pb
@@ -44,6 +44,7 @@ class Hostile:
         ]
         self._dictionary = dictionary_message(keys, 0, SERIES)
         self._packed = zlib.compress(self._dictionary.SerializeToString())
+        self._with_sets = packed(self._dictionary, label_sets=True)
         self._blocks = []
         for tick in range(TICKS):
             readings = [known(key, float(self._random.randrange(1000 * (tick + 1)))) for key in keys]
@@ -57,7 +58,8 @@ class Hostile:
             return [self._random.randbytes(self._random.randrange(200)) for _ in range(4)]
         messages = [pb.AgentMessage(hello=self._hello())] if chance < 0.97 else []
         if chance < 0.94:
-            messages.append(pb.AgentMessage(dictionary=pb.Dictionary(packed=self._packed)))
+            told = self._random.choice([pb.Dictionary(packed=self._packed), self._with_sets])
+            messages.append(pb.AgentMessage(dictionary=told))
         begin = 0 if self._random.random() < 0.9 else self._random.randrange(TICKS)
         messages += [
             pb.AgentMessage(block=block) for block in self._blocks[begin : begin + self._random.randrange(8, TICKS)]
@@ -137,6 +139,14 @@ class Hostile:
             pb.Dictionary(packed=zlib.compress(self._random.randbytes(64))),
             pb.Dictionary(series=series),
             pb.Dictionary(series=[labels]),
+            self._with_sets,
+            pb.Dictionary(packed=self._with_sets.packed, label_sets=[pb.LabelSet(labels=labels.labels)]),
+            pb.Dictionary(packed=whole, label_sets=self._with_sets.label_sets),
+            pb.Dictionary(packed=_bomb(5 << 20), label_sets=self._with_sets.label_sets),
+            pb.Dictionary(
+                series=[pb.Series(metric=self._text(), label_set=self._random.choice(_UINT32))],
+                label_sets=[pb.LabelSet()] * (5000 if rare else 1),
+            ),
             pb.Dictionary(series=[pb.Series(id=number, metric="m") for number in range(SERIES, 4200 if rare else 100)]),
             self._dictionary,
         ]
@@ -170,7 +180,7 @@ class Hostile:
             backlog=pb.Backlog(
                 number=self._random.choice(_UINT64),
                 epoch=self._random.choice(["x", self._text()]),
-                dictionary=pb.Dictionary(packed=self._packed),
+                dictionary=self._random.choice([pb.Dictionary(packed=self._packed), self._with_sets]),
                 blocks=blocks,
                 fresh_from=self._random.choice(_UINT64),
                 lost=self._random.choice(_UINT64),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from switchgear.cli.query import sparkline
 from switchgear.collector.queries import WAITING_MAX, Queries, grid_of
 from switchgear.collector.query import SERIES_AT_ONCE, Grid, Reduction, select
 from switchgear.collector.selector import parse
+from switchgear.collector.series import Keys, Labels, Layout, Name
 from switchgear.collector.windows import NodeWindow, SeriesKey, Windows
 from switchgear.core.clock import ManualClock
 from switchgear.core.errors import Invalid, ResourceExhausted
@@ -23,11 +25,19 @@ S = 1_000_000_000
 T0 = 60 * 1000 * S
 
 
-def fleet(*nodes: str, gpus: int = 2) -> Windows:
+def laid_out(keys: Sequence[SeriesKey]) -> Keys:
+    """The same as agents tell them."""
+    sets: dict[Labels, int] = {}
+    names = tuple(Name(key.metric, key.unit, key.kind, sets.setdefault(key.labels, len(sets))) for key in keys)
+    return Keys(Layout(names), tuple(sets))
+
+
+def fleet(*nodes: str, gpus: int = 2, as_told: bool = False) -> Windows:
     windows = Windows(bytes_max=1 << 30)
     keys = [SeriesKey(name, "", (("gpu", str(gpu)),)) for name in ("temp", "power") for gpu in range(gpus)]
+    told = [*keys, SeriesKey("up", "", ())]
     for node in nodes:
-        windows.define(windows.connect(f"nodes/{node}", "epoch"), 0, [*keys, SeriesKey("up", "", ())])
+        windows.define(windows.connect(f"nodes/{node}", "epoch"), 0, laid_out(told) if as_told else told)
     scraped = windows.connect(f"nodes/{nodes[0]}", "epoch", source="scrape/dcgm")
     windows.define(scraped, 0, keys[:1])
     return windows
@@ -60,8 +70,9 @@ def meant(text: str, windows: Windows) -> list[str]:
         (r'{gpu="\"\n\\"}', []),
     ],
 )
-def test_a_selector_means_what_it_means_in_promql(text: str, expected: list[str]) -> None:
-    assert meant(text, fleet("a", "b")) == expected
+@pytest.mark.parametrize("as_told", [False, True])
+def test_a_selector_means_what_it_means_in_promql(text: str, expected: list[str], as_told: bool) -> None:
+    assert meant(text, fleet("a", "b", as_told=as_told)) == expected
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from switchgear.agent.readings import Kind, known, series, unknown
 from switchgear.agent.sampler import Sampler
+from switchgear.collector import windows as windows_of
 from switchgear.collector.backlog import MESSAGE_BLOCKS_MIN, Backlog, Pace
 from switchgear.collector.blocks import Block
 from switchgear.collector.chain import TEXT_CHARS_MAX
 from switchgear.collector.dictionary import dictionary_of
 from switchgear.collector.messages import block_of
-from switchgear.collector.series import chars_of
+from switchgear.collector.series import Keys, Layout, Name, chars_of
 from switchgear.collector.taps import Taps
 from switchgear.collector.windows import NodeWindow, Outcome, SeriesKey, Windows
 from switchgear.core.clock import ManualClock
@@ -258,6 +259,37 @@ def test_memory_is_bounded_and_nodes_that_are_gone_make_room_first() -> None:
     windows.define(third, 0, shared)
     assert windows.get("nodes/a") is None
     assert windows.get("nodes/b") is second
+
+
+def test_what_nodes_of_one_make_share_is_counted_once_and_goes_with_the_last() -> None:
+    layout = Layout(tuple(Name(f"metric_{number}", "", windows_of.Kind.COUNTER, 1) for number in range(50)))
+    windows = Windows(ticks=4, bytes_max=1 << 30)
+    sizes = [windows.nbytes]
+    for name in "abc":
+        window = windows.connect(f"nodes/{name}", "epoch")
+        windows.define(window, 0, Keys(layout, ((), (("node", name),))))
+        sizes.append(windows.nbytes)
+    assert sizes[1] - sizes[0] == layout.nbytes + sizes[2] - sizes[1]
+    assert sizes[3] - sizes[2] == sizes[2] - sizes[1]
+    assert window.schema.counters.tolist() == list(range(50))
+    windows.define(window, 50, [SeriesKey("of_its_own", "", ())])
+    assert [key.metric for key in window.series][48:] == ["metric_48", "metric_49", "of_its_own"]
+    assert window.series[0].labels == (("node", "c"),)
+    for name in "abc":
+        windows.connect(f"nodes/{name}", "epoch-2")
+    assert windows.nbytes == sum(window.nbytes for window in windows.all())
+
+
+def test_an_agent_that_comes_back_may_tell_what_is_known_and_nothing_else_by_the_same_ids() -> None:
+    layout = Layout((Name("power", "watts", windows_of.Kind.GAUGE, 1),))
+    window = NodeWindow("epoch")
+    window.define(0, Keys(layout, ((), (("gpu", "0"),))))
+    known = window.series
+    window.define(0, Keys(layout, ((), (("gpu", "0"),))))
+    window.define(0, [SeriesKey("power", "watts", (("gpu", "0"),))])
+    assert window.series is known
+    with pytest.raises(Invalid):
+        window.define(0, Keys(layout, ((), (("gpu", "1"),))))
 
 
 def test_what_is_set_aside_ends_with_the_windows_that_it_was_for() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from switchgear.collector.config import CollectorConfig
+from switchgear.collector.webhooks import forms
 from switchgear.collector.webhooks.alerts import Alert
-from switchgear.collector.webhooks.groups import Groups
+from switchgear.collector.webhooks.groups import Groups, Notification
 
 A, B, C = (Alert({"alertname": "GpuFault", "gpu": gpu}, {}, 0) for gpu in "012")
 NODE = "nodes/n"
@@ -17,7 +19,7 @@ NODE = "nodes/n"
 
 def told(groups: Groups, now_s: float) -> list[tuple[list[str], list[str], bool]]:
     """What is due, as GPUs firing and resolved; the receiver takes it."""
-    due = groups.due(now_s)
+    due = groups.due(now_s, 10)
     for one in due:
         groups.told(one, now_s)
     return [
@@ -66,7 +68,7 @@ def test_what_stays_open_is_told_again() -> None:
 def test_what_is_not_taken_stays_due_and_becomes_how_things_are() -> None:
     groups = Groups(0, 3600)
     groups.see(NODE, [A], 0)
-    assert len(groups.due(0)) == 1
+    assert len(groups.due(0, 10)) == 1
     assert groups.lag_s(30) == 30
     groups.see(NODE, [A, B, C], 30)
     groups.see(NODE, [C], 60)
@@ -77,15 +79,39 @@ def test_what_is_not_taken_stays_due_and_becomes_how_things_are() -> None:
 def test_news_that_came_while_a_message_was_on_its_way_are_told_next() -> None:
     groups = Groups(0, 3600)
     groups.see(NODE, [A], 0)
-    (under_way,) = groups.due(0)
+    (under_way,) = groups.due(0, 10)
     groups.see(NODE, [B], 1)
     groups.told(under_way, 2)
     assert told(groups, 2) == [(["1"], ["0"], True)]
     groups.see("nodes/m", [A], 3)
-    (under_way,) = groups.due(3)
+    (under_way,) = groups.due(3, 10)
     groups.see("nodes/m", [], 4)
     groups.told(under_way, 5)
     assert told(groups, 5) == [([], ["0"], False)]
+
+
+def test_what_the_receiver_never_takes_lets_others_go_first() -> None:
+    groups = Groups(0, 3600)
+    for at_s in range(4):
+        groups.see(f"nodes/{at_s}", [A], at_s)
+    (poison,) = groups.due(10, 1)
+    assert poison.node == "nodes/0"
+    groups.tried(poison)
+    rest = groups.due(11, 3)
+    assert [one.node for one in rest] == ["nodes/1", "nodes/2", "nodes/3"]
+    for one in rest:
+        groups.told(one, 11)
+    assert groups.due(12, 3) == [poison]
+    assert groups.lag_s(12) == 12
+
+
+def test_what_is_over_has_not_ended_before_it_began_although_the_clock_was_set_back() -> None:
+    alert = Alert({"alertname": "GpuFault", "node": "n"}, {}, 2_000_000_000)
+    over = Notification(NODE, (), (alert,), is_firing_news=False)
+    (told,) = json.loads(
+        forms.alertmanager([over], external_url="", alerts_max=1, repeat_s=60, now_unix_ns=1_000_000_000)
+    )
+    assert told["endsAt"] == told["startsAt"] == "1970-01-01T00:00:02.000000Z"
 
 
 def test_after_a_restart_what_was_told_is_known() -> None:

@@ -56,7 +56,7 @@ class Chain:
         self._unknown = b""
 
     @property
-    def series(self) -> tuple[SeriesKey, ...]:
+    def series(self) -> Sequence[SeriesKey]:
         """By id."""
         return self.schema.keys
 
@@ -80,12 +80,14 @@ class Chain:
         Raises Invalid (STREAM_PROTOCOL) when ids leave a gap or change their meaning, or beyond TEXT_CHARS_MAX.
         """
         count = len(self.series)
-        known = self.series[first_id : first_id + len(keys)]
+        if not first_id and keys == self.series:
+            return
+        known = tuple(self.series[first_id : first_id + len(keys)])
         if first_id > count or known != tuple(keys[: len(known)]):
             raise protocol("the dictionary leaves a gap or gives an id another meaning; begin a new epoch for that")
         if len(known) == len(keys):
             return
-        schema = self.schema.extended(keys[len(known) :])
+        schema = self.schema.extended(keys[len(known) :] if known else keys)
         if schema.chars > TEXT_CHARS_MAX:
             raise protocol(f"names and labels of a node's series have more than {TEXT_CHARS_MAX} characters")
         self.reasons.update((series_id, NOT_REPORTED) for series_id in range(count, len(schema.keys)))

@@ -15,7 +15,8 @@ from typing import NamedTuple
 from google.protobuf.message import DecodeError
 
 from switchgear.collector.blocks import protocol
-from switchgear.collector.windows import SERIES_MAX, Kind, SeriesKey
+from switchgear.collector.series import Keys, Kind, Labels, Layout, Name, SeriesKey
+from switchgear.collector.windows import SERIES_MAX
 from switchgear.core import rpc
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
@@ -24,42 +25,39 @@ NAME_CHARS_MAX = 256
 #: Makes of nodes that are found again, each at most SERIES_MAX series without labels.
 _MAKES_REMEMBERED = 32
 
-Labels = tuple[tuple[str, str], ...]
 
-
-class _Make(NamedTuple):
-    """series: metric, unit, kind and the place of the labels, 0 for none. places: the greatest of these."""
+class _Told(NamedTuple):
+    """What series that refer to sets of labels say. places: the greatest of those that they refer to."""
 
     first_id: int
-    series: tuple[tuple[str, str, Kind, int], ...]
+    layout: Layout
     places: int
 
 
-def dictionary_of(dictionary: pb.Dictionary) -> tuple[int, list[SeriesKey]]:
+def dictionary_of(dictionary: pb.Dictionary) -> tuple[int, Sequence[SeriesKey]]:
     """The first id, and the series from it on. Raises Invalid (STREAM_PROTOCOL)."""
     if not dictionary.label_sets:
         series = _unpacked(dictionary.packed).series if dictionary.packed else dictionary.series
-        return _counted_up(series), [_key_of(item) for item in series]
-    make = _packed_make(dictionary.packed) if dictionary.packed else _make_of(dictionary.series)
-    if make.places > len(dictionary.label_sets) or len(dictionary.label_sets) > SERIES_MAX:
+        return _counted_up(series), tuple(_key_of(item) for item in series)
+    told = _packed_told(dictionary.packed) if dictionary.packed else _told(dictionary.series)
+    if not told.places <= len(dictionary.label_sets) <= SERIES_MAX:
         raise protocol(
-            "a series refers to labels that its dictionary does not have, or there are more of them than series"
+            f"a series refers to labels that its dictionary does not have, or these are more than {SERIES_MAX}"
         )
-    sets = [(), *(_labels_of(item.labels) for item in dictionary.label_sets)]
-    return make.first_id, [SeriesKey(metric, unit, sets[place], kind) for metric, unit, kind, place in make.series]
+    return told.first_id, Keys(told.layout, ((), *(_labels_of(item.labels) for item in dictionary.label_sets)))
 
 
 @lru_cache(_MAKES_REMEMBERED)
-def _packed_make(packed: bytes) -> _Make:
-    return _make_of(_unpacked(packed).series)
+def _packed_told(packed: bytes) -> _Told:
+    return _told(_unpacked(packed).series)
 
 
-def _make_of(series: Sequence[pb.Series]) -> _Make:
+def _told(series: Sequence[pb.Series]) -> _Told:
     first_id = _counted_up(series)
     if any(item.labels for item in series):
         raise protocol("a series has labels of its own beside those that it refers to")
-    rows = tuple((*_name_of(item), item.label_set) for item in series)
-    return _Make(first_id, rows, max((item.label_set for item in series), default=0))
+    layout = Layout(tuple(Name(*_name_of(item), item.label_set) for item in series))
+    return _Told(first_id, layout, max((item.label_set for item in series), default=0))
 
 
 def _unpacked(packed: bytes) -> pb.Dictionary:

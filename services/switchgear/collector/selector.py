@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NoReturn
@@ -12,7 +12,7 @@ import numpy as np
 import re2
 
 from switchgear.collector.blocks import Ids
-from switchgear.collector.series import Schema
+from switchgear.collector.series import Keys, Labels, Layout, Schema
 from switchgear.collector.windows import NodeWindow
 from switchgear.core.errors import Invalid, Reason
 
@@ -20,8 +20,6 @@ CHARS_MAX = 4096
 MATCHERS_MAX = 32
 #: Of one compiled expression; a larger one is refused by RE2.
 _PATTERN_BYTES_MAX = 1 << 20
-
-Labels = tuple[tuple[str, str], ...]
 
 _METRIC = "__name__"
 _NODE = "node"
@@ -83,24 +81,46 @@ class Selector:
         self._of_metric = [matcher for matcher in matchers if matcher.label == _METRIC]
         self._of_labels = [matcher for matcher in matchers if matcher.label not in (_NODE, _SOURCE, _METRIC)]
         self._columns: dict[Schema, Ids] = {}
+        #: By layout: ids of the metrics that are meant, and where the labels of each are.
+        self._named: dict[Layout, tuple[Ids, Ids]] = {}
 
     def columns(self, window: NodeWindow) -> Ids:
         """Ids of the window's series that are meant, rising."""
         own = {_NODE: window.node.partition("/")[2], _SOURCE: window.source}
         if not all(matcher.matches(own[matcher.label]) for matcher in self._of_window):
             return np.empty(0, np.int64)
+        keys = window.schema.keys
+        if isinstance(keys, Keys):
+            return self._of_node(keys)
         columns = self._columns.get(window.schema)
         if columns is None:
-            keys = window.schema.keys
-            found = [at for at, key in enumerate(keys) if self._metric in (None, key.metric)]
-            for matcher in self._of_metric:
-                found = [at for at in found if matcher.matches(keys[at].metric)]
+            found = self._of_metrics([key.metric for key in keys])
             if self._of_labels:
                 # Many metrics have the same labels: those of one GPU.
                 means = {labels: self._means(labels) for labels in {keys[at].labels for at in found}}
                 found = [at for at in found if means[keys[at].labels]]
             columns = self._columns[window.schema] = np.array(found, np.int64)
         return columns
+
+    def _of_node(self, keys: Keys) -> Ids:
+        """As many nodes have the same layout, of each only its sets of labels are looked at."""
+        named = self._named.get(keys.layout)
+        if named is None:
+            names = keys.layout.names
+            found = self._of_metrics([name.metric for name in names])
+            places = np.array([names[at].labels_at for at in found], np.int64)
+            named = self._named[keys.layout] = np.array(found, np.int64), places
+        columns, places = named
+        if self._of_labels:
+            columns = columns[np.array([self._means(labels) for labels in keys.sets], bool)[places]]
+        return columns
+
+    def _of_metrics(self, metrics: Sequence[str]) -> list[int]:
+        """Places of those that are meant."""
+        found = [at for at, metric in enumerate(metrics) if self._metric in (None, metric)]
+        for matcher in self._of_metric:
+            found = [at for at in found if matcher.matches(metrics[at])]
+        return found
 
     def _means(self, labels: Labels) -> bool:
         values = dict(labels)

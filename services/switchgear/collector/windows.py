@@ -12,7 +12,7 @@ from switchgear.collector.blocks import Ids, Values
 from switchgear.collector.chain import NOT_REPORTED, REASON_CHARS_MAX, ROW_BYTES, Chain, Outcome, capacity
 from switchgear.collector.minutes import MinuteRing, Minutes
 from switchgear.collector.ring import Columns, Ring, Times
-from switchgear.collector.series import Kind, Schema, SeriesKey
+from switchgear.collector.series import Kind, Layout, Schema, SeriesKey
 from switchgear.core.errors import Reason, ResourceExhausted, SwitchgearError
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
@@ -157,7 +157,8 @@ class Windows:
         #: Without a connection, the longest gone first.
         self._gone: dict[tuple[str, str], None] = {}
         self._nbytes = 0
-        self._schemas: Counter[Schema] = Counter()
+        #: How many windows have each.
+        self._used: Counter[Schema | Layout] = Counter()
 
     @property
     def nbytes(self) -> int:
@@ -256,12 +257,14 @@ class Windows:
         self.series -= len(window.series)
         self._uses(window.schema, -1)
 
-    def _uses(self, schema: Schema, change: int) -> None:
+    def _uses(self, shared: Schema | Layout, change: int) -> None:
         """What several windows share counts once."""
-        before = self._schemas[schema]
-        self._schemas[schema] += change
+        before = self._used[shared]
+        self._used[shared] += change
         if not before:
-            self._nbytes += schema.nbytes
-        elif not self._schemas[schema]:
-            del self._schemas[schema]
-            self._nbytes -= schema.nbytes
+            self._nbytes += shared.nbytes
+        elif not self._used[shared]:
+            del self._used[shared]
+            self._nbytes -= shared.nbytes
+        if isinstance(shared, Schema) and shared.layout is not None:
+            self._uses(shared.layout, change)
