@@ -60,3 +60,5 @@ def configure(level: str = "info", stream: TextIO | None = None, *, component: s
     else:
         handler.setFormatter(JsonFormatter(component))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # It tells each request with its url: thousands a minute, and a webhook's url is a secret.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
