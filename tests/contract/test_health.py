@@ -237,3 +237,14 @@ async def test_what_was_read_before_the_turn_came_is_read_again(database: Databa
     assert found is not None
     assert row is not None
     assert (found.change, row.change) == ("abc", "abc")
+
+
+async def test_an_agent_with_a_long_epoch_is_the_same_when_it_comes_again(database: Database) -> None:
+    async with collector(database, ManualClock()) as plane:
+        agent = await plane.agent(epoch="e" * 200)
+        await agent.tell("SOURCE_STALLED", text="nvml did not answer", source="agent")
+        assert (await plane.get()).verdict == pb.NodeHealth.DEGRADED
+        await plane.agent(epoch="e" * 200)
+        await plane.agent("gpu-02")
+        await plane.until_verdict("HEALTHY", "gpu-02")
+        assert (await plane.get()).verdict == pb.NodeHealth.DEGRADED

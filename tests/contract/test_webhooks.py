@@ -16,16 +16,22 @@ from prometheus_stack import Alertmanager
 
 from switchgear.collector.config import CollectorConfig
 from switchgear.collector.webhooks import store
+from switchgear.collector.webhooks.alerts import Alert
 from switchgear.core.clock import ManualClock, SystemClock
 from switchgear.store.database import Database
 from switchgear.v1alpha import health_service_pb2 as pb
 
 
 class Receiver:
-    """What a webhook posts to. status: what it answers with; messages: those that it answered with 200, oldest first."""
+    """What a webhook posts to. status: what it answers with; messages: those that it answered with 200, oldest first.
+
+    unloved: nodes of which it takes nothing. location: where it sends on to.
+    """
 
     def __init__(self) -> None:
         self.status = 200
+        self.unloved = set[str]()
+        self.location = ""
         self.headers = dict[str, str]()
         self.messages = asyncio.Queue[dict[str, Any]]()
         self.refused = asyncio.Event()
@@ -40,12 +46,15 @@ class Receiver:
                 fields = head.decode().split("\r\n")[1:-2]
                 headers = dict(line.lower().split(": ", 1) for line in fields)
                 body = await reader.readexactly(int(headers["content-length"]))
-                if self.status == 200:
+                message = json.loads(body)
+                status = 500 if message["groupLabels"]["node"] in self.unloved else self.status
+                if status == 200:
                     self.headers = headers
-                    self.messages.put_nowait(json.loads(body))
+                    self.messages.put_nowait(message)
                 else:
                     self.refused.set()
-                writer.write(f"HTTP/1.1 {self.status} said\r\nContent-Length: 0\r\n\r\n".encode())
+                location = f"Location: {self.location}\r\n" if self.location else ""
+                writer.write(f"HTTP/1.1 {status} said\r\n{location}Content-Length: 0\r\n\r\n".encode())
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
@@ -194,6 +203,46 @@ async def test_a_receiver_that_is_away_gets_how_things_are_when_it_is_back(
         await agent.tell("XID", 48, gpu=5)
         assert [alert["labels"]["code"] for alert in (await receiver.next())["alerts"]] == ["48"]
         assert posts(plane, "refused") == 1
+
+
+async def test_messages_that_the_receiver_never_takes_hold_no_others_up(
+    sqlite_database: Database, receiver: Receiver
+) -> None:
+    receiver.unloved = {"gpu-00", "gpu-01"}
+    async with collector(sqlite_database, ManualClock(), told_to(receiver.url, connections=2)) as plane:
+        for node in ("gpu-00", "gpu-01", "gpu-02"):
+            agent = await plane.agent(node)
+            await agent.tell("XID", 79, gpu=0)
+        assert (await receiver.next())["groupLabels"] == {"node": "gpu-02"}
+
+
+async def test_the_url_of_a_file_is_in_no_log(
+    sqlite_database: Database, receiver: Receiver, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "url").write_text(f"{receiver.url}/tell-nobody")
+    caplog.set_level("DEBUG", "switchgear")
+    caplog.set_level("WARNING", "httpx")  # as `core.log` has it
+    receiver.status, receiver.location = 301, f"{receiver.url}/tell-nobody/"
+    async with collector(sqlite_database, ManualClock(), told_to("", url_file=tmp_path / "url")) as plane:
+        agent = await plane.agent()
+        await agent.tell("XID", 79, gpu=0)
+        async with asyncio.timeout(WITHIN_S):
+            while not posts(plane, "refused"):  # noqa: ASYNC110 - a metric has no event
+                await asyncio.sleep(0.02)
+    assert "refused a message: 301" in caplog.text
+    assert "tell-nobody" not in caplog.text
+
+
+async def test_what_receivers_of_other_collectors_were_told_is_kept(database: Database) -> None:
+    async with database.write() as session:
+        for webhook in ("mine", "gone"):
+            for node in ("nodes/own", "nodes/other"):
+                await store.save(session, webhook, [(node, [Alert({"node": node}, {}, 0)])], 0)
+    async with database.write() as session:
+        await store.keep_only(session, ["mine"], lambda node: node == "nodes/own")
+    async with database.read() as session:
+        left = [(name, row[0]) for name in ("mine", "gone") for row in await store.told(session, name)]
+    assert sorted(left) == [("gone", "nodes/other"), ("mine", "nodes/other"), ("mine", "nodes/own")]
 
 
 async def test_only_what_is_grave_enough_is_told_and_the_rest_of_many_is_counted(

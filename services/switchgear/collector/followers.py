@@ -18,6 +18,7 @@ from switchgear.collector.webhooks.delivery import Delivery
 from switchgear.collector.webhooks.metrics import WebhookMetrics
 from switchgear.collector.webhooks.settings import Webhook
 from switchgear.core.clock import Clock
+from switchgear.core.errors import OutOfRange, Unavailable
 from switchgear.store.database import Database
 from switchgear.store.feed import ChangeFeed
 
@@ -98,13 +99,20 @@ class Followers:
                 async for seen, health in self._feed.watch(revision, health_store.after_revision):
                     self._see(health)
                     revision = seen
+            except OutOfRange:
+                log.warning(
+                    "the database is an older one than it was; following the health of nodes from its beginning"
+                )
+                revision = 0
+            except Unavailable as error:
+                log.debug("cannot follow the health of nodes: %s", error)  # the database tells it itself, once
             except Exception:
                 log.exception("cannot follow the health of nodes; trying again")
-                await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(_RETRY_S)
 
     async def _restore(self) -> None:
         async with self._database.write() as session:
-            await store.keep_only(session, self._labels)
+            await store.keep_only(session, self._labels, self._own)
         for delivery in self._deliveries:
             await delivery.restore()
 

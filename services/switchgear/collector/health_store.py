@@ -27,7 +27,8 @@ _COMPACTED = "collector-health-compacted"
 NODES_MAX = 20_000
 #: In one statement; SQLite's variables end at 32,766.
 _AT_ONCE = 1000
-_IDS_CHARS_MAX = 128
+#: Of boot_id and epoch.
+IDS_CHARS_MAX = 128
 
 
 class HealthRow(Base):
@@ -38,8 +39,8 @@ class HealthRow(Base):
     verdict: Mapped[str] = mapped_column(String(16))
     since_unix_ns: Mapped[int] = mapped_column(BigInteger)
     #: Of the agent that was heard last.
-    boot_id: Mapped[str] = mapped_column(String(_IDS_CHARS_MAX))
-    epoch: Mapped[str] = mapped_column(String(_IDS_CHARS_MAX))
+    boot_id: Mapped[str] = mapped_column(String(IDS_CHARS_MAX))
+    epoch: Mapped[str] = mapped_column(String(IDS_CHARS_MAX))
     change: Mapped[str] = mapped_column(Text)
     conditions: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
     #: When the first of them ends by itself.
@@ -159,7 +160,7 @@ def _shown(health: NodeHealth) -> tuple[object, ...]:
 def _write(row: HealthRow, health: NodeHealth) -> None:
     row.verdict = health.verdict.value
     row.since_unix_ns = health.since_unix_ns
-    row.boot_id, row.epoch = health.boot_id[:_IDS_CHARS_MAX], health.epoch[:_IDS_CHARS_MAX]
+    row.boot_id, row.epoch = health.boot_id, health.epoch
     row.change = health.change
     row.conditions = [asdict(condition) for condition in health.conditions]
     row.expires_unix_ns = health.expires_unix_ns

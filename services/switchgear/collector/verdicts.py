@@ -13,7 +13,7 @@ from switchgear.collector import health, health_store
 from switchgear.collector.health import NodeHealth
 from switchgear.collector.model import Event, Signal
 from switchgear.core.clock import Clock
-from switchgear.core.errors import NotFound
+from switchgear.core.errors import NotFound, Unavailable
 from switchgear.store.database import Database
 from switchgear.store.feed import ChangeFeed
 
@@ -49,7 +49,11 @@ class Verdicts:
     def heard(self, node: str, boot_id: str = "", epoch: str = "") -> None:
         """The node's agent has come, or, without boot_id and epoch, somebody else tells of the node. Stored soon."""
         if boot_id or node not in self._heard:
-            self._heard[node] = boot_id.replace("\0", ""), epoch.replace("\0", "")
+            # As they are stored, or a longer one would look like another each time.
+            self._heard[node] = (
+                boot_id.replace("\0", "")[: health_store.IDS_CHARS_MAX],
+                epoch.replace("\0", "")[: health_store.IDS_CHARS_MAX],
+            )
 
     async def save_heard(self) -> None:
         """Returns when what was heard before is stored: an agent's boot is to be known before what happened in it. Raises what the store raises."""
@@ -143,6 +147,9 @@ class Verdicts:
     async def _tried(self, step: Callable[[], Awaitable[None]]) -> bool:
         try:
             await step()
+        except Unavailable as error:
+            log.debug("cannot store what is known of nodes' health: %s", error)  # the database tells it itself, once
+            return False
         except Exception:
             log.exception("cannot store what is known of nodes' health; trying again")
             return False

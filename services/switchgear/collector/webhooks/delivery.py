@@ -16,6 +16,7 @@ from switchgear.collector.webhooks.groups import Groups, Notification
 from switchgear.collector.webhooks.metrics import WebhookMetrics
 from switchgear.collector.webhooks.settings import Webhook
 from switchgear.core.clock import Clock
+from switchgear.core.errors import Unavailable
 from switchgear.store.database import Database
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ class Delivery:
                 wait_s = _TICK_S
                 try:
                     wait_s = await self._round()
+                except Unavailable as error:
+                    log.debug("webhook %s: %s", self._webhook.label, error)  # the database tells it itself, once
                 except Exception:
                     log.exception("webhook %s; trying again", self._webhook.label)
                 await asyncio.sleep(wait_s)
@@ -81,15 +84,17 @@ class Delivery:
 
     async def _round(self) -> float:
         """Tells what is due, some at a time; how long to wait then."""
-        due = self._groups.due(self._clock.monotonic_s())
-        quiet = [one for one in due if not self._is_told(one)]
-        for one in quiet:
-            self._done(one)
-        posts = _batches([one for one in due if self._is_told(one)], self._nodes_max)[: self._webhook.connections]
+        due = self._groups.due(self._clock.monotonic_s(), self._webhook.connections * self._nodes_max)
+        for one in due:
+            if not self._is_told(one):
+                self._done(one)
+        posts = _batches([one for one in due if self._is_told(one)], self._nodes_max)
         answers = await asyncio.gather(*(self._post(post) for post in posts))
-        waits_s = [self._take(post, answer) for post, answer in zip(posts, answers, strict=True)]
+        for post, answer in zip(posts, answers, strict=True):
+            self._take(post, answer)
+        wait_s = self._wait_s(answers) if due else _TICK_S
         await self._save()
-        return max(waits_s, default=_TICK_S)
+        return wait_s
 
     @property
     def _nodes_max(self) -> int:
@@ -119,28 +124,41 @@ class Delivery:
             )
         return await self._sender.send(body)
 
-    def _take(self, post: Sequence[Notification], answer: Answer) -> float:
-        """How long to wait after this answer."""
+    def _take(self, post: Sequence[Notification], answer: Answer) -> None:
         label = self._webhook.label
         if answer.verdict is Verdict.RETRY:
-            self._tries += 1
             self._metrics.posts.labels(label, "retried").inc()
-            if self._tries == 1:
-                log.warning("webhook %s does not take messages: %s %s", label, answer.code, answer.text)
-            return backoff_s(self._tries, answer.retry_after_s, random.random())
-        if self._tries:
-            log.warning("webhook %s takes messages again", label)
-        self._tries = 0
+            for one in post:
+                self._groups.tried(one)
+            return
         refused = answer.verdict is Verdict.REFUSED
         self._metrics.posts.labels(label, "refused" if refused else "sent").inc()
         if refused:
-            log.error("webhook %s refused a message: %s %s", label, answer.code, answer.text)
+            log.error("webhook %s refused a message: %s %s", label, answer.code, self._shown(answer))
         for one in post:
-            alerts = len(one.firing) + len(one.resolved)
+            alerts = len(one.firing) + (len(one.resolved) if self._webhook.send_resolved else 0)
             dropped = alerts if refused else max(0, alerts - self._webhook.alerts_max)
             self._metrics.dropped.labels(label, "refused" if refused else "truncated").inc(dropped)
             self._done(one)
-        return 0.0
+
+    def _wait_s(self, answers: Sequence[Answer]) -> float:
+        """Longer each time that the receiver takes nothing at all."""
+        retried = [answer for answer in answers if answer.verdict is Verdict.RETRY]
+        if retried and not self._tries:
+            code, text = retried[0].code, self._shown(retried[0])
+            log.warning("webhook %s does not take messages: %s %s", self._webhook.label, code, text)
+        elif answers and not retried and self._tries:
+            log.warning("webhook %s takes messages again", self._webhook.label)
+        if len(retried) < len(answers):
+            self._tries = 0
+        if not retried:
+            return 0.0
+        self._tries += 1
+        return max(backoff_s(self._tries, answer.retry_after_s, random.random()) for answer in retried)
+
+    def _shown(self, answer: Answer) -> str:
+        """What the receiver said, for the log. A redirect repeats the url, which is a secret when it is in a file."""
+        return answer.text if self._webhook.url_file is None or answer.code[0] != "3" else "it is elsewhere"
 
     def _done(self, one: Notification) -> None:
         self._groups.told(one, self._clock.monotonic_s())

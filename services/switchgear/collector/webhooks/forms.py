@@ -31,10 +31,11 @@ def webhook(
 ) -> bytes:
     """One message about one node."""
     node = notification.node.partition("/")[2]
-    ends = _time(now_unix_ns)
     alerts = [_webhook_alert(alert, "firing", _NEVER, external_url) for alert in notification.firing]
     if send_resolved:
-        alerts += [_webhook_alert(alert, "resolved", ends, external_url) for alert in notification.resolved]
+        alerts += [
+            _webhook_alert(alert, "resolved", _end(alert, now_unix_ns), external_url) for alert in notification.resolved
+        ]
     shown = alerts[:alerts_max]
     message = {
         "version": "4",
@@ -56,12 +57,14 @@ def alertmanager(
 ) -> bytes:
     """What is open on several nodes, good for four repetitions, and what is over."""
     until = _time(now_unix_ns + round(_REPEATS_UNTIL_END * repeat_s * 1e9))
-    now = _time(now_unix_ns)
     alerts = list[dict[str, Any]]()
     for one in notifications:
         open_ = [_alert(alert, until, external_url) for alert in one.firing]
         # Over is over: what is left out here would be open for another four repetitions.
-        alerts += [*open_[:alerts_max], *(_alert(alert, now, external_url) for alert in one.resolved)]
+        alerts += [
+            *open_[:alerts_max],
+            *(_alert(alert, _end(alert, now_unix_ns), external_url) for alert in one.resolved),
+        ]
     return json.dumps(alerts).encode()
 
 
@@ -84,6 +87,11 @@ def _webhook_alert(alert: Alert, status: str, ends: str, external_url: str) -> d
         **_alert(alert, ends, external_url),
         "fingerprint": alert.fingerprint,
     }
+
+
+def _end(alert: Alert, now_unix_ns: int) -> str:
+    """Alertmanager refuses one that ended before it began, as it looks when the clock was set back."""
+    return _time(max(now_unix_ns, alert.begin_unix_ns))
 
 
 def _common(maps: Sequence[Mapping[str, str]]) -> dict[str, str]:

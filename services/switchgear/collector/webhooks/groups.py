@@ -6,6 +6,7 @@ that was away gets how things are now, and a collector that starts anew needs to
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,12 +25,14 @@ class Notification:
 
 @dataclass(slots=True)
 class _Group:
-    """due_s: when its next message is due; None while there is nothing to tell."""
+    """due_s: when its next message is due; None while there is nothing to tell. turn: the number of the newest message that was not taken; 0 when
+    the one before was."""
 
     open: tuple[Alert, ...] = ()
     told: tuple[Alert, ...] = ()
     told_s: float = 0.0
     due_s: float | None = None
+    turn: int = 0
 
 
 class Groups:
@@ -38,6 +41,7 @@ class Groups:
     def __init__(self, group_wait_s: float, repeat_s: float) -> None:
         self._group_wait_s, self._repeat_s = group_wait_s, repeat_s
         self._groups: dict[str, _Group] = {}
+        self._turns = 0
 
     def restore(self, node: str, told: Sequence[Alert], told_s: float) -> None:
         """What an earlier life had told."""
@@ -50,10 +54,20 @@ class Groups:
         group.open = tuple(alerts)
         self._schedule(node, group, now_s)
 
-    def due(self, now_s: float) -> list[Notification]:
-        """What is to be told now, what has waited longest first. It stays due until `told` is called with it."""
-        due = [(group.due_s, node) for node, group in self._groups.items() if group.due_s is not None]
-        return [self._notification(node) for due_s, node in sorted(due) if due_s <= now_s]
+    def due(self, now_s: float, count_max: int) -> list[Notification]:
+        """What is to be told now, what was tried least of late and has waited longest first. It stays due until `told`."""
+        due = (
+            (group.turn, group.due_s, node)
+            for node, group in self._groups.items()
+            if group.due_s is not None and group.due_s <= now_s
+        )
+        return [self._notification(node) for *_, node in heapq.nsmallest(count_max, due)]
+
+    def tried(self, notification: Notification) -> None:
+        """The receiver has not taken it: others go first, so that one which it never takes holds none of them up."""
+        if (group := self._groups.get(notification.node)) is not None:
+            self._turns += 1
+            group.turn = self._turns
 
     def lag_s(self, now_s: float) -> float:
         """For how long what is due has waited."""
@@ -64,7 +78,7 @@ class Groups:
         """The receiver has it, or will never take it."""
         # It is gone when what was on its way has ended meanwhile.
         group = self._groups.setdefault(notification.node, _Group())
-        group.told, group.told_s, group.due_s = notification.firing, now_s, None
+        group.told, group.told_s, group.due_s, group.turn = notification.firing, now_s, None, 0
         self._schedule(notification.node, group, now_s)
 
     def _notification(self, node: str) -> Notification:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, String, delete, select
@@ -43,6 +43,11 @@ async def save(
         await session.merge(WebhookRow(webhook=webhook, node=node, told=items, time_unix_ns=time_unix_ns))
 
 
-async def keep_only(session: AsyncSession, webhooks: Collection[str]) -> None:
-    """Forgets what receivers were told that are no longer there. Call it in a `write` transaction."""
-    await session.execute(delete(WebhookRow).where(WebhookRow.webhook.not_in(webhooks)))
+async def keep_only(session: AsyncSession, webhooks: Collection[str], own: Callable[[str], bool]) -> None:
+    """Forgets what receivers that are no longer there were told of nodes that are own. Call it in a `write` transaction.
+
+    Of others another collector tells, whose receivers may be others.
+    """
+    for row in await session.scalars(select(WebhookRow).where(WebhookRow.webhook.not_in(webhooks))):
+        if own(row.node):
+            await session.delete(row)
