@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import shutil
 import threading
 from collections.abc import AsyncIterator
@@ -14,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from prometheus_client import CollectorRegistry
 
-from switchgear.collector.detectors import Detection, Moment
+from switchgear.collector.detectors import Detection, Moment, silence_signal
 from switchgear.collector.model import Event
-from switchgear.collector.recording import recorder
+from switchgear.collector.recording import files, recorder
 from switchgear.collector.recording.happenings import read
 from switchgear.collector.recording.record import Record, record_of
 from switchgear.collector.recording.settings import Recording
@@ -60,9 +61,50 @@ async def test_each_file_can_be_replayed_without_those_before(tmp_path: Path) ->
         record.looked(now(clock))
         await record.written()
     first, second = sorted(tmp_path.glob("events-*.parquet"))
-    for files in ([first, second], [second]):
-        outcomes = Replay().run(one for path in files for one in read(path))
+    for paths in ([first, second], [second]):
+        outcomes = Replay().run(one for path in paths for one in read(path))
         assert [(one.raised.node, one.raised.kind) for one in outcomes if one.raised] == [("nodes/a", "NODE_SILENT")]
+
+
+async def test_a_file_begins_with_what_was_before_what_is_in_it(tmp_path: Path) -> None:
+    clock = ManualClock()
+    async with recording(tmp_path, clock, CollectorRegistry()) as record:
+        record.connected("nodes/a", "b", "e")
+        record.gone("nodes/a", clock.monotonic_s())
+        await record.written()
+        clock.advance(61)
+        record.looked(now(clock))
+        record.connected("nodes/a", "b", "e")  # before its silence is stored
+        record.raised(silence_signal("nodes/a", 61, clock.unix_ns()))
+        await record.written()
+        clock.advance(61)
+        record.looked(now(clock))
+        await record.written()
+    first, second, third = sorted(tmp_path.glob("events-*.parquet"))
+    assert [one.what for one in read(second)] == ["STARTED", "GONE", "LOOKED", "CONNECTED", "RAISED"]
+    assert [one.what for one in read(third)] == ["STARTED", "CONNECTED", "LOOKED"]
+    outcomes = Replay().run(one for path in (first, second, third) for one in read(path))
+    assert len([one for one in outcomes if one.raised]) == 1
+
+
+async def test_a_disk_that_is_full_for_long_leaves_no_files_and_one_line_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_stream: object, _batch: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with recording(tmp_path, ManualClock(), CollectorRegistry()) as record:
+        with monkeypatch.context() as broken:
+            broken.setattr(files.Journal, "write", full)
+            for sequence in range(3):
+                record.told([(xid(sequence), [])])
+                await record.written()
+            assert list(tmp_path.iterdir()) == []
+        record.told([(xid(9), [])])
+        await record.written()
+    assert [one.levelname for one in caplog.records] == ["ERROR", "WARNING"]
+    (path,) = tmp_path.iterdir()
+    assert [one.event.sequence for one in read(path) if one.event] == [9]
 
 
 async def test_what_is_there_is_written_when_the_collector_ends(tmp_path: Path) -> None:

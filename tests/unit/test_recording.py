@@ -20,7 +20,7 @@ from switchgear.collector.recording.samples import SampleTap
 from switchgear.collector.recording.settings import Recording
 from switchgear.collector.windows import NodeWindow, SeriesKey
 from switchgear.core.clock import ManualClock
-from switchgear.core.errors import FailedPrecondition
+from switchgear.core.errors import FailedPrecondition, Invalid
 
 POWER, FAN, TEMPERATURE = (SeriesKey(name, "W", (("gpu", "0"),)) for name in ("power", "fan", "temperature"))
 NAN = float("nan")
@@ -159,6 +159,25 @@ def test_without_pyarrow_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest
     record_of(Recording(), ManualClock(), CollectorRegistry(), 10.0)
     with pytest.raises(FailedPrecondition, match=r"pip install 'switchgear\[recording\]'"):
         record_of(Recording(folder=tmp_path), ManualClock(), CollectorRegistry(), 10.0)
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_its_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Invalid, match=r"cannot record to .*file: File exists; give \[recording\] another folder"):
+        record_of(Recording(folder=tmp_path / "file"), ManualClock(), CollectorRegistry(), 10.0)
+
+
+def test_a_file_that_was_ended_since_it_was_listed_is_read_all_the_same(tmp_path: Path) -> None:
+    tap, to, node = SampleTap("", ""), reel(tmp_path), window("nodes/a", POWER)
+    tell(tap, node, 1, 1.0)
+    write(to, tap)
+    (listed,) = tmp_path.glob("*.arrows")
+    to.end()
+    assert sum(batch.num_rows for batch in files.batches(listed)) == 1
+    (ended,) = tmp_path.iterdir()
+    ended.unlink()
+    with pytest.raises(Invalid, match="is not there"):
+        list(files.batches(listed))
 
 
 @pytest.mark.parametrize("name", ["events-1.parquet", "other.parquet"])

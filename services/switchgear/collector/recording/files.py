@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,21 +35,25 @@ class Journal:
         # The least level: this is read once, to be packed well.
         options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=1))
         self._stream = pa.ipc.new_stream(self._file, schema, options=options)
+        self._is_empty = True
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Returns when the system has it: the end of this process does not lose it. Raises OSError."""
         self._stream.write_batch(batch)
         self._file.flush()
+        self._is_empty = False
 
     @property
     def nbytes(self) -> int:
         return self._file.tell()
 
     def close(self) -> None:
-        """Raises OSError; the file is closed all the same."""
+        """Raises OSError; the file is closed all the same. One in which nothing is leaves no trace: on a full disk there would be many."""
         try:
             self._stream.close()
         finally:
+            if self._is_empty:
+                self.path.unlink(missing_ok=True)
             self._file.close()
 
 
@@ -94,6 +99,8 @@ def seal(journal: Path, how: Seal) -> None:
         part = ended.with_name(ended.name + _PART)
         try:
             how(journal, part)
+            with part.open("rb") as packed:
+                os.fsync(packed.fileno())  # before what it was made of goes
             part.replace(ended)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -107,13 +114,20 @@ def left_open(folder: Path, kind: str) -> list[Path]:
 
 
 def batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """The rows of a file, ended or not. Raises Invalid when it is none of ours, OSError when it cannot be read."""
+    """The rows of a file, ended or not. Raises Invalid when it is gone or none of ours, OSError when it cannot be read."""
     if path.suffix == OPEN:
-        yield from _of_journal(path)
-        return
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            path = path.with_suffix(ENDED)  # since it was listed
+        else:
+            yield from _of_journal(path, file)
+            return
     try:
         with pq.ParquetFile(path) as file:
             yield from file.iter_batches()
+    except FileNotFoundError:
+        raise Invalid(f"{path} is not there; it may have been the oldest of its folder", Reason.BAD_FIELD) from None
     except pa.ArrowInvalid as error:
         raise Invalid(f"{path} is no recording: {error}; give files *{ENDED} or *{OPEN}", Reason.BAD_FIELD) from None
 
@@ -137,8 +151,8 @@ def prune(folder: Path, bytes_max: int) -> int:
     return total
 
 
-def _of_journal(path: Path) -> Iterator[pa.RecordBatch]:
-    with path.open("rb") as file:
+def _of_journal(path: Path, file: BinaryIO) -> Iterator[pa.RecordBatch]:
+    with file:
         try:
             with pa.ipc.open_stream(file) as stream:
                 yield from stream

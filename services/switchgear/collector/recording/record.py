@@ -85,7 +85,7 @@ class Unrecorded:
 
 
 def record_of(settings: Recording, clock: Clock, registry: CollectorRegistry, silence_s: float) -> Record:
-    """silence_s: of the detectors. Raises FailedPrecondition (MISSING_EXTRA) without pyarrow, OSError when the folder cannot be made."""
+    """silence_s: of the detectors. Raises FailedPrecondition (MISSING_EXTRA) without pyarrow, Invalid when the folder cannot be made."""
     metrics = RecordingMetrics(registry)
     if settings.folder is None:
         return Unrecorded()

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from switchgear.collector.detectors import Moment
+from switchgear.collector.health import SILENT
 from switchgear.collector.model import Signal
 from switchgear.collector.recording import files, happenings, sample_files
 from switchgear.collector.recording.files import Reel
@@ -20,6 +21,7 @@ from switchgear.collector.recording.samples import FILE_SAMPLES_MAX, Chunk, Samp
 from switchgear.collector.recording.settings import Recording
 from switchgear.collector.taps import Tap
 from switchgear.core.clock import Clock
+from switchgear.core.errors import Invalid, Reason
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +42,15 @@ class Recorder:
     def __init__(
         self, settings: Recording, folder: Path, clock: Clock, metrics: RecordingMetrics, silence_s: float
     ) -> None:
-        """Raises OSError when the folder cannot be made."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Raises Invalid (BAD_FIELD) when the folder cannot be made."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Invalid(
+                f"cannot record to {folder}: {error.strerror}; give [recording] another folder",
+                Reason.BAD_FIELD,
+                field="recording.folder",
+            ) from error
         self._settings, self._folder, self._clock, self._metrics = settings, folder, clock, metrics
         self._file_s = 60 * settings.file_minutes
         self._file_bytes_max = settings.bytes_max // _FOLDER_PARTS
@@ -51,8 +60,10 @@ class Recorder:
         self._samples = Reel(folder, "samples", self._run_id, sample_files.OPEN_SCHEMA, sample_files.seal)
         self._of_events = ThreadPoolExecutor(1, "recording-events")
         self._of_samples = ThreadPoolExecutor(1, "recording-samples")
+        #: Where the newest step failed.
+        self._failing = set[ThreadPoolExecutor]()
         self._new: list[Happening] = []
-        #: What each node's connection was at last, as the next file must tell again.
+        #: What each node's connection was after all that was taken out of `_new`, as the next file must tell again.
         self._nodes: dict[str, Happening] = {}
         self._began = Happening(What.STARTED, self._now(), self._run_id, silence_s=silence_s)
         #: Of the events that were told last: when they cannot be committed they come again.
@@ -68,10 +79,10 @@ class Recorder:
         return (self._tap,)
 
     def connected(self, node: str, boot_id: str, epoch: str) -> None:
-        self._node(Happening(What.CONNECTED, self._now(), self._run_id, node, boot_id, epoch))
+        self._new.append(Happening(What.CONNECTED, self._now(), self._run_id, node, boot_id, epoch))
 
     def gone(self, node: str, since_s: float) -> None:
-        self._node(Happening(What.GONE, Moment(self._clock.unix_ns(), since_s), self._run_id, node))
+        self._new.append(Happening(What.GONE, Moment(self._clock.unix_ns(), since_s), self._run_id, node))
 
     def heard(self, node: str) -> None:
         self._new.append(Happening(What.HEARD, self._now(), self._run_id, node))
@@ -81,8 +92,6 @@ class Recorder:
 
     def raised(self, signal: Signal, *, found_elsewhere: bool = False) -> None:
         what = What.FOUND if found_elsewhere else What.RAISED
-        if not found_elsewhere:
-            self._nodes.pop(signal.node, None)
         self._new.append(Happening(what, self._now(), self._run_id, signal.node, signal=signal))
 
     def told(self, found: Found) -> None:
@@ -105,14 +114,16 @@ class Recorder:
         if not rows:
             return
         now_s = self._clock.monotonic_s()
+        begins = now_s >= self._events_end_s or self._events.nbytes >= self._file_bytes_max
+        # Each file can be replayed without the ones before it.
+        before = [self._began, *self._nodes.values()] if begins else []
+        self._remember(rows)
         if self._hangs:
             self._lost(rows)
             return
-        begins = now_s >= self._events_end_s or self._events.nbytes >= self._file_bytes_max
         if begins:
-            # Each file can be replayed without the ones before it.
             self._events_end_s = now_s + self._file_s
-            rows = [self._began, *self._nodes.values(), *rows]
+        rows = [*before, *rows]
         self._writing = asyncio.create_task(self._write_events(rows, begins))
         await self._is_writing()
 
@@ -178,9 +189,14 @@ class Recorder:
         self._of_events.shutdown(wait=False)
         self._of_samples.shutdown(wait=False)
 
-    def _node(self, happening: Happening) -> None:
-        self._nodes[happening.node] = happening
-        self._new.append(happening)
+    def _remember(self, rows: Sequence[Happening]) -> None:
+        for row in rows:
+            if row.what in (What.CONNECTED, What.GONE):
+                self._nodes[row.node] = row
+            elif row.what is What.RAISED and row.signal is not None and row.signal.kind == SILENT:
+                known = self._nodes.get(row.node)
+                if known is not None and known.what is What.GONE:  # it is told once; and it may have come back
+                    del self._nodes[row.node]
 
     async def _write_samples(self) -> None:
         chunks = self._tap.take()
@@ -214,8 +230,15 @@ class Recorder:
         try:
             await asyncio.get_running_loop().run_in_executor(thread, step, *args)
         except Exception:
-            log.exception("cannot write to the recording in %s; going on without what was to be written", self._folder)
+            if thread not in self._failing:  # it is tried again each second
+                log.exception(
+                    "cannot write to the recording in %s; going on without what was to be written", self._folder
+                )
+            self._failing.add(thread)
             return False
+        if thread in self._failing:
+            log.warning("the recording in %s can be written to again", self._folder)
+            self._failing.discard(thread)
         return True
 
     def _now(self) -> Moment:
