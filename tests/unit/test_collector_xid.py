@@ -133,6 +133,18 @@ def test_silence_is_due_after_its_time_until_it_has_been_told_or_broken() -> Non
     assert silence.due(999) == []
 
 
+def test_a_silence_that_begins_while_the_one_before_is_told_is_told_too() -> None:
+    silence = Silence(10)
+    silence.gone("nodes/a", 100)
+    assert silence.due(111) == [("nodes/a", 11)]
+    silence.heard("nodes/a")
+    silence.gone("nodes/a", 112)
+    silence.told("nodes/a", 111)
+    assert silence.due(123) == [("nodes/a", 11)]
+    silence.told("nodes/a", 123)
+    assert silence.due(999) == []
+
+
 def test_silence_warns_and_takes_nothing_out_of_service() -> None:
     signal = silence_signal("nodes/a", 12.3, 5)
     assert (signal.kind, signal.severity, signal.gpu) == ("NODE_SILENT", Severity.WARNING, None)

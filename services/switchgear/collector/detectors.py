@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from switchgear.collector.model import Event, Severity, Signal, signal_id
@@ -68,8 +69,13 @@ class Silence:
         """The agent has no stream any more, or none yet."""
         self._gone_since_s.setdefault(node, now_s)
 
+    def told(self, node: str, now_s: float) -> None:
+        """The silence that was due then has been told. Another one may have begun meanwhile."""
+        if self._gone_since_s.get(node, math.inf) <= now_s:
+            del self._gone_since_s[node]
+
     def due(self, now_s: float) -> list[tuple[str, float]]:
-        """Nodes whose silence is to be told now, each with its length in seconds; call `heard` when that is done."""
+        """Nodes whose silence is to be told now, each with its length in seconds; call `told` when that is done."""
         return [
             (node, now_s - since_s)
             for node, since_s in sorted(self._gone_since_s.items())
@@ -109,7 +115,7 @@ class Detection:
         self._silence = Silence(silence_s)
 
     def heard(self, node: str) -> None:
-        """The agent of `nodes/{node}` has a stream, or its silence has been told."""
+        """The agent of `nodes/{node}` has a stream."""
         self._silence.heard(node)
 
     def gone(self, node: str, since_s: float) -> None:
@@ -120,6 +126,10 @@ class Detection:
         """What an event raises."""
         return signals_of(event)
 
+    def told_silent(self, node: str, then: Moment) -> None:
+        """What `silent` said then has been told."""
+        self._silence.told(node, then.monotonic_s)
+
     def silent(self, now: Moment) -> list[Signal]:
-        """Silences that are to be told now; call `heard` when that is done."""
+        """Silences that are to be told now; call `told_silent` when that is done."""
         return [silence_signal(node, silent_s, now.unix_ns) for node, silent_s in self._silence.due(now.monotonic_s)]

@@ -218,11 +218,11 @@ class CollectorService:
                 await self._record.written()
             # A switch that fails silences many at once.
             for begin in range(0, len(found), _SILENCES_AT_ONCE):
-                if not await self._store_silences(found[begin : begin + _SILENCES_AT_ONCE]):
+                if not await self._store_silences(found[begin : begin + _SILENCES_AT_ONCE], now):
                     break
             await asyncio.sleep(_TICK_S)
 
-    async def _store_silences(self, signals: Sequence[Signal]) -> bool:
+    async def _store_silences(self, signals: Sequence[Signal], found: Moment) -> bool:
         """Whether they are stored; if not, they are due again."""
         # Before the write: an agent that comes back meanwhile is expected anew.
         for signal in signals:
@@ -236,7 +236,7 @@ class CollectorService:
             log.exception("cannot store that %d nodes are silent; trying again", len(signals))
             return False
         for signal in signals:
-            self._detection.heard(signal.node)
+            self._detection.told_silent(signal.node, found)
             self._record.raised(signal)
             if signal.node in self._streaming:  # it came back meanwhile, perhaps before its silence was stored
                 self._verdicts.heard(signal.node)

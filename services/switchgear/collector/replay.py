@@ -51,6 +51,8 @@ class Replay:
         self._silence_s = silence_s
         self._detections: dict[str, Detection] = {}
         self._health: dict[str, NodeHealth] = {}
+        #: Nodes on which something ends by itself, and when.
+        self._expires: dict[str, int] = {}
         self._events = set[tuple[str, str, int]]()
         self._signals: tuple[set[str], set[str]] = set(), set()
 
@@ -81,11 +83,10 @@ class Replay:
                     yield from self._raise(signal, now, one.event)
             case What.LOOKED:
                 for signal in detection.silent(now):
-                    detection.heard(signal.node)
+                    detection.told_silent(signal.node, now)
                     yield from self._raise(signal, now)
-                for node in sorted(self._health):
-                    if (self._health[node].expires_unix_ns or now.unix_ns + 1) <= now.unix_ns:
-                        yield from self._step(health.passed(self._health[node], now.unix_ns), now)
+                for node in sorted(node for node, at_ns in self._expires.items() if at_ns <= now.unix_ns):
+                    yield from self._step(health.passed(self._health[node], now.unix_ns), now)
             case What.CLEARED:
                 yield from self._step(health.cleared(self._of(one), one.gpu, one.text, now.unix_ns), now)
             case What.FOUND if one.signal is not None:
@@ -118,6 +119,10 @@ class Replay:
     def _step(self, after: NodeHealth, now: Moment) -> Iterator[Outcome]:
         before = self._health.get(after.node)
         self._health[after.node] = after
+        if (expires_unix_ns := after.expires_unix_ns) is not None:
+            self._expires[after.node] = expires_unix_ns
+        else:
+            self._expires.pop(after.node, None)
         verdict = before.verdict if before else NodeVerdict.HEALTHY
         if after.verdict is not verdict:
             yield Outcome(now.unix_ns, verdict=VerdictChange(after.node, verdict, after.verdict, after.change))
