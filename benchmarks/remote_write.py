@@ -30,7 +30,7 @@ from switchgear.collector.series import Kind, SeriesKey
 from switchgear.collector.windows import NodeWindow, Windows
 from switchgear.core.clock import SystemClock
 
-_ANSWER = b"HTTP/1.1 204 No Content\r\n\r\n"
+_ANSWER = b"HTTP/1.1 204 No Content\r\nX-Prometheus-Remote-Write-Samples-Written: 1\r\n\r\n"
 
 
 def sink(ready: Connection) -> None:

@@ -20,6 +20,8 @@ from switchgear.collector.export.settings import BasicAuth, RemoteWrite
 from switchgear.core.errors import Invalid
 
 Answer = Callable[[bytes], tuple[int, Mapping[str, str], str]]
+#: What a store that knows remote write 2.0 says.
+WRITTEN = {"X-Prometheus-Remote-Write-Samples-Written": "1"}
 KEYS = [key("power", ("gpu", str(gpu))) for gpu in range(4)]
 
 
@@ -83,7 +85,7 @@ async def test_batches_that_do_not_fill_up_go_out_after_a_second(sinks: Callable
 
 
 async def test_each_target_gets_what_it_wants(sinks: Callable[..., Sink]) -> None:
-    first, second, newer = sinks(), sinks(), sinks()
+    first, second, newer = sinks(), sinks(), sinks(lambda _: (204, WRITTEN, ""))
     async with exporting(
         target(first.url, "first"),
         target(second.url, "second", headers={"X-Scope-OrgID": "team"}),

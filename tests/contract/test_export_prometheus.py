@@ -59,6 +59,14 @@ async def test_it_gives_back_exactly_what_came(prometheus: Prometheus) -> None:
         ]
 
 
+async def test_one_that_knows_no_remote_write_2_is_told_apart_from_one_that_takes_it(prometheus: Prometheus) -> None:
+    newer = target(prometheus).model_copy(update={"protocol": "2.0"})
+    async with exporting(newer) as world:
+        world.tick(window("n", key("newer")), 0, 1.0)
+    arrived = len(at(prometheus, "newer", 0))
+    assert (sent(world), world.counted("remote_write_samples_lost_total", reason="refused")) == (arrived, 1 - arrived)
+
+
 async def test_a_series_ends_when_it_becomes_unknown_and_goes_on_when_it_is_back(prometheus: Prometheus) -> None:
     async with exporting(target(prometheus)) as world:
         node = window("n", key("fading", ("gpu", "0")), key("fading", ("gpu", "1")))

@@ -16,6 +16,14 @@ def test_only_what_may_be_taken_later_is_sent_again(code: int, verdict: str) -> 
     assert of_http(code, "", {}, NOW_S).verdict is Verdict[verdict]
 
 
+def test_a_store_that_does_not_say_what_it_wrote_knows_no_remote_write_2() -> None:
+    answer = of_http(204, "", {}, NOW_S, confirmed=True)
+    assert (answer.verdict, answer.in_doubt, answer.divisible) == (Verdict.REFUSED, True, False)
+    assert 'protocol = "1.0"' in answer.text
+    written = {"x-prometheus-remote-write-samples-written": "4"}
+    assert of_http(204, "", written, NOW_S, confirmed=True).verdict is Verdict.SENT
+
+
 def test_what_a_server_in_trouble_took_is_in_doubt_but_not_what_it_said_it_did_not() -> None:
     answers = {code: of_http(code, "", {}, NOW_S).in_doubt for code in (204, 400, 429, 500, 502, 504)}
     assert answers == {204: False, 400: False, 429: False, 500: True, 502: True, 504: True}

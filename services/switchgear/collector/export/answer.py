@@ -29,7 +29,7 @@ class Answer:
     """code: of HTTP or gRPC, or why there is none. text: what the target said. retry_after_s: how long it wants to be left alone.
 
     rejected: samples that it did not take although it took the request. written: samples that it took although it refused the request.
-    in_doubt: it may have taken samples although it did not say so. What is refused is not in doubt: we believe the target.
+    in_doubt: it may have taken samples although it did not say so. What it refuses is not in doubt: we believe the target.
     """
 
     verdict: Verdict
@@ -62,10 +62,20 @@ _REASONS = (
 )
 
 
-def of_http(code: int, text: str, headers: Mapping[str, str], now_unix_s: float) -> Answer:
-    """Of a response to remote write or OTLP over HTTP: 5xx and 429 are tried again, other refusals never."""
+def of_http(code: int, text: str, headers: Mapping[str, str], now_unix_s: float, *, confirmed: bool = False) -> Answer:
+    """Of a response to remote write or OTLP over HTTP: 5xx and 429 are tried again, other refusals never.
+
+    confirmed: whether it must say how many samples were written, as that of remote write 2.0 must: stores that know only 1.0 take such a
+    request for an empty one, and answer 204.
+    """
     text = text[:TEXT_CHARS_MAX]
+    written = headers.get("x-prometheus-remote-write-samples-written", "")
     if 200 <= code < 300:
+        if confirmed and not written:
+            unknown = (
+                'it does not say that it wrote them, so it does not know remote write 2.0; give it protocol = "1.0"'
+            )
+            return Answer(Verdict.REFUSED, str(code), unknown, in_doubt=True)
         return Answer(Verdict.SENT, str(code), text)
     if code == 429 or code >= 500:
         # A proxy says 5xx too when it has lost the answer of what is behind it.
@@ -73,7 +83,6 @@ def of_http(code: int, text: str, headers: Mapping[str, str], now_unix_s: float)
         return Answer(Verdict.RETRY, str(code), text, wait_s, in_doubt=code != 429)
     if 300 <= code < 400:
         text = f"it is elsewhere: {headers.get('location', 'it does not say where')}"[:TEXT_CHARS_MAX]
-    written = headers.get("x-prometheus-remote-write-samples-written", "")
     return Answer(Verdict.REFUSED, str(code), text, written=int(written[:18]) if written.isdecimal() else 0)
 
 

@@ -104,7 +104,7 @@ def _encoder(target: _Kind) -> Encoder:
 
 def _sender(target: _Kind, encoder: Encoder, clock: Clock) -> Sender:
     if isinstance(target, RemoteWrite):
-        return HttpSender(target, target.url, encoder.headers, clock)
+        return HttpSender(target, target.url, encoder.headers, clock, confirmed=target.protocol == "2.0")
     if target.protocol == "grpc":
         return GrpcSender(target)
     return HttpSender(target, target.url, encoder.headers, clock, gzipped=target.compression == "gzip", otlp=True)

@@ -51,7 +51,7 @@ class Sender(Protocol):
 class HttpSender:
     """POSTs to a url, or to the one that a file holds when the request is sent: where the url is a secret.
 
-    gzipped: whether bodies are compressed on the way. otlp: whether answers say how much was not taken.
+    gzipped: whether bodies are compressed on the way. otlp: whether answers say how much was not taken. confirmed: see `of_http`.
     """
 
     def __init__(
@@ -63,12 +63,14 @@ class HttpSender:
         *,
         gzipped: bool = False,
         otlp: bool = False,
+        confirmed: bool = False,
     ) -> None:
         self._target, self._url = target, url
         self._headers = {**headers, **target.headers, **({"Content-Encoding": "gzip"} if gzipped else {})}
         self._clock = clock
         self._gzipped = gzipped
         self._otlp = otlp
+        self._confirmed = confirmed
         self._client = httpx.AsyncClient(
             headers={"User-Agent": _USER_AGENT},
             verify=_tls(target) if isinstance(url, Path) or urlsplit(url).scheme == "https" else False,
@@ -104,7 +106,11 @@ class HttpSender:
         if self._otlp and response.is_success:
             return _partial(said, str(response.status_code))
         return of_http(
-            response.status_code, said.decode(errors="replace").strip(), response.headers, self._clock.unix_ns() / 1e9
+            response.status_code,
+            said.decode(errors="replace").strip(),
+            response.headers,
+            self._clock.unix_ns() / 1e9,
+            confirmed=self._confirmed,
         )
 
     async def close(self) -> None:
