@@ -14,12 +14,16 @@ from switchgear.collector.settings import Section
 
 #: Each target costs CPU and a queue.
 TARGETS_MAX = 16
+#: A token, in the words of RFC 9110.
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADERS_OF_OURS = frozenset(
     {"authorization", "content-type", "content-encoding", "content-length", "host", "user-agent"}
 )
 
 
 def _url(value: str) -> str:
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("must be printable ASCII without spaces; write other characters as %XX")
     parts = urlsplit(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("must begin with http://HOST or https://HOST")
@@ -45,12 +49,22 @@ def _headers(value: Mapping[str, str]) -> Mapping[str, str]:
         raise ValueError(
             f"{', '.join(wrong)} cannot be given here; for credentials there are basic_auth and bearer_token_file"
         )
+    if wrong := sorted(name for name in value if not _HEADER.fullmatch(name)):
+        raise ValueError(
+            f"{', '.join(map(repr, wrong))} cannot be the name of a header; write letters, digits and dashes"
+        )
+    return value
+
+
+def _header_values(value: Mapping[str, str]) -> Mapping[str, str]:
+    if wrong := sorted(name for name, text in value.items() if not (text.isascii() and text.isprintable())):
+        raise ValueError(f"{', '.join(wrong)} must be one line of printable ASCII")
     return value
 
 
 Url = Annotated[str, AfterValidator(_url)]
 Expression = Annotated[str, AfterValidator(_expression)]
-Headers = Annotated[Mapping[str, str], AfterValidator(_headers)]
+Headers = Annotated[Mapping[str, str], AfterValidator(_headers), AfterValidator(_header_values)]
 
 
 class BasicAuth(Section):
@@ -123,7 +137,8 @@ class RemoteWrite(Target):
     """
 
     protocol: Literal["1.0", "2.0"] = "1.0"
-    external_labels: Mapping[Annotated[str, Field(pattern="^[a-zA-Z_][a-zA-Z0-9_]*$")], str] = Field(
+    # Those with two underscores in front are Prometheus' own: `__name__` would rename all series.
+    external_labels: Mapping[Annotated[str, Field(pattern="^(?:_?[a-zA-Z][a-zA-Z0-9_]*|_)$")], str] = Field(
         default_factory=dict
     )
 
@@ -140,6 +155,15 @@ class OtlpExport(Target):
     compression: Literal["none", "gzip"] = "none"
     # Of some 200 bytes each, where receivers over gRPC take 4 MiB.
     samples_max: int = Field(5_000, ge=500, le=100_000)
+
+    @model_validator(mode="after")
+    def _path_fits(self) -> Self:
+        has_path = urlsplit(self.url).path.strip("/") != ""
+        if has_path and self.protocol == "grpc":
+            raise ValueError('a url for gRPC has no path; take it away, or add protocol = "http"')
+        if not has_path and self.protocol == "http":
+            raise ValueError("a url for HTTP needs its path, most often /v1/metrics")
+        return self
 
 
 _T = TypeVar("_T", bound=Target)
