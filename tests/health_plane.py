@@ -90,12 +90,15 @@ class Agent:
 
 @contextlib.asynccontextmanager
 async def collector(
-    database: Database, clock: ManualClock | SystemClock, config: CollectorConfig | None = None
+    database: Database,
+    clock: ManualClock | SystemClock,
+    config: CollectorConfig | None = None,
+    address: str = "127.0.0.1:0",
 ) -> AsyncIterator[Plane]:
     registry = CollectorRegistry()
     service, server = build(database, clock, registry=registry, config=config), rpc.Server()
     service.register(server.grpc)
-    address = await server.start("127.0.0.1:0", service.service_names)
+    address = await server.start(address, service.service_names)
     running = asyncio.create_task(service.run(Endpoints.all_at(address)))
     try:
         async with rpc.channel(address) as channel:

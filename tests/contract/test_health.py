@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -145,6 +147,30 @@ async def test_a_person_lists_shows_and_clears(sqlite_database: Database, capsys
         assert "HEALTHY" in cleared
         assert "says: GPU replaced" in cleared
         assert json.loads(await run("gpu-01", "--json"))["verdict"] == "HEALTHY"
+
+
+async def test_a_person_watches_on_when_the_control_plane_comes_back(sqlite_database: Database) -> None:
+    clock = ManualClock()
+    async with collector(sqlite_database, clock) as plane:
+        agent = await plane.agent()
+        await plane.until_verdict("HEALTHY")
+        arguments = ("health", "--watch", "--json", "--server", plane.address)
+        watch = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "switchgear.cli.main", *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert watch.stdout is not None
+        assert watch.stderr is not None
+        verdicts = [json.loads(await asyncio.wait_for(watch.stdout.readline(), WITHIN_S))["verdict"]]
+    try:
+        assert b"trying again" in await asyncio.wait_for(watch.stderr.readline(), WITHIN_S)
+        async with collector(sqlite_database, clock, address=plane.address) as plane:
+            agent = await plane.agent()
+            await agent.tell("XID", 79, gpu=3)
+            verdicts.append(json.loads(await asyncio.wait_for(watch.stdout.readline(), WITHIN_S))["verdict"])
+    finally:
+        watch.kill()
+        await watch.wait()
+    assert verdicts == ["HEALTHY", "FAILED"]
 
 
 async def test_watching_over_rest_goes_on_behind_the_last_event(sqlite_database: Database) -> None:

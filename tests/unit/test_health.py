@@ -87,6 +87,14 @@ def test_the_same_fault_again_is_counted_and_another_is_another() -> None:
     ]  # fmt: skip
 
 
+def test_a_fault_that_is_told_again_with_less_to_name_its_gpu_is_of_the_same_gpu() -> None:
+    named = event("XID", 48, gpu=3, pci="0000:41:00", detail={"uuid": "GPU-1"})
+    found = after(NEW, named, event("XID", 48, pci="0000:41:00"))
+    assert [(one.text, one.count) for one in found.conditions] == [("XID 48 on GPU 3", 2)]
+    assert after(found, event("GPU_RESET_ACK", detail={"device": "GPU-1"})).conditions == ()
+    assert health.cleared(found, 3, "user:ann says: x", S).conditions == ()
+
+
 def test_a_fault_that_is_fatal_outweighs_silence_and_that_a_warning() -> None:
     warned = after(NEW, event("XID", 31, gpu=0))
     silent = health.silent(warned, silence_signal(NODE, 11, 2 * S), 2 * S)

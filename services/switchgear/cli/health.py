@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import getpass
 import json
+import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from switchgear.cli import exits
-from switchgear.cli.client import Client, connect, whole_list
-from switchgear.cli.output import last, local_time, print_json, print_line, print_table, to_dict
+from switchgear.cli.client import connect, whole_list
+from switchgear.cli.output import last, local_time, print_json, print_line, print_table, tell, to_dict
 from switchgear.cli.show import qualified
+from switchgear.core.errors import OutOfRange, Unavailable
 from switchgear.v1alpha import health_service_pb2 as pb
 
 EXAMPLES = """examples:
@@ -21,6 +23,7 @@ EXAMPLES = """examples:
   switchgear health --watch
   switchgear health clear gpu-01 --gpu 3 --reason "GPU replaced"
 """
+_RETRY_S = 1.0
 _VERDICTS = ("healthy", "degraded", "failed", "silent")
 
 
@@ -35,9 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     verdicts = [verdict.upper() for verdict in args.verdict]
+    if args.watch:
+        return _watch(args.server, qualified(args.node, "nodes") if args.node else "", verdicts, as_json=args.json)
     with connect(args.server) as client:
-        if args.watch:
-            return _watch(client, qualified(args.node, "nodes") if args.node else "", verdicts, as_json=args.json)
         if args.node:
             found = client.health.GetNodeHealth(pb.GetNodeHealthRequest(name=_name(args.node)))
             return _show(found, as_json=args.json)
@@ -119,10 +122,10 @@ def _show(health: pb.NodeHealth, *, as_json: bool) -> int:
     return exits.OK
 
 
-def _watch(client: Client, node: str, verdicts: Iterable[str], *, as_json: bool) -> int:
+def _watch(server: str | None, node: str, verdicts: Iterable[str], *, as_json: bool) -> int:
     """From all nodes as they are now on; a node that is no longer of the wanted verdicts is shown once more."""
     wanted, shown = frozenset(verdicts), set[str]()
-    for told in client.health.WatchNodeHealth(pb.WatchNodeHealthRequest()):
+    for told in _told(server):
         one = told.health
         if not told.HasField("health") or (node and one.name != f"{node}/health"):
             continue
@@ -135,6 +138,27 @@ def _watch(client: Client, node: str, verdicts: Iterable[str], *, as_json: bool)
         else:
             print_line(f"{local_time(one.since_time)}  {last_node(one)}  {_verdict(one)}  {one.change}".rstrip())
     return exits.OK
+
+
+def _told(server: str | None) -> Iterator[pb.WatchNodeHealthResponse]:
+    """Goes on where it was when the control plane comes back. Raises Unavailable when it was not there to begin with."""
+    revision, is_away = 0, False
+    while True:
+        try:
+            with connect(server) as client:
+                for told in client.health.WatchNodeHealth(pb.WatchNodeHealthRequest(revision=revision)):
+                    revision, is_away = told.revision, False
+                    yield told
+        except (Unavailable, OutOfRange) as error:
+            if not revision:
+                raise
+            if isinstance(error, OutOfRange):
+                revision = 0  # all nodes again
+                continue
+            if not is_away:
+                tell(f"{error.message}; trying again")
+            is_away = True
+            time.sleep(_RETRY_S)
 
 
 def _verdict(health: pb.NodeHealth) -> str:

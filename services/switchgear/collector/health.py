@@ -56,6 +56,11 @@ class Subject:
             or (self.uuid != "" and self.uuid == other.uuid)
         )
 
+    def joined(self, other: Subject) -> Subject:
+        """With what another name of the same adds."""
+        gpu = other.gpu if self.gpu is None else self.gpu
+        return Subject(gpu, self.pci or other.pci, self.uuid or other.uuid, self.name)
+
     @property
     def text(self) -> str:
         """For people, without the GPU's index."""
@@ -249,6 +254,7 @@ def _opened(health: NodeHealth, found: Condition, now_unix_ns: int) -> NodeHealt
         found = replace(
             found,
             signal_id=old.signal_id,
+            subject=found.subject.joined(old.subject),
             begin_unix_ns=min(old.begin_unix_ns, found.begin_unix_ns),
             newest_unix_ns=max(old.newest_unix_ns, found.newest_unix_ns),
             count=old.count + 1,
