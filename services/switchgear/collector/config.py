@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from switchgear.collector.export.settings import OtlpExports, RemoteWrites
 from switchgear.collector.imports.settings import OtlpImport, Scrapes
@@ -49,10 +50,26 @@ def load(path: Path) -> CollectorConfig:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise _invalid(path, f"is no TOML: {error}") from error
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        shown = [f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in found[:_ERRORS_SHOWN]]
+        found = error.errors(include_url=False, include_input=False)
+        shown = [f"{'.'.join(map(str, item['loc'])) or 'file'}: {_told(item)}" for item in found[:_ERRORS_SHOWN]]
         more = f" (and {len(found) - len(shown)} more)" if len(found) > len(shown) else ""
         raise _invalid(path, f"has wrong settings: {'; '.join(shown)}{more}") from error
+
+
+def _told(error: ErrorDetails) -> str:
+    """What is wrong and what to write, in the words of TOML where pydantic speaks of Python."""
+    match error["type"]:
+        case "extra_forbidden":
+            return "there is no such setting here; take it away or correct its name (docs/collector.md has all)"
+        case "missing":
+            return "must be given"
+        case "tuple_type" if len(error["loc"]) == 1:
+            return f"there may be several; begin each with [[{error['loc'][0]}]]"
+        case "tuple_type":
+            return 'must be a list: ["…", "…"]'
+        case "value_error":
+            return str(error.get("ctx", {}).get("error", error["msg"]))
+    return error["msg"]
 
 
 def _invalid(path: Path, what: str) -> Invalid:

@@ -22,7 +22,7 @@ class WindowSettings(Section):
     Half of the machine's memory (or of the container's, where that is less) when left out.
     """
 
-    memory_gib: float | None = Field(default=None, gt=0)
+    memory_gib: float | None = Field(default=None, ge=0.01)
 
     def bytes_max(self) -> int:
         return int(self.memory_gib * 1024**3) if self.memory_gib else _memory_bytes() // 2

@@ -31,7 +31,8 @@ class Sharding(Section):
     def _addresses(cls, collectors: tuple[str, ...]) -> tuple[str, ...]:
         try:
             for address in collectors:
-                split_address(address)
+                if split_address(address)[1] == 0:
+                    raise ValueError(f"{address}: agents cannot dial port 0; name the port at which it listens")
         except Invalid as error:
             raise ValueError(error.message) from None
         if len(set(collectors)) != len(collectors):
@@ -40,7 +41,9 @@ class Sharding(Section):
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
-        if self.own not in self.collectors and (self.own or self.collectors):
+        if self.collectors and not self.own:
+            raise ValueError("own must say which of the collectors this one is")
+        if self.own and self.own not in self.collectors:
             raise ValueError(f"own = {self.own!r} is none of the collectors; write it as it is in the list")
         return self
 

@@ -67,9 +67,13 @@ class Scrape(Section):
 
 
 def check_url(url: str) -> str:
-    """Raises ValueError unless it is one of HTTP or HTTPS with a host."""
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    """Raises ValueError unless it is one of HTTP or HTTPS with a host, and a port that there is if it has one."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0 and not re.search(r"\s", url)
+    except ValueError:
+        good = False
+    if not good:
         raise ValueError(f"{url[:200]!r} must read http://HOST:PORT/metrics or https://…")
     return url
 
