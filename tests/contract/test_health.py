@@ -139,6 +139,7 @@ async def test_a_person_lists_shows_and_clears(sqlite_database: Database, capsys
             ("gpu-01", "FAILED", ["1", "GPU_LOST", "79", "GPU", "3"]),
             ("gpu-02", "HEALTHY", ["0", "-"]),
         ]
+        assert listed[1][2].startswith("2023-11-1"), "the day, which is not today"
         assert len((await run("--verdict", "failed")).splitlines()) == 2
         shown = await run("gpu-01")
         assert "Xid 79, fallen off the bus" in shown

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -51,10 +51,12 @@ def print_json(value: Message | Sequence[Message] | dict[str, Any]) -> None:
 
 
 def local_time(stamp: Timestamp) -> str:
-    """A time of the record in this machine's time zone; a dash when there is none."""
+    """A time of the record in this machine's time zone, with its day when that is not today; a dash when there is none."""
     if not stamp.seconds:
         return "-"
-    return stamp.ToDatetime(UTC).astimezone().strftime("%H:%M:%S")
+    moment = stamp.ToDatetime(UTC).astimezone()
+    is_today = moment.date() == datetime.now(UTC).astimezone().date()
+    return moment.strftime("%H:%M:%S" if is_today else "%Y-%m-%dT%H:%M:%S")
 
 
 def last(name: str) -> str:
