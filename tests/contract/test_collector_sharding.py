@@ -19,6 +19,7 @@ from switchgear.agent.sample_spool import SampleSpool
 from switchgear.agent.sampler import Sampler
 from switchgear.agent.spool import Spool
 from switchgear.agent.stream import Identity, TelemetryStream
+from switchgear.cli.main import main
 from switchgear.collector.config import CollectorConfig
 from switchgear.collector.main import CollectorService, CollectorSettings
 from switchgear.collector.sharding import Sharding, owner
@@ -197,7 +198,9 @@ async def test_a_fourth_collector_takes_its_nodes_while_events_go_on_and_nobody_
     assert await told(before[0]) == expected
 
 
-async def test_any_collector_answers_for_the_nodes_of_all(tmp_path: Path, ring: Ring) -> None:
+async def test_any_collector_answers_for_the_nodes_of_all(
+    tmp_path: Path, ring: Ring, capsys: pytest.CaptureFixture[str]
+) -> None:
     with addresses(3) as collectors:
         pass
     for own in collectors:
@@ -222,6 +225,8 @@ async def test_any_collector_answers_for_the_nodes_of_all(tmp_path: Path, ring: 
 
         await ring.stop(gone)
         assert (await stub.Query(pb.QueryRequest(selector="temperature"))).unanswered == [gone]
+        assert await asyncio.to_thread(main, ["query", "temperature", "--json", "--server", asked]) == 0
+        assert f"without the nodes of {gone}, which did not answer" in capsys.readouterr().err
         request.only_here = False
         with pytest.raises(grpc.aio.AioRpcError) as away:
             await stub.GetNodeTelemetry(request)

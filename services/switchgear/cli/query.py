@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from switchgear.cli import exits
 from switchgear.cli.client import connect
-from switchgear.cli.output import last, local_time, print_json, print_line, print_table
+from switchgear.cli.output import last, local_time, print_json, print_line, print_table, tell
 from switchgear.cli.show import SAME_FOR_A_GPU
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
@@ -52,6 +52,8 @@ def main(args: argparse.Namespace) -> int:
     )
     with connect(args.server) as client:
         found = client.telemetry.Query(request)
+    if found.unanswered:
+        tell(f"without the nodes of {', '.join(found.unanswered)}, which did not answer; see that it runs")
     if args.json:
         print_json(found)
         return exits.OK

@@ -110,7 +110,7 @@ def grid_of(request: pb.QueryRequest, now_ns: int) -> Grid:
     """The steps that a request asks for. Raises Invalid (BAD_FIELD) when there are too many or none."""
     end_ns = _time_ns(request.end_time, "end_time") if request.HasField("end_time") else now_ns
     if not 0 <= request.range_seconds <= _TIME_S_MAX:
-        raise _invalid("range_seconds must be positive", "range_seconds")
+        raise _invalid(f"range_seconds must be 0 to {_TIME_S_MAX}", "range_seconds")
     if not request.HasField("start_time"):
         start_ns = max(0, end_ns - (round(request.range_seconds * _SECOND_NS) or _RANGE_NS))
     elif request.range_seconds:

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 #: A collector that does not answer within this time is left out.
 ANSWER_S_MAX = 5.0
+#: What an answer has beside its series: times, and the addresses of those that did not answer.
+_HEAD_BYTES_MAX = 32 * 1024
 
 
 class Siblings:
@@ -68,21 +70,21 @@ class Siblings:
         asked.only_here = True
         answers = await asyncio.gather(*(self._query(address, asked) for address in others))
         found = [here, *(answer for answer in answers if answer is not None)]
-        series: list[pb.QueriedSeries] = [one for answer in found for one in answer.series]
-        series.sort(key=lambda one: one.node)
-        whole = pb.QueryResponse(
-            start_time=here.start_time,
-            step_seconds=here.step_seconds,
-            series=series,
-            unanswered=[address for address, answer in zip(others, answers, strict=True) if answer is None],
-        )
-        if whole.ByteSize() > rpc.MESSAGE_BYTES_MAX:
+        # Before anything is copied: the answers of a large ring may be hundreds of megabytes.
+        if sum(answer.ByteSize() for answer in found) > rpc.MESSAGE_BYTES_MAX - _HEAD_BYTES_MAX:
             raise Invalid(
                 f"the answer of {len(found)} collectors has more than {rpc.MESSAGE_BYTES_MAX} bytes; "
                 "name fewer series, a shorter time or a longer step",
                 Reason.LIMIT_EXCEEDED,
             )
-        return whole
+        series: list[pb.QueriedSeries] = [one for answer in found for one in answer.series]
+        series.sort(key=lambda one: one.node)
+        return pb.QueryResponse(
+            start_time=here.start_time,
+            step_seconds=here.step_seconds,
+            series=series,
+            unanswered=[address for address, answer in zip(others, answers, strict=True) if answer is None],
+        )
 
     async def _query(self, address: str, asked: pb.QueryRequest) -> pb.QueryResponse | None:
         try:
