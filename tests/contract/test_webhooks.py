@@ -201,7 +201,12 @@ async def test_a_receiver_that_is_away_gets_how_things_are_when_it_is_back(
         await asyncio.wait_for(receiver.refused.wait(), WITHIN_S)
         receiver.status = 200
         await agent.tell("XID", 48, gpu=5)
-        assert [alert["labels"]["code"] for alert in (await receiver.next())["alerts"]] == ["48"]
+        alerts = (await receiver.next())["alerts"]
+        assert sorted((alert["labels"]["gpu"], alert["status"]) for alert in alerts) == [
+            ("0", "resolved"),
+            ("2", "resolved"),
+            ("5", "firing"),
+        ]
         assert posts(plane, "refused") == 1
 
 

@@ -105,6 +105,27 @@ def test_what_the_receiver_never_takes_lets_others_go_first() -> None:
     assert groups.lag_s(12) == 12
 
 
+def test_what_is_refused_is_told_again_later_and_at_once_when_something_changes() -> None:
+    groups = Groups(2, 3600)
+    groups.see(NODE, [A], 0)
+    (refused,) = groups.due(2, 1)
+    groups.refused(refused, 2)
+    groups.see(NODE, [A], 10)  # the same fault is told again each second
+    assert groups.due(301, 1) == []
+    assert groups.due(302, 1) == [refused]
+    groups.refused(refused, 302)
+    groups.see(NODE, [A, B], 310)
+    (refused,) = groups.due(312, 1)
+    groups.see(NODE, [A], 313)  # while it was on its way
+    groups.refused(refused, 314)
+    assert told(groups, 316) == [(["0"], [], True)]
+    groups.see(NODE, [], 400)
+    (refused,) = groups.due(402, 1)
+    groups.refused(refused, 402)
+    assert told(groups, 702) == [([], ["0"], False)]
+    assert told(groups, 1e6) == []
+
+
 def test_what_is_over_has_not_ended_before_it_began_although_the_clock_was_set_back() -> None:
     alert = Alert({"alertname": "GpuFault", "node": "n"}, {}, 2_000_000_000)
     over = Notification(NODE, (), (alert,), is_firing_news=False)

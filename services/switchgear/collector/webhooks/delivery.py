@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Callable, Sequence
 
@@ -22,6 +23,7 @@ from switchgear.store.database import Database
 log = logging.getLogger(__name__)
 
 _TICK_S = 0.25
+_LOG_EVERY_S = 60.0
 #: Nodes in one message to Alertmanager: at some ten alerts each far below what it takes.
 _NODES_MAX = 50
 _HEADERS = {"Content-Type": "application/json"}
@@ -48,6 +50,8 @@ class Delivery:
         #: What is told and not stored yet.
         self._unsaved: dict[str, Sequence[Alert]] = {}
         self._tries = 0
+        #: Of messages that are refused: thousands may be, for one reason.
+        self._quiet_until_s = -math.inf
         #: All that is open has been seen; what was told and is not among it is over.
         self.seen_all = asyncio.Event()
         metrics.follow(webhook.label, lambda: self._groups.lag_s(clock.monotonic_s()))
@@ -131,15 +135,19 @@ class Delivery:
             for one in post:
                 self._groups.tried(one)
             return
-        refused = answer.verdict is Verdict.REFUSED
+        now_s, refused = self._clock.monotonic_s(), answer.verdict is Verdict.REFUSED
         self._metrics.posts.labels(label, "refused" if refused else "sent").inc()
-        if refused:
+        if refused and now_s >= self._quiet_until_s:
+            self._quiet_until_s = now_s + _LOG_EVERY_S
             log.error("webhook %s refused a message: %s %s", label, answer.code, self._shown(answer))
         for one in post:
             alerts = len(one.firing) + (len(one.resolved) if self._webhook.send_resolved else 0)
             dropped = alerts if refused else max(0, alerts - self._webhook.alerts_max)
             self._metrics.dropped.labels(label, "refused" if refused else "truncated").inc(dropped)
-            self._done(one)
+            if refused:
+                self._groups.refused(one, now_s)
+            else:
+                self._done(one)
 
     def _wait_s(self, answers: Sequence[Answer]) -> float:
         """Longer each time that the receiver takes nothing at all."""

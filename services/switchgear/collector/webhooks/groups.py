@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from switchgear.collector.webhooks.alerts import Alert
 
+#: As Alertmanager's group_interval: a token that has expired, or a proxy that is set up anew, may be mended by then.
+REFUSED_S = 300.0
+
 
 @dataclass(frozen=True, slots=True)
 class Notification:
@@ -51,8 +54,9 @@ class Groups:
     def see(self, node: str, alerts: Sequence[Alert], now_s: float) -> None:
         """What is open on the node now."""
         group = self._groups.setdefault(node, _Group())
-        group.open = tuple(alerts)
-        self._schedule(node, group, now_s)
+        before, group.open = _fingerprints(group.open), tuple(alerts)
+        if group.due_s is None or before != _fingerprints(alerts):
+            self._schedule(node, group, now_s)
 
     def due(self, now_s: float, count_max: int) -> list[Notification]:
         """What is to be told now, what was tried least of late and has waited longest first. It stays due until `told`."""
@@ -69,13 +73,19 @@ class Groups:
             self._turns += 1
             group.turn = self._turns
 
+    def refused(self, notification: Notification, now_s: float) -> None:
+        """The receiver does not take it as it is: it is due again after REFUSED_S, and when something changes."""
+        if (group := self._groups.get(notification.node)) is not None:
+            has_changed = _fingerprints(group.open) != _fingerprints(notification.firing)
+            group.due_s, group.turn = now_s + (self._group_wait_s if has_changed else REFUSED_S), 0
+
     def lag_s(self, now_s: float) -> float:
         """For how long what is due has waited."""
         due = [group.due_s for group in self._groups.values() if group.due_s is not None]
         return max(0.0, now_s - min(due, default=now_s))
 
     def told(self, notification: Notification, now_s: float) -> None:
-        """The receiver has it, or will never take it."""
+        """The receiver has it."""
         # It is gone when what was on its way has ended meanwhile.
         group = self._groups.setdefault(notification.node, _Group())
         group.told, group.told_s, group.due_s, group.turn = notification.firing, now_s, None, 0
