@@ -107,6 +107,21 @@ async def test_a_disk_that_is_full_for_long_leaves_no_files_and_one_line_in_the_
     assert [one.event.sequence for one in read(path) if one.event] == [9]
 
 
+async def test_a_folder_that_cannot_even_be_listed_costs_the_record_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(_folder: Path, _kind: str) -> list[Path]:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(files, "left_open", stale)
+    async with recording(tmp_path, ManualClock(), CollectorRegistry()) as record:
+        await asyncio.sleep(0.05)
+        record.told([(xid(1), [])])
+        await record.written()
+    (path,) = tmp_path.iterdir()
+    assert path.suffix == ".parquet", "it ran until it was ended"
+
+
 async def test_what_is_there_is_written_when_the_collector_ends(tmp_path: Path) -> None:
     clock, registry, window = ManualClock(), CollectorRegistry(), NodeWindow("epoch", node="nodes/a")
     window.define(0, [SeriesKey("power", "W", ())])

@@ -155,8 +155,7 @@ class Recorder:
             await self._end()
 
     async def _run_events(self) -> None:
-        for path in files.left_open(self._folder, "events"):
-            await self._in(self._of_events, files.seal, path, happenings.seal)
+        await self._end_left(self._of_events, "events", happenings.seal)
         while True:
             # That time passed is worth no write of its own.
             if len(self._new) > _LOOKS_MAX or any(one.what is not What.LOOKED for one in self._new):
@@ -164,8 +163,7 @@ class Recorder:
             await asyncio.sleep(_TICK_S)
 
     async def _run_samples(self) -> None:
-        for path in files.left_open(self._folder, "samples"):
-            await self._in(self._of_samples, files.seal, path, sample_files.seal)
+        await self._end_left(self._of_samples, "samples", sample_files.seal)
         written_s = self._clock.monotonic_s()
         while True:
             now_s = self._clock.monotonic_s()
@@ -180,6 +178,13 @@ class Recorder:
                 written_s = now_s
                 await self._write_samples()
             await asyncio.sleep(_TICK_S)
+
+    async def _end_left(self, thread: ThreadPoolExecutor, kind: str, how: files.Seal) -> None:
+        """Files of collectors that died."""
+        left = list[Path]()
+        await self._in(thread, lambda: left.extend(files.left_open(self._folder, kind)))
+        for path in left:
+            await self._in(thread, files.seal, path, how)
 
     async def _end(self) -> None:
         await self.written()
