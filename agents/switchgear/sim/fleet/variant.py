@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from switchgear.agent.deltas import Encoder
@@ -21,7 +22,6 @@ from switchgear.sim.gpus import simulated_device
 from switchgear.sim.record import SLOW_PERIOD_S
 from switchgear.sim.signals import GpuSignals
 from switchgear.sim.workloads import noise, seed_of
-from switchgear.v1alpha import telemetry_service_pb2 as pb
 
 KEYFRAME_EVERY = 60
 PROFILE = "H100"
@@ -31,7 +31,7 @@ GPUS, GPUS_MANY = 8, profiles.GPUS_MAX
 KEPT_TICKS = 120
 #: Simulated time begins so long after the hardware's start: counters are not at 0, temperatures have settled.
 BEFORE_S = 36_000.0
-#: Stands where a node's name does.
+#: Stands where a node's name and the ids of its GPUs do, as long as these.
 _NODE = "\x01" * 8
 
 
@@ -175,26 +175,23 @@ def keys_for(count: int) -> list[SeriesKey]:
 
 
 def packed_dictionary(node: str, count: int) -> bytes:
-    """A serialized `Dictionary` with the series of `node`, packed as an agent does it. node: its id."""
+    """A serialized `Dictionary` with the series of `node`, packed as an agent does it. node: its id, of eight characters or more."""
     profile = profiles.profile(PROFILE)
-    ours = {_NODE: node} | {
-        simulated_device(_NODE, gpu, profile).uuid: simulated_device(node, gpu, profile).uuid
-        for gpu in range(gpus_for(count))
-    }
-    common = _template(count)
-    return pb.Dictionary(
-        packed=common.packed,
-        label_sets=[
-            pb.LabelSet(labels={name: ours.get(text, text) for name, text in one.labels.items()})
-            for one in common.label_sets
-        ],
-    ).SerializeToString()
+    told = _template(count, len(node))
+    for gpu in range(gpus_for(count)):
+        theirs, ours = (simulated_device(name, gpu, profile).uuid for name in (_NODE, node))
+        told = told.replace(theirs.encode(), ours.encode())
+    return told.replace(_NODE[:1].encode() * len(node), node.encode())
 
 
 @lru_cache(4)
-def _template(count: int) -> pb.Dictionary:
-    keys = keys_for(count)
-    return packed(dictionary_message(keys, 0, len(keys)), label_sets=True)
+def _template(count: int, node_chars: int) -> bytes:
+    stand_in = _NODE[:1] * node_chars
+    keys = [
+        replace(key, labels=tuple((name, stand_in if value == _NODE else value) for name, value in key.labels))
+        for key in keys_for(count)
+    ]
+    return packed(dictionary_message(keys, 0, len(keys)), label_sets=True).SerializeToString()
 
 
 @lru_cache(1)
