@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -21,12 +22,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from switchgear.cli.main import main as command
 from switchgear.collector import health_store
 from switchgear.collector.config import CollectorConfig
+from switchgear.collector.verdicts import Verdicts
 from switchgear.core import rpc
 from switchgear.core.clock import ManualClock
 from switchgear.core.errors import Invalid, NotFound
 from switchgear.core.service import Endpoints
 from switchgear.gateway.main import build_app, serve
-from switchgear.store.database import Database
+from switchgear.store.database import Database, sqlite_url
 from switchgear.v1alpha import health_service_pb2 as pb
 
 
@@ -243,6 +245,18 @@ async def test_nodes_that_fall_silent_together_are_all_told(database: Database) 
         clock.advance(11)
         for number in range(6):
             await plane.until_verdict("SILENT", f"gpu-{number}")
+
+
+async def test_a_database_that_is_away_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    database = Database(sqlite_url(tmp_path / "nowhere" / "state.db"))
+    verdicts = Verdicts(database, ManualClock(), lambda _: True)
+    verdicts.heard("nodes/n")
+    running = asyncio.create_task(verdicts.run())
+    await asyncio.sleep(0.3)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await database.close()
+    assert [one.name for one in caplog.records if one.levelname == "ERROR"] == ["switchgear.store.database"]
 
 
 async def test_what_was_read_before_the_turn_came_is_read_again(database: Database) -> None:

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from health_plane import WITHIN_S, Plane, collector
 from prometheus_stack import Alertmanager
+from sqlalchemy import text
 
 from switchgear.collector.config import CollectorConfig
 from switchgear.collector.webhooks import store
@@ -236,6 +237,19 @@ async def test_the_url_of_a_file_is_in_no_log(
                 await asyncio.sleep(0.02)
     assert "refused a message: 301" in caplog.text
     assert "tell-nobody" not in caplog.text
+
+
+async def test_a_database_that_is_set_back_is_followed_from_its_beginning(
+    sqlite_database: Database, receiver: Receiver
+) -> None:
+    async with collector(sqlite_database, ManualClock(), told_to(receiver.url)) as plane:
+        agent = await plane.agent()
+        await agent.tell("XID", 79, gpu=0)
+        assert open_gpus(await receiver.next()) == {"0"}
+        async with sqlite_database.write() as session:
+            await session.execute(text("UPDATE revisions SET value = 0 WHERE service = 'collector-health'"))
+        await agent.tell("XID", 79, gpu=1)
+        assert open_gpus(await receiver.next()) == {"0", "1"}
 
 
 async def test_what_receivers_of_other_collectors_were_told_is_kept(database: Database) -> None:
