@@ -100,3 +100,26 @@ async def test_a_connection_that_breaks_ends_the_call_without_a_status() -> None
     async with server:
         client = await Client().connect(server.sockets[0].getsockname()[1])
         assert (await client.end())[0] == ""
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "no gRPC server answers there"),
+        # HEADERS with `:status: 200` and the end of the stream, as a server says it that means no gRPC.
+        (b"\0\0\x01\x01\x05\0\0\0\x01\x88", "the server ended the call without a status"),
+        (
+            b"\0\x40\0\x01\0\0\0\0\x01" + bytes(16_384) + 4 * (b"\0\x40\0\x09\0\0\0\0\x01" + bytes(16_384)),
+            "more headers",
+        ),
+    ],
+)
+async def test_a_server_that_speaks_no_grpc_ends_the_call_at_once(answer: bytes, told: str) -> None:
+    async def speak(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+
+    server = await asyncio.start_server(speak, "127.0.0.1", 0)
+    async with server:
+        client = await Client().connect(server.sockets[0].getsockname()[1])
+        status, message = await client.end()
+        assert (status, told in message) == ("", True)

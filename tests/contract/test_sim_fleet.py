@@ -8,12 +8,17 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
+import grpc.aio
+import psutil
 import pytest
 
 from switchgear.cli.compose import ENDPOINTS, PlaneSettings, running
+from switchgear.cli.main import main
 from switchgear.core import rpc
 from switchgear.core.clock import SystemClock
 from switchgear.core.errors import Invalid
@@ -23,7 +28,11 @@ from switchgear.store.database import sqlite_url
 from switchgear.v1 import signal_service_pb2 as signals
 from switchgear.v1.signal_service_pb2_grpc import SignalServiceStub
 from switchgear.v1alpha import telemetry_service_pb2 as pb
-from switchgear.v1alpha.telemetry_service_pb2_grpc import TelemetryServiceStub
+from switchgear.v1alpha.telemetry_service_pb2_grpc import (
+    TelemetryServiceServicer,
+    TelemetryServiceStub,
+    add_TelemetryServiceServicer_to_server,
+)
 
 WITHIN_S = 20.0
 INTERVAL_S = 0.2
@@ -119,6 +128,61 @@ async def test_a_partition_ends_and_what_was_sampled_meanwhile_comes_later(addre
         assert fleet.counts.reconnects == 0
 
 
+async def test_a_node_that_is_cut_off_before_it_has_a_connection_gets_none(address: str, tmp_path: Path) -> None:
+    async with collecting(address, tmp_path), a_fleet(address, 1, "at 0s node sim-0001 partition for 1s") as fleet:
+        await until(lambda: fleet.counts.connected == 1)
+        assert fleet.counts.blocks_made >= 0.8 / INTERVAL_S
+
+
+async def test_a_name_that_no_host_can_have_is_told_and_tried_again() -> None:
+    async with a_fleet("a..b:7070", 1) as fleet:
+        await until(lambda: "cannot connect to a..b:7070: " in fleet.counts.last_error)
+        fleet.counts.last_error = ""
+        await until(lambda: fleet.counts.last_error != "")
+
+
+class Elsewhere(TelemetryServiceServicer):
+    """A collector that sends everybody on to the other one."""
+
+    def __init__(self) -> None:
+        self.other = ""
+        self.asked_s = list[float]()
+
+    async def Stream(self, request_iterator: Any, context: Any) -> AsyncIterator[pb.CollectorMessage]:  # type: ignore[override]  # noqa: N802
+        self.asked_s.append(time.monotonic())
+        yield pb.CollectorMessage(redirect=pb.Redirect(address=self.other))
+
+
+async def test_collectors_that_send_a_node_to_each_other_are_asked_less_and_less_often() -> None:
+    first, second = (grpc.aio.server(), Elsewhere()), (grpc.aio.server(), Elsewhere())
+    for (server, _), (_, other) in ((first, second), (second, first)):
+        other.other = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    for server, elsewhere in (first, second):
+        add_TelemetryServiceServicer_to_server(elsewhere, server)
+        await server.start()
+    asked = lambda: sorted(first[1].asked_s + second[1].asked_s)  # noqa: E731
+    async with a_fleet(first[1].other, 1):
+        await until(lambda: len(asked()) >= 5)
+        # Half of 0.1, 0.2, 0.4 and 0.8 s at least.
+        assert asked()[4] - asked()[0] >= 0.75
+    for server, _ in (first, second):
+        await server.stop(0)
+
+
+async def test_a_process_of_the_fleet_that_dies_ends_it_with_an_error() -> None:
+    command = [sys.executable, "-m", "switchgear.cli.main", "sim", "fleet", "--collector", "127.0.0.1:9"]
+    process = await asyncio.create_subprocess_exec(
+        *command, "--nodes", "2", "--series", "24", "--processes", "2", stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    await asyncio.wait_for(process.stderr.readline(), 60)
+    drivers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    drivers[0].kill()
+    said = await asyncio.wait_for(process.stderr.read(), 60)
+    assert await process.wait() != 0
+    assert b"a process of the fleet died, and its nodes with it (exit code -9" in said
+
+
 async def test_a_flood_ends_when_all_is_acked_and_tells_what_it_took(address: str, tmp_path: Path) -> None:
     async with collecting(address, tmp_path):
         command = [sys.executable, "-m", "switchgear.cli.main", "sim", "fleet", "--collector", address]
@@ -138,8 +202,14 @@ async def test_a_flood_ends_when_all_is_acked_and_tells_what_it_took(address: st
         ({"interval_s": 0.001}, "--interval must be 0.1 to 60"),
         ({"collector": "nowhere"}, "write HOST:PORT"),
         ({"series": 1}, "choose --series in between"),
+        ({"script": "at 1s node sim-0002 silent"}, "line 1: there is no node sim-0002"),
     ],
 )
 def test_wrong_settings_are_told_with_what_to_write(wrong: dict[str, object], told: str) -> None:
     with pytest.raises(Invalid, match=told):
         FleetSettings(**({"collector": "127.0.0.1:1", "nodes": 1} | wrong))  # type: ignore[arg-type]
+
+
+def test_a_certificate_without_a_ca_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sim", "fleet", "--tls-certificate", "x.crt", "--tls-key", "x.key"]) == 2
+    assert "need --tls-ca" in capsys.readouterr().err

@@ -56,3 +56,8 @@ def test_a_wrong_line_is_told_with_its_number_and_what_to_write(line: str, told:
     with pytest.raises(Invalid, match="line 2: ") as caught:
         parsed(f"# faults\n{line}")
     assert told in caught.value.message
+
+
+def test_the_nodes_that_there_are_are_told_in_the_order_of_their_numbers() -> None:
+    with pytest.raises(Invalid, match="they are sim-0009 to sim-12000"):
+        parse_fleet_script("at 1s node sim-0001 silent", frozenset({"sim-9999", "sim-12000", "sim-0009"}), 8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from switchgear.agent.sources.kernel_log import classify
 from switchgear.core.clock import Clock
@@ -31,7 +32,7 @@ _AT_ONCE_MAX = 64
 
 
 class Fleet:
-    """Raises Invalid when the script is wrong, FailedPrecondition when the system allows too few sockets."""
+    """Raises FailedPrecondition when the system allows too few sockets."""
 
     def __init__(self, settings: FleetSettings, clock: Clock) -> None:
         allow_open_files(settings.nodes + OTHER_FILES)
@@ -125,7 +126,7 @@ class Fleet:
             node = self._by_name[item.node]
             if isinstance(item.fault, Fault):
                 for after_s, event in _events(item.node, item.fault):
-                    yield item.at_s + after_s, lambda node=node, event=event: node.tell(event)  # type: ignore[misc]
+                    yield item.at_s + after_s, partial(node.tell, event)
             else:
                 yield from _node_fault(node, item.at_s, item.fault)
 

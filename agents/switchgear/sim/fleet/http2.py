@@ -1,7 +1,8 @@
 """One gRPC call on a connection of its own, as the client: the part of HTTP/2 (RFC 9113) and HPACK (RFC 7541) that it takes.
 
-The gRPC library costs a client about 400 µs for each message and its answer, so a machine that drives thousands of agents would be full of
-them before the collector is; this costs a tenth. What goes over the wire is the same. No proxy, no retries, no second call.
+A machine that drives thousands of agents must not be full of them before the collector is. On 1,000 connections with a message of 1 kB a
+second each, answered now and then, a message costs the gRPC library 160 µs of CPU, one on the h2 library 130 µs and this 55 µs; on 4,000 h2
+100 µs and this 35 µs. What goes over the wire is the same. No proxy, no retries, no second call.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _FRAME_BYTES_MAX = 16_384
 _OUR_WINDOW_BYTES = 1 << 24
 #: Of a server's answer; acks have a few bytes.
 _MESSAGE_BYTES_MAX = 4 * 1024 * 1024
+_HEADERS_BYTES_MAX = 64 * 1024
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _CANCEL = 8
 #: Of HPACK's static table what a response's status looks like; no other entry of it means anything to us.
@@ -57,6 +59,7 @@ class GrpcCall(asyncio.Protocol):
         self._room_connection = self._room_stream = self._stream_window = _WINDOW_BYTES
         self._consumed = 0
         self._headers = bytearray()
+        self._last = False
         #: Whether the call is over.
         self.ended = False
         self._paused = False
@@ -130,8 +133,12 @@ class GrpcCall(asyncio.Protocol):
         received = self._received
         received += data
         begin, have = 0, len(received)
-        while have - begin >= _HEAD_BYTES:
-            end = begin + _HEAD_BYTES + int.from_bytes(received[begin : begin + 3], "big")
+        while have - begin >= _HEAD_BYTES and not self.ended:
+            size = int.from_bytes(received[begin : begin + 3], "big")
+            if size > _FRAME_BYTES_MAX:  # as the text of HTTP/1.1 looks
+                self._end("", "no gRPC server answers there")
+                break
+            end = begin + _HEAD_BYTES + size
             if end > have:
                 break
             stream = int.from_bytes(received[begin + 5 : begin + _HEAD_BYTES], "big")
@@ -154,9 +161,12 @@ class GrpcCall(asyncio.Protocol):
         elif kind in (_HEADERS, _CONTINUATION):
             if kind == _HEADERS:
                 self._headers.clear()
+                self._last = bool(flags & _END_STREAM)
                 payload = _unpadded(payload, flags)[5 if flags & _PRIORITY else 0 :]
             self._headers += payload
-            if flags & _END_HEADERS:
+            if len(self._headers) > _HEADERS_BYTES_MAX:
+                self._end("", "the server sent more headers than an answer has")
+            elif flags & _END_HEADERS:
                 self._take_headers(dict(_fields(bytes(self._headers))))
         elif kind == _RST_STREAM:
             self._end("", "the server reset the call")
@@ -167,6 +177,8 @@ class GrpcCall(asyncio.Protocol):
             self._end(fields["grpc-status"], unquote(fields.get("grpc-message", "")))
         elif fields.get(":status", "200") != "200":
             self._end("", f"no gRPC server answers there: HTTP {fields[':status']}")
+        elif self._last:
+            self._end("", "the server ended the call without a status")
 
     def _more_room(self, stream: int, size: int) -> None:
         if stream:

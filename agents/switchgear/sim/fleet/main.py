@@ -81,8 +81,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Runs until SIGINT, SIGTERM, the end of `--seconds` or of the flood.
 
-    Raises Invalid for what is out of its bounds, Unavailable when a flood loses a connection.
+    Raises Invalid for what is out of its bounds, Unavailable when a flood loses a connection or a process dies.
     """
+    if args.tls_ca is None and (args.tls_certificate or args.tls_key):
+        raise Invalid(
+            "--tls-certificate and --tls-key need --tls-ca: whom to believe", Reason.BAD_FIELD, field="tls-ca"
+        )
     settings = FleetSettings(
         collector=args.collector,
         nodes=args.nodes,
@@ -134,9 +138,16 @@ class _Progress:
 
 
 def _several(settings: FleetSettings, count: int, progress: _Progress) -> None:
+    stopped = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+        fleet.stop()
+
     with processes.running(settings, count) as fleet:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: fleet.stop())
+            signal.signal(number, stop)
         newest = dict.fromkeys(fleet.ends, Counts())
         running = set(fleet.ends)
         told_s = time.monotonic()
@@ -147,6 +158,12 @@ def _several(settings: FleetSettings, count: int, progress: _Progress) -> None:
                         message: Counts | str = end.recv()
                     except EOFError:
                         running.discard(end)
+                        if (code := fleet.exit_code(end)) and not stopped:
+                            raise Unavailable(
+                                f"a process of the fleet died, and its nodes with it (exit code {code}; -9 is most often a lack of "
+                                "memory); start it again, with fewer nodes if need be",
+                                Reason.INTERNAL,
+                            ) from None
                         continue
                     if isinstance(message, str):
                         raise Unavailable(message, Reason.SERVER_UNREACHABLE)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from switchgear.core.clock import Clock
+from switchgear.core.errors import Invalid
 from switchgear.core.reconnect import BACKOFF_S_MAX, BACKOFF_S_MIN, REFUSED_BACKOFF_S, Homing
 from switchgear.sim.fleet.collector import Collector, agent_message, dated, hello
 from switchgear.sim.fleet.counts import Counts
@@ -99,7 +100,7 @@ class SimulatedNode:
         self._connect_now()
 
     def _connect_now(self) -> None:
-        if not (self._closed or self._silent or self._call or self._connecting):
+        if not (self._closed or self._silent or self._muted or self._call or self._connecting):
             self._connecting = asyncio.ensure_future(self._connect())
 
     def close(self) -> None:
@@ -163,8 +164,8 @@ class SimulatedNode:
         """Whether the network carries nothing between it and the collector."""
         self._muted = muted
         if self._call is None:
-            return
-        if muted:
+            self._connect_now()
+        elif muted:
             self._call.stop_reading()
         else:
             self._call.go_on_reading()
@@ -180,18 +181,21 @@ class SimulatedNode:
         return len(self._under_way) + len(self._missed)
 
     async def _connect(self) -> None:
+        address = self._homing.address
         try:
-            call = await self._collector.call(self._homing.address, self._receive, self._ended)
-        except OSError as error:
+            async with asyncio.timeout(_WELCOME_S):
+                call = await self._collector.call(address, self._receive, self._ended)
+        except (OSError, UnicodeError, Invalid) as error:  # a name that no host can have is a UnicodeError
             self._connecting = None
             self._homing.lost()
-            self._again(f"cannot connect: {error.strerror or error}")
+            why = getattr(error, "strerror", None) or str(error) or f"no answer within {_WELCOME_S:g} s"
+            self._again(f"cannot connect to {address}: {why}")
             return
         self._connecting = None
         if call.ended:  # while it was made: `_ended` has seen to the next one
             return
         self._call = call
-        if self._closed or self._silent:
+        if self._closed or self._silent or self._muted:
             call.cancel()
             return
         call.send(hello(self.name, self._run_id))
@@ -223,10 +227,9 @@ class SimulatedNode:
             self._miss(tick)
         if self._redirect:
             self._homing.redirected(self._redirect)
-            self._redirect = ""
-            self._connect_now()
-            return
-        self._homing.lost()
+            message, self._redirect = f"sent on to {self._redirect}", ""
+        else:
+            self._homing.lost()
         if status in _REFUSALS:
             self._backoff_s = REFUSED_BACKOFF_S
         self._again(message)
@@ -237,7 +240,7 @@ class SimulatedNode:
         self._counts.last_error = f"{self.name}: {why}"
         # The same waits as the agent's (core.reconnect).
         asyncio.get_running_loop().call_later(self._backoff_s * random.uniform(0.5, 1.0), self._connect_now)
-        self._backoff_s = min(2 * self._backoff_s, max(BACKOFF_S_MAX, self._backoff_s))
+        self._backoff_s = min(2 * self._backoff_s, BACKOFF_S_MAX)
 
     def _receive(self, data: bytes) -> None:
         message = pb.CollectorMessage.FromString(data)

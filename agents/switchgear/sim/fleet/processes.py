@@ -67,6 +67,12 @@ class Processes:
     ends: Sequence[Connection]
     _started: Sequence[BaseProcess]
 
+    def exit_code(self, end: Connection) -> int | None:
+        """Of the process at this end, which has closed it; None when it does not end."""
+        process = self._started[self.ends.index(end)]
+        process.join(_END_S)
+        return process.exitcode
+
     def stop(self) -> None:
         """Lets all of them end their connections."""
         for process in self._started:
@@ -101,6 +107,8 @@ def running(settings: FleetSettings, processes: int) -> Iterator[Processes]:
         fleet.stop()
         for process in started:
             process.join(_END_S)
+            process.kill()  # nothing happens to one that has ended
+            process.join()
 
 
 def _child(settings: FleetSettings, parent: Connection) -> None:

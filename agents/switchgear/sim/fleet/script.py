@@ -65,7 +65,8 @@ def _fault(words: list[str], nodes: Collection[str], gpus: int) -> FleetFault:
         raise _invalid("a line is `at TIME node NAME FAULT`, for example: at 12s node sim-0007 gpu 3 xid 79")
     at_s, node, rest = seconds_of(words[1]), words[3], words[4]
     if node not in nodes:
-        raise _invalid(f"there is no node {node[:40]}; they are {min(nodes)} to {max(nodes)}")
+        first, last = (of(nodes, key=lambda name: (len(name), name)) for of in (min, max))
+        raise _invalid(f"there is no node {node[:40]}; they are {first} to {last}")
     if rest.split()[0] in {kind.value for kind in NodeFaultKind}:
         return FleetFault(at_s, node, _node_fault(rest.split()))
     fault = parse_fault(rest)

@@ -8,7 +8,8 @@ from pathlib import Path
 from switchgear.core.errors import Invalid, Reason
 from switchgear.core.rpc import split_address
 from switchgear.core.tls import TlsFiles
-from switchgear.sim.fleet.variant import check_series
+from switchgear.sim.fleet.script import parse_fleet_script
+from switchgear.sim.fleet.variant import check_series, gpus_for
 
 NODES_MAX = 20_000
 #: Distinct recordings; each costs about 1.5 ms of a core a tick with 320 series.
@@ -21,9 +22,10 @@ PROCESSES_MAX = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetSettings:
-    """Raises Invalid when a value is out of its bounds.
+    """Raises Invalid when a value is out of its bounds, or the script is wrong.
 
-    collector: HOST:PORT. nodes: 1 to 20,000, `sim-0001` and so on; this process drives those from the ordinal `first` (1 for the first) on.
+    collector: HOST:PORT. nodes: 1 to 20,000, `sim-0001` and so on; this process drives those from the ordinal `first` (1 for the first) on,
+    of `total` in all processes (0: these are all).
     series: of each node. interval_s: between samples, 0.1 to 60. seconds: how long; None: until it is stopped.
     warm_up_s: latencies of this time are not counted, 0 to a day. connects_per_s: how fast nodes come at the start, 1 to 5,000. script: text of a fault script (`script.parse_fleet_script`).
     blocks: 0 for samples at their pace; otherwise so many a node as fast as they are acked, with times that end now.
@@ -52,6 +54,8 @@ class FleetSettings:
         _require(self.seconds is None or 0 < self.seconds <= 1e6, "seconds", "must be above 0 and at most 1000000")
         _require(0 <= self.warm_up_s <= 86_400, "warm-up", "must be 0 to 86400 seconds")
         _require(1 <= self.connects_per_s <= 5000, "connects-per-s", "must be 1 to 5000")
+        if self.script:  # before processes begin that would find it out by themselves
+            parse_fleet_script(self.script, frozenset(self.names()), gpus_for(self.series))
         _require(0 <= self.blocks <= 100_000, "flood", "must be 1 to 100000")
 
     def names(self) -> list[str]:
