@@ -7,12 +7,16 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from switchgear.planner.model import WHOLE, Node, Running, Seat, Selector, Task
+from switchgear.planner.model import WHOLE, Job, Node, Running, Seat, Selector, Task
 
 Ints = npt.NDArray[np.int64]
+Reals = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 #: Of a node that does not say what it has: more than anybody asks for.
 ENOUGH = 1 << 50
+#: What a node can be trusted with, in steps: a gang is as good as its worst node, and each step is a search of its own.
+_TRUST_STEPS = np.array([0.1, 0.4, 0.7, 0.9])
+_INCIDENT_TRUST = 0.25
 #: Tasks of a node, at most; no node has so many GPUs, and what needs no GPU is bounded by it.
 _ROOM_MAX = 1 << 20
 
@@ -22,10 +26,18 @@ class Fleet:
 
     gpu_free: thousandths free of each GPU, shape (nodes, most GPUs of a node); 0 where there is none, and where one is divided by MIG.
     whole_free: GPUs of which nothing is taken. cpu_free, memory_free: ENOUGH where nobody says. domains: number of the topology domain
-    by level, shape (levels, nodes), -1 where it is not known.
+    by level, shape (levels, nodes), -1 where it is not known. trust: share of its speed that a gang can count on there, by health, straggling
+    and incidents, in steps; 1 where nothing is known.
     """
 
-    def __init__(self, nodes: Sequence[Node], levels: Sequence[str] = (), running: Iterable[Running] = ()) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        levels: Sequence[str] = (),
+        running: Iterable[Running] = (),
+        pending: Iterable[Job] = (),
+    ) -> None:
+        """pending: those with seats that they keep, which nobody else can have."""
         self.nodes = tuple(nodes)
         self.levels = tuple(levels)
         self.at = {node.name: row for row, node in enumerate(self.nodes)}
@@ -52,10 +64,17 @@ class Fleet:
         number = {model: at for at, model in enumerate(models)}
         self.model_of: Ints = np.array([number[node.gpu_model] for node in self.nodes], np.int64)
         self.whole_free: Ints = (self.gpu_free == WHOLE).sum(axis=1)
+        self.trust = _steps(self.nodes)
+        #: Domains as `topology.ladder` puts them together, by what a gang requires.
+        self.ladders: dict[tuple[frozenset[str], bool], tuple[Ints, ...]] = {}
+        self._rows: dict[frozenset[str], Ints] = {}
         self._meant: dict[tuple[frozenset[str], tuple[Selector, ...], frozenset[str]], Mask] = {}
         for job in running:
             for seat in job.seats:
                 self.take(seat, job.job.task)
+        for waiting in pending:
+            for _, seat in waiting.kept:
+                self.take(seat, waiting.task)
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -69,6 +88,14 @@ class Fleet:
         other.mig_free = {profile: free.copy() for profile, free in self.mig_free.items()}
         other._mig_of = dict(self._mig_of)
         return other
+
+    def rows(self, names: frozenset[str]) -> Ints:
+        """Rows of the nodes with these names, in order; names of others are passed over."""
+        found = self._rows.get(names)
+        if found is None:
+            rows = sorted(self.at[name] for name in names if name in self.at)
+            found = self._rows[names] = np.array(rows, np.int64)
+        return found
 
     def meant(self, task: Task) -> Mask:
         """Nodes that the task may be on, whatever is free there and whether they are open: by GPU model, labels and taints."""
@@ -147,6 +174,20 @@ class Fleet:
 
 def _or_enough(amount: int | None) -> int:
     return ENOUGH if amount is None else amount
+
+
+def _steps(nodes: Iterable[Node]) -> Reals:
+    trust = np.array(
+        [
+            (1.0 if node.health is None else node.health)
+            * (1.0 - (node.straggling or 0.0))
+            * (_INCIDENT_TRUST if node.incident else 1.0)
+            for node in nodes
+        ]
+    )
+    step = np.searchsorted(_TRUST_STEPS, trust + 1e-9, side="right") - 1
+    found: Reals = np.where(step == len(_TRUST_STEPS) - 1, 1.0, _TRUST_STEPS[np.maximum(step, 0)])
+    return found
 
 
 def _means(task: Task, node: Node) -> bool:

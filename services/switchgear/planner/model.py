@@ -90,6 +90,14 @@ class Near:
 
 
 @dataclass(frozen=True, slots=True)
+class Seat:
+    """What one task has. gpus: indices; of a share or a MIG instance the one GPU that it is on."""
+
+    node: str
+    gpus: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A gang of `tasks` equal tasks, on as many nodes or fewer; `tasks_min` do when no more fit. Neither is ever started in part.
 
@@ -123,6 +131,8 @@ class Job:
     excluded: frozenset[str] = frozenset()
     held: str = ""
     after: frozenset[str] = frozenset()
+    #: Seats that it has already and keeps, by rank, when others of its nodes were lost. Nobody else has them, and a start names them again.
+    kept: tuple[tuple[int, Seat], ...] = ()
 
     @property
     def tasks_least(self) -> int:
@@ -132,14 +142,6 @@ class Job:
     def gpus(self) -> float:
         """Of the whole gang."""
         return self.tasks * self.task.gpu_share
-
-
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """What one task has. gpus: indices; of a share or a MIG instance the one GPU that it is on."""
-
-    node: str
-    gpus: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
