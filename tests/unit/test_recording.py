@@ -145,6 +145,15 @@ def test_a_disk_that_is_too_slow_costs_samples_and_no_more_memory(
     assert kept[: 2 * samples.CHUNKS_MAX] == list(range(1, 2 * samples.CHUNKS_MAX + 1))
 
 
+def test_what_comes_just_before_the_disk_takes_all_again_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "CHUNK_SAMPLES", 2)
+    tap, node, rows_max = SampleTap("", ""), window("nodes/a", POWER), 2 * samples.CHUNKS_MAX + 1
+    for time_unix_ns in range(rows_max):
+        tell(tap, node, time_unix_ns, 1.0)
+    assert sum(chunk.used for chunk in tap.take()) == rows_max
+    assert tap.lost == 0
+
+
 def test_the_oldest_files_go(tmp_path: Path) -> None:
     for name in ("events-1.parquet", "samples-2.parquet", "samples-3.arrows", "events-4.parquet"):
         (tmp_path / name).write_bytes(bytes(100))

@@ -70,18 +70,12 @@ class SampleTap:
         self.lost = 0
 
     def row(self, window: NodeWindow) -> None:
-        keys = window.schema.keys
-        stream = self._streams.get((window.node, window.source, False))
-        if stream is None or stream.keys is not keys:
-            stream = self._define(window, keys, late=False)
-        values = window.newest
+        stream, values = self._stream(window, window.schema.keys, late=False), window.newest
         self._put(stream, window.time_unix_ns, values if stream.columns is None else values[stream.columns])
 
     def late(self, window: NodeWindow, series: Sequence[SeriesKey], times: Times, rows: Values) -> None:
-        stream = self._streams.get((window.node, window.source, True))
-        if stream is None or stream.keys is not series:
-            stream = self._define(window, series, late=True)
         for time_unix_ns, values in zip(times.tolist(), rows, strict=True):
+            stream = self._stream(window, series, late=True)
             self._put(stream, time_unix_ns, values if stream.columns is None else values[stream.columns])
 
     @property
@@ -90,9 +84,11 @@ class SampleTap:
 
     def take(self) -> list[Chunk]:
         """What came since the last time."""
-        if self._chunk.streams:
-            self._hand_over()
+        # First these, or there would be no room for the newest.
         full, self._full = self._full, []
+        if self._chunk.streams:
+            full.append(self._chunk)
+            self._chunk = Chunk(False, np.empty(CHUNK_SAMPLES))
         return full
 
     @property
@@ -119,6 +115,13 @@ class SampleTap:
         self._chunk.defined.clear()
         self.samples = 0
 
+    def _stream(self, window: NodeWindow, keys: Sequence[SeriesKey], *, late: bool) -> _Stream:
+        """With room for a row of it in the chunk."""
+        if self._chunk.used + len(keys) > CHUNK_SAMPLES:
+            self._hand_over()  # which may forget what a stream is
+        stream = self._streams.get((window.node, window.source, late))
+        return stream if stream is not None and stream.keys is keys else self._define(window, keys, late=late)
+
     def _define(self, window: NodeWindow, keys: Sequence[SeriesKey], *, late: bool) -> _Stream:
         columns = np.array([at for at, key in enumerate(keys) if self._wants(key.metric)], np.int64)
         self._number += 1
@@ -133,11 +136,7 @@ class SampleTap:
         count = len(values)
         if not count:
             return
-        chunk = self._chunk
-        end = chunk.used + count
-        if end > CHUNK_SAMPLES:
-            self._hand_over()
-            chunk, end = self._chunk, count
+        chunk, end = self._chunk, self._chunk.used + count
         chunk.values[chunk.used : end] = values
         chunk.used = end
         chunk.streams.append(stream.number)
