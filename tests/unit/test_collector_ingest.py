@@ -127,7 +127,8 @@ def test_agents_are_slowed_down_step_by_step_and_let_go_when_all_has_been_well_f
     assert (asked[6], asked[13], asked[59]) == (2, 5, 5)
     for second in range(60, 1000):
         pressure.step(0.1, float(second))
-    assert pressure.interval_s_min == 0
+        asked.append(pressure.interval_s_min)
+    assert (asked.index(2, 20), asked.index(0, 20)) == (80, 141), "after a minute each, however far it rose at once"
 
 
 def test_slowing_down_that_ended_too_early_lasts_longer_the_next_time() -> None:

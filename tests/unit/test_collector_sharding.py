@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from switchgear.cli.collector_flags import collector_config_from
 from switchgear.collector.sharding import Sharding, owner
+from switchgear.core.errors import FailedPrecondition
 
 COLLECTORS = ("10.0.0.1:7071", "10.0.0.2:7071", "10.0.0.3:7071")
 NODES = [f"nodes/gpu-{number:04}" for number in range(3000)]
@@ -51,3 +56,13 @@ def test_each_collector_knows_its_own_nodes() -> None:
 def test_a_ring_that_makes_no_sense_is_refused(collectors: tuple[str, ...], own: str, said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         Sharding(collectors=collectors, own=own)
+
+
+def test_several_collectors_need_a_database_that_they_share(tmp_path: Path) -> None:
+    file = tmp_path / "collector.toml"
+    file.write_text('[sharding]\ncollectors = ["10.0.0.1:7071", "10.0.0.2:7071"]\nown = "10.0.0.1:7071"\n')
+    args = argparse.Namespace(collector_config=str(file), database_url="")
+    with pytest.raises(FailedPrecondition, match="share one PostgreSQL"):
+        collector_config_from(args)
+    args.database_url = "postgresql+asyncpg://a@b/c"
+    assert collector_config_from(args).sharding.own == "10.0.0.1:7071"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from switchgear.agent.readings import Kind, known, series, unknown
 from switchgear.agent.sampler import Sampler
 from switchgear.collector import windows as windows_of
-from switchgear.collector.backlog import MESSAGE_BLOCKS_MIN, Backlog, Pace
+from switchgear.collector.backlog import MESSAGE_BLOCKS_MIN, WAIT_S_MAX, Backlog, Pace
 from switchgear.collector.blocks import Block
 from switchgear.collector.chain import TEXT_CHARS_MAX
 from switchgear.collector.dictionary import dictionary_of
@@ -234,6 +234,7 @@ def test_a_fleet_that_comes_back_is_acked_at_a_pace() -> None:
     clock.advance(10)
     assert pace.wait_s(50) == 0.5
     assert pace.wait_s(0) == pytest.approx(0.5 + MESSAGE_BLOCKS_MIN / 100), "many small messages are no way around it"
+    assert max(pace.wait_s(64) for _ in range(1000)) == WAIT_S_MAX, "one that begins anew again and again"
 
 
 def test_an_agent_that_lost_only_its_connection_finds_its_window_again() -> None:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from switchgear.collector import config
+from switchgear.core.errors import FailedPrecondition, Reason
 
 _VARIABLE = "SWITCHGEAR_COLLECTOR_CONFIG"
 
@@ -23,5 +24,12 @@ def add_collector_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def collector_config_from(args: argparse.Namespace) -> config.CollectorConfig:
-    """Raises Invalid for a file that cannot be read or is not as it should be."""
-    return config.load(Path(args.collector_config)) if args.collector_config else config.CollectorConfig()
+    """Raises Invalid for a file that cannot be read or is not as it should be, FailedPrecondition for several collectors without a database of all."""
+    found = config.load(Path(args.collector_config)) if args.collector_config else config.CollectorConfig()
+    if len(found.sharding.collectors) > 1 and not args.database_url.startswith("postgresql"):
+        raise FailedPrecondition(
+            "several collectors share one PostgreSQL, in which the events and signals of all nodes are: name it with --database-url "
+            "postgresql+asyncpg://USER@HOST/DATABASE, or take [sharding] out of the collector's configuration",
+            Reason.DATABASE_UNUSABLE,
+        )
+    return found

@@ -17,6 +17,9 @@ from switchgear.v1alpha import telemetry_service_pb2 as pb
 MESSAGE_BLOCKS_MIN = 8
 #: Of all agents together, so that a fleet that comes back does not hold up what is live.
 BLOCKS_PER_S_MAX = 4000.0
+#: No agent waits longer for an ack: 10,000 that come back at once with full messages take 160 s. Streams that end do not give their place
+#: back, so without it one agent that begins anew again and again could push all others ever further back.
+WAIT_S_MAX = 300.0
 #: In the year 2262; whatever an agent says fits.
 _TIME_NS_MAX = 2**63 - 1
 
@@ -32,7 +35,8 @@ class Pace:
     def wait_s(self, blocks: int) -> float:
         """Takes place for a message of so many blocks; returns how long to wait with the ack."""
         now_s = self._clock.monotonic_s()
-        self._free_s = max(now_s, self._free_s) + max(blocks, MESSAGE_BLOCKS_MIN) / self._blocks_per_s_max
+        taken_s = max(blocks, MESSAGE_BLOCKS_MIN) / self._blocks_per_s_max
+        self._free_s = min(max(now_s, self._free_s) + taken_s, now_s + WAIT_S_MAX)
         return self._free_s - now_s
 
 

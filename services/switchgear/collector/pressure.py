@@ -9,7 +9,7 @@ INTERVALS_S = (0.0, 2.0, 5.0)
 #: A burst, of a fleet that comes back, is over by then.
 _RISE_S = 5.0
 #: So long all must be well before agents are let go; doubled each time that it was too early.
-_HOLD_S_MIN = 30.0
+_HOLD_S_MIN = 60.0
 _HOLD_S_MAX = 600.0
 
 
@@ -22,6 +22,8 @@ class Pressure:
         self._late_since_s: float | None = None
         self._well_since_s: float | None = None
         self._hold_s = _HOLD_S_MIN
+        #: Whether agents were let go since it was well for as long as they are held.
+        self._let_go = False
 
     @property
     def interval_s_min(self) -> float:
@@ -40,9 +42,12 @@ class Pressure:
         if self._late_since_s is not None and now_s - self._late_since_s >= _RISE_S:
             if self._level + 1 < len(INTERVALS_S):
                 self._level += 1
-                self._hold_s = min(2 * self._hold_s, _HOLD_S_MAX)
+                if self._let_go:
+                    self._hold_s = min(2 * self._hold_s, _HOLD_S_MAX)
+                    self._let_go = False
             self._late_since_s = None  # what was asked for must show first
         elif self._well_since_s is not None and now_s - self._well_since_s >= self._hold_s:
+            self._let_go = self._level > 0
             if self._level:
                 self._level -= 1
             else:
