@@ -150,7 +150,7 @@ class Running:
 
     checkpoint_s: of its newest verified checkpoint, None when it has none. checkpoint_interval_s: between two, None when it makes none.
     restart_s: from its stop to the step at which it stopped, without the work that is done again.
-    leaving: its GPUs are promised to somebody else already.
+    leaving: its GPUs are promised to somebody else already, to the pending job `leaving_for` where that is known.
     """
 
     job: Job
@@ -160,6 +160,7 @@ class Running:
     checkpoint_interval_s: float | None = None
     restart_s: float = 60.0
     leaving: bool = False
+    leaving_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +281,10 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Preempt:
-    """A running job is to leave for another: at its next verified checkpoint, at the latest at `by_s`. lost_gpu_s: work that is done again."""
+    """A running job is to leave for another: at its next verified checkpoint, at the latest at `by_s`.
+
+    lost_gpu_s: GPU-seconds that it costs, work that is done again and the restart.
+    """
 
     job: str
     for_job: str
