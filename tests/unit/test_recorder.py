@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from switchgear.collector.detectors import Detection, Moment, silence_signal
 from switchgear.collector.model import Event
-from switchgear.collector.recording import files, recorder
+from switchgear.collector.recording import files, recorder, samples
 from switchgear.collector.recording.happenings import read
 from switchgear.collector.recording.record import Record, record_of
 from switchgear.collector.recording.settings import Recording
@@ -157,6 +157,26 @@ async def test_a_folder_that_cannot_be_written_costs_the_record_alone(tmp_path: 
         await record.written()
     (path,) = folder.glob("events-*")
     assert [one.event.sequence for one in read(path) if one.event] == [2]
+
+
+async def test_samples_that_are_lost_are_counted_while_the_disk_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "CHUNK_SAMPLES", 1)
+    monkeypatch.setattr(recorder, "_TICK_S", 0.01)
+    registry, hangs, window = CollectorRegistry(), threading.Event(), NodeWindow("epoch", node="nodes/a")
+    window.define(0, [SeriesKey("power", "W", ())])
+    async with recording(tmp_path, ManualClock(), registry) as record:
+        assert isinstance(record, recorder.Recorder)
+        record._of_samples.submit(hangs.wait)
+        try:
+            async with asyncio.timeout(10):
+                while not registry.get_sample_value("switchgear_recording_lost_total", {"what": "samples"}):
+                    window.append(1, np.array([0]), np.array([300.0]))
+                    record.taps[0].row(window)
+                    await asyncio.sleep(0.01)
+        finally:
+            hangs.set()
 
 
 async def test_events_wait_no_longer_than_they_may_for_a_disk_that_hangs(

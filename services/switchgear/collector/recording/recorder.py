@@ -160,6 +160,7 @@ class Recorder:
             # That time passed is worth no write of its own.
             if len(self._new) > _LOOKS_MAX or any(one.what is not What.LOOKED for one in self._new):
                 await self.written()
+            self._count_lost()  # also while the disk hangs for the samples
             await asyncio.sleep(_TICK_S)
 
     async def _run_samples(self) -> None:
@@ -212,6 +213,9 @@ class Recorder:
                 self._metrics.lost.labels("samples").inc(sum(lost.used for lost in chunks[at:]))
                 break
             self._metrics.samples.inc(chunk.used)
+        self._count_lost()
+
+    def _count_lost(self) -> None:
         self._metrics.lost.labels("samples").inc(self._tap.lost)
         self._tap.lost = 0
 
