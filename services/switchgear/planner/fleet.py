@@ -64,7 +64,8 @@ class Fleet:
         number = {model: at for at, model in enumerate(models)}
         self.model_of: Ints = np.array([number[node.gpu_model] for node in self.nodes], np.int64)
         self.whole_free: Ints = (self.gpu_free == WHOLE).sum(axis=1)
-        self.trust = _steps(self.nodes)
+        self.trust = _trust(self.nodes)
+        self.trust_steps: tuple[float, ...] = tuple(np.unique(self.trust).tolist())
         #: Domains as `topology.ladder` puts them together, by what a gang requires.
         self.ladders: dict[tuple[frozenset[str], bool], tuple[Ints, ...]] = {}
         self._rows: dict[frozenset[str], Ints] = {}
@@ -176,7 +177,7 @@ def _or_enough(amount: int | None) -> int:
     return ENOUGH if amount is None else amount
 
 
-def _steps(nodes: Iterable[Node]) -> Reals:
+def _trust(nodes: Iterable[Node]) -> Reals:
     trust = np.array(
         [
             (1.0 if node.health is None else node.health)
