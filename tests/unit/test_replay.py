@@ -172,6 +172,17 @@ def test_the_same_files_give_the_same_bytes(tmp_path: Path, capsys: pytest.Captu
     ]
 
 
+def test_a_silence_that_was_stored_after_the_end_of_a_part_is_no_difference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    late = [
+        replace(one, moment=at(35)) if one.signal and one.signal.kind == "NODE_SILENT" else one for one in history()
+    ]
+    write(tmp_path, late)
+    assert main(["replay", str(tmp_path), "--compare", "--to", "2023-11-14T22:13:53Z"]) == 0
+    assert capsys.readouterr().err == "2 signals then, 2 today, 0 differences\n"
+
+
 def test_compare_ends_as_diff_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, history())
     assert main(["replay", str(tmp_path), "--compare"]) == 0

@@ -91,9 +91,11 @@ class Replay:
                 yield from self._step(health.cleared(self._of(one), one.gpu, one.text, now.unix_ns), now)
             case What.FOUND if one.signal is not None:
                 yield from self._raise(one.signal, now)
-                yield from self._recorded(one.signal, now)
+                yield from self._recorded(one.signal, now.unix_ns)
             case What.RAISED if one.signal is not None:
-                yield from self._recorded(one.signal, now)
+                # A silence is stored some time after it was found: a part of a recording has both or neither.
+                found_ns = one.signal.time_unix_ns if one.signal.kind == health.SILENT else now.unix_ns
+                yield from self._recorded(one.signal, found_ns)
 
     def _raise(self, signal: Signal, now: Moment, event: Event | None = None) -> Iterator[Outcome]:
         if signal.signal_id in self._signals[0]:
@@ -108,10 +110,10 @@ class Replay:
         )
         yield from self._step(after, now)
 
-    def _recorded(self, signal: Signal, now: Moment) -> Iterator[Outcome]:
+    def _recorded(self, signal: Signal, time_unix_ns: int) -> Iterator[Outcome]:
         if signal.signal_id not in self._signals[1]:
             self._signals[1].add(signal.signal_id)
-            yield Outcome(now.unix_ns, recorded=signal)
+            yield Outcome(time_unix_ns, recorded=signal)
 
     def _of(self, one: Happening) -> NodeHealth:
         return self._health.get(one.node) or NodeHealth(one.node, since_unix_ns=one.moment.unix_ns)
