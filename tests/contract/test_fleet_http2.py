@@ -99,7 +99,9 @@ async def test_a_connection_that_breaks_ends_the_call_without_a_status() -> None
     server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
     async with server:
         client = await Client().connect(server.sockets[0].getsockname()[1])
-        assert (await client.end())[0] == ""
+        status, message = await client.end()
+        assert status == ""
+        assert message.endswith("before a word; is a gRPC server there, and does it want TLS?")
 
 
 @pytest.mark.parametrize(

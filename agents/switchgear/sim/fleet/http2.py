@@ -59,7 +59,7 @@ class GrpcCall(asyncio.Protocol):
         self._room_connection = self._room_stream = self._stream_window = _WINDOW_BYTES
         self._consumed = 0
         self._headers = bytearray()
-        self._last = False
+        self._last = self._heard = False
         #: Whether the call is over.
         self.ended = False
         self._paused = False
@@ -121,7 +121,8 @@ class GrpcCall(asyncio.Protocol):
         )
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end("", str(exc or "the connection was closed"))
+        why = str(exc or "the connection was closed")
+        self._end("", why if self._heard else f"{why} before a word; is a gRPC server there, and does it want TLS?")
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -132,6 +133,7 @@ class GrpcCall(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         received = self._received
         received += data
+        self._heard = True
         begin, have = 0, len(received)
         while have - begin >= _HEAD_BYTES and not self.ended:
             size = int.from_bytes(received[begin : begin + 3], "big")
