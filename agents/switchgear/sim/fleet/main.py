@@ -73,7 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="nodes that come each second at the start (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=7, help="of all values (default: %(default)s)")
-    for name, what in (("ca", "whom to believe"), ("certificate", "of all nodes"), ("key", "of the certificate")):
+    for name, what in (
+        ("ca", "whom to believe"),
+        ("certificate", "of the node sim-0001, with --nodes 1: it lets none other in"),
+        ("key", "of the certificate"),
+    ):
         parser.add_argument(f"--tls-{name}", type=Path, metavar="FILE", help=f"with TLS: {what}, PEM")
     parser.add_argument("--json", action="store_true", help="print what was sent and acked as JSON at the end")
 
