@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -14,10 +16,13 @@ from switchgear.collector.clock_offset import ClockOffset
 from switchgear.collector.clocks import Clocks
 from switchgear.collector.delays import BLOCKS_MIN, Delays
 from switchgear.collector.dictionary import dictionary_of
+from switchgear.collector.late import Late
 from switchgear.collector.outgoing import ACK_BLOCKS_MAX, Outgoing
 from switchgear.collector.pressure import Pressure
 from switchgear.collector.rates import Bucket
 from switchgear.collector.series import Keys
+from switchgear.collector.turns import Turns
+from switchgear.core.clock import ManualClock
 from switchgear.core.errors import Invalid
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
@@ -189,6 +194,31 @@ def test_what_waits_on_a_stream_that_fell_silent_is_acked_in_the_end() -> None:
     assert not outgoing.wake.is_set()
     outgoing.flush(5.2)
     assert sequences(outgoing) == [3]
+
+
+async def test_what_is_late_takes_a_quarter_of_the_time_and_stands_behind_streams_that_come() -> None:
+    clock, turns, done = ManualClock(), Turns(), list[tuple[str, float]]()
+    late, loop = Late(clock, turns), asyncio.get_running_loop()
+    ended = asyncio.Event()
+
+    def work(name: str, takes_s: float = 0.01) -> None:
+        done.append((name, loop.time()))
+        clock.advance(takes_s)
+        if name == "last":
+            ended.set()
+
+    turns.came()
+    began_s = loop.time()
+    late.put(partial(work, "first"))
+    gone = late.put(partial(work, "gone"))
+    late.put(partial(work, "last"))
+    gone.cancel()
+    async with asyncio.timeout(10):
+        await ended.wait()
+    (first, first_s), (last, last_s) = done
+    assert (first, last) == ("first", "last")
+    assert first_s - began_s >= 0.02, "a stream has just come"
+    assert last_s - first_s >= 0.03, "10 ms of work, 30 ms for what is live"
 
 
 texts = st.text(max_size=150)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from switchgear.agent.readings import Kind, known, series, unknown
 from switchgear.agent.sampler import Sampler
 from switchgear.collector import windows as windows_of
-from switchgear.collector.backlog import MESSAGE_BLOCKS_MIN, WAIT_S_MAX, Backlog, Pace
+from switchgear.collector.backlog import Backlog
 from switchgear.collector.blocks import Block
 from switchgear.collector.chain import TEXT_CHARS_MAX
 from switchgear.collector.dictionary import dictionary_of
@@ -18,7 +18,6 @@ from switchgear.collector.messages import block_of
 from switchgear.collector.series import Keys, Layout, Name, chars_of
 from switchgear.collector.taps import Taps
 from switchgear.collector.windows import NodeWindow, Outcome, SeriesKey, Windows
-from switchgear.core.clock import ManualClock
 from switchgear.core.errors import Invalid, ResourceExhausted
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
@@ -225,16 +224,6 @@ def test_a_clock_that_was_set_back_does_not_make_an_old_row_the_newest(window: N
     assert times.tolist() == [40, 90, 95, 50]
     assert values[:, 1].tolist()[1:] == [1, 2, 3]
     assert window.latest().tolist() == [3, 3, 3]
-
-
-def test_a_fleet_that_comes_back_is_acked_at_a_pace() -> None:
-    clock = ManualClock()
-    pace = Pace(clock, blocks_per_s_max=100)
-    assert [pace.wait_s(50) for _ in range(3)] == [0.5, 1.0, 1.5]
-    clock.advance(10)
-    assert pace.wait_s(50) == 0.5
-    assert pace.wait_s(0) == pytest.approx(0.5 + MESSAGE_BLOCKS_MIN / 100), "many small messages are no way around it"
-    assert max(pace.wait_s(64) for _ in range(1000)) == WAIT_S_MAX, "one that begins anew again and again"
 
 
 def test_an_agent_that_lost_only_its_connection_finds_its_window_again() -> None:

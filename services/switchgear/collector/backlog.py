@@ -10,34 +10,10 @@ from switchgear.collector.chain import Chain, Outcome
 from switchgear.collector.dictionary import dictionary_of
 from switchgear.collector.taps import Taps
 from switchgear.collector.windows import SERIES_MAX, NodeWindow, Times, Windows
-from switchgear.core.clock import Clock
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
-#: What a message costs at least, in blocks, however few are in it: a window is put in order for each.
-MESSAGE_BLOCKS_MIN = 8
-#: Of all agents together, so that a fleet that comes back does not hold up what is live.
-BLOCKS_PER_S_MAX = 4000.0
-#: No agent waits longer for an ack: 10,000 that come back at once with full messages take 160 s. Streams that end do not give their place
-#: back, so without it one agent that begins anew again and again could push all others ever further back.
-WAIT_S_MAX = 300.0
 #: In the year 2262; whatever an agent says fits.
 _TIME_NS_MAX = 2**63 - 1
-
-
-class Pace:
-    """When the next backlog may be acked: whoever waits for the ack sends no more."""
-
-    def __init__(self, clock: Clock, blocks_per_s_max: float = BLOCKS_PER_S_MAX) -> None:
-        self._clock = clock
-        self._blocks_per_s_max = blocks_per_s_max
-        self._free_s = 0.0
-
-    def wait_s(self, blocks: int) -> float:
-        """Takes place for a message of so many blocks; returns how long to wait with the ack."""
-        now_s = self._clock.monotonic_s()
-        taken_s = max(blocks, MESSAGE_BLOCKS_MIN) / self._blocks_per_s_max
-        self._free_s = min(max(now_s, self._free_s) + taken_s, now_s + WAIT_S_MAX)
-        return self._free_s - now_s
 
 
 class Backlog:

@@ -11,11 +11,11 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from switchgear.collector import messages
-from switchgear.collector.backlog import Pace
 from switchgear.collector.blocks import protocol
 from switchgear.collector.clocks import Clocks
 from switchgear.collector.event_writer import EventWriter
 from switchgear.collector.ingest_settings import IngestSettings
+from switchgear.collector.late import Late
 from switchgear.collector.metrics import CollectorMetrics
 from switchgear.collector.outgoing import Outgoing
 from switchgear.collector.pressure import Pressure
@@ -76,8 +76,8 @@ class Ingest:
             Taps(taps),
             Clocks(settings.clock_offset_seconds_max, uuid.uuid4().hex),
             Pressure(settings.delay_seconds_max),
-            Pace(clock),
-            Turns(),
+            turns := Turns(),
+            Late(clock, turns),
         )
         self._connected = connected
         self._disconnected = disconnected

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Iterable
 
 from switchgear.collector.model import Event
-from switchgear.core.errors import SwitchgearError
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
 #: Blocks that are acked together: a message costs more than taking in a block, here and at the agent.
@@ -36,7 +35,7 @@ class Outgoing:
         self.backlog_open = False
         self._events: dict[tuple[str, str], int] = {}
         self._others: dict[str, pb.CollectorMessage] = {}
-        self.error: SwitchgearError | None = None
+        self.error: Exception | None = None
 
     def ack_block(self, sequence: int, now_s: float) -> None:
         self._block = max(self._block, sequence)
@@ -77,7 +76,7 @@ class Outgoing:
         throttle = pb.Throttle(interval_seconds_min=interval_s_min)
         self._others["throttle"] = pb.CollectorMessage(throttle=throttle)
 
-    def close(self, error: SwitchgearError) -> None:
+    def close(self, error: Exception) -> None:
         self.error = error
         self.wake.set()
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from switchgear.collector import messages
-from switchgear.collector.backlog import Backlog, Pace
+from switchgear.collector.backlog import Backlog
 from switchgear.collector.blocks import protocol
 from switchgear.collector.clocks import Clocks
 from switchgear.collector.dictionary import dictionary_of
 from switchgear.collector.event_writer import EventWriter
 from switchgear.collector.ingest_settings import IngestSettings
+from switchgear.collector.late import Late, Work
 from switchgear.collector.metrics import CollectorMetrics
 from switchgear.collector.model import Event
 from switchgear.collector.outgoing import Outgoing
@@ -47,8 +49,8 @@ class Shared:
     taps: Taps
     clocks: Clocks
     pressure: Pressure
-    pace: Pace
     turns: Turns
+    late: Late
 
 
 class Session:
@@ -66,10 +68,14 @@ class Session:
         now_s = outgoing.heard_s
         self._blocks = Bucket(shared.settings.blocks_per_second_max, BURST_BLOCKS_MAX, now_s)
         self._events = Bucket(shared.settings.events_per_second_max, BURST_EVENTS_MAX, now_s)
+        #: The backlog that waits.
+        self._late: Work | None = None
         self._backlog = Backlog(window, shared.windows, shared.taps)
 
     def close(self) -> None:
         """The stream has ended."""
+        if self._late is not None:
+            self._late.cancel()
         self._backlog.close()
 
     async def take(self, message: pb.AgentMessage, now_s: float) -> None:
@@ -90,8 +96,7 @@ class Session:
             case "associations":
                 self._window.associations = messages.associations_of(message.associations)
             case "backlog":
-                await self._shared.turns.turn()
-                self._take_backlog(message.backlog)
+                self._put_backlog(message.backlog)
             case _:
                 raise protocol("the first message, and no other, must be a hello")
 
@@ -131,15 +136,20 @@ class Session:
             await asyncio.sleep(-left / self._events.per_s)
         await self._shared.writer.put(event, self._outgoing.ack_event)
 
-    def _take_backlog(self, message: pb.Backlog) -> None:
-        outgoing = self._outgoing
-        if outgoing.backlog_open:
+    def _put_backlog(self, message: pb.Backlog) -> None:
+        if self._outgoing.backlog_open:
             raise protocol("one backlog at a time: wait for the ack of the one before")
-        outgoing.backlog_open = True
-        late = self._backlog.take(message, self._node_clock.offset_ns)
+        self._outgoing.backlog_open = True
+        self._late = self._shared.late.put(partial(self._take_backlog, message))
+
+    def _take_backlog(self, message: pb.Backlog) -> None:
+        try:
+            late = self._backlog.take(message, self._node_clock.offset_ns)
+        except Exception as error:  # it ends the stream, as one that `take` raises does
+            self._outgoing.close(error)
+            return
         self._shared.metrics.backlog(late, message.lost)
-        wait_s = self._shared.pace.wait_s(len(message.blocks))
-        asyncio.get_running_loop().call_later(wait_s, outgoing.ack_backlog, message.number)
+        self._outgoing.ack_backlog(message.number)
 
     async def _tell_clock(self) -> None:
         event = self._shared.clocks.changed(self._node, self._node_clock, self._shared.clock.unix_ns())

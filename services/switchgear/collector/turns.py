@@ -31,6 +31,10 @@ class Turns:
         """A stream has begun."""
         self._came_s = asyncio.get_running_loop().time()
 
+    def free(self, waited_s: float) -> bool:
+        """Whether nobody is just coming, or whoever asks has waited for long enough."""
+        return asyncio.get_running_loop().time() - self._came_s >= _QUIET_S or waited_s >= _WAIT_S_MAX
+
     async def turn(self) -> None:
         loop = asyncio.get_running_loop()
         self._waiting.append((loop.time(), mine := loop.create_future()))
@@ -47,9 +51,8 @@ class Turns:
         if not self._scheduled:
             return
         loop = asyncio.get_running_loop()
-        now_s = loop.time()
         since_s, first = self._waiting[0]
-        if now_s - self._came_s < _QUIET_S and now_s - since_s < _WAIT_S_MAX:
+        if not self.free(loop.time() - since_s):
             loop.call_later(_QUIET_S / 4, self._next)
             return
         self._waiting.popleft()
