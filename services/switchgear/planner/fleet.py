@@ -70,6 +70,7 @@ class Fleet:
         self.ladders: dict[tuple[frozenset[str], bool], tuple[Ints, ...]] = {}
         self._rows: dict[frozenset[str], Ints] = {}
         self._meant: dict[tuple[frozenset[str], tuple[Selector, ...], frozenset[str]], Mask] = {}
+        self._vacant = self.copy()
         for job in running:
             for seat in job.seats:
                 self.take(seat, job.job.task)
@@ -88,6 +89,12 @@ class Fleet:
             setattr(other, name, getattr(self, name).copy())
         other.mig_free = {profile: free.copy() for profile, free in self.mig_free.items()}
         other._mig_of = dict(self._mig_of)
+        return other
+
+    def vacated(self) -> Fleet:
+        """The same with nothing on it."""
+        other = self._vacant.copy()
+        other._vacant = self._vacant
         return other
 
     def rows(self, names: frozenset[str]) -> Ints:
