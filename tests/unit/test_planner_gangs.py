@@ -153,6 +153,13 @@ def test_shares_of_a_gpu_are_packed_one_by_one_and_do_not_overlap() -> None:
     assert packer.fleet.gpu_free.min() >= 0
 
 
+def test_tasks_that_do_not_talk_go_where_the_packer_wants_them() -> None:
+    packer = packer_of(cluster((3, 3)), [("n0-0", 7), ("n1-2", 7)])
+    job = gang(2, Task(gpus=1), contiguous=False)
+    assert [seat.node for seat in placed(packer, job)] == ["n0-0", "n1-2"]
+    assert [seat.node for seat in placed(packer, gang(2, Task(gpu_milli=500)))] == ["n0-0", "n1-2"]
+
+
 def test_mig_instances_are_given_once() -> None:
     node = Node("n0-0", 2, mig={0: ("3g.40gb", "3g.40gb"), 1: ("3g.40gb",)})
     packer = packer_of([node])

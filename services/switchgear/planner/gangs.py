@@ -34,7 +34,8 @@ def seats_for(packer: Packer, job: Job, open_to: Mask) -> tuple[Seat, ...] | NoR
     As many tasks as fit, at least `tasks_least`. Of all that is possible the gang is the fastest: tasks x measured speed of the GPU model x
     what its nodes can be trusted with; models are mixed only where their measured speeds are within a tenth. Then it is as near together as
     it gets (`Ladder.nearest`): within one domain of each required level, in the fewest domains of the others; whole nodes come from the
-    domains with the least room, parts of nodes are the packer's choice. Ranks follow the neighbourhood, and ranks that keep their seats keep
+    domains with the least room, parts of nodes are the packer's choice. Tasks that share GPUs or need none, and those of a gang that is not
+    `contiguous`, are near each other only if it says so. Ranks follow the neighbourhood, and ranks that keep their seats keep
     their numbers unless a smaller gang moves them up. open_to: nodes that it may use; the text of a refusal is short, `diagnose` knows more.
     """
     if job.tasks == 1 and not job.kept and not _wants_whole_node(packer.fleet, job.task):
@@ -158,7 +159,7 @@ def _beside_kept(fleet: Fleet, job: Job, ladder: Ladder, room: Ints, wanted: int
 def _fresh(packer: Packer, job: Job, place: Place) -> Iterator[Seat]:
     """Seats for `place.size` tasks, neighbours one after the other."""
     fleet, task = packer.fleet, job.task
-    if not task.gpus and not job.one_a_node and not job.near:
+    if not job.near and not (job.contiguous and task.gpus):
         yield from _one_by_one(packer, job, place)
         return
 
@@ -196,7 +197,7 @@ def _on_node(packer: Packer, task: Task, row: int, tasks: int) -> list[Seat]:
 
 
 def _one_by_one(packer: Packer, job: Job, place: Place) -> list[Seat]:
-    """Tasks that need no whole GPU and need not be near each other: each where the packer wants it, after those before it."""
+    """Tasks that need not be near each other: each where the packer wants it, after those before it."""
     bound = place.ladder.bound
     in_domain = np.bincount(bound, weights=place.room)
     fits = np.flatnonzero(in_domain >= place.size)
@@ -206,6 +207,8 @@ def _one_by_one(packer: Packer, job: Job, place: Place) -> list[Seat]:
         row = packer.best(job.task, allowed)
         seats.append(packer.seat(job.task, row))
         packer.take(seats[-1], job.task)
+        if job.one_a_node:
+            allowed[row] = False
     for seat in seats:
         packer.give(seat, job.task)
     return sorted(seats, key=lambda seat: packer.fleet.at[seat.node])

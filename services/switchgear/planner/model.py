@@ -119,7 +119,7 @@ class Job:
     priority: int = 0
     workload: Workload = Workload.TRAINING
     near: tuple[Near, ...] = ()
-    #: Neighbouring ranks on neighbouring nodes.
+    #: Neighbouring ranks on neighbouring nodes. False: ranks that do not talk, whose nodes need not be near each other but for `near`.
     contiguous: bool = True
     time_limit_s: float | None = None
     not_before_s: float = 0.0
