@@ -196,6 +196,21 @@ def test_what_waits_on_a_stream_that_fell_silent_is_acked_in_the_end() -> None:
     assert sequences(outgoing) == [3]
 
 
+async def test_streams_that_are_expected_come_before_what_is_heavy_for_a_while() -> None:
+    turns = Turns()
+    turns.expect(2)
+    assert not turns.free(0)
+    assert turns.free(10), "however many are expected, nobody waits for longer"
+    turns.came()
+    turns.came()
+    await asyncio.sleep(0.025)
+    assert turns.free(0), "all have come"
+    turns.expect(10)
+    assert not turns.free(0)
+    await asyncio.sleep(0.03)
+    assert turns.free(0), "those that do not come back are not waited for"
+
+
 async def test_what_is_late_takes_a_quarter_of_the_time_and_stands_behind_streams_that_come() -> None:
     clock, turns, done = ManualClock(), Turns(), list[tuple[str, float]]()
     late, loop = Late(clock, turns), asyncio.get_running_loop()

@@ -102,6 +102,10 @@ class Ingest:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
 
+    def expect(self, streams: int) -> None:
+        """So many agents streamed when this process was started, and are about to come back."""
+        self._shared.turns.expect(streams)
+
     async def run(self) -> None:
         """Looks after all streams until cancelled."""
         shared, clock, pressure = self._shared, self._shared.clock, self._shared.pressure

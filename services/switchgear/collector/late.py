@@ -6,12 +6,11 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from switchgear.collector.turns import Turns
+from switchgear.collector.turns import LOOK_S, Turns
 from switchgear.core.clock import Clock
 
 #: Of the event loop's time. Live blocks of 4,000 nodes take two thirds of it, and streams that begin want their part.
 SHARE = 0.25
-_LOOK_S = 0.005
 
 
 class Work:
@@ -56,7 +55,7 @@ class Late:
             return
         loop, now_s, work = asyncio.get_running_loop(), self._clock.monotonic_s(), self._waiting[0]
         if not self._turns.free(now_s - work.since_s):
-            loop.call_later(_LOOK_S, self._next)
+            loop.call_later(LOOK_S, self._next)
             return
         self._waiting.popleft()
         if work.do is not None:

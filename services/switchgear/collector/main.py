@@ -126,6 +126,7 @@ class CollectorService:
         async with self._database.read() as session:
             expected = await store.expected_nodes(session)
         self._expected.stored(node for node in expected if not self._config.sharding.elsewhere(node))
+        self._ingest.expect(len(self._expected.nodes - self._streaming))
         # Of several collectors one that has just been added waits for agents that the others still have.
         grace_s = MOVE_S_MAX if self._config.sharding.collectors else 0.0
         for node in self._expected.nodes - self._streaming:
