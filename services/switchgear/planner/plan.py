@@ -3,78 +3,55 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 
-import numpy as np
-
-from switchgear.planner.fleet import Fleet, Mask
+from switchgear.planner.cycle import Cycle
 from switchgear.planner.mix import Mix
-from switchgear.planner.model import Cause, Decisions, Job, NoRoom, Seat, Snapshot, Start, Wait
-from switchgear.planner.packing import Packer
+from switchgear.planner.model import Cause, Decisions, Job, Snapshot, Task, Wait
+from switchgear.planner.turns import by_guarantee
 
 
 def plan(snapshot: Snapshot, now_s: float) -> Decisions:
-    """What to do now. The same snapshot and time give the same decisions."""
-    ready, waits = _ready(snapshot, now_s)
-    packer = Packer(Fleet(snapshot.nodes, snapshot.levels, snapshot.running), _mix(snapshot))
-    starts: list[Start] = []
-    for job in _order(ready, snapshot, now_s):
-        seats = _seats_for(packer, job, np.ones(len(packer.fleet), bool))
-        if isinstance(seats, NoRoom):
-            waits.append(Wait(job.name, seats.cause, seats.text))
-        else:
-            for seat in seats:
-                packer.take(seat, job.task)
-            starts.append(Start(job, seats))
-    return Decisions(tuple(starts), (), tuple(waits))
+    """What to do now: each pending job either starts or waits. The same snapshot and time give the same decisions.
 
-
-def _ready(snapshot: Snapshot, now_s: float) -> tuple[list[Job], list[Wait]]:
-    """Those that may start, and the waits of those that must not yet."""
-    live = {job.name for job in snapshot.pending} | {running.job.name for running in snapshot.running}
+    Nothing that starts goes over what its nodes have, is part of a gang, or exceeds a quota.
+    Raises Invalid when the queues make no tree (`quota.Tree`).
+    """
+    cycle = Cycle(snapshot, _mix(snapshot), now_s)
+    live = {job.name for job in snapshot.pending} | {one.job.name for one in snapshot.running}
     ready: list[Job] = []
-    waits: list[Wait] = []
     for job in snapshot.pending:
-        if job.held:
-            waits.append(Wait(job.name, Cause.HELD, f"it is held: {job.held}"))
-        elif job.not_before_s > now_s:
-            waits.append(Wait(job.name, Cause.NOT_YET, "it is to start later", job.not_before_s))
-        elif before := sorted(job.after & live):
-            waits.append(Wait(job.name, Cause.DEPENDENCY, f"it waits for the end of {', '.join(before)}"))
+        if obstacle := _obstacle(job, live, now_s):
+            cycle.wait(obstacle)
         else:
             ready.append(job)
-    return ready, waits
+    for job in by_guarantee(cycle.ledger, _order(ready, snapshot, now_s)):
+        cycle.consider(job)
+    return cycle.decisions()
+
+
+def _obstacle(job: Job, live: set[str], now_s: float) -> Wait | None:
+    """What keeps it from starting, whatever is free."""
+    if job.held:
+        return Wait(job.name, Cause.HELD, f"it is held: {job.held}")
+    if job.not_before_s > now_s:
+        return Wait(
+            job.name, Cause.NOT_YET, f"it is to start in {job.not_before_s - now_s:.0f} s, not before", job.not_before_s
+        )
+    if before := sorted(job.after & live):
+        return Wait(job.name, Cause.DEPENDENCY, f"it comes after {', '.join(before)}")
+    return None
 
 
 def _mix(snapshot: Snapshot) -> Mix:
-    """The tasks that are to be expected: those that wait and those that run, by their GPUs."""
+    """The tasks that are to be expected: those that wait and those that run."""
+    tasks: dict[int, Task] = {}
     count = Counter[int]()
-    tasks = {}
-    for job in (*snapshot.pending, *(running.job for running in snapshot.running)):
+    for job in (*snapshot.pending, *(one.job for one in snapshot.running)):
         tasks[id(job.task)] = job.task
         count[id(job.task)] += job.tasks
-    return Mix.of((tasks[key], float(n)) for key, n in count.items())
+    return Mix.of((tasks[key], float(number)) for key, number in count.items())
 
 
-def _order(ready: Iterable[Job], snapshot: Snapshot, now_s: float) -> list[Job]:
+def _order(ready: list[Job], snapshot: Snapshot, now_s: float) -> list[Job]:
     starving_s = snapshot.policy.starving_s
-    return sorted(
-        ready,
-        key=lambda job: (job.harvest, -job.priority, now_s - job.submit_s < starving_s, job.submit_s, job.name),
-    )
-
-
-def _seats_for(packer: Packer, job: Job, open_to: Mask) -> tuple[Seat, ...] | NoRoom:
-    room = packer.fleet.room(job.task)
-    trial = packer.copy()
-    seats: list[Seat] = []
-    allowed = open_to & (room > 0) & np.array([node.name not in job.excluded for node in packer.fleet.nodes], bool)
-    while len(seats) < job.tasks and (row := trial.best(job.task, allowed)) >= 0:
-        seat = trial.seat(job.task, row)
-        trial.take(seat, job.task)
-        seats.append(seat)
-        if job.one_a_node:
-            allowed[row] = False
-    if len(seats) < job.tasks_least:
-        return NoRoom(Cause.GPUS, f"{len(seats)} of {job.tasks} tasks fit now")
-    return tuple(seats)
+    return sorted(ready, key=lambda job: (-job.priority, now_s - job.submit_s < starving_s, job.submit_s, job.name))

@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from switchgear.planner.model import Decisions, Ended, Job, Node, Running, Seat, Snapshot
+from switchgear.planner.model import Decisions, Ended, Job, Node, Preempt, Running, Seat, Snapshot
 
 #: Ended jobs that are learned from; a planner would not see more of them either.
 ENDED_MAX = 10_000
@@ -53,6 +53,7 @@ class _Run:
     work_from_s: float
     speed: float
     leave_s: float | None = None
+    leaving_for: str = ""
 
 
 class Clock:
@@ -123,7 +124,7 @@ class Clock:
         for start in decisions.starts:
             self._start(start.job.name, start.seats)
         for preempt in decisions.preemptions:
-            self._leave(preempt.job, preempt.by_s)
+            self._leave(preempt)
         return decisions
 
     def run(self, until_s: float = float("inf")) -> None:
@@ -165,6 +166,7 @@ class Clock:
             arrival.checkpoint_interval_s,
             arrival.restart_s,
             run.leave_s is not None,
+            run.leaving_for,
         )
 
     def _checkpoint_s(self, name: str, run: _Run) -> float | None:
@@ -197,13 +199,13 @@ class Clock:
         gpus = len(run.seats) * job.task.gpu_share
         self._ended = [*self._ended[1 - ENDED_MAX :], Ended(job.user, job.key, job.queue, gpus, ran_s, self.now_s)]
 
-    def _leave(self, name: str, by_s: float) -> None:
-        run, interval_s = self._runs[name], self._arrivals[name].checkpoint_interval_s
-        run.leave_s = by_s
+    def _leave(self, preempt: Preempt) -> None:
+        run, interval_s = self._runs[preempt.job], self._arrivals[preempt.job].checkpoint_interval_s
+        run.leave_s, run.leaving_for = preempt.by_s, preempt.for_job
         if interval_s is not None:
             made = max((self.now_s - run.work_from_s) // interval_s, 0)
-            run.leave_s = min(by_s, run.work_from_s + (made + 1) * interval_s)
-        self._at(run.leave_s, lambda: self._left(name, run))
+            run.leave_s = min(preempt.by_s, run.work_from_s + (made + 1) * interval_s)
+        self._at(run.leave_s, lambda: self._left(preempt.job, run))
 
     def _left(self, name: str, run: _Run) -> None:
         if self._runs.get(name) is not run:
