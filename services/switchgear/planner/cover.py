@@ -12,12 +12,15 @@ import numpy as np
 from switchgear.planner.fleet import Fleet, Ints, Mask, Reals
 from switchgear.planner.holdings import CPU, MEMORY, MIG, Holdings
 from switchgear.planner.model import WHOLE, Task
+from switchgear.planner.quota import ROUNDING_GPUS
 
 #: Jobs that share nodes with each other, of whom all subsets are tried: 2^10 of them.
 _TOGETHER_MAX = 10
 #: Numbers in the largest table of subsets: 32 MB.
 _CELLS_MAX = 1 << 22
-#: Steps in which weights are added up: what is lost to rounding is below a thousandth of what is asked for with ten items.
+#: Of a GPU: thousandths and sevenths are whole numbers of them.
+_PARTS = 7 * WHOLE
+#: Steps in which weights are added up, at most. Weights are rounded down to them, so that less than `least` is never taken for enough.
 _SUM_MAX = 10_000
 
 
@@ -98,11 +101,14 @@ def cheapest(site: Site, may_stop: Mask, costs: Reals, tasks: int) -> list[int] 
 
 
 def cheapest_sum(weights: Reals, costs: Reals, least: float) -> list[int]:
-    """Items of this weight together at least, of least cost; all of them when they are not enough. Exact for whole numbers up to 10,000."""
-    exact = least <= _SUM_MAX and not (weights % 1).any()
-    unit = 1.0 if exact else least / _SUM_MAX
-    missing = int(np.ceil(least / unit))
-    units = np.minimum(weights // unit, missing).astype(np.int64)
+    """Items of this weight together at least, of least cost; all of them when they are not enough.
+
+    Exact when `least` is at most 10,000 times what divides all weights (of GPUs: all are thousandths or sevenths).
+    """
+    parts = np.round(weights * _PARTS).astype(np.int64)
+    unit = max(int(np.gcd.reduce(parts)), least * _PARTS / _SUM_MAX)
+    missing = int(np.ceil(least * _PARTS / unit - ROUNDING_GPUS))
+    units = np.minimum(parts / unit, missing).astype(np.int64)
     groups = [[_Option(int(units[at]), float(costs[at]), [at], 1)] for at in np.flatnonzero(units).tolist()]
     found = _combined(_worthwhile(groups, missing), missing)
     return list(range(len(weights))) if found is None else found
