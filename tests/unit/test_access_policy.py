@@ -42,7 +42,7 @@ def test_the_test_knows_every_service_of_the_contract() -> None:
 
 NAMES = (
     *("access", "autoscaler", "fleet", "job", "policy", "recovery", "signal"),
-    *("health", "launcher", "node_agent", "placement", "serving", "telemetry"),
+    *("health", "launcher", "node_agent", "placement", "planner", "serving", "telemetry"),
 )
 
 
@@ -59,7 +59,7 @@ def test_every_method_has_a_rule_and_what_changes_something_is_audited(method: s
     descriptor = METHODS[method]
     need = needs(method)
     assert need is not None
-    reads = descriptor.name.startswith(("Get", "List", "Watch", "Query"))
+    reads = descriptor.name.startswith(("Get", "List", "Watch", "Query", "Explain", "WhatIf"))
     assert mutates(method) == (not reads and not descriptor.client_streaming)
     if need is Needs.VIEWER:
         assert reads

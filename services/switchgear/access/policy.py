@@ -48,16 +48,19 @@ _BY_NEED: dict[Needs, dict[str, str]] = {
         "switchgear.v1.PolicyService": "GetPolicy ListPolicies",
         "switchgear.v1alpha.TelemetryService": "GetNodeTelemetry Query",
         "switchgear.v1alpha.HealthService": "GetNodeHealth ListNodeHealth WatchNodeHealth",
+        "switchgear.v1alpha.PlannerService": "ExplainJob WhatIf GetPlannerSnapshot GetQueue ListQueues GetReservation ListReservations",
     },
     Needs.OPERATOR: {
-        "switchgear.v1.FleetService": "CordonNode UncordonNode",
-        "switchgear.v1.JobService": "CreateJob CancelJob",
+        "switchgear.v1.FleetService": "CordonNode UncordonNode LabelNode",
+        "switchgear.v1.JobService": "CreateJob CancelJob CreateJobArray HoldJob ReleaseJob RequeueJob",
         "switchgear.v1alpha.HealthService": "ClearNodeHealth",
+        "switchgear.v1alpha.PlannerService": "CreateReservation UpdateReservation DeleteReservation",
         "switchgear.v1.AutoscalerService": "CreateInferenceService ScaleInferenceService DeleteInferenceService",
     },
     Needs.ADMIN: {
         "switchgear.v1.AccessService": "CreateToken ListTokens RevokeToken CreateJoinToken ListAuditEntries",
         "switchgear.v1.PolicyService": "SetPolicyMode",
+        "switchgear.v1alpha.PlannerService": "CreateQueue UpdateQueue DeleteQueue",
     },
     Needs.NODE: {
         "switchgear.v1alpha.TelemetryService": "Stream",
@@ -70,7 +73,7 @@ _BY_NEED: dict[Needs, dict[str, str]] = {
         "opentelemetry.proto.collector.metrics.v1.MetricsService": "Export",
     },
     Needs.SERVICE: {
-        "switchgear.v1alpha.PlacementService": "ReplaceNodes UpdateJobState GetNodeContact",
+        "switchgear.v1alpha.PlacementService": "ReplaceNodes UpdateJobState GetNodeContact ReportCheckpoint",
     },
     Needs.ROUTER: {
         "switchgear.v1alpha.ServingService": "ConnectRouter",
@@ -83,7 +86,7 @@ _NEEDS = {
     for method in methods.split()
 }
 #: What changes nothing, and what is a conversation of machines instead of one change: not in the audit log unless refused.
-_READS = ("Get", "List", "Watch", "Query", "Check", "ServerReflectionInfo")
+_READS = ("Get", "List", "Watch", "Query", "Check", "Explain", "WhatIf", "ServerReflectionInfo")
 _STREAMS = frozenset(name for name, need in _NEEDS.items() if need in (Needs.NODE, Needs.TELEMETRY, Needs.ROUTER))
 
 

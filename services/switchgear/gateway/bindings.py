@@ -20,12 +20,13 @@ from switchgear.v1 import (
     recovery_service_pb2,
     signal_service_pb2,
 )
-from switchgear.v1alpha import health_service_pb2, telemetry_service_pb2
+from switchgear.v1alpha import health_service_pb2, planner_service_pb2, telemetry_service_pb2
 
 #: Files with REST methods, and which endpoint serves them.
 CONTRACT: tuple[tuple[FileDescriptor, str], ...] = (
     (fleet_service_pb2.DESCRIPTOR, "scheduler"),
     (job_service_pb2.DESCRIPTOR, "scheduler"),
+    (planner_service_pb2.DESCRIPTOR, "scheduler"),
     (recovery_service_pb2.DESCRIPTOR, "recovery"),
     (signal_service_pb2.DESCRIPTOR, "collector"),
     (telemetry_service_pb2.DESCRIPTOR, "collector"),

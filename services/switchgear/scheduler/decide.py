@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
+from switchgear.planner import model as planner
+from switchgear.planner.fleet import Fleet
+from switchgear.planner.plan import plan
 from switchgear.scheduler import jobs as job_life
 from switchgear.scheduler import nodes as node_life
 from switchgear.scheduler.model import (
     JobRecord,
     JobState,
     LauncherRef,
+    Leaving,
     NodeRecord,
     NodeState,
     NodeStatus,
     Observation,
+    Rules,
     Wanted,
     WantedLauncher,
 )
-from switchgear.scheduler.placement import NotPlaced, Offer, could_ever_fit, counted, place
+from switchgear.scheduler.offers import offers
+from switchgear.scheduler.placement import NotPlaced, Seat, could_ever_fit, counted, place
+from switchgear.scheduler.planning import View
+from switchgear.scheduler.turns import turned
 
 #: How long recovery has to end the launchers of a job that has ended before they are stopped.
 FINISH_GRACE_S = 10.0
-#: A pass does not hold up heartbeats for longer than a few tenths of a second, on a thousand nodes; the next one goes on.
+#: A pass does not hold up other writes for longer than a few tenths of a second, on a thousand nodes; the next one goes on.
 PLACEMENTS_PER_PASS_MAX = 50
+#: Sentences about jobs that wait, which change as others come and go: written so many at a time, first those whose turn is next.
+MESSAGES_PER_PASS_MAX = 100
 #: A launcher that so many nodes could not start fails for a reason of its job: it does not go through the whole fleet.
 EXCLUDED_NODES_MAX = 32
+
+
+#: Nodes that are closed may be what is missing.
+_FOR_WANT_OF_NODES = frozenset(planner.Cause) - {
+    planner.Cause.HELD,
+    planner.Cause.NOT_YET,
+    planner.Cause.DEPENDENCY,
+    planner.Cause.QUOTA,
+    planner.Cause.BEHIND,
+    planner.Cause.PREEMPTING,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,35 +56,102 @@ class Snapshot:
 
     nodes: tuple[NodeRecord, ...]
     jobs: tuple[JobRecord, ...]
+    rules: Rules = field(default_factory=Rules)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What the planner was asked, when, and what it said."""
+
+    snapshot: planner.Snapshot
+    now_s: float
+    decisions: planner.Decisions
 
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """Records to write, whole, and nodes to delete."""
+    """Records to write, whole, and nodes to delete.
+
+    planned: None when nothing was there to be planned. more: there was more to do than one pass does.
+    """
 
     nodes: tuple[NodeRecord, ...]
     jobs: tuple[JobRecord, ...]
     forgotten: frozenset[str] = frozenset()
+    planned: Planned | None = None
+    more: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.nodes or self.jobs or self.forgotten)
 
 
-def decide(snapshot: Snapshot, observed: Observation, now_unix_ns: int) -> Decisions:
-    """Brings nodes up to date with what is seen, then places what waits, oldest first."""
+def decide(snapshot: Snapshot, observed: Observation, now_unix_ns: int, view: View | None = None) -> Decisions:
+    """Brings nodes up to date with what is seen, then places what waits as the planner says.
+
+    view: of the pass before; what has not changed since is not worked out again.
+    """
     nodes = _judged(snapshot.nodes, observed, now_unix_ns)
     in_use = {seat.node for job in snapshot.jobs if not job.ended for seat in job.placement.nodes}
     forgotten = node_life.forgotten(nodes, in_use, now_unix_ns)
-    world = _World((node for node in nodes if node.name not in forgotten), snapshot.jobs, observed)
+    known = (node for node in nodes if node.name not in forgotten)
+    world = _World(replace(snapshot, nodes=tuple(known)), observed, now_unix_ns, view or View())
     _judge_launchers(world, now_unix_ns)
-    _place_pending(world, now_unix_ns)
+    for job in turned(world.jobs.values(), snapshot.rules, now_unix_ns):
+        world.put(job)
+    planned = _planned(world, now_unix_ns)
+    more = planned is not None and _carry_out(world, planned, now_unix_ns)
     before_nodes = {node.name: node for node in snapshot.nodes}
     before_jobs = {job.name: job for job in snapshot.jobs}
     return Decisions(
         tuple(node for node in world.nodes.values() if node is not before_nodes.get(node.name)),
         tuple(job for job in world.jobs.values() if job != before_jobs[job.name]),
         forgotten & before_nodes.keys(),
+        planned,
+        more,
     )
+
+
+def picture(snapshot: Snapshot, observed: Observation, now_unix_ns: int, view: View) -> planner.Snapshot:
+    """What the planner would be asked now."""
+    nodes = _judged(snapshot.nodes, observed, now_unix_ns)
+    return _World(replace(snapshot, nodes=tuple(nodes)), observed, now_unix_ns, view).picture()
+
+
+def upheld(
+    decisions: Decisions, before: Snapshot, fresh: Snapshot, seen_before: Observation, seen: Observation
+) -> Decisions:
+    """Those decisions of which nothing has changed that they rest on since they were made; the next pass makes the others anew.
+
+    A person may have cordoned a node meanwhile, a launcher that has just been started must not be overlooked, recovery may have taken
+    a node for another job.
+    """
+    nodes_before, nodes = ({node.name: node for node in one.nodes} for one in (before, fresh))
+    jobs_before, jobs = ({job.name: job for job in one.jobs} for one in (before, fresh))
+    status_before, status = dict(seen_before.nodes), dict(seen.nodes)
+    moved = {name for name in {*nodes_before, *nodes} if not _same_node(nodes_before.get(name), nodes.get(name))} | {
+        name for name in {*status_before, *status} if status_before.get(name) != status.get(name)
+    }
+    for name in {*jobs_before, *jobs}:
+        if jobs_before.get(name) != jobs.get(name):
+            moved |= {seat.node for one in (jobs_before, jobs) if name in one for seat in one[name].placement.nodes}
+
+    def holds(job: JobRecord) -> bool:
+        placed = {seat.node for seat in job.placement.nodes} - {s.node for s in jobs_before[job.name].placement.nodes}
+        return jobs.get(job.name) == jobs_before[job.name] and not placed & moved
+
+    return replace(
+        decisions,
+        nodes=tuple(node for node in decisions.nodes if node.name not in moved),
+        jobs=tuple(job for job in decisions.jobs if holds(job)),
+        forgotten=decisions.forgotten - moved,
+    )
+
+
+def _same_node(before: NodeRecord | None, after: NodeRecord | None) -> bool:
+    """When it was last heard is no change."""
+    if before is None or after is None or before is after:
+        return before is after
+    return replace(before, last_seen_unix_ns=after.last_seen_unix_ns) == after
 
 
 def replace_nodes(
@@ -74,14 +162,18 @@ def replace_nodes(
     *,
     reason: str,
     avoided: Iterable[str] = (),
+    now_unix_ns: int = 0,
 ) -> JobRecord:
     """The job on a new placement without the excluded nodes, or in the queue when there is none.
 
     avoided: those of them that the job does not get again until they are HEALTHY anew.
     In the queue nothing is excluded any more but what is seen: a node that is cordoned, unreachable or still has a launcher of
     the job. One that is well and free again may be the only one that the job can have.
+    A job that is PREEMPTED goes to the queue: its ranks are gone.
     """
-    world = _World(snapshot.nodes, snapshot.jobs, observed)
+    if job.state is JobState.PREEMPTED:
+        return job_life.left(job)
+    world = _World(snapshot, observed, now_unix_ns, View())
     for name in avoided:
         if node := world.nodes.get(name):
             job = job_life.excluding(job, node, reason, fatal=True)
@@ -124,22 +216,35 @@ def _judged(nodes: Iterable[NodeRecord], observed: Observation, now_unix_ns: int
 class _World:
     """Nodes and jobs in the course of one decision, and what the nodes have left."""
 
-    def __init__(self, nodes: Iterable[NodeRecord], jobs: Iterable[JobRecord], observed: Observation) -> None:
-        self.nodes = {node.name: node for node in nodes}
-        self.jobs = {job.name: job for job in jobs}
+    def __init__(self, snapshot: Snapshot, observed: Observation, now_unix_ns: int, view: View) -> None:
+        self.nodes = {node.name: node for node in snapshot.nodes}
+        self.jobs = {job.name: job for job in snapshot.jobs}
         self.status = dict(observed.nodes)
-        self._used = defaultdict[str, set[int]](set)
+        self._rules, self._now_unix_ns, self._view = snapshot.rules, now_unix_ns, view
         #: (node, job)
-        self._seated = set[tuple[str, str]]()
-        # Made once, when the first job asks: most passes place nothing, and a fleet has more nodes than a pass has placements.
-        self._offers: dict[str, Offer] = {}
-        for job in self.jobs.values():
-            self._seat(job)
+        self._seated = {
+            (seat.node, job.name) for job in self.jobs.values() if not job.ended for seat in job.placement.nodes
+        }
+
+    def picture(self) -> planner.Snapshot:
+        return self._view.snapshot(self.nodes, self.jobs.values(), self._rules, self.obstacles(), self._now_unix_ns)
 
     def placed(self, job: JobRecord, excluded: frozenset[str] = frozenset()) -> JobRecord | NotPlaced:
         """The job on nodes that are free now; `excluded` are not, nor are those that could not start its launcher."""
-        seats = place(job_life.request_of(job, self.nodes, excluded), self._all_offers())
-        return seats if isinstance(seats, NotPlaced) else job_life.placed(job, seats, self.nodes)
+        request = job_life.request_of(job, self.nodes, excluded)
+        if job.spec.topology and not request.kept:
+            return NotPlaced("waits for its turn, and nodes near each other")
+        picture = self.picture()
+        seen = next((one.job for one in picture.running if one.job.name == job.name), None)
+        seen = seen or next(one for one in picture.pending if one.name == job.name)
+        fleet = Fleet(picture.nodes, picture.levels, picture.running)
+        seats = place(request, offers(fleet, seen, {seat.node for _, seat in request.kept}))
+        if isinstance(seats, NotPlaced):
+            return seats
+        kept = {seat.node: seat for _, seat in request.kept}
+        return job_life.placed(
+            job, [kept.get(seat.node) or _by_index(seat, self.nodes[seat.node]) for seat in seats], self.nodes
+        )
 
     def put(self, job: JobRecord) -> None:
         """Takes over a decision: the next one is made on what is left."""
@@ -148,29 +253,22 @@ class _World:
         if before.placement == job.placement and before.ended == job.ended:
             return
         if not before.ended:
-            for seat in before.placement.nodes:
-                self._used[seat.node].difference_update(seat.gpu_indices)
-                self._seated.discard((seat.node, job.name))
-        self._seat(job)
-        for seat in (*before.placement.nodes, *job.placement.nodes):
-            if seat.node in self._offers:
-                self._offers[seat.node] = self._offer(self.nodes[seat.node])
-
-    def _seat(self, job: JobRecord) -> None:
+            self._seated -= {(seat.node, job.name) for seat in before.placement.nodes}
         if not job.ended:
-            for seat in job.placement.nodes:
-                self._used[seat.node].update(seat.gpu_indices)
-                self._seated.add((seat.node, job.name))
+            self._seated |= {(seat.node, job.name) for seat in job.placement.nodes}
 
-    def _all_offers(self) -> Collection[Offer]:
-        if not self._offers:
-            self._offers = {node.name: self._offer(node) for node in self.nodes.values()}
-        return self._offers.values()
+    def obstacles(self) -> dict[str, str]:
+        """Why nothing may be placed on a node now, of those on which nothing may."""
+        return {
+            name: obstacle
+            for name, node in self.nodes.items()
+            if (obstacle := self._obstacle(node, self.status.get(name)))
+        }
 
-    def _offer(self, node: NodeRecord) -> Offer:
-        used = self._used[node.name]
-        free = tuple(gpu.index for gpu in node.inventory.gpus if gpu.index not in used)
-        return Offer(node.name, free, self._obstacle(node, self.status.get(node.name)))
+    def closed(self) -> str:
+        """The same counted, for a person."""
+        counts = Counter(self.obstacles().values())
+        return ", ".join(f"{count} {obstacle}" for obstacle, count in sorted(counts.items()))
 
     def _obstacle(self, node: NodeRecord, status: NodeStatus | None) -> str:
         if node.state is not NodeState.HEALTHY:
@@ -181,6 +279,11 @@ class _World:
         if any((node.name, ref.job) not in self._seated for ref in status.launchers):
             return "still stopping an ended job"
         return ""
+
+
+def _by_index(seat: Seat, node: NodeRecord) -> Seat:
+    """The planner counts the GPUs of a node, and an inventory may have gaps."""
+    return Seat(seat.node, tuple(node.inventory.gpus[gpu].index for gpu in seat.gpu_indices))
 
 
 def _judge_launchers(world: _World, now_unix_ns: int) -> None:
@@ -199,24 +302,44 @@ def _judge_launchers(world: _World, now_unix_ns: int) -> None:
             world.put(job_life.waiting(job, after.reason) if isinstance(after, NotPlaced) else after)
 
 
-def _place_pending(world: _World, now_unix_ns: int) -> None:
-    queue = sorted(
-        (job for job in world.jobs.values() if job.state is JobState.PENDING), key=lambda job: job.create_revision
-    )
-    head, placed = "", 0
-    for job in queue:
-        if placed == PLACEMENTS_PER_PASS_MAX:
-            return
-        if head:
-            world.put(job_life.waiting(job, f"waits behind {head}"))
-            continue
-        after = world.placed(job)
-        if isinstance(after, NotPlaced):
-            after = _given_up(world, job, now_unix_ns) or job_life.waiting(job, after.reason)
-            head = "" if after.ended else job.name
-        else:
-            placed += 1
-        world.put(after)
+def _planned(world: _World, now_unix_ns: int) -> Planned | None:
+    if all(job.state is not JobState.PENDING for job in world.jobs.values()):
+        return None
+    snapshot = world.picture()
+    now_s = now_unix_ns / 1e9
+    return Planned(snapshot, now_s, plan(snapshot, now_s))
+
+
+def _carry_out(world: _World, planned: Planned, now_unix_ns: int) -> bool:
+    """Takes over what the planner decided; whether some of it was left for the next pass."""
+    decisions = planned.decisions
+    for start in decisions.starts[:PLACEMENTS_PER_PASS_MAX]:
+        seats = [_by_index(Seat(seat.node, seat.gpus), world.nodes[seat.node]) for seat in start.seats]
+        world.put(job_life.placed(world.jobs[start.job.name], seats, world.nodes))
+    for preempt in decisions.preemptions:
+        job = world.jobs[preempt.job]
+        if job.turn.leaving is None:
+            leaving = Leaving(preempt.for_job, now_unix_ns, max(now_unix_ns, round(preempt.by_s * 1e9)))
+            world.put(job_life.asked_to_leave(job, leaving))
+    closed = world.closed()
+    told = 0
+    for wait in decisions.waits:
+        job = world.jobs[wait.job]
+        after = _given_up(world, job, now_unix_ns) or job_life.waiting(job, _why(wait, closed, job, world))
+        if after != job and (after.ended or told < MESSAGES_PER_PASS_MAX):
+            told += not after.ended
+            world.put(after)
+        elif after != job:
+            return True
+    return len(decisions.starts) > PLACEMENTS_PER_PASS_MAX
+
+
+def _why(wait: planner.Wait, closed: str, job: JobRecord, world: _World) -> str:
+    if wait.cause not in _FOR_WANT_OF_NODES:
+        return wait.text
+    shut = len(job_life.excluded_now(job, world.nodes))
+    others = ", ".join(part for part in (closed, f"{shut} excluded for this job" if shut else "") if part)
+    return f"{wait.text} (others: {others})" if others else wait.text
 
 
 def _given_up(world: _World, job: JobRecord, now_unix_ns: int) -> JobRecord | None:

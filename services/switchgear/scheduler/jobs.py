@@ -10,12 +10,15 @@ from switchgear.scheduler.model import (
     ExcludedNode,
     JobRecord,
     JobState,
+    Leaving,
     NodeRecord,
     NodeState,
     PlacedNode,
     PlacementRecord,
 )
 from switchgear.scheduler.placement import Request, Seat
+
+_NOBODY = Leaving("", 0, 0)
 
 
 def request_of(job: JobRecord, nodes: Mapping[str, NodeRecord], excluded: frozenset[str] = frozenset()) -> Request:
@@ -60,7 +63,101 @@ def placed(job: JobRecord, seats: Sequence[Seat], nodes: Mapping[str, NodeRecord
 
 def waiting(job: JobRecord, message: str) -> JobRecord:
     """The job in the queue: it holds no GPU, and its next placement is a new epoch."""
-    return replace(job, state=JobState.PENDING, message=message, placement=replace(job.placement, nodes=()))
+    turn = job.turn
+    if turn.leaving is not None:
+        turn = replace(turn, leaving=None, held=turn.held or turn.leaving.then)
+    return replace(job, state=JobState.PENDING, message=message, placement=replace(job.placement, nodes=()), turn=turn)
+
+
+def hold(job: JobRecord, reason: str) -> JobRecord:
+    """The job stays in the queue. Raises FailedPrecondition (JOB_RUNS, JOB_ENDED) when it is not in it."""
+    if job.state is not JobState.PENDING:
+        raise FailedPrecondition(
+            f"{job.name} is {job.state}: "
+            + (
+                "it has ended"
+                if job.ended
+                else "only a job in the queue can be held; `switchgear jobs requeue --hold` puts it there"
+            ),
+            Reason.JOB_ENDED if job.ended else Reason.JOB_RUNS,
+            job=job.name,
+            state=job.state.value,
+        )
+    return replace(job, message=f"held: {reason}", turn=replace(job.turn, held=reason))
+
+
+def release(job: JobRecord) -> JobRecord:
+    """The job may start, or start again once it has left its nodes."""
+    leaving = replace(job.turn.leaving, then="") if job.turn.leaving else None
+    message = "waits for its next turn in the queue" if job.turn.held else job.message
+    return replace(job, message=message, turn=replace(job.turn, held="", leaving=leaving))
+
+
+def asked_to_leave(job: JobRecord, leaving: Leaving) -> JobRecord:
+    """The job goes on until it `must_leave`. In the queue already, it stays there."""
+    if job.state is JobState.PENDING:
+        return hold(job, leaving.then) if leaving.then else job
+    return replace(
+        job, message=f"is to leave at its next checkpoint, {_for(leaving)}", turn=replace(job.turn, leaving=leaving)
+    )
+
+
+def must_leave(job: JobRecord, now_unix_ns: int) -> bool:
+    """Whether it has made the checkpoint that was waited for, or there is no more time."""
+    turn = job.turn
+    if turn.leaving is None or job.ended or job.state in (JobState.PENDING, JobState.PREEMPTED):
+        return False
+    saved = turn.checkpoint_unix_ns is not None and turn.checkpoint_unix_ns > turn.leaving.asked_unix_ns
+    return saved or now_unix_ns >= turn.leaving.by_unix_ns
+
+
+def preempted(job: JobRecord) -> JobRecord:
+    """Recovery stops its ranks, and then has it put into the queue."""
+    leaving = job.turn.leaving or _NOBODY
+    return replace(job, state=JobState.PREEMPTED, message=f"its ranks are being stopped, {_for(leaving)}")
+
+
+def stays(job: JobRecord) -> JobRecord:
+    """Nobody needs its GPUs any more."""
+    return replace(job, message="goes on: its GPUs are not needed any more", turn=replace(job.turn, leaving=None))
+
+
+def left(job: JobRecord) -> JobRecord:
+    """A PREEMPTED job whose ranks are gone, in the queue."""
+    leaving = job.turn.leaving or _NOBODY
+    message = (
+        f"held: {leaving.then}"
+        if leaving.then
+        else f"has left, {_for(leaving)}; goes on from its newest good checkpoint"
+    )
+    turn = replace(job.turn, preemptions=job.turn.preemptions + bool(leaving.for_job))
+    return waiting(replace(job, turn=turn), message)
+
+
+def saved(job: JobRecord, commit_unix_ns: int) -> JobRecord:
+    """A checkpoint of the job was verified."""
+    newest = job.turn.checkpoint_unix_ns
+    if newest is not None and commit_unix_ns <= newest:
+        return job
+    interval_s = job.turn.checkpoint_interval_s if newest is None else (commit_unix_ns - newest) / 1e9
+    return replace(job, turn=replace(job.turn, checkpoint_unix_ns=commit_unix_ns, checkpoint_interval_s=interval_s))
+
+
+def timed(before: JobRecord | None, after: JobRecord, now_unix_ns: int) -> JobRecord:
+    """`after` with the time for which it has had nodes."""
+    had = before is not None and not before.ended and bool(before.placement.nodes)
+    has = not after.ended and bool(after.placement.nodes)
+    turn = after.turn
+    if has and not had:
+        # The newest checkpoint stays what it starts from; the time between two says nothing across a wait.
+        return replace(after, turn=replace(turn, placed_unix_ns=now_unix_ns))
+    if had and not has:
+        return replace(after, turn=replace(turn, placed_unix_ns=None, ran_ns=round(turn.ran_s(now_unix_ns) * 1e9)))
+    return after
+
+
+def _for(leaving: Leaving) -> str:
+    return f"for {leaving.for_job}" if leaving.for_job else "since somebody asked for it"
 
 
 def excluding(job: JobRecord, node: NodeRecord, reason: str, *, fatal: bool = False) -> JobRecord:
@@ -90,7 +187,7 @@ def _in_force(excluded: Iterable[ExcludedNode], nodes: Mapping[str, NodeRecord])
 def moved(job: JobRecord, state: JobState, message: str, now_unix_ns: int) -> JobRecord:
     """The job in a state that recovery saw it in.
 
-    A PENDING job only takes a final state: until it is placed it has no other story.
+    A PENDING job only takes a final state: until it is placed it has no other story. Nor does one that is PREEMPTED, until its ranks are gone.
     Raises FailedPrecondition (JOB_ENDED) when it has ended in another state.
     """
     if job.ended and state is not job.state:
@@ -105,6 +202,8 @@ def moved(job: JobRecord, state: JobState, message: str, now_unix_ns: int) -> Jo
         return replace(after, end_time_unix_ns=job.end_time_unix_ns or now_unix_ns, excluded=())
     if job.state is JobState.PENDING:
         return job
+    if job.state is JobState.PREEMPTED:
+        return replace(job, message=message) if state is JobState.PREEMPTED else job
     # All of its launchers run: what kept one from starting elsewhere may be gone when it is placed the next time.
     if state is JobState.RUNNING:
         return replace(after, excluded=tuple(entry for entry in after.excluded if entry.fatal))

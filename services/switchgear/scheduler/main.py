@@ -14,13 +14,16 @@ from switchgear.core.clock import Clock
 from switchgear.core.service import Endpoints, Service
 from switchgear.scheduler import tracing
 from switchgear.scheduler.engines.local import LocalEngine
+from switchgear.scheduler.fleet_service import FleetServicer
 from switchgear.scheduler.metrics import SchedulerMetrics
+from switchgear.scheduler.placement_service import PlacementServicer
+from switchgear.scheduler.planner_service import PlannerServicer
 from switchgear.scheduler.reconciler import Reconciler
 from switchgear.scheduler.repository import Repository
-from switchgear.scheduler.service import FleetServicer, JobServicer, PlacementServicer
+from switchgear.scheduler.service import JobServicer
 from switchgear.store.database import Database
 from switchgear.v1 import fleet_service_pb2_grpc, job_service_pb2_grpc
-from switchgear.v1alpha import node_agent_service_pb2_grpc, placement_service_pb2_grpc
+from switchgear.v1alpha import node_agent_service_pb2_grpc, placement_service_pb2_grpc, planner_service_pb2_grpc
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +37,13 @@ class SchedulerSettings:
 
 
 class Scheduler:
-    """`FleetService`, `JobService`, `PlacementService` and `NodeAgentService` on one database."""
+    """`FleetService`, `JobService`, `PlannerService`, `PlacementService` and `NodeAgentService` on one database."""
 
     service_names: Sequence[str] = (
         "switchgear.v1.FleetService",
         "switchgear.v1.JobService",
         "switchgear.v1alpha.PlacementService",
+        "switchgear.v1alpha.PlannerService",
         "switchgear.v1alpha.NodeAgentService",
     )
 
@@ -64,6 +68,9 @@ class Scheduler:
         )
         placement_service_pb2_grpc.add_PlacementServiceServicer_to_server(
             PlacementServicer(self._repository, self._engine), server
+        )
+        planner_service_pb2_grpc.add_PlannerServiceServicer_to_server(
+            PlannerServicer(self._repository, self._engine), server
         )
         node_agent_service_pb2_grpc.add_NodeAgentServiceServicer_to_server(self._engine, server)
 

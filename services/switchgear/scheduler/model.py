@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -21,6 +22,7 @@ class JobState(StrEnum):
     STARTING = "STARTING"
     RUNNING = "RUNNING"
     RECOVERING = "RECOVERING"
+    PREEMPTED = "PREEMPTED"
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
@@ -47,6 +49,7 @@ class GpuRecord:
     memory_bytes: int = 0
     pci_bus_id: str = ""
     simulated: bool = False
+    mig_profiles: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,11 @@ class Inventory:
     agent_version: str
     #: HOST:PORT of the agent's `/metrics`; empty when it does not say.
     metrics_address: str = ""
+    #: None: the agent does not say.
+    cpu_milli: int | None = None
+    memory_mib: int | None = None
+    #: Sorted by key.
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,13 @@ class NodeRecord:
     revision: int = 0
     #: Revision at which the node last became HEALTHY.
     healthy_revision: int = 0
+    #: Those that people have set; they hide what the agent tells. Sorted by key.
+    labels: tuple[tuple[str, str], ...] = ()
+    taints: frozenset[str] = frozenset()
+
+    @property
+    def all_labels(self) -> dict[str, str]:
+        return {**dict(self.inventory.labels), **dict(self.labels)}
 
     @property
     def state(self) -> NodeState:
@@ -101,6 +116,29 @@ class PlacementRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Dependency:
+    """The job must have SUCCEEDED, or with `any_end` have ended."""
+
+    job: str
+    any_end: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSelector:
+    """See `switchgear.planner.model.Selector`; values are sorted."""
+
+    key: str
+    values: tuple[str, ...]
+    excludes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TopologyWish:
+    level: str
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class JobSpec:
     """What the user asked for; see `switchgear.v1.JobSpec`."""
 
@@ -122,6 +160,30 @@ class JobSpec:
     #: None: learned from the steps; 0: never.
     hang_seconds: float | None = None
     virtual_local_rank: bool = False
+    #: `queues/{queue}`, or none.
+    queue: str = ""
+    user: str = ""
+    priority: int = 0
+    #: Of each node, beside its GPUs.
+    cpu_milli: int = 0
+    memory_mib: int = 0
+    #: At most one of these two, instead of whole GPUs.
+    gpu_milli: int = 0
+    mig_profile: str = ""
+    gpu_models: tuple[str, ...] = ()
+    node_selectors: tuple[NodeSelector, ...] = ()
+    tolerations: tuple[str, ...] = ()
+    topology: tuple[TopologyWish, ...] = ()
+    #: 0: none.
+    time_limit_seconds: float = 0.0
+    not_before_unix_ns: int = 0
+    after: tuple[Dependency, ...] = ()
+    #: None: by workload.
+    preemptible: bool | None = None
+    harvest: bool = False
+    key: str = ""
+    array: str = ""
+    array_index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +199,45 @@ class ExcludedNode:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaving:
+    """A job is to give up its GPUs at the first checkpoint that is committed after `asked_unix_ns`, at the latest at `by_unix_ns`.
+
+    for_job: empty when a person has asked for it. then: why it is held in the queue; empty when it is not.
+    """
+
+    for_job: str
+    asked_unix_ns: int
+    by_unix_ns: int
+    then: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A job's way through the queue.
+
+    held: why it must not start, empty when it may. waits_for: what is left of `JobSpec.after`. placed_unix_ns: since when it has its
+    nodes, None while it has none. ran_ns: how long it had nodes before that. checkpoint_unix_ns: when its newest verified checkpoint was
+    committed; None: it has none. checkpoint_interval_s: between the newest two of them.
+    """
+
+    held: str = ""
+    waits_for: tuple[Dependency, ...] = ()
+    placed_unix_ns: int | None = None
+    ran_ns: int = 0
+    checkpoint_unix_ns: int | None = None
+    checkpoint_interval_s: float | None = None
+    leaving: Leaving | None = None
+    preemptions: int = 0
+
+    def ran_s(self, now_unix_ns: int) -> float:
+        """How long it has had nodes, all placements together."""
+        since = now_unix_ns if self.placed_unix_ns is None else self.placed_unix_ns
+        return (self.ran_ns + max(0, now_unix_ns - since)) / 1e9
+
+
+@dataclass(frozen=True, slots=True)
 class JobRecord:
-    """A job. Jobs are placed in the order of `create_revision`."""
+    """A job. The planner decides which goes first."""
 
     name: str
     spec: JobSpec
@@ -153,6 +252,7 @@ class JobRecord:
     revision: int = 0
     #: W3C `traceparent` of the call that created it; empty when that was not traced.
     trace_parent: str = ""
+    turn: Turn = Turn()
 
     @property
     def ended(self) -> bool:
@@ -207,3 +307,65 @@ class Wanted:
     run: tuple[WantedLauncher, ...] = ()
     #: Launchers of jobs that have just ended: recovery lets them finish.
     leave: frozenset[LauncherRef] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRecord:
+    """See `switchgear.v1alpha.Queue`."""
+
+    name: str
+    parent: str = ""
+    guaranteed_gpus: float = 0.0
+    #: None: no limit.
+    limit_gpus: float | None = None
+    weight: float = 1.0
+    keeps: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationRecord:
+    """See `switchgear.v1alpha.Reservation`."""
+
+    name: str
+    nodes: tuple[str, ...]
+    start_unix_ns: int
+    end_unix_ns: int
+    queues: tuple[str, ...] = ()
+    jobs: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EndedRun:
+    """A job that ran and ended by itself, as run times are learned from it."""
+
+    user: str
+    key: str
+    queue: str
+    gpus: float
+    seconds: float
+    end_unix_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """GPU-seconds of jobs that have ended, as of that time; they decay."""
+
+    queue: str
+    user: str
+    gpu_s: float
+    time_unix_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What people have set, and what has been: all that a plan needs beside nodes and jobs.
+
+    ended: of jobs that others wait for and that have ended; None: no such job is known any more.
+    """
+
+    queues: tuple[QueueRecord, ...] = ()
+    reservations: tuple[ReservationRecord, ...] = ()
+    history: tuple[EndedRun, ...] = ()
+    usage: tuple[Usage, ...] = ()
+    ended: Mapping[str, JobState | None] = field(default_factory=dict)

@@ -7,10 +7,12 @@ import logging
 from collections.abc import Callable
 
 from switchgear.core.errors import Unavailable
-from switchgear.scheduler.decide import Decisions, Snapshot, decide, wanted
+from switchgear.scheduler.decide import Decisions, Planned, Snapshot, decide, upheld, wanted
 from switchgear.scheduler.engines.base import Engine
-from switchgear.scheduler.model import Observation
+from switchgear.scheduler.model import JobState, Observation
+from switchgear.scheduler.planning import View
 from switchgear.scheduler.repository import Repository
+from switchgear.scheduler.turns import due_unix_ns
 from switchgear.scheduler.warm import warm_kinds
 
 log = logging.getLogger(__name__)
@@ -18,6 +20,10 @@ log = logging.getLogger(__name__)
 #: When nodes were last heard is for people: not every heartbeat is worth a write to the disk.
 LAST_SEEN_INTERVAL_S = 5.0
 RETRY_DELAY_S = 1.0
+#: While jobs wait: shares decay, waits grow long, and sentences about jobs that were left for later are written.
+REPLAN_S = 10.0
+#: A pass that took long is followed by as long a rest, up to this: what else the process does needs the processor too.
+REST_S_MAX = 2.0
 
 
 class Reconciler:
@@ -25,7 +31,7 @@ class Reconciler:
 
     wake: set by whoever changes something, so that the next pass comes at once.
     interval_s: the longest time between two passes: silence and the grace of ended jobs come by time alone.
-    seen: called with what each pass leaves behind.
+    seen: called with what each pass leaves behind. decided: with each plan of which something was carried out.
     """
 
     def __init__(
@@ -36,22 +42,31 @@ class Reconciler:
         *,
         interval_s: float,
         seen: Callable[[Snapshot], None],
+        decided: Callable[[Planned], None] = lambda _: None,
     ) -> None:
         self._repository = repository
         self._engine = engine
         self._wake = wake
         self._interval_s = interval_s
-        self._seen = seen
+        self._seen, self._decided = seen, decided
         self._settled: tuple[int, Observation] | None = None
+        #: What is settled is looked at again then, whatever happens or does not.
+        self._due_unix_ns = 0
+        self._view = View(repository.policy)
         self._last_seen_s = repository.clock.monotonic_s()
 
     async def run(self) -> None:
         """Runs until cancelled; a pass that fails is logged and tried again."""
+        self._repository.cache.clear()
+        loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
             try:
+                start_s = loop.time()
                 await self.reconcile()
                 await self._save_last_seen()
+                if (took_s := loop.time() - start_s) > self._interval_s / 2:
+                    await asyncio.sleep(min(took_s, REST_S_MAX))
             except Exception as error:
                 if not isinstance(error, Unavailable):  # the database has told of its outage
                     log.exception("a pass of the scheduler failed; trying again")
@@ -65,33 +80,43 @@ class Reconciler:
                 pass
 
     async def reconcile(self) -> None:
-        """One pass. Nothing happens in a second one unless something has changed."""
-        observed = self._engine.observe()
-        if self._settled == (await self._repository.revision(), observed):
+        """One pass. Nothing happens in a second one unless something has changed, or time has come for something."""
+        observed, now_unix_ns = self._engine.observe(), self._repository.clock.unix_ns()
+        if now_unix_ns < self._due_unix_ns and self._settled == (await self._repository.revision(), observed):
             return
         revision, snapshot = await self._repository.snapshot()
-        decisions = decide(snapshot, observed, self._repository.clock.unix_ns())
-        changes = bool(decisions)
-        if changes:
-            # Decided anew on what nobody else can change meanwhile: a person may have cordoned a node just now, and a launcher that
-            # has just been started must not be overlooked.
-            async with self._repository.write() as transaction:
-                fresh = await transaction.snapshot()
-                decisions = decide(fresh, self._engine.observe(), transaction.now_unix_ns)
-                for name in sorted(decisions.forgotten):
-                    await transaction.forget_node(name)
-                for node in decisions.nodes:
-                    await transaction.put_node(node)
-                for job in decisions.jobs:
-                    await transaction.put_job(job)
-            revision, snapshot = await self._repository.snapshot()
+        # In a thread: heartbeats are taken and calls answered while it thinks.
+        decisions = await asyncio.to_thread(decide, snapshot, observed, now_unix_ns, self._view)
+        if decisions:
+            decisions = await self._write(decisions, snapshot, observed)
+            before, (revision, snapshot) = snapshot, await self._repository.snapshot()
             _tell(decisions)
+            if decisions.planned and (decisions.planned.decisions.starts or decisions.planned.decisions.preemptions):
+                self._decided(decisions.planned)
+        else:
+            before = snapshot
         self._seen(snapshot)
         self._engine.want(wanted(snapshot.jobs), warm_kinds(snapshot))
         # What was written may allow more (a node is back for a job that had excluded it), and a job that has just ended
         # changes what is wanted by the passing of time alone.
-        restless = changes or any(job.ended for job in snapshot.jobs)
+        restless = _stirred(decisions, before) or any(job.ended for job in snapshot.jobs)
         self._settled = None if restless else (revision, observed)
+        due = due_unix_ns(snapshot.jobs, snapshot.rules, now_unix_ns)
+        waiting = any(job.state is JobState.PENDING for job in snapshot.jobs)
+        replan = now_unix_ns + int(REPLAN_S * 1e9) if waiting else None
+        self._due_unix_ns = min((time for time in (due, replan) if time is not None), default=1 << 63)
+
+    async def _write(self, decisions: Decisions, snapshot: Snapshot, observed: Observation) -> Decisions:
+        """Writes what still holds, and answers with it."""
+        async with self._repository.write() as transaction:
+            decisions = upheld(decisions, snapshot, await transaction.snapshot(), observed, self._engine.observe())
+            for name in sorted(decisions.forgotten):
+                await transaction.forget_node(name)
+            for node in decisions.nodes:
+                await transaction.put_node(node)
+            for job in decisions.jobs:
+                await transaction.put_job(job)
+        return decisions
 
     async def _save_last_seen(self) -> None:
         now_s = self._repository.clock.monotonic_s()
@@ -99,6 +124,18 @@ class Reconciler:
             self._last_seen_s = now_s
             if heard := self._engine.last_heard():
                 await self._repository.save_last_seen(heard)
+
+
+def _stirred(decisions: Decisions, before: Snapshot) -> bool:
+    """Whether more than sentences about jobs that wait was written, or some of what was decided did not hold any more."""
+    jobs = {job.name: job for job in before.jobs}
+    planned = decisions.planned.decisions if decisions.planned else None
+    return bool(
+        decisions.nodes
+        or decisions.forgotten
+        or (planned and (planned.starts or planned.preemptions))
+        or any(job.state is not jobs[job.name].state or job.turn != jobs[job.name].turn for job in decisions.jobs)
+    )
 
 
 def _tell(decisions: Decisions) -> None:

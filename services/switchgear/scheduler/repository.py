@@ -10,14 +10,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from switchgear.core.clock import Clock
 from switchgear.core.errors import AlreadyExists, NotFound, Reason, ResourceExhausted
-from switchgear.scheduler import store
-from switchgear.scheduler.decide import FINISH_GRACE_S, Snapshot
-from switchgear.scheduler.model import JobRecord, NodeRecord, NodeState
+from switchgear.planner.model import Policy
+from switchgear.scheduler import jobs as job_life
+from switchgear.scheduler import rules_store, store
+from switchgear.scheduler.cache import RecordCache
+from switchgear.scheduler.decide import Snapshot
+from switchgear.scheduler.model import EndedRun, JobRecord, NodeRecord, NodeState
+from switchgear.scheduler.planning import gpus_of, key_of
+from switchgear.scheduler.store import SERVICE
 from switchgear.store.database import Database
 from switchgear.store.feed import ChangeFeed
 from switchgear.store.revisions import current_revision, lock_revision, next_revision
-
-SERVICE = "scheduler"
 
 #: Every pass of the scheduler reads all jobs that have not ended.
 JOBS_ALIVE_MAX = 10_000
@@ -32,8 +35,12 @@ class Transaction:
     session: AsyncSession
     revision: int
     now_unix_ns: int
+    cache: RecordCache
+    half_life_s: float
     #: Jobs that were written: as they were, None when they were created, and as they are.
     jobs_changed: list[tuple[JobRecord | None, JobRecord]] = field(default_factory=list)
+    nodes_forgotten: list[str] = field(default_factory=list)
+    rules_changed: bool = False
 
     async def node(self, name: str) -> NodeRecord:
         """Raises NotFound."""
@@ -50,7 +57,8 @@ class Transaction:
         return job
 
     async def snapshot(self) -> Snapshot:
-        return await _snapshot(self.session, self.now_unix_ns)
+        """All that counts now. Before anything is written in this transaction."""
+        return (await self.cache.snapshot(self.session, self.now_unix_ns))[1]
 
     async def put_node(self, node: NodeRecord, *, healthy_anew: bool = False) -> NodeRecord:
         """Writes the node, if it differs from what is stored, and answers with it as stored.
@@ -65,14 +73,16 @@ class Transaction:
     async def forget_node(self, name: str) -> None:
         """Deletes the node; if its agent comes back, it is a new one."""
         await store.delete_node(self.session, name)
-        await self._next()
+        self.nodes_forgotten.append(name)
+        await self.next_revision()
 
     async def put_job(self, job: JobRecord) -> JobRecord:
         """Writes the job, if it differs from what is stored, and the nodes whose GPUs it takes or frees."""
         before = await store.get_job(self.session, job.name)
         if job == before:
             return job
-        revision = await self._next()
+        job = job_life.timed(before, job, self.now_unix_ns)
+        revision = await self.next_revision()
         after = replace(job, revision=revision, create_revision=job.create_revision or revision)
         await store.save_job(self.session, after)
         self.jobs_changed.append((before, after))
@@ -82,8 +92,16 @@ class Transaction:
             if node is not None and held.get(name) != holds.get(name):
                 await self._write_node(node, node)
         if after.ended and not (before and before.ended):
+            await self._book_end(after)
             await store.forget_ended_jobs(self.session, JOBS_ENDED_MAX)
         return after
+
+    async def _book_end(self, job: JobRecord) -> None:
+        spec, ran_s = job.spec, job.turn.ran_s(self.now_unix_ns)
+        if ran_s > 0:
+            run = EndedRun(spec.user, key_of(spec), spec.queue, gpus_of(job), ran_s, self.now_unix_ns)
+            await rules_store.book_end(self.session, job, run, self.half_life_s)
+            self.rules_changed = True
 
     async def add_job(self, job: JobRecord) -> JobRecord:
         """Raises AlreadyExists, and ResourceExhausted when too many jobs have not ended."""
@@ -104,13 +122,14 @@ class Transaction:
     async def _write_node(
         self, before: NodeRecord | None, node: NodeRecord, *, healthy_anew: bool = False
     ) -> NodeRecord:
-        revision = await self._next()
+        revision = await self.next_revision()
         healthy_anew |= node.state is NodeState.HEALTHY and (before is None or before.state is not NodeState.HEALTHY)
         after = replace(node, revision=revision, healthy_revision=revision if healthy_anew else node.healthy_revision)
         await store.save_node(self.session, after)
         return after
 
-    async def _next(self) -> int:
+    async def next_revision(self) -> int:
+        """For a write of something else."""
         self.revision = await next_revision(self.session, SERVICE)
         return self.revision
 
@@ -121,6 +140,8 @@ class Repository:
 
     database: Database
     clock: Clock
+    policy: Policy = field(default_factory=Policy)
+    cache: RecordCache = field(default_factory=RecordCache)
     feed: ChangeFeed = field(init=False)
     #: Called after each write has been committed.
     listeners: list[Callable[[], None]] = field(default_factory=list)
@@ -135,8 +156,11 @@ class Repository:
     async def write(self) -> AsyncIterator[Transaction]:
         async with self.database.write() as session:
             revision = await lock_revision(session, SERVICE)
-            transaction = Transaction(session, revision, self.clock.unix_ns())
+            transaction = Transaction(session, revision, self.clock.unix_ns(), self.cache, self.policy.half_life_s)
             yield transaction
+        self.cache.deleted_nodes(transaction.nodes_forgotten)
+        if transaction.rules_changed:
+            self.cache.rules_changed()
         if transaction.revision != revision:
             for before, after in transaction.jobs_changed:
                 for job_listener in self.job_listeners:
@@ -147,7 +171,7 @@ class Repository:
     async def snapshot(self) -> tuple[int, Snapshot]:
         """All that counts now, with its revision."""
         async with self.database.read() as session:
-            return await current_revision(session, SERVICE), await _snapshot(session, self.clock.unix_ns())
+            return await self.cache.snapshot(session, self.clock.unix_ns())
 
     async def revision(self) -> int:
         async with self.database.read() as session:
@@ -157,14 +181,7 @@ class Repository:
         """Writes when nodes were last heard, without a revision."""
         async with self.write() as transaction:
             await store.save_last_seen(transaction.session, last_seen_unix_ns)
-
-
-async def _snapshot(session: AsyncSession, now_unix_ns: int) -> Snapshot:
-    grace_ns = int(FINISH_GRACE_S * 1e9)
-    return Snapshot(
-        tuple(await store.nodes_after_name(session, "")),
-        tuple(await store.jobs_ended_after(session, now_unix_ns - grace_ns)),
-    )
+        self.cache.seen(last_seen_unix_ns)
 
 
 def _holding(job: JobRecord | None) -> dict[str, tuple[int, ...]]:

@@ -7,9 +7,11 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from switchgear.core.errors import FailedPrecondition, Invalid, Reason
+from switchgear.core.errors import FailedPrecondition, Reason
+from switchgear.scheduler.checks import bad, check_count, check_text, too_large
 from switchgear.scheduler.model import JobSpec, Workload
 from switchgear.scheduler.placement import Request, could_ever_fit, counted
+from switchgear.scheduler.wishes import wishes_from_proto
 from switchgear.v1 import job_service_pb2 as job_pb
 
 #: Together with a start command they stay far below the 4 MiB of a message.
@@ -37,22 +39,20 @@ def spec_from_proto(spec: job_pb.JobSpec) -> JobSpec:
     _check_environment(dict(spec.environment))
     for field in ("working_directory", "checkpoint_directory", "log_directory"):
         _check_folder(field, getattr(spec, field), required=field == "working_directory")
-    _check_text("python", spec.python, PATH_BYTES_MAX)
+    check_text("python", spec.python, PATH_BYTES_MAX)
     for field, low, high in (
         ("nnodes", 1, GANG_MAX),
         ("nproc_per_node", 1, GANG_MAX),
         ("max_restarts", 0, RESTARTS_MAX),
     ):
-        value: int = getattr(spec, field)
-        if not low <= value <= high:
-            raise _bad(field, f"must be {low} to {high}, not {value}")
+        check_count(field, getattr(spec, field), low, high)
     if not 0 <= spec.nnodes_min <= spec.nnodes:
-        raise _bad("nnodes_min", f"must be 0 to nnodes ({spec.nnodes}), not {spec.nnodes_min}")
+        raise bad("nnodes_min", f"must be 0 to nnodes ({spec.nnodes}), not {spec.nnodes_min}")
     _check_preload(spec.preload)
-    _check_text("role", spec.role, ROLE_LENGTH_MAX)
+    check_text("role", spec.role, ROLE_LENGTH_MAX)
     hang_s = spec.hang_seconds if spec.HasField("hang_seconds") else None
     if hang_s is not None and not (math.isfinite(hang_s) and 0 <= hang_s <= HANG_S_MAX):
-        raise _bad("hang_seconds", f"must be 0 (never) to {HANG_S_MAX:.0f} seconds, not {hang_s}")
+        raise bad("hang_seconds", f"must be 0 (never) to {HANG_S_MAX:.0f} seconds, not {hang_s}")
     return JobSpec(
         argv=tuple(spec.argv),
         working_directory=spec.working_directory,
@@ -70,6 +70,7 @@ def spec_from_proto(spec: job_pb.JobSpec) -> JobSpec:
         role=spec.role,
         hang_seconds=hang_s,
         virtual_local_rank=spec.virtual_local_rank,
+        **wishes_from_proto(spec),
     )
 
 
@@ -99,66 +100,51 @@ def require_room(spec: JobSpec, gpus_per_node: Sequence[int]) -> None:
 
 def _workload(spec: job_pb.JobSpec) -> Workload:
     if spec.workload not in job_pb.JobSpec.Workload.values():
-        raise _bad("workload", f"must be TRAINING or INFERENCE, not {spec.workload}")
+        raise bad("workload", f"must be TRAINING or INFERENCE, not {spec.workload}")
     if spec.workload != job_pb.JobSpec.INFERENCE:
         return Workload.TRAINING
     if spec.checkpoint_directory:
-        raise _bad("checkpoint_directory", "must be empty for workload INFERENCE: a replica writes no checkpoints")
+        raise bad("checkpoint_directory", "must be empty for workload INFERENCE: a replica writes no checkpoints")
     return Workload.INFERENCE
 
 
 def _check_argv(argv: Sequence[str]) -> None:
     if not argv or not argv[0]:
-        raise _bad("argv", "is empty; give the script and its arguments after --")
+        raise bad("argv", "is empty; give the script and its arguments after --")
     if len(argv) > ARGV_ITEMS_MAX:
-        raise _too_large("argv", f"has {len(argv)} items, {ARGV_ITEMS_MAX} are allowed; pass a file")
+        raise too_large("argv", f"has {len(argv)} items, {ARGV_ITEMS_MAX} are allowed; pass a file")
     size = sum(len(item.encode()) + 1 for item in argv)
     if size > ARGV_BYTES_MAX:
-        raise _too_large("argv", f"has {size} bytes, {ARGV_BYTES_MAX} are allowed; pass a file")
+        raise too_large("argv", f"has {size} bytes, {ARGV_BYTES_MAX} are allowed; pass a file")
     if any("\0" in item for item in argv):
-        raise _bad("argv", "must not contain NUL")
+        raise bad("argv", "must not contain NUL")
 
 
 def _check_preload(modules: Sequence[str]) -> None:
     if len(modules) > PRELOAD_MAX:
-        raise _too_large(
+        raise too_large(
             "preload", f"has {len(modules)} modules, {PRELOAD_MAX} are allowed; name one that imports the others"
         )
     for module in modules:
         if len(module) > MODULE_LENGTH_MAX or not _MODULE.fullmatch(module):
-            raise _bad("preload", f"must name modules as after `import`, not {module[:100]!r}")
+            raise bad("preload", f"must name modules as after `import`, not {module[:100]!r}")
 
 
 def _check_environment(environment: dict[str, str]) -> None:
     size = sum(len(key.encode()) + len(value.encode()) + 2 for key, value in environment.items())
     if size > ENVIRONMENT_BYTES_MAX:
-        raise _too_large("environment", f"has {size} bytes, {ENVIRONMENT_BYTES_MAX} are allowed; pass a file")
+        raise too_large("environment", f"has {size} bytes, {ENVIRONMENT_BYTES_MAX} are allowed; pass a file")
     for key, value in environment.items():
         if not key or "=" in key or "\0" in key or "\0" in value:
-            raise _bad(
+            raise bad(
                 "environment",
                 f"has the variable {key[:100]!r}: a name must not be empty nor hold =, and no NUL anywhere",
             )
 
 
 def _check_folder(field: str, path: str, *, required: bool) -> None:
-    _check_text(field, path, PATH_BYTES_MAX)
+    check_text(field, path, PATH_BYTES_MAX)
     if not path and not required:
         return
     if not PurePosixPath(path).is_absolute():
-        raise _bad(field, f"must be an absolute path, not {path[:200]!r}: it is used on every node")
-
-
-def _check_text(field: str, text: str, bytes_max: int) -> None:
-    if len(text.encode()) > bytes_max:
-        raise _too_large(field, f"is longer than {bytes_max} bytes; shorten it")
-    if "\0" in text:
-        raise _bad(field, "must not contain NUL")
-
-
-def _bad(field: str, problem: str) -> Invalid:
-    return Invalid(f"spec.{field} {problem}", Reason.BAD_FIELD, field=f"spec.{field}")
-
-
-def _too_large(field: str, problem: str) -> Invalid:
-    return Invalid(f"spec.{field} {problem}", Reason.LIMIT_EXCEEDED, field=f"spec.{field}")
+        raise bad(field, f"must be an absolute path, not {path[:200]!r}: it is used on every node")

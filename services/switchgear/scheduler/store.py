@@ -6,61 +6,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import BigInteger, Index, Select, String, Text, delete, func, or_, select, update
+from sqlalchemy import Select, delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Mapped, mapped_column
 
 from switchgear.scheduler.model import (
+    Dependency,
     ExcludedNode,
     GpuRecord,
     Inventory,
     JobRecord,
     JobSpec,
     JobState,
+    Leaving,
     NodeRecord,
     NodeState,
     PlacedNode,
     PlacementRecord,
+    Turn,
     Workload,
 )
-from switchgear.store.base import Base, Json
+from switchgear.scheduler.tables import JobRow, NodeRow
+from switchgear.scheduler.wishes import wishes_from_stored
 
-
-class NodeRow(Base):
-    __tablename__ = "nodes"
-
-    name: Mapped[str] = mapped_column(String(80), primary_key=True)
-    address: Mapped[str] = mapped_column(Text)
-    gpus: Mapped[list[dict[str, Any]]] = mapped_column(Json)
-    agent_version: Mapped[str] = mapped_column(Text)
-    metrics_address: Mapped[str] = mapped_column(Text)
-    last_seen_unix_ns: Mapped[int] = mapped_column(BigInteger)
-    reachable: Mapped[bool]
-    standing: Mapped[str] = mapped_column(String(16))
-    reason: Mapped[str] = mapped_column(Text)
-    actor: Mapped[str] = mapped_column(Text)
-    revision: Mapped[int] = mapped_column(BigInteger, index=True)
-    healthy_revision: Mapped[int] = mapped_column(BigInteger)
-
-
-class JobRow(Base):
-    __tablename__ = "jobs"
-
-    name: Mapped[str] = mapped_column(String(80), primary_key=True)
-    spec: Mapped[dict[str, Any]] = mapped_column(Json)
-    state: Mapped[str] = mapped_column(String(16))
-    message: Mapped[str] = mapped_column(Text)
-    placement_epoch: Mapped[int] = mapped_column(BigInteger)
-    placed_nodes: Mapped[list[dict[str, Any]]] = mapped_column(Json)
-    excluded_nodes: Mapped[list[dict[str, Any]]] = mapped_column(Json)
-    create_revision: Mapped[int] = mapped_column(BigInteger)
-    create_time_unix_ns: Mapped[int] = mapped_column(BigInteger)
-    #: Null while the job has not ended.
-    end_time_unix_ns: Mapped[int | None] = mapped_column(BigInteger, index=True)
-    revision: Mapped[int] = mapped_column(BigInteger, index=True)
-    trace_parent: Mapped[str] = mapped_column(String(64))
-
-    __table_args__ = (Index("ix_jobs_create_revision", "create_revision", unique=True),)
+#: Whose revisions its records take.
+SERVICE = "scheduler"
 
 
 async def get_node(session: AsyncSession, name: str) -> NodeRecord | None:
@@ -95,6 +64,13 @@ async def save_node(session: AsyncSession, node: NodeRecord) -> None:
             actor=node.actor,
             revision=node.revision,
             healthy_revision=node.healthy_revision,
+            traits={
+                "cpu_milli": node.inventory.cpu_milli,
+                "memory_mib": node.inventory.memory_mib,
+                "told_labels": dict(node.inventory.labels),
+                "labels": dict(node.labels),
+                "taints": sorted(node.taints),
+            },
         )
     )
     await session.flush()
@@ -163,6 +139,7 @@ async def save_job(session: AsyncSession, job: JobRecord) -> None:
             end_time_unix_ns=job.end_time_unix_ns,
             revision=job.revision,
             trace_parent=job.trace_parent,
+            turn=asdict(job.turn),
         )
     )
     await session.flush()
@@ -185,10 +162,18 @@ async def _jobs(session: AsyncSession, query: Select[JobRow]) -> list[JobRecord]
 
 
 def _node(row: NodeRow) -> NodeRecord:
+    traits = row.traits
     return NodeRecord(
         name=row.name,
         inventory=Inventory(
-            row.address, tuple(GpuRecord(**gpu) for gpu in row.gpus), row.agent_version, row.metrics_address
+            row.address,
+            tuple(_gpu(gpu) for gpu in row.gpus),
+            row.agent_version,
+            row.metrics_address,
+            # Absent in what earlier versions wrote, as all of the traits.
+            traits.get("cpu_milli"),
+            traits.get("memory_mib"),
+            tuple(sorted(traits.get("told_labels", {}).items())),
         ),
         last_seen_unix_ns=row.last_seen_unix_ns,
         reachable=row.reachable,
@@ -197,6 +182,25 @@ def _node(row: NodeRow) -> NodeRecord:
         actor=row.actor,
         revision=row.revision,
         healthy_revision=row.healthy_revision,
+        labels=tuple(sorted(traits.get("labels", {}).items())),
+        taints=frozenset(traits.get("taints", ())),
+    )
+
+
+def _gpu(stored: Mapping[str, Any]) -> GpuRecord:
+    return GpuRecord(**{**stored, "mig_profiles": tuple(stored.get("mig_profiles", ()))})
+
+
+def _turn(stored: Mapping[str, Any]) -> Turn:
+    if not stored:
+        return Turn()
+    leaving = stored["leaving"]
+    return Turn(
+        **{
+            **stored,
+            "waits_for": tuple(Dependency(**one) for one in stored["waits_for"]),
+            "leaving": Leaving(**leaving) if leaving else None,
+        }
     )
 
 
@@ -219,6 +223,7 @@ def _job(row: JobRow) -> JobRecord:
         create_revision=row.create_revision,
         revision=row.revision,
         trace_parent=row.trace_parent,
+        turn=_turn(row.turn),
     )
 
 
@@ -232,5 +237,6 @@ def _spec(stored: Mapping[str, Any]) -> JobSpec:
             # Absent in what earlier versions wrote.
             "workload": Workload(stored.get("workload", Workload.TRAINING)),
             "preload": tuple(stored.get("preload", ())),
+            **wishes_from_stored(stored),
         }
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from urllib.parse import unquote
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -12,12 +12,17 @@ from switchgear.core.errors import Invalid, Reason
 from switchgear.core.warm import WarmKind
 from switchgear.scheduler import nodes as node_life
 from switchgear.scheduler.model import GpuRecord, Inventory, JobRecord, JobSpec, NodeRecord, WantedLauncher
+from switchgear.scheduler.wishes import LABEL_LENGTH_MAX, LEVELS, TOPOLOGY_PREFIX, wishes_to_proto
 from switchgear.v1 import fleet_service_pb2 as fleet_pb
 from switchgear.v1 import job_service_pb2 as job_pb
 from switchgear.v1alpha import node_agent_service_pb2 as agent_pb
 
 #: No board that we know has more than 16; a node cut into MIG slices has more.
 GPUS_MAX = 256
+#: NVIDIA divides a GPU into at most seven.
+MIG_INSTANCES_MAX = 16
+#: A node's own and those that people set; each may be asked for by every job.
+LABELS_MAX = 64
 
 
 def clean(text: str, length_max: int) -> str:
@@ -48,12 +53,37 @@ def inventory_from_proto(node: fleet_pb.Node) -> Inventory:
                 memory_bytes=gpu.memory_bytes,
                 pci_bus_id=clean(gpu.pci_bus_id, 100),
                 simulated=gpu.simulated,
+                mig_profiles=tuple(sorted(clean(profile, 50) for profile in gpu.mig_profiles[:MIG_INSTANCES_MAX])),
             )
             for gpu in sorted(node.gpus, key=lambda gpu: gpu.index)
         ),
         clean(node.agent_version, 64),
         clean(node.metrics_address, 255),
+        cpu_milli=node.cpu_milli or None,
+        memory_mib=node.memory_mib or None,
+        labels=labels_from_proto(node.labels),
     )
+
+
+def labels_from_proto(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Sorted by key. Raises Invalid when there are too many, one is too long, or one is of a level of topology that there is not."""
+    if len(labels) > LABELS_MAX:
+        raise Invalid(f"a node has at most {LABELS_MAX} labels", Reason.LIMIT_EXCEEDED, field="labels")
+    for key, value in labels.items():
+        if not key or "\0" in key + value or max(len(key), len(value)) > LABEL_LENGTH_MAX:
+            raise Invalid(
+                f"label {key[:50]!r}: key and value have at most {LABEL_LENGTH_MAX} characters without NUL, the key at least one",
+                Reason.BAD_FIELD,
+                field="labels",
+            )
+        level = key.removeprefix(TOPOLOGY_PREFIX)
+        if level != key and level not in LEVELS:
+            raise Invalid(
+                f"there is no level {level[:50]!r} of topology: there are {', '.join(LEVELS)}",
+                Reason.BAD_FIELD,
+                field="labels",
+            )
+    return tuple(sorted(labels.items()))
 
 
 def peer_host(peer: str) -> str:
@@ -98,6 +128,7 @@ def node_to_proto(node: NodeRecord, gpus_allocated: int) -> fleet_pb.Node:
                 memory_bytes=gpu.memory_bytes,
                 pci_bus_id=gpu.pci_bus_id,
                 simulated=gpu.simulated,
+                mig_profiles=gpu.mig_profiles,
             )
             for gpu in node.inventory.gpus
         ],
@@ -106,6 +137,10 @@ def node_to_proto(node: NodeRecord, gpus_allocated: int) -> fleet_pb.Node:
         last_seen_time=_timestamp(node.last_seen_unix_ns),
         etag=str(node.revision),
         metrics_address=node.inventory.metrics_address,
+        labels=node.all_labels,
+        taints=sorted(node.taints),
+        cpu_milli=node.inventory.cpu_milli or 0,
+        memory_mib=node.inventory.memory_mib or 0,
     )
 
 
@@ -131,6 +166,12 @@ def job_to_proto(job: JobRecord) -> job_pb.Job:
         end_time=None if job.end_time_unix_ns is None else _timestamp(job.end_time_unix_ns),
         etag=str(job.revision),
         trace_parent=job.trace_parent,
+        held=job.turn.held,
+        leaving=None
+        if job.turn.leaving is None
+        else job_pb.Leaving(for_job=job.turn.leaving.for_job, by=_timestamp(job.turn.leaving.by_unix_ns)),
+        waits_for=[one.job for one in job.turn.waits_for],
+        preemptions=job.turn.preemptions,
     )
 
 
@@ -152,6 +193,8 @@ def spec_to_proto(spec: JobSpec) -> job_pb.JobSpec:
         role=spec.role,
         hang_seconds=spec.hang_seconds,
         virtual_local_rank=spec.virtual_local_rank,
+        not_before=_timestamp(spec.not_before_unix_ns) if spec.not_before_unix_ns else None,
+        **wishes_to_proto(spec),
     )
 
 

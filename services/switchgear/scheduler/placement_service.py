@@ -1,0 +1,102 @@
+"""The scheduler's gRPC edge for recovery."""
+
+from __future__ import annotations
+
+from switchgear.core import names
+from switchgear.core.errors import Aborted, FailedPrecondition, Invalid, NotFound, Reason
+from switchgear.scheduler import jobs as job_life
+from switchgear.scheduler.decide import replace_nodes
+from switchgear.scheduler.edges import REASON_LENGTH_MAX, Context, mutate
+from switchgear.scheduler.engines.base import Engine
+from switchgear.scheduler.model import JobState
+from switchgear.scheduler.repository import Repository, Transaction
+from switchgear.scheduler.translate import clean, job_to_proto
+from switchgear.v1 import job_service_pb2 as job_pb
+from switchgear.v1alpha import placement_service_pb2 as placement_pb
+from switchgear.v1alpha import placement_service_pb2_grpc as placement_grpc
+
+MESSAGE_LENGTH_MAX = 4000
+EXCLUDED_NODES_MAX = 1000
+#: Commit times are by the clocks of nodes; one that is further ahead would end the wait for the next checkpoint before it is made.
+_SKEW_NS_MAX = 60_000_000_000
+
+#: States that recovery may report.
+_REPORTABLE = frozenset({JobState.STARTING, JobState.RUNNING, JobState.RECOVERING, JobState.SUCCEEDED, JobState.FAILED})
+
+
+class PlacementServicer(placement_grpc.PlacementServiceServicer):
+    """What recovery asks for."""
+
+    def __init__(self, repository: Repository, engine: Engine) -> None:
+        self._repository = repository
+        self._engine = engine
+
+    async def ReplaceNodes(self, request: placement_pb.ReplaceNodesRequest, context: Context) -> job_pb.Job:
+        names.parse(request.job, "jobs/*")
+        if max(len(request.exclude_nodes), len(request.avoid_nodes)) > EXCLUDED_NODES_MAX:
+            raise Invalid(
+                f"at most {EXCLUDED_NODES_MAX} nodes can be excluded", Reason.LIMIT_EXCEEDED, field="exclude_nodes"
+            )
+        for node in request.exclude_nodes:
+            names.parse(node, "nodes/*")
+
+        async def act(transaction: Transaction) -> job_pb.Job:
+            job = await transaction.job(request.job)
+            if job.ended:
+                raise FailedPrecondition(
+                    f"{job.name} has ended as {job.state}; it cannot be placed again", Reason.JOB_ENDED, job=job.name
+                )
+            if job.placement.epoch != request.placement_epoch:
+                raise Aborted(
+                    f"the placement of {job.name} is epoch {job.placement.epoch}, not {request.placement_epoch}; read the job again",
+                    Reason.PLACEMENT_CHANGED,
+                    job=job.name,
+                    placement_epoch=str(job.placement.epoch),
+                )
+            job = replace_nodes(
+                job,
+                request.exclude_nodes,
+                await transaction.snapshot(),
+                self._engine.observe(),
+                reason=clean(request.reason, REASON_LENGTH_MAX),
+                avoided=request.avoid_nodes,
+                now_unix_ns=transaction.now_unix_ns,
+            )
+            return job_to_proto(await transaction.put_job(job))
+
+        return await mutate(self._repository, request.request_id, request, job_pb.Job, act)
+
+    async def UpdateJobState(self, request: placement_pb.UpdateJobStateRequest, context: Context) -> job_pb.Job:
+        names.parse(request.job, "jobs/*")
+        known = request.state in job_pb.Job.State.values()
+        state_name = job_pb.Job.State.Name(request.state) if known else str(request.state)
+        if state_name not in _REPORTABLE:
+            raise Invalid(
+                f"state must be one of {', '.join(sorted(_REPORTABLE))}, not {state_name}",
+                Reason.BAD_FIELD,
+                field="state",
+            )
+        async with self._repository.write() as transaction:
+            job = await transaction.job(request.job)
+            message = clean(request.message, MESSAGE_LENGTH_MAX)
+            job = job_life.moved(job, JobState(state_name), message, transaction.now_unix_ns)
+            return job_to_proto(await transaction.put_job(job))
+
+    async def GetNodeContact(
+        self, request: placement_pb.GetNodeContactRequest, context: Context
+    ) -> placement_pb.NodeContact:
+        names.parse(request.name, "nodes/*")
+        status = dict(self._engine.observe().nodes).get(request.name)
+        if status is None:
+            raise NotFound(request.name, f"{request.name} was not heard since this scheduler began")
+        return placement_pb.NodeContact(agent_connected=status.connected)
+
+    async def ReportCheckpoint(
+        self, request: placement_pb.ReportCheckpointRequest, context: Context
+    ) -> placement_pb.ReportCheckpointResponse:
+        names.parse(request.job, "jobs/*")
+        async with self._repository.write() as transaction:
+            job = await transaction.job(request.job)
+            if not job.ended and 0 < request.commit_time_unix_ns <= transaction.now_unix_ns + _SKEW_NS_MAX:
+                await transaction.put_job(job_life.saved(job, request.commit_time_unix_ns))
+        return placement_pb.ReportCheckpointResponse()
