@@ -142,7 +142,20 @@ def test_cpu_and_memory_are_the_cause_when_the_gpus_are_free() -> None:
 def test_gpus_that_are_free_in_pieces_are_no_help() -> None:
     assert told(snapshot_of(range(8), each=Task(gpus=4)), 2) == NoRoom(
         Cause.FRAGMENTED,
-        "0 of its 2 tasks with 8 GPUs each fit now; 24 GPUs are free on nodes that it may use, in pieces that are too small",
+        "0 of its 2 tasks with 8 GPUs each fit now; 24 of the 48 GPUs that it may use are free, "
+        "on 6 nodes, at most 4 on one",
+    )
+    assert told(snapshot_of(range(1, 8)), 4, Task(gpus=2)).text.endswith("are free, on 1 node, at most 8 on one")
+
+
+def test_mig_instances_are_counted_by_themselves() -> None:
+    node = Node("n0", 2, mig={0: ("1g.10gb",) * 2})
+    small = Task(mig_profile="1g.10gb")
+    used = Running(Job("jobs/r", small, 0.0), (Seat("n0", (0,)),), 0.0)
+    snapshot = Snapshot((node,), running=(used,))
+    assert told(snapshot, 2, small, one_a_node=False) == NoRoom(
+        Cause.GPUS,
+        "1 of its 2 tasks with a 1g.10gb instance each fit now; 1 of the 2 1g.10gb instances that it may use are free",
     )
 
 

@@ -9,9 +9,9 @@ from functools import cached_property
 
 import numpy as np
 
-from switchgear.planner.fleet import Fleet, Mask
+from switchgear.planner.fleet import Fleet, Mask, Reals
 from switchgear.planner.gangs import Place, find, needs
-from switchgear.planner.model import WHOLE, Cause, Job, NoRoom, Snapshot
+from switchgear.planner.model import WHOLE, Cause, Job, NoRoom, Snapshot, Task
 from switchgear.planner.reservations import is_for
 
 #: Names in a sentence.
@@ -118,11 +118,7 @@ class Diagnosis:
             idle = (replace(opened, fleet=alone.fleet), replace(unreserved, fleet=self._vacated))
             binding += [one for one in idle if one.cause not in known and one.fits]
         yield from (NoRoom(one.cause, self._text(here, one)) for one in binding)
-        free, all_of_them = self._gpus(here)
-        if job.task.gpu_share and free >= (job.tasks_least - len(job.kept)) * job.task.gpu_share:
-            text = f"{here.text()}; {free:g} GPUs are free on nodes that it may use, in pieces that are too small"
-            yield NoRoom(Cause.FRAGMENTED, text)
-        yield self._scarce(here, free, all_of_them)
+        yield from self._scarce(here)
 
     def _without(self, here: _Try) -> Iterator[_Try]:
         """What the job asks of nodes, given up one at a time, in the order of `Cause`."""
@@ -179,25 +175,35 @@ class Diagnosis:
         ]
         return f"reserved: {_named(names)}" if names else "kept as spares"
 
-    def _gpus(self, here: _Try) -> tuple[float, float]:
-        """GPUs free, parts of them added up, and all, on nodes that the job may use; of one model when its tasks have to be on one."""
-        fleet, job = self._fleet, here.job
-        usable = fleet.open & here.open_to & fleet.meant(job.task)
-        usable[fleet.rows(job.excluded)] = False
-        free, all_of_them = np.where(usable, (fleet.gpu_free.sum(axis=1) / WHOLE, fleet.gpu_count), 0)
+    def _scarce(self, here: _Try) -> Iterator[NoRoom]:
+        job, task = here.job, here.job.task
+        usable = self._fleet.open & here.open_to & self._fleet.meant(task)
+        usable[self._fleet.rows(job.excluded)] = False
+        if not task.gpu_share:
+            short = task.cpu_milli > 0 and bool((self._fleet.cpu_free[usable] < task.cpu_milli).any())
+            yield NoRoom(Cause.CPU if short else Cause.MEMORY, f"{here.text()}; running jobs have the rest")
+            return
+        free, all_of_them = (np.where(usable, _capacity(fleet, task), 0.0) for fleet in (self._fleet, self._vacated))
         if job.tasks > 1 and not job.speeds:
-            free = np.bincount(fleet.model_of, weights=free)
-            all_of_them = np.bincount(fleet.model_of, weights=all_of_them)
-            return max(zip(free.tolist(), all_of_them.tolist(), strict=True))
-        return float(free.sum()), float(all_of_them.sum())
+            model_of = self._fleet.model_of
+            by_model = [np.bincount(model_of, weights=amount) for amount in (all_of_them, free)]
+            of_model = model_of == np.lexsort(by_model)[-1]
+            free, all_of_them = free * of_model, all_of_them * of_model
+        each, what = (1.0, f"{task.mig_profile} instances") if task.mig_profile else (task.gpu_share, "GPUs")
+        text = f"{here.text()}; {free.sum():g} of the {all_of_them.sum():g} {what} that it may use are free"
+        if free.sum() >= (job.tasks_least - len(job.kept)) * each:
+            nodes = np.count_nonzero(free)
+            where = f"on {nodes} node{'s' if nodes > 1 else ''}, at most {free.max():g} on one"
+            yield NoRoom(Cause.FRAGMENTED, f"{text}, {where}")
+        yield NoRoom(Cause.GPUS, text)
 
-    def _scarce(self, here: _Try, free: float, all_of_them: float) -> NoRoom:
-        fleet, task = self._fleet, here.job.task
-        if task.gpu_share:
-            return NoRoom(Cause.GPUS, f"{here.text()}; {free:g} of the {all_of_them:g} GPUs that it may use are free")
-        usable = fleet.open & here.open_to & fleet.meant(task)
-        short = task.cpu_milli > 0 and bool((fleet.cpu_free[usable] < task.cpu_milli).any())
-        return NoRoom(Cause.CPU if short else Cause.MEMORY, f"{here.text()}; running jobs have the rest")
+
+def _capacity(fleet: Fleet, task: Task) -> Reals:
+    """GPUs free on each node, parts of them added up; of a MIG profile its instances."""
+    if task.mig_profile:
+        return fleet.mig_free.get(task.mig_profile, np.zeros(len(fleet))).astype(float)
+    found: Reals = fleet.gpu_free.sum(axis=1) / WHOLE
+    return found
 
 
 def _opened(fleet: Fleet) -> Fleet:
