@@ -37,7 +37,9 @@ from switchgear.core.service import Endpoints
 from switchgear.store.database import Database, sqlite_url
 from switchgear.v1 import signal_service_pb2 as signals
 from switchgear.v1.signal_service_pb2_grpc import SignalServiceStub
+from switchgear.v1alpha import health_service_pb2 as health_pb
 from switchgear.v1alpha import telemetry_service_pb2 as pb
+from switchgear.v1alpha.health_service_pb2_grpc import HealthServiceStub
 from switchgear.v1alpha.telemetry_service_pb2_grpc import TelemetryServiceStub
 
 WITHIN_S = 20.0
@@ -50,6 +52,7 @@ class Collector:
         self._service, self.address, self._registry = service, address, registry
         self.telemetry: Any = TelemetryServiceStub(channel)
         self.metrics: Any = MetricsServiceStub(channel)
+        self.health: Any = HealthServiceStub(channel)
         self._signals: Any = SignalServiceStub(channel)
 
     def newest(self, node: str, source: str) -> dict[str, float]:
@@ -388,6 +391,30 @@ async def test_a_scraped_node_is_judged_and_its_silence_told(sqlite: Database, e
         clock.advance(20)
         silent = [("nodes/gpu-01/gpus/3", "GPU_LOST", "FATAL"), ("nodes/gpu-01", "NODE_SILENT", "WARNING")]
         await until(lambda: _is(collector.told(), silent))
+
+
+async def test_a_node_whose_agent_is_gone_for_good_is_heard_through_its_exporter(
+    sqlite: Database, exporters: Any
+) -> None:
+    clock = ManualClock()
+    scrape = {"name": "x", "url": exporters(Page("a 1\n")).url, "node": "n1", "interval_s": 0.2, "timeout_s": 0.2}
+
+    async def is_now(verdict: str) -> bool:
+        found = await collector.health.GetNodeHealth(health_pb.GetNodeHealthRequest(name="nodes/n1/health"))
+        return health_pb.NodeHealth.Verdict.Name(found.verdict) == verdict
+
+    async with serving(sqlite, clock, {"scrape": [scrape]}) as collector:
+        stream = collector.telemetry.Stream()
+        await stream.write(pb.AgentMessage(hello=pb.AgentHello(node="nodes/n1", boot_id="b", epoch="e")))
+        await until(lambda: collector.counted("switchgear_collector_streams") == 1)
+        before = collector.counted("switchgear_import_scrapes_total", scrape="x", outcome="ok")
+        await until(lambda: collector.counted("switchgear_import_scrapes_total", scrape="x", outcome="ok") > before + 1)
+        stream.cancel()
+        await until(lambda: collector.counted("switchgear_collector_streams") == 0)
+        clock.advance(11)
+        await until(lambda: is_now("SILENT"))
+        clock.advance(600)
+        await until(lambda: is_now("HEALTHY"))
 
 
 async def test_exporters_that_fail_in_every_way_cost_their_own_series_alone(

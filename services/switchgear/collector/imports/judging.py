@@ -116,6 +116,8 @@ class Judging:
         if baseline.silent:
             baseline.silent, baseline.changed = False, True
             self._agents.heard(node)
+        elif node in self._agent_unix_ns and not self._had_agent(node, SILENCE_NS):
+            self._agents.heard(node)  # its agent was silent and is gone for good; the node is not
         findings = rules.look(baseline, samples, time_unix_ns)
         if self._had_agent(node, FAULT_NS):
             return  # it has told it, with more words
