@@ -9,6 +9,7 @@ import numpy as np
 from switchgear.planner.claims import Claim
 from switchgear.planner.cover import Site, cheapest, cheapest_sum, without_needless
 from switchgear.planner.fleet import Fleet, Mask, Reals
+from switchgear.planner.future import without
 from switchgear.planner.gangs import find
 from switchgear.planner.holdings import Holdings
 from switchgear.planner.model import Job, NoRoom, Policy, Preempt, Snapshot
@@ -75,10 +76,12 @@ class _Search:
         self.lost_gpu_s, self.by_s = holdings.losses(now_s, policy.checkpoint_wait_s)
         self._costs: Reals = np.where(holdings.harvest, self.lost_gpu_s * _HARVEST_WEIGHT, self.lost_gpu_s)
         self._claim = Claim(ledger, holdings, job, self._gpus, started_by_s=now_s - policy.guaranteed_run_s)
-        self._fleet = fleet.copy()
-        for name, for_job in ledger.leaving.items():
-            if for_job == job.name and name in holdings.at:
-                self._give(self._fleet, holdings.at[name])
+        leaving = [
+            holdings.at[name] for name, for_job in ledger.leaving.items() if for_job == job.name and name in holdings.at
+        ]
+        gone = np.zeros(len(holdings), bool)
+        gone[leaving] = True
+        self._fleet = without(fleet, holdings, gone)
 
     def best(self) -> list[int] | None:
         """Numbers of the running jobs that are to leave."""
@@ -102,9 +105,16 @@ class _Search:
         """Of those who may leave, the cheapest that make room."""
         if not may.any():
             return None
-        found = [jobs for site in self._sites() if (jobs := self._within(site, may)) is not None]
-        found.sort(key=lambda jobs: (float(self._costs[jobs].sum()), jobs))
-        return next((jobs for jobs in found[:_TRIED_MAX] if self._fits(jobs)), None)
+        found = [(self._cost(jobs), jobs, site) for site in self._sites() for jobs in self._within(site, may)]
+        found.sort(key=lambda one: one[:2])
+        best = [
+            without_needless(site, jobs, self._costs, self._tasks, self._dispensable(jobs))
+            for _, jobs, site in found[:_TRIED_MAX]
+        ]
+        return next((jobs for jobs in sorted(best, key=self._cost) if self._fits(jobs)), None)
+
+    def _cost(self, jobs: list[int]) -> float:
+        return float(self._costs[jobs].sum())
 
     def _sites(self) -> Iterator[Site]:
         """For each domain that would hold the whole gang, the nodes in it that the gang may use."""
@@ -128,9 +138,8 @@ class _Search:
                 here = rows[bound[rows] == domain]
                 yield Site(fleet, self._holdings, job.task, here, per_node)
 
-    def _within(self, site: Site, may: Mask) -> list[int] | None:
-        """The cheapest of those who may leave, so that the gang fits on these nodes and is in quota."""
-        found: list[list[int]] = []
+    def _within(self, site: Site, may: Mask) -> Iterator[list[int]]:
+        """Of those who may leave, cheap ones that make room for the gang on these nodes and in quotas."""
         # Where quotas are in the way as well: first for room, or first for quotas.
         for first in ([], self._for_quota([], may)) if self._over else ([],):
             if first is None:
@@ -140,8 +149,7 @@ class _Search:
             more = cheapest(site, may, costs, self._tasks)
             jobs = None if more is None else self._for_quota(sorted({*first, *more}), may)
             if jobs is not None:
-                found.append(without_needless(site, jobs, self._costs, self._tasks, self._dispensable(jobs)))
-        return min(found, key=lambda jobs: float(self._costs[jobs].sum()), default=None)
+                yield jobs
 
     def _for_quota(self, jobs: list[int], may: Mask) -> list[int] | None:
         """The jobs, and the cheapest others that quotas need to stop as well; None when they do not do."""
@@ -185,12 +193,7 @@ class _Search:
         ledger.release(self._holdings.running[job].job, float(self._holdings.gpus[job]))
 
     def _fits(self, jobs: Sequence[int]) -> bool:
-        fleet = self._fleet.copy()
-        for job in jobs:
-            self._give(fleet, job)
+        gone = np.zeros(len(self._holdings), bool)
+        gone[list(jobs)] = True
+        fleet = without(self._fleet, self._holdings, gone)
         return not isinstance(find(fleet, self._job, self._open_to), NoRoom)
-
-    def _give(self, fleet: Fleet, job: int) -> None:
-        running = self._holdings.running[job]
-        for seat in running.seats:
-            fleet.give(seat, running.job.task)
