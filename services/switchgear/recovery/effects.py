@@ -22,9 +22,12 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
+    """grace_s: SIGTERM first, SIGKILL so much later; 0: SIGKILL at once."""
+
     node: str
     generation: int
     reason: str
+    grace_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

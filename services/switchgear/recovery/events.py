@@ -16,6 +16,13 @@ class Placed:
 
 
 @dataclass(frozen=True, slots=True)
+class Vacate:
+    """The scheduler wants the job's nodes for somebody else: its ranks are to end, and the job goes back into the queue."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class EndedOutside:
     """The job was cancelled or ended by the scheduler."""
 
@@ -185,6 +192,7 @@ class Tick:
 
 Event = (
     Placed
+    | Vacate
     | EndedOutside
     | LauncherHello
     | LauncherGone

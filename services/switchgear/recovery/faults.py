@@ -18,6 +18,8 @@ LAUNCHER_START_S = 120.0
 GROW_RETRY_S = 3600.0
 #: What an attempt may take to end after its SIGKILL, or as long as the lease and its margin: nothing of ours computes any more then.
 STOP_S_MAX = 60.0
+#: What ranks get between SIGTERM and SIGKILL when others are to have their nodes: a script that saves on SIGTERM has done it by then.
+VACATE_GRACE_S = 20.0
 #: A kill that the kernel holds back takes effect before another instruction of the program; so long is given to the node's other ranks.
 BLOCKED_STOP_S = 5.0
 #: What one look for the newest good checkpoint may take: some hundred gigabytes, read at 0.5 GB/s.
@@ -194,13 +196,46 @@ class Faults(Records):
             return
         if any(launcher.stopped_generation < attempt.generation for launcher in state.launchers.values()):
             return
-        if all(rank.exit and rank.exit.code == 0 for rank in attempt.ranks.values()):
+        if self.all_done(attempt):
             self.succeed()  # whatever came in between, the job is done
             return
         if incident.fault not in _EXPLAINED and (found := root_cause(attempt.ranks, inference=state.spec.inference)):
             self.blame(found[0])
             self.add_evidence(found[1])
         self.act()
+
+    def all_done(self, attempt: m.Attempt) -> bool:
+        """All ranks ended well. One that was asked to leave, and does so, has not done its work."""
+        exits = [rank.exit for rank in attempt.ranks.values()]
+        return all(e is not None and e.code == 0 and not (self.state.vacating and e.by_us) for e in exits)
+
+    def vacate(self, reason: str) -> None:
+        """Begins to leave the nodes; `leave_when_stopped` goes on."""
+        state, attempt = self.state, self.state.attempt
+        if state.vacating or state.phase is m.Phase.REPLACING:
+            return  # asked for a placement: the answer is the queue
+        state.vacating = reason
+        if state.phase in _IN_ATTEMPT and attempt:
+            state.phase, attempt.state = m.Phase.STOPPING, m.AttemptState.STOPPING
+            for node, launcher in state.launchers.items():
+                if launcher.stopped_generation < attempt.generation:
+                    self.effects.append(m.Stop(node, attempt.generation, reason, VACATE_GRACE_S))
+
+    def leave_when_stopped(self) -> None:
+        """Once nothing of the attempt is alive, gives the nodes back. A fault meanwhile is dealt with first, as far as it goes."""
+        state, attempt = self.state, self.state.attempt
+        if not state.vacating:
+            return
+        if state.phase is m.Phase.STOPPING and state.incident is None and attempt:
+            if any(launcher.stopped_generation < attempt.generation for launcher in state.launchers.values()):
+                return
+            if self.all_done(attempt):
+                self.succeed()
+                return
+            self.end_attempt(m.AttemptState.STOPPED, state.vacating)
+            state.phase = m.Phase.WAITING
+        if state.phase in (m.Phase.WAITING, m.Phase.CHECKING):
+            self._replace([slot.node for slot in state.slots], state.vacating)
 
     def act(self, *, permanent: bool = False) -> None:
         """Decides about the open incident and begins to do so. permanent: no restart can help."""
@@ -356,7 +391,7 @@ class Faults(Records):
         has been mended. What is learnt from now on about the nodes that stay counts against the next placement.
         """
         state = self.state
-        state.phase = m.Phase.REPLACING
+        state.phase, state.vacating = m.Phase.REPLACING, ""
         avoid = tuple(node for node in bad_nodes if node in state.uncordoned)
         self.call("replace", node=",".join(bad_nodes), reason=reason, epoch=state.epoch, avoid=avoid)
         for node in bad_nodes:

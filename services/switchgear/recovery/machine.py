@@ -17,14 +17,7 @@ from switchgear.recovery.ledger import book
 from switchgear.recovery.values import LEASE_MARGIN_S, LEASE_S
 from switchgear.recovery.watching import ENDED_LOUDLY_S, Watching
 
-__all__ = [
-    "LAUNCHER_START_S",
-    "LEASE_MARGIN_S",
-    "LEASE_S",
-    "resume",
-    "step",
-    "steps_redone",
-]
+__all__ = ["LAUNCHER_START_S", "LEASE_MARGIN_S", "LEASE_S", "resume", "step", "steps_redone"]
 
 
 def step(state: m.JobState, event: m.Event, now: m.Now) -> tuple[m.JobState, list[m.Effect]]:
@@ -87,6 +80,8 @@ class _Machine(Watching):
         match event:
             case m.Placed():
                 self._placed(event)
+            case m.Vacate():
+                self.vacate(event.reason)
             case m.EndedOutside():
                 self.ended_outside(event.reason)
             case m.LauncherHello():
@@ -128,6 +123,7 @@ class _Machine(Watching):
         self.give_up_lost_nodes()
         self._run_when_started()
         self.decide_when_stopped()
+        self.leave_when_stopped()
         self._start_when_ready()
 
     # Placement and launchers.
@@ -233,7 +229,7 @@ class _Machine(Watching):
         state, attempt = self.state, self.state.attempt
         match state.phase:
             case m.Phase.STOPPING if attempt and launcher.stopped_generation < attempt.generation:
-                self.effects.append(m.Stop(node, attempt.generation, "the attempt has failed"))
+                self.effects.append(m.Stop(node, attempt.generation, state.vacating or "the attempt has failed"))
             case m.Phase.CHECKING if state.slots and state.slots[0].node == node:
                 self._send_check()
             case m.Phase.STARTING if attempt and not self._ranks_of(attempt, node)[0].started_ns:

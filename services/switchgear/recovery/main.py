@@ -169,9 +169,27 @@ class RecoveryService:
     async def _keep(self, state: m.JobState, records: Sequence[m.Effect]) -> None:
         async with self._database.write() as session:
             await store.save(session, state, records)
+        self._report_checkpoints(state.job, records)
         self._metrics.kept(records)
         tracing.kept(records)
         self._feed.changed()
+
+    def _report_checkpoints(self, job: str, records: Sequence[m.Effect]) -> None:
+        """Tells the scheduler what a preemption would cost now. A report that is lost is made up for by the next checkpoint's."""
+        commits = [
+            record.checkpoint.commit_ns
+            for record in records
+            if isinstance(record, m.SaveCheckpoint) and record.checkpoint.state is m.CheckpointState.VERIFIED
+        ]
+        if commits:
+            self._tasks.create_task(self._report_checkpoint(job, max(commits)))
+
+    async def _report_checkpoint(self, job: str, commit_ns: int) -> None:
+        request = placement_service_pb2.ReportCheckpointRequest(job=job, commit_time_unix_ns=commit_ns)
+        try:
+            await self._placement.ReportCheckpoint(request, timeout=CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            log.debug("cannot tell of a checkpoint", extra={"job": job, "error": error.details()})
 
     def _send(self, job: str, command: m.Command) -> None:
         self._sessions.send(job, command, self._trace_parent(job))
@@ -274,6 +292,8 @@ class RecoveryService:
             state = m.JobState(job.name, spec, create_ns, trace_parent=job.trace_parent, timing=self._timing)
             actor = self._adopt(state)
         await actor.settle(translate.placed_from_proto(job.placement))
+        if job.state == job_service_pb2.Job.PREEMPTED:
+            await actor.post(m.Vacate(translate.text(job.message) or "others are to have its nodes"))
         await self._recall_signals(actor)
 
     async def _watch_signals(self, collector: grpc.aio.Channel) -> None:

@@ -40,6 +40,7 @@ from switchgear.recovery.events import (
     Rejected,
     StartFailed,
     Tick,
+    Vacate,
     Watched,
 )
 from switchgear.recovery.kinds import (
@@ -128,6 +129,7 @@ __all__ = [
     "Stop",
     "Tick",
     "Timing",
+    "Vacate",
     "Warn",
     "Watched",
 ]
@@ -162,6 +164,8 @@ class JobState:
     bad_nodes: dict[str, str] = field(default_factory=dict)
     #: Those of them with fatal evidence that the policy may not cordon: the job must not get them again.
     uncordoned: list[str] = field(default_factory=list)
+    #: Why the job is to leave its nodes; empty when it is not.
+    vacating: str = ""
     modes: Modes = field(default_factory=Modes)
     timing: Timing = field(default_factory=Timing)
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)

@@ -206,7 +206,8 @@ def command_to_proto(command: m.Command) -> wire.LauncherCommand:
             )
             return wire.LauncherCommand(generation=attempt.generation, start=start)
         case m.Stop():
-            return wire.LauncherCommand(generation=command.generation, stop=wire.StopAttempt(reason=command.reason))
+            stop = wire.StopAttempt(reason=command.reason, grace_seconds=command.grace_s)
+            return wire.LauncherCommand(generation=command.generation, stop=stop)
         case m.Check():
             verify = wire.VerifyCheckpoints(known=_known_steps(command.checkpoints), skip_digests=command.skip)
             return wire.LauncherCommand(generation=command.generation, verify=verify)
