@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from switchgear.agent.enroll import server_of
@@ -57,6 +58,19 @@ def _add_node(group: argparse._ArgumentGroup) -> None:
         "--address", default="127.0.0.1", help="where other nodes reach ranks here (default: %(default)s)"
     )
     group.add_argument("--state-dir", type=Path, required=True, help="the agent's own folder")
+    group.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what jobs select this node by; may be given several times (people add more with `switchgear nodes label`)",
+    )
+    group.add_argument(
+        "--topology",
+        default="",
+        metavar="LEVEL=DOMAIN,...",
+        help="where the node is, such as spine=s1,leaf=l7,nvlink=r3; levels are region, zone, spine, block, rack, leaf, rail, nvlink",
+    )
     group.add_argument(
         "--warm-kinds",
         type=int,
@@ -163,4 +177,17 @@ def settings_from(args: argparse.Namespace, files: NodeFiles) -> AgentSettings:
         pod_resources=args.pod_resources,
         hpc_job_mapping_dir=args.hpc_job_mapping_dir,
         warm_kinds=args.warm_kinds,
+        labels=labels_from(args.label, args.topology),
     )
+
+
+def labels_from(labels: Sequence[str], topology: str) -> tuple[tuple[str, str], ...]:
+    """Of `KEY=VALUE` each, and of `LEVEL=DOMAIN,...`. Raises Invalid."""
+    given = [*labels, *(f"topology/{one.strip()}" for one in topology.split(",") if one.strip())]
+    found = {}
+    for one in given:
+        key, equals, value = one.partition("=")
+        if not (key and equals and value):
+            raise Invalid(f"{one!r} must be KEY=VALUE", Reason.BAD_FIELD, field="label")
+        found[key] = value
+    return tuple(sorted(found.items()))

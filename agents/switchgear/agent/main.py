@@ -9,6 +9,8 @@ import uuid
 from contextlib import ExitStack
 from datetime import UTC, datetime
 
+import psutil
+
 from switchgear.agent.association.sources import AssociationSource, UserMetrics
 from switchgear.agent.association.table import to_proto
 from switchgear.agent.control import Control, Reports
@@ -188,6 +190,9 @@ async def _run(settings: AgentSettings) -> None:
             agent_version=VERSION,
             # Said, since others would take an address on loopback for a plain one, and we may listen on all.
             metrics_address=f"{'https://' if beyond else ''}{exporter.reached_at(settings.address)}",
+            labels=dict(settings.labels),
+            cpu_milli=1000 * (psutil.cpu_count() or 0),
+            memory_mib=psutil.virtual_memory().total >> 20,
         )
         control = Control(settings.scheduler, inventory, launchers, reports, clock, tls=settings.tls)
         log.info("agent of %s", node, extra={"gpus": len(inventory.gpus), "metrics": exporter.address})

@@ -32,6 +32,7 @@ class AgentSettings:
     spool_mb: mebibytes of samples kept on disk while the collector is away, 1 to 10,240; events have a place of their own.
     kernel_log: a text file to follow instead of `/dev/kmsg`; simulated GPUs bring their own.
     warm_kinds: kinds of jobs for which a launcher is kept warm, 0 to 2; each takes some hundred megabytes.
+    labels: what selectors of jobs name, as (key, value).
     launcher_command: how a launcher is called. tls: how this node proves itself; None: the services are plain, on loopback.
     """
 
@@ -55,6 +56,7 @@ class AgentSettings:
     hpc_job_mapping_dir: Path | None = None
     tls: TlsFiles | None = None
     warm_kinds: int = 1
+    labels: tuple[tuple[str, str], ...] = ()
     launcher_command: tuple[str, ...] = (sys.executable, "-m", "switchgear.launcher")
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ from switchgear.v1.recovery_service_pb2_grpc import RecoveryServiceStub
 from switchgear.v1.signal_service_pb2_grpc import SignalServiceStub
 from switchgear.v1alpha import health_service_pb2
 from switchgear.v1alpha.health_service_pb2_grpc import HealthServiceStub
+from switchgear.v1alpha.planner_service_pb2_grpc import PlannerServiceStub
 from switchgear.v1alpha.telemetry_service_pb2_grpc import TelemetryServiceStub
 
 PAGE_SIZE = 1000
@@ -40,6 +41,7 @@ class Client:
     policies: PolicyServiceStub
     autoscaler: AutoscalerServiceStub
     access: AccessServiceStub
+    planner: PlannerServiceStub
 
 
 @contextmanager
@@ -64,6 +66,7 @@ def connect(server: str | None, *interceptors: grpc.UnaryUnaryClientInterceptor)
                 PolicyServiceStub(channel),
                 AutoscalerServiceStub(channel),
                 AccessServiceStub(channel),
+                PlannerServiceStub(channel),
             )
         except grpc.RpcError as rpc_error:
             error = from_rpc_error(cast(FailedCall, rpc_error))

@@ -10,9 +10,10 @@ import socket
 import sys
 import time
 import uuid
+from datetime import datetime
 from pathlib import Path
 
-from switchgear.cli import devices, exits, run_options
+from switchgear.cli import devices, exits, queue_flags, run_options
 from switchgear.cli.client import connect, whole_list
 from switchgear.cli.goodput import tell_at_end
 from switchgear.cli.logs import Shown
@@ -40,7 +41,7 @@ Every flag of torchrun is accepted, and its PET_ variables are read; docs/torchr
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = f"{EPILOG}\n\n{exits.TABLE}"
+    parser.epilog = f"{EPILOG}\n\n{queue_flags.EXAMPLES}\n\n{exits.TABLE}"
     add_flags(parser, os.environ)
     parser.add_argument(
         "--checkpoint-dir", type=Path, metavar="DIR", help="folder in which the script keeps its checkpoints"
@@ -71,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="interpreter of the ranks (default: $PYTHON_EXEC, or the one of this command)",
     )
     parser.add_argument("--detach", action="store_true", help="with a server: submit and return at once")
+    queue_flags.add_queue_flags(parser)
     parser.add_argument("script", help="the training script")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments")
 
@@ -95,7 +97,16 @@ def main(args: argparse.Namespace) -> int:
     together = most > 1 and not to_server
     name = _name(args, unique=to_server or not (together or _id(args)))
     if to_server:
+        queue_flags.apply(args, spec, datetime.now().astimezone())
+        if args.array:
+            return _submit_array(args.server, name, spec, args.array)
         return _submit(args.server, name, spec, echo, detach=args.detach)
+    if given := queue_flags.asked_for(args):
+        raise Invalid(
+            f"{', '.join(given)}: for a cluster, and this runs without one; leave it away or name a server with --server",
+            Reason.BAD_FIELD,
+            field=given[0].removeprefix("--"),
+        )
     if args.log_dir:
         run_options.require_log_folder(Path(args.log_dir))
     if together and meeting is not None:
@@ -173,6 +184,15 @@ def _submit(server: str | None, name: str, spec: jobs.JobSpec, echo: EchoRule, *
     except KeyboardInterrupt:
         print(f"\n{job.name} goes on; `switchgear cancel {name}` ends it", file=sys.stderr)
         raise
+
+
+def _submit_array(server: str | None, name: str, spec: jobs.JobSpec, size: int) -> int:
+    with connect(server) as client:
+        created = client.jobs.CreateJobArray(
+            jobs.CreateJobArrayRequest(job=jobs.Job(spec=spec), job_id=name, size=size, request_id=uuid.uuid4().hex)
+        )
+    tell(f"submitted {created.jobs[0]} to {created.jobs[-1]}")
+    return exits.OK
 
 
 def _follow(server: str | None, job: jobs.Job, echo: EchoRule) -> int:
