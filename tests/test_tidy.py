@@ -43,6 +43,7 @@ PURE = (
     "services/switchgear/*/records.py",
     "services/switchgear/*/diagnosis.py",
     "services/switchgear/*/policy.py",
+    "services/switchgear/planner/*.py",
     "services/switchgear/autoscaler/demand.py",
     "services/switchgear/autoscaler/replicas.py",
     "services/switchgear/autoscaler/plan.py",
