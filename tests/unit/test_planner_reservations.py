@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 
+import numpy as np
+
 from switchgear.planner.fleet import Fleet
-from switchgear.planner.model import Job, Node, Policy, Queue, Reservation, Seat, Snapshot, Task
+from switchgear.planner.model import Job, Near, Node, Policy, Queue, Reservation, Running, Seat, Snapshot, Task
 from switchgear.planner.reservations import open_to, spared
 
 NODES = tuple(Node(f"n{at}", 8, "H100" if at < 4 else "A100", topology=(f"l{at // 3}",)) for at in range(6))
@@ -56,6 +59,30 @@ def test_spares_are_of_each_model_by_its_share_of_the_nodes() -> None:
     assert spares(1) == "n3"
     assert spares(3) == "n0 n1 n4"
     assert spares(100) == "n0 n1 n2 n3 n4 n5"
+
+
+def test_spares_are_first_in_the_domains_that_gangs_must_not_leave() -> None:
+    nodes = tuple(Node(f"n{at}", 8, topology=(f"l{at // 4}", f"v{at // 2}")) for at in range(16))
+    node = Task(gpus=8)
+
+    def gang(name: str, *at: int, near: tuple[Near, ...]) -> Running:
+        seats = tuple(Seat(f"n{one}", tuple(range(8))) for one in at)
+        return Running(Job(name, node, 0.0, tasks=len(at), near=near), seats, 0.0)
+
+    running = (
+        gang("jobs/a", 4, 5, near=(Near("leaf"),)),
+        gang("jobs/b", 8, 9, 10, near=(Near("leaf"),)),
+        gang("jobs/c", 0, 1, 2, near=(Near("leaf", required=False),)),
+        gang("jobs/d", 11, near=(Near("leaf"),)),
+    )
+    snapshot = Snapshot(nodes, running=running, levels=("leaf", "nvlink"), policy=Policy(spares=2))
+    fleet = Fleet(nodes, snapshot.levels, running)
+    # The leaf of jobs/b is full. What no gang is bound to comes from where least is left.
+    assert np.flatnonzero(spared(fleet, snapshot, 0.0)).tolist() == [6, 7]
+    fleet.give(Seat("n11", tuple(range(8))), node)
+    assert np.flatnonzero(spared(fleet, snapshot, 0.0)).tolist() == [6, 11]
+    loose = replace(snapshot, running=running[2:])
+    assert np.flatnonzero(spared(Fleet(nodes, snapshot.levels, running), loose, 0.0)).tolist() == [6, 7]
 
 
 def test_spares_are_empty_open_trusted_and_not_reserved() -> None:
