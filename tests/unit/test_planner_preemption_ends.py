@@ -49,7 +49,8 @@ def run(snapshot: Snapshot, random_: random.Random, steps_max: int) -> tuple[int
     raise AssertionError(f"it goes on after {steps_max} steps")
 
 
-@pytest.mark.parametrize("seed", range(16))
+#: With the last three, victims that a guarantee needs are missed when `Claim.upheld` does not look at all of them together.
+@pytest.mark.parametrize("seed", [*range(12), 44, 110, 112])
 def test_with_nobody_arriving_or_ending_preemption_comes_to_an_end_and_nothing_comes_back(seed: int) -> None:
     random_ = random.Random(seed)
     queues = random_.choice(preemption_world.QUEUES)
