@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 
+from switchgear.planner.diagnose import Diagnosis
 from switchgear.planner.fleet import Fleet, Mask
 from switchgear.planner.future import Kept, Times, withhold, without
 from switchgear.planner.gangs import find, seats_for
@@ -35,6 +38,9 @@ KEPT_MAX = 8
 #: Jobs for which others may be asked to leave in one cycle; the next one goes on.
 SEARCHES_MAX = 16
 
+#: Kinds of jobs whose cause is looked for; the others are told what was counted on the way.
+DIAGNOSED_MAX = 32
+
 #: What makes two jobs alike in where they fit, but for how many tasks they have.
 _Kind = tuple[Task, bool, tuple[Near, ...], tuple[tuple[str, float], ...], frozenset[str], int]
 
@@ -53,17 +59,27 @@ class Cycle:
         self._kept_from_s = np.inf
         self._keeps_left, self._searches_left = KEPT_MAX, SEARCHES_MAX
         #: Nothing is freed within a cycle: what did not fit once does not later. Kind -> tasks, and why.
-        self._refused: dict[_Kind, tuple[int, NoRoom]] = {}
+        self._refused: dict[tuple[_Kind, bool], tuple[int, NoRoom]] = {}
         self._unmoved: set[tuple[_Kind, int, str, int]] = set()
         self._masks: dict[tuple[object, ...], tuple[int, Mask]] = {}
         self._spared = spared(self._free.fleet, snapshot, now_s)
+        self._leaving: dict[str, list[Running]] = defaultdict(list)
+        for one in snapshot.running:
+            if one.leaving:
+                self._leaving[one.leaving_for].append(one)
         self._named = frozenset[str]().union(*(one.jobs for one in snapshot.reservations))
-        self._holdings: Holdings | None = None
+        #: Who runs; and who runs or starts.
+        self._holdings = self._later = Holdings(self._free.fleet, snapshot.running)
         self._least_priority = min((one.job.priority for one in snapshot.running), default=np.inf)
         self._harvested = any(one.job.harvest for one in snapshot.running)
         self._starts: list[Start] = []
         self._preemptions: list[Preempt] = []
-        self._waits: list[Wait] = []
+        #: Who waits, why, and until when as far as that is known.
+        self._refusals: list[tuple[Job, NoRoom, float | None]] = []
+        self._start_fleet = self._free.fleet.copy()
+        self._vacated = self._free.fleet.vacated()
+        self._idle_ledger = Ledger(replace(snapshot, running=(), pending=()))
+        self._holds: dict[tuple[object, ...], bool] = {}
 
     def consider(self, job: Job) -> None:
         """Starts it, makes room for it, keeps seats for it, or lets it wait."""
@@ -71,23 +87,53 @@ class Cycle:
         refusal = gang if isinstance(gang, NoRoom) else self._start(gang)
         if refusal is None:
             return
-        at_s = self._make_room(job)
-        if at_s is not None:
-            text = "others are asked to leave for it, at their next checkpoint where that is near"
-            self._waits.append(Wait(job.name, Cause.PREEMPTING, text, at_s))
-            return
-        if not isinstance(gang, NoRoom):
-            at_s = self._keep(gang)
-        elif self._starves(job):
-            # Its queue goes to nobody behind it, so that it is free at last.
-            self.ledger.charge(job, job.tasks_least * job.task.gpu_share)
-        self._waits.append(Wait(job.name, refusal.cause, refusal.text, at_s))
+        at_s = None
+        if self._possible(job):
+            at_s = self._make_room(job)
+            if at_s is not None:
+                text = "others are asked to leave for it, at their next checkpoint where that is near"
+                refusal = NoRoom(Cause.PREEMPTING, text)
+            elif not isinstance(gang, NoRoom):
+                at_s = self._keep(gang)
+            elif self._starves(job):
+                # Nobody behind it has of its queue what it waits for.
+                self.ledger.charge(job, job.tasks_least * job.task.gpu_share)
+        self._refusals.append((job, refusal, at_s))
 
     def decisions(self) -> Decisions:
-        return Decisions(tuple(self._starts), tuple(self._preemptions), tuple(self._waits))
+        """The waits in the order in which the jobs were considered, with causes as things stand after all starts."""
+        now = self._start_fleet
+        for start in self._starts:
+            for seat in _fresh(start):
+                now.take(seat, start.job.task)
+        diagnosis = Diagnosis(now, self._snapshot, self._now_s)
+        causes: dict[tuple[_Kind, int, int], NoRoom] = {}
+        waits: list[Wait] = []
+        for job, why, at_s in self._refusals:
+            kind, mask = self._kind(job)
+            if why.cause is not Cause.PREEMPTING and (why.cause is not Cause.QUOTA or not self._holdable(job)):
+                like = kind, job.tasks, job.tasks_least
+                if job.kept:
+                    why = diagnosis.cause(job, mask)
+                elif like in causes:
+                    why = causes[like]
+                elif len(causes) < DIAGNOSED_MAX:
+                    why = causes[like] = diagnosis.cause(job, mask)
+            waits.append(Wait(job.name, why.cause, why.text, at_s))
+        return Decisions(tuple(self._starts), tuple(self._preemptions), tuple(waits))
 
-    def wait(self, wait: Wait) -> None:
-        self._waits.append(wait)
+    def _possible(self, job: Job) -> bool:
+        """Whether it could start if nothing ran: if not, nobody leaves for it, and nothing is kept."""
+        gpus = job.tasks_least * job.task.gpu_share
+        return self._holdable(job) and self._idle_ledger.admits(job, gpus) is None
+
+    def _holdable(self, job: Job) -> bool:
+        """Whether the nodes that it may use would hold it if nothing ran."""
+        kind, mask = self._kind(job)
+        like = kind, job.tasks_least, job.kept
+        if like not in self._holds:
+            self._holds[like] = not isinstance(find(self._vacated, job, mask), NoRoom)
+        return self._holds[like]
 
     def _within_quota(self, job: Job) -> Job | NoRoom:
         """The job with as many tasks as its quota admits."""
@@ -108,24 +154,19 @@ class Cycle:
 
     def _start(self, job: Job) -> NoRoom | None:
         packer = self._free if self._now_s + self._bound_s(job) <= self._kept_from_s else self._open
-        kind, mask = self._kind(job, packer)
-        if not job.kept and (known := self._refused.get(kind)) and job.tasks_least >= known[0]:
+        kind, mask = self._kind(job)
+        if not job.kept and (known := self._refused.get((kind, packer is self._open))) and job.tasks_least >= known[0]:
             return known[1]
         seats = seats_for(packer, job, mask)
         if isinstance(seats, NoRoom):
-            if packer is not self._free and not isinstance(find(self._free.fleet, job, mask), NoRoom):
-                seats = NoRoom(
-                    Cause.BEHIND, "it fits, on what is kept for jobs before it that could not start otherwise"
-                )
             if not job.kept:
-                self._refused[kind] = job.tasks_least, seats
+                self._refused[kind, packer is self._open] = job.tasks_least, seats
             return seats
-        kept = {seat for _, seat in job.kept}
-        for seat in seats:
-            if seat not in kept:
-                self._take(packer, seat, job.task)
+        start = Start(job, seats)
+        for seat in _fresh(start):
+            self._take(packer, seat, job.task)
         self.ledger.charge(job, len(seats) * job.task.gpu_share)
-        self._starts.append(Start(job, seats))
+        self._starts.append(start)
         return None
 
     def _take(self, packer: Packer, seat: Seat, task: Task) -> None:
@@ -138,16 +179,14 @@ class Cycle:
 
     def _make_room(self, job: Job) -> float | None:
         """When those who leave for it are gone, now or from before; None when nobody does."""
-        leaving = [one for one in self._snapshot.running if one.leaving and one.leaving_for == job.name]
-        kind, mask = self._kind(job, self._open)
+        leaving = self._leaving[job.name]
+        kind, mask = self._kind(job)
         if leaving and self._hold_of(job, leaving, mask):
             return self._now_s + self._snapshot.policy.checkpoint_wait_s
         search = kind, job.tasks_least, job.queue, job.priority
         if self._searches_left == 0 or search in self._unmoved or not self._outranks(job):
             return None
         self._searches_left -= 1
-        if self._holdings is None:
-            self._holdings = Holdings(self._free.fleet, self._snapshot.running)
         found = victims(self._open, self._snapshot, self.ledger, job, self._now_s, mask, self._holdings)
         if not found:
             self._unmoved.add(search)
@@ -155,7 +194,7 @@ class Cycle:
         self.ledger.promise(job, job.tasks_least * job.task.gpu_share, found)
         self._preemptions.extend(found)
         chosen = {one.job for one in found}
-        leaving += [one for one in self._snapshot.running if one.job.name in chosen]
+        leaving.extend(one for one in self._snapshot.running if one.job.name in chosen)
         self._hold_of(job, leaving, mask)
         return max(one.by_s for one in found)
 
@@ -184,9 +223,11 @@ class Cycle:
         if self._keeps_left == 0 or not (starves or self._large(job)):
             return None
         self._keeps_left -= 1
-        _, mask = self._kind(job, self._open)
-        started = (Running(one.job, one.seats, self._now_s) for one in self._starts)
-        holdings = Holdings(self._free.fleet, (*self._snapshot.running, *started))
+        _, mask = self._kind(job)
+        if len(self._later) != len(self._snapshot.running) + len(self._starts):
+            started = (Running(one.job, one.seats, self._now_s) for one in self._starts)
+            self._later = Holdings(self._free.fleet, (*self._snapshot.running, *started))
+        holdings = self._later
         end_s: Times = np.array([self._end_s(one) for one in holdings.running], np.float64)
         # For one that starves by seniority: who ran before is gone one day, and who starts elsewhere until then changes nothing.
         turn_s = holdings.start_s if starves else end_s
@@ -225,7 +266,7 @@ class Cycle:
             if until_s is None and self._free is not self._open:
                 withhold(self._free, self._free.fleet, seat, task)
 
-    def _kind(self, job: Job, packer: Packer) -> tuple[_Kind, Mask]:
+    def _kind(self, job: Job) -> tuple[_Kind, Mask]:
         """What other jobs fit where it does, and the nodes that it may use for as long as it may run."""
         snapshot, bound_s = self._snapshot, self._bound_s(job)
         of = job.queue, job.name if job.name in self._named else "", bool(job.kept)
@@ -237,8 +278,7 @@ class Cycle:
                 mask &= ~self._spared
             same = [number for number, other in self._masks.values() if (other == mask).all()]
             known = self._masks[*of, begun] = same[0] if same else len(self._masks), mask
-        number = known[0] if packer is self._open else -1 - known[0]
-        return (job.task, job.one_a_node, job.near, tuple(job.speeds.items()), job.excluded, number), known[1]
+        return (job.task, job.one_a_node, job.near, tuple(job.speeds.items()), job.excluded, known[0]), known[1]
 
     def _starves(self, job: Job) -> bool:
         return self._now_s - job.submit_s >= self._snapshot.policy.starving_s and not job.harvest
@@ -253,3 +293,9 @@ class Cycle:
     def _end_s(self, one: Running) -> float:
         bound_s = one.start_s + self._bound_s(one.job)
         return bound_s if np.isfinite(bound_s) else self._now_s + max(self._now_s - one.start_s, 60.0)
+
+
+def _fresh(start: Start) -> Iterable[Seat]:
+    """The seats that it did not keep."""
+    kept = {seat for _, seat in start.job.kept}
+    return (seat for seat in start.seats if seat not in kept)

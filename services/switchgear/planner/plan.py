@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 from switchgear.planner.cycle import Cycle
 from switchgear.planner.mix import Mix
@@ -18,15 +19,12 @@ def plan(snapshot: Snapshot, now_s: float) -> Decisions:
     """
     cycle = Cycle(snapshot, _mix(snapshot), now_s)
     live = {job.name for job in snapshot.pending} | {one.job.name for one in snapshot.running}
-    ready: list[Job] = []
-    for job in snapshot.pending:
-        if obstacle := _obstacle(job, live, now_s):
-            cycle.wait(obstacle)
-        else:
-            ready.append(job)
+    obstacles = {job.name: obstacle for job in snapshot.pending if (obstacle := _obstacle(job, live, now_s))}
+    ready = [job for job in snapshot.pending if job.name not in obstacles]
     for job in by_guarantee(cycle.ledger, _order(ready, snapshot, now_s)):
         cycle.consider(job)
-    return cycle.decisions()
+    found = cycle.decisions()
+    return replace(found, waits=(*found.waits, *obstacles.values()))
 
 
 def _obstacle(job: Job, live: set[str], now_s: float) -> Wait | None:
