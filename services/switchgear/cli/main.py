@@ -138,6 +138,12 @@ _COMMANDS: dict[str, tuple[str, str, str, str]] = {
     ),
     "audit": ("switchgear.cli.access", "add_audit", "audit", "list who changed what, and who was refused"),
     "inject": ("switchgear.cli.act", "add_inject", "inject", "let a simulated GPU report a fault"),
+    "simulate replay": (
+        "switchgear.cli.simulate.replay",
+        "add_arguments",
+        "main",
+        "whether the planner decides today as the scheduler's log says it did",
+    ),
     "sim fleet": (
         "switchgear.sim.fleet.main",
         "add_arguments",

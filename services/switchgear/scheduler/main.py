@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from switchgear.core.clock import Clock
 from switchgear.core.service import Endpoints, Service
 from switchgear.scheduler import tracing
+from switchgear.scheduler.decision_log import DecisionLog
 from switchgear.scheduler.engines.local import LocalEngine
 from switchgear.scheduler.fleet_service import FleetServicer
 from switchgear.scheduler.metrics import SchedulerMetrics
@@ -58,7 +59,12 @@ class Scheduler:
         self._repository.listeners.append(wake.set)
         self._engine = LocalEngine(clock, changed=wake.set)
         self._reconciler = Reconciler(
-            self._repository, self._engine, wake, interval_s=settings.pass_interval_s, seen=metrics.seen
+            self._repository,
+            self._engine,
+            wake,
+            interval_s=settings.pass_interval_s,
+            seen=metrics.seen,
+            decided=DecisionLog(settings.state_dir / "scheduler" / "plans").append,
         )
 
     def register(self, server: grpc.aio.Server) -> None:

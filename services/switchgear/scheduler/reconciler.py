@@ -31,7 +31,7 @@ class Reconciler:
 
     wake: set by whoever changes something, so that the next pass comes at once.
     interval_s: the longest time between two passes: silence and the grace of ended jobs come by time alone.
-    seen: called with what each pass leaves behind. decided: with each plan of which something was carried out.
+    seen: called with what each pass leaves behind. decided: with each plan that starts or preempts somebody, in a thread.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Reconciler:
             before, (revision, snapshot) = snapshot, await self._repository.snapshot()
             _tell(decisions)
             if decisions.planned and (decisions.planned.decisions.starts or decisions.planned.decisions.preemptions):
-                self._decided(decisions.planned)
+                await asyncio.to_thread(self._decided, decisions.planned)
         else:
             before = snapshot
         self._seen(snapshot)
