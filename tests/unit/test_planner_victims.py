@@ -115,6 +115,18 @@ def test_harvesting_jobs_go_first_whatever_they_lose_and_take_from_nobody() -> N
     assert stopped_for(world, urgent(harvest=True), NOW_S) is None
 
 
+def test_a_job_without_gpus_stops_harvesting_jobs_alone() -> None:
+    few = tuple(replace(node, cpu_milli=8000) for node in nodes(2))
+    busy = Task(gpus=1, cpu_milli=8000)
+    jobs = tuple(
+        Running(Job(f"j{at}", busy, 0.0, harvest=at == 1), (Seat(f"n{at}", (0,)),), 0.0, NOW_S - at) for at in range(2)
+    )
+    world = replace(snapshot_of(*jobs), nodes=few)
+    cpus = Job("urgent", Task(cpu_milli=4000), NOW_S, priority=9)
+    assert names(stopped_for(world, cpus, NOW_S)) == ["j1"]
+    assert stopped_for(replace(world, running=jobs[:1], nodes=few[:1]), cpus, NOW_S) is None
+
+
 def test_what_one_queue_borrows_of_another_is_reclaimed_at_any_priority() -> None:
     red = [running(f"r{at}", at, queue="red", priority=9, saved_s=100 - at) for at in range(4)]
     world = snapshot_of(*red, queues=TEAMS)

@@ -39,7 +39,7 @@ class Claim:
     """What a job that waits may take from those that run, so that it gets `gpus` in all.
 
     **The rule.** Nobody is stopped who is leaving, is not preemptible, or started after `started_by_s`. A harvesting job stops nobody, and is
-    stopped by any other. For all others let P be the last queue that the job and a victim have in common, D the depth at which guarantees
+    stopped by any other; a job without GPUs stops harvesting ones alone. For all others let P be the last queue that the job and a victim have in common, D the depth at which guarantees
     cover the job once it runs, and C that of the victim (`covered_at`; 0: none does). A victim's claim is weaker when C is not below P, and
     either (reclaim) the job's queue below P is within its guarantee with the job, or (priority) the job has the higher priority and C <= D.
     What a guarantee covers in a queue that is above it is a matter of choice, so others of the same priority may be stopped instead, as long
@@ -48,7 +48,8 @@ class Claim:
     **Why it ends.** Let c(d, p) be the GPUs of running jobs of priority p that guarantees at depth d cover, with the oldest first among
     equals, and r(p) the GPUs of all that run with priority p; harvesting jobs are left out. Compare states by c, the deepest d first and in it
     the highest p, then by r, the highest p first. Each start makes that greater, so that what once ran together does not come back: with a
-    finite number of jobs only finitely many start, and are stopped, until one arrives, ends or is stopped by somebody else.
+    finite number of jobs only finitely many start, and are stopped, until one arrives, ends or is stopped by somebody else. (Who has GPUs; and
+    each as many whenever it runs: an elastic job for which others left is to start with what it claimed.)
     A start alone: who comes is the youngest, so that nothing changes for those of its priority and above, nor in queues that pass it over;
     at D its own priority gains. When D is 0, c stays and r grows. A start with victims: `upheld` asks for just that. It is never in vain,
     since `surely` passes it: who is passed over in a queue changes nothing there by going. By reclaim, the job is covered below P and its
@@ -88,7 +89,7 @@ class Claim:
         def weaker(covered: Ints) -> Mask:
             of = self._queue
             outranked = (self._priority < job.priority) & (covered <= own_cover)
-            claims = (covered <= parting[of]) & (reclaims[of] | outranked)
+            claims = (covered <= parting[of]) & (reclaims[of] | outranked) & (gpus > ROUNDING_GPUS)
             found: Mask = may & (holdings.harvest | np.append(claims, False)[self._row])
             return found
 
