@@ -85,30 +85,35 @@ class Reconciler:
         if now_unix_ns < self._due_unix_ns and self._settled == (await self._repository.revision(), observed):
             return
         revision, snapshot = await self._repository.snapshot()
+        read_revision = revision
         # In a thread: heartbeats are taken and calls answered while it thinks.
         decisions = await asyncio.to_thread(decide, snapshot, observed, now_unix_ns, self._view)
+        before, restless = snapshot, False
         if decisions:
-            decisions = await self._write(decisions, snapshot, observed)
-            before, (revision, snapshot) = snapshot, await self._repository.snapshot()
+            decisions, planned_revision, revision = await self._write(decisions, snapshot, observed)
+            # What came while it thought is still to be planned.
+            restless = planned_revision != read_revision
+            _, snapshot = await self._repository.snapshot()
             _tell(decisions)
             if decisions.planned and (decisions.planned.decisions.starts or decisions.planned.decisions.preemptions):
                 await asyncio.to_thread(self._decided, decisions.planned)
-        else:
-            before = snapshot
         self._seen(snapshot)
         self._engine.want(wanted(snapshot.jobs), warm_kinds(snapshot))
         # What was written may allow more (a node is back for a job that had excluded it), and a job that has just ended
         # changes what is wanted by the passing of time alone.
-        restless = _stirred(decisions, before) or any(job.ended for job in snapshot.jobs)
+        restless |= _stirred(decisions, before) or any(job.ended for job in snapshot.jobs)
         self._settled = None if restless else (revision, observed)
         due = due_unix_ns(snapshot.jobs, snapshot.rules, now_unix_ns)
         waiting = any(job.state is JobState.PENDING for job in snapshot.jobs)
         replan = now_unix_ns + int(REPLAN_S * 1e9) if waiting else None
         self._due_unix_ns = min((time for time in (due, replan) if time is not None), default=1 << 63)
 
-    async def _write(self, decisions: Decisions, snapshot: Snapshot, observed: Observation) -> Decisions:
-        """Writes what still holds, and answers with it."""
+    async def _write(
+        self, decisions: Decisions, snapshot: Snapshot, observed: Observation
+    ) -> tuple[Decisions, int, int]:
+        """Writes what still holds; answers with it, and with the revisions before and after it."""
         async with self._repository.write() as transaction:
+            begin = transaction.revision
             decisions = upheld(decisions, snapshot, await transaction.snapshot(), observed, self._engine.observe())
             for name in sorted(decisions.forgotten):
                 await transaction.forget_node(name)
@@ -116,7 +121,7 @@ class Reconciler:
                 await transaction.put_node(node)
             for job in decisions.jobs:
                 await transaction.put_job(job)
-        return decisions
+        return decisions, begin, transaction.revision
 
     async def _save_last_seen(self) -> None:
         now_s = self._repository.clock.monotonic_s()
