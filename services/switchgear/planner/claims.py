@@ -39,11 +39,12 @@ class Claim:
     """What a job that waits may take from those that run, so that it gets `gpus` in all.
 
     **The rule.** Nobody is stopped who is leaving, is not preemptible, or started after `started_by_s`. A harvesting job stops nobody, and is
-    stopped by any other; a job without GPUs stops harvesting ones alone. For all others let P be the last queue that the job and a victim have in common, D the depth at which guarantees
-    cover the job once it runs, and C that of the victim (`covered_at`; 0: none does). A victim's claim is weaker when C is not below P, and
-    either (reclaim) the job's queue below P is within its guarantee with the job, or (priority) the job has the higher priority and C <= D.
-    What a guarantee covers in a queue that is above it is a matter of choice, so others of the same priority may be stopped instead, as long
-    as the guarantee is used as well as before: `upheld` says whether a set of victims keeps the rule, and `surely` who is a victim in any set.
+    stopped by any other; a job without GPUs stops harvesting ones alone. For all others let P be the last queue that the job and a victim have
+    in common, D the depth at which guarantees cover the job once it runs, and C that of the victim (`covered_at`; 0: none does). A victim's
+    claim is weaker when C is that of P at most, and either (reclaim) the job's queue below P is within its guarantee with the job, or
+    (priority) the job has the higher priority and C <= D. Whom a guarantee covers in a queue that is above it is a matter of choice, so others
+    may be stopped instead, as long as the guarantee is used as well as before: `upheld` says whether a set of victims keeps the rule, and
+    `surely` who is a victim in any set.
 
     **Why it ends.** Let c(d, p) be the GPUs of running jobs of priority p that guarantees at depth d cover, with the oldest first among
     equals, and r(p) the GPUs of all that run with priority p; harvesting jobs are left out. Compare states by c, the deepest d first and in it
