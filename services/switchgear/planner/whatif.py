@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from switchgear.planner.changes import Change, Set, Submit, apply
 from switchgear.planner.model import Decisions, Snapshot, Start, Wait
 from switchgear.planner.plan import plan
-
-_NAMED_MAX = 5
+from switchgear.planner.wording import named
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,7 @@ class Difference:
     def text(self) -> str:
         """In one or more sentences."""
         parts = [
-            f"{_named(names)} {would}"
+            f"{named(names)} {would}"
             for names, would in (
                 (self.starts, "would start now"),
                 (self.starts_lost, "would not start now"),
@@ -74,8 +73,3 @@ def _starts(decisions: Decisions) -> dict[str, None]:
 
 def _leaves(decisions: Decisions) -> dict[str, None]:
     return dict.fromkeys(preempt.job for preempt in decisions.preemptions)
-
-
-def _named(names: Sequence[str]) -> str:
-    more = len(names) - _NAMED_MAX
-    return ", ".join(names[:_NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
