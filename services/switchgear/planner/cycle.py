@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -70,6 +70,7 @@ class Cycle:
         self._named = frozenset[str]().union(*(one.jobs for one in snapshot.reservations))
         #: Who runs; and who runs or starts.
         self._holdings = self._later = Holdings(self._free.fleet, snapshot.running)
+        self._end_s = self._ends(snapshot.running)
         self._least_priority = min((one.job.priority for one in snapshot.running), default=np.inf)
         self._harvested = any(one.job.harvest for one in snapshot.running)
         self._starts: list[Start] = []
@@ -87,17 +88,15 @@ class Cycle:
         refusal = gang if isinstance(gang, NoRoom) else self._start(gang)
         if refusal is None:
             return
-        at_s = None
-        if self._possible(job):
-            at_s = self._make_room(job)
-            if at_s is not None:
-                text = "others are asked to leave for it, at their next checkpoint where that is near"
-                refusal = NoRoom(Cause.PREEMPTING, text)
-            elif not isinstance(gang, NoRoom):
-                at_s = self._keep(gang)
-            elif self._starves(job):
-                # Nobody behind it has of its queue what it waits for.
-                self.ledger.charge(job, job.tasks_least * job.task.gpu_share)
+        at_s = self._make_room(job)
+        if at_s is not None:
+            text = "others are asked to leave for it, at their next checkpoint where that is near"
+            refusal = NoRoom(Cause.PREEMPTING, text)
+        elif not isinstance(gang, NoRoom):
+            at_s = self._keep(gang)
+        elif self._starves(job) and self._possible(job):
+            # Nobody behind it has of its queue what it waits for.
+            self.ledger.charge(job, job.tasks_least * job.task.gpu_share)
         self._refusals.append((job, refusal, at_s))
 
     def decisions(self) -> Decisions:
@@ -184,7 +183,7 @@ class Cycle:
         if leaving and self._hold_of(job, leaving, mask):
             return self._now_s + self._snapshot.policy.checkpoint_wait_s
         search = kind, job.tasks_least, job.queue, job.priority
-        if self._searches_left == 0 or search in self._unmoved or not self._outranks(job):
+        if self._searches_left == 0 or search in self._unmoved or not self._outranks(job) or not self._possible(job):
             return None
         self._searches_left -= 1
         found = victims(self._open, self._snapshot, self.ledger, job, self._now_s, mask, self._holdings)
@@ -220,15 +219,15 @@ class Cycle:
     def _keep(self, job: Job) -> float | None:
         """Keeps seats for a job that starves or is large, of those who have them until they end; when it can be expected to start."""
         starves = self._starves(job)
-        if self._keeps_left == 0 or not (starves or self._large(job)):
+        if self._keeps_left == 0 or not (starves or self._large(job)) or not self._possible(job):
             return None
         self._keeps_left -= 1
         _, mask = self._kind(job)
         if len(self._later) != len(self._snapshot.running) + len(self._starts):
             started = (Running(one.job, one.seats, self._now_s) for one in self._starts)
             self._later = Holdings(self._free.fleet, (*self._snapshot.running, *started))
-        holdings = self._later
-        end_s: Times = np.array([self._end_s(one) for one in holdings.running], np.float64)
+            self._end_s = self._ends(self._later.running)
+        holdings, end_s = self._later, self._end_s
         # For one that starves by seniority: who ran before is gone one day, and who starts elsewhere until then changes nothing.
         turn_s = holdings.start_s if starves else end_s
         times = np.unique(turn_s)
@@ -290,9 +289,13 @@ class Cycle:
     def _bound_s(self, job: Job) -> float:
         return np.inf if job.time_limit_s is None else job.time_limit_s
 
-    def _end_s(self, one: Running) -> float:
-        bound_s = one.start_s + self._bound_s(one.job)
-        return bound_s if np.isfinite(bound_s) else self._now_s + max(self._now_s - one.start_s, 60.0)
+    def _ends(self, running: Sequence[Running]) -> Times:
+        """When each can be expected to have ended. Shape (jobs,)."""
+        start_s = np.array([one.start_s for one in running], np.float64)
+        bound_s = np.array([self._bound_s(one.job) for one in running], np.float64)
+        ran_s = self._now_s - start_s
+        found: Times = np.where(np.isfinite(bound_s), start_s + bound_s, self._now_s + np.maximum(ran_s, 60.0))
+        return found
 
 
 def _fresh(start: Start) -> Iterable[Seat]:
