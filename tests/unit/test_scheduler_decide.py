@@ -17,6 +17,7 @@ from switchgear.scheduler.decide import (
     Snapshot,
     decide,
     replace_nodes,
+    upheld,
     wanted,
 )
 from switchgear.scheduler.model import (
@@ -27,9 +28,13 @@ from switchgear.scheduler.model import (
     JobState,
     LauncherRef,
     NodeRecord,
+    NodeSelector,
     NodeState,
     NodeStatus,
     Observation,
+    PlacedNode,
+    PlacementRecord,
+    TopologyWish,
     Wanted,
 )
 from switchgear.scheduler.nodes import NODES_MAX
@@ -114,10 +119,11 @@ def test_jobs_are_placed_in_the_order_in_which_they_came() -> None:
 
 
 def test_a_long_queue_is_placed_over_several_passes_in_order() -> None:
-    names = [f"n{i}" for i in range(60)]
-    world = _World(names, *(_job(f"j{i:02}", i + 1) for i in range(60)))
+    count = PLACEMENTS_PER_PASS_MAX + 10
+    world = _World([f"n{i}" for i in range(count)], *(_job(f"j{i:03}", i + 1) for i in range(count)))
     first = decide(world.snapshot(), world.seen, NOW)
-    assert sorted(job.name for job in first.jobs) == [f"jobs/j{i:02}" for i in range(PLACEMENTS_PER_PASS_MAX)]
+    assert sorted(job.name for job in first.jobs) == [f"jobs/j{i:03}" for i in range(PLACEMENTS_PER_PASS_MAX)]
+    assert first.more
     world.settle()
     assert {job.state for job in world.jobs.values()} == {JobState.STARTING}
 
@@ -288,14 +294,14 @@ def test_a_launcher_that_many_nodes_cannot_start_does_not_go_through_the_whole_f
     assert "(nor on 32 other nodes)" in world.jobs["jobs/x"].message
 
 
-def test_a_pass_over_the_largest_fleet_takes_less_than_a_second() -> None:
+def test_a_pass_over_the_largest_fleet_takes_less_than_two_seconds() -> None:
     """Of processor time; the bound leaves room for a slow machine."""
     names = [f"n{number}" for number in range(NODES_MAX)]
     world = _World(names, *(_job(f"j{number}", number + 1) for number in range(200)))
     start_s = time.process_time()
     decisions = decide(world.snapshot(), world.seen, NOW)
-    assert time.process_time() - start_s < 1.0
-    assert len(decisions.jobs) == PLACEMENTS_PER_PASS_MAX
+    assert time.process_time() - start_s < 2.0
+    assert len(decisions.jobs) == 200
 
 
 def test_a_launcher_that_no_node_can_start_fails_its_job_with_the_cause() -> None:
@@ -376,3 +382,76 @@ def test_a_broken_node_that_nobody_may_cordon_is_not_given_to_its_job_again() ->
     world.put(replace(world.nodes["nodes/a"], reachable=True))
     world.settle()
     assert _where(world.jobs["jobs/x"]) == ["nodes/a"]
+
+
+def _upheld(
+    world: _World, fresh: Snapshot, *, seen: Observation | None = None, written: tuple[JobRecord, ...] = ()
+) -> list[str]:
+    """Jobs of which the decisions hold that were made in this world, when this is what is found at the time of the write."""
+    before = world.snapshot()
+    decisions = decide(before, world.seen, NOW)
+    earlier = {job.name: job for job in written}
+    kept = upheld(decisions, before, fresh, seen_before=world.seen, seen=seen or world.seen, written=earlier)
+    return sorted(job.name for job in kept.jobs)
+
+
+def test_what_was_decided_holds_as_long_as_nothing_has_changed_that_it_rests_on() -> None:
+    world = _World("ab", _job("x", 1), _job("y", 2))
+    before = world.snapshot()
+    assert _upheld(world, before) == ["jobs/x", "jobs/y"]
+    heard = replace(before, nodes=tuple(replace(node, last_seen_unix_ns=NOW + 1, revision=9) for node in before.nodes))
+    assert _upheld(world, heard) == ["jobs/x", "jobs/y"]
+    a, b = before.nodes
+    cordoned = replace(before, nodes=(node_life.cordon(a, "fan", "user"), b))
+    assert _upheld(world, cordoned) == ["jobs/y"]
+    assert _upheld(world, before, seen=_seen("a", b=_running("z"))) == ["jobs/x"]
+    cancelled = replace(before, jobs=(job_life.moved(before.jobs[0], JobState.CANCELLED, "", NOW), before.jobs[1]))
+    assert _upheld(world, cancelled) == ["jobs/y"]
+
+
+def test_a_node_that_recovery_has_taken_meanwhile_is_not_given_away_twice() -> None:
+    world = _World("abc", _job("x", 1), _job("y", 2))
+    world.jobs["jobs/z"] = replace(
+        _job("z", 0),
+        state=JobState.RECOVERING,
+        placement=PlacementRecord(1, (PlacedNode("nodes/c", (0, 1), "127.0.0.1", 1),)),
+    )
+    moved = replace(
+        world.jobs["jobs/z"], placement=PlacementRecord(2, (PlacedNode("nodes/a", (0, 1), "127.0.0.1", 2),))
+    )
+    fresh = replace(world.snapshot(), jobs=(world.jobs["jobs/x"], world.jobs["jobs/y"], moved))
+    assert _upheld(world, fresh) == ["jobs/y"]
+    # It was one of our own that was written first.
+    x = next(job for job in decide(world.snapshot(), world.seen, NOW).jobs if job.name == "jobs/x")
+    fresh = replace(world.snapshot(), jobs=(x, world.jobs["jobs/y"], world.jobs["jobs/z"]))
+    assert _upheld(world, fresh, written=(x,)) == ["jobs/x", "jobs/y"]
+
+
+def test_a_replacement_has_what_the_job_asks_for() -> None:
+    spec = replace(
+        _job("x", 1, nnodes=2).spec,
+        node_selectors=(NodeSelector("pool", ("large",)),),
+        topology=(TopologyWish("leaf", required=True),),
+        cpu_milli=4000,
+    )
+    world = _World("abcdef", replace(_job("x", 1), spec=spec))
+    for name, pool, leaf, cpu in (
+        *(("a", "large", "l1", 8000), ("b", "large", "l1", 8000), ("c", "small", "l1", 8000)),
+        *(("d", "large", "l2", 8000), ("e", "large", "l1", 2000), ("f", "large", "l1", 8000)),
+    ):
+        node = world.nodes[f"nodes/{name}"]
+        labels = (("pool", pool), ("topology/leaf", leaf))
+        inventory = replace(node.inventory, labels=labels, cpu_milli=cpu)
+        world.nodes[node.name] = replace(node, inventory=inventory)
+    status = {
+        name.removeprefix("nodes/"): NodeStatus(node.inventory, connected=True, silent=False)
+        for name, node in world.nodes.items()
+    }
+    world.seen = _seen("", **status)
+    world.settle()
+    assert _where(world.jobs["jobs/x"]) == ["nodes/a", "nodes/b"]
+    assert _where(world.replace("jobs/x", "nodes/a")) == ["nodes/f", "nodes/b"]
+    waits = world.replace("jobs/x", "nodes/f", "nodes/a")
+    assert waits.state is JobState.PENDING
+    for part in ("1 in another leaf", "2 without the model, labels, CPUs or memory that it asks for"):
+        assert part in waits.message

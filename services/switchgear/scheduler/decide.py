@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from switchgear.planner import model as planner
@@ -31,8 +31,8 @@ from switchgear.scheduler.turns import turned
 
 #: How long recovery has to end the launchers of a job that has ended before they are stopped.
 FINISH_GRACE_S = 10.0
-#: A pass does not hold up other writes for longer than a few tenths of a second, on a thousand nodes; the next one goes on.
-PLACEMENTS_PER_PASS_MAX = 50
+#: What is decided must be under way before too much has changed since; the next pass goes on.
+PLACEMENTS_PER_PASS_MAX = 500
 #: Sentences about jobs that wait, which change as others come and go: written so many at a time, first those whose turn is next.
 MESSAGES_PER_PASS_MAX = 100
 #: A launcher that so many nodes could not start fails for a reason of its job: it does not go through the whole fleet.
@@ -118,26 +118,35 @@ def picture(snapshot: Snapshot, observed: Observation, now_unix_ns: int, view: V
 
 
 def upheld(
-    decisions: Decisions, before: Snapshot, fresh: Snapshot, seen_before: Observation, seen: Observation
+    decisions: Decisions,
+    before: Snapshot,
+    fresh: Snapshot,
+    *,
+    seen_before: Observation,
+    seen: Observation,
+    written: Mapping[str, JobRecord],
 ) -> Decisions:
     """Those decisions of which nothing has changed that they rest on since they were made; the next pass makes the others anew.
 
     A person may have cordoned a node meanwhile, a launcher that has just been started must not be overlooked, recovery may have taken
-    a node for another job.
+    a node for another job. written: jobs of the same pass that were written since.
     """
     nodes_before, nodes = ({node.name: node for node in one.nodes} for one in (before, fresh))
-    jobs_before, jobs = ({job.name: job for job in one.jobs} for one in (before, fresh))
+    expected = {**{job.name: job for job in before.jobs}, **written}
+    jobs = {job.name: job for job in fresh.jobs}
     status_before, status = dict(seen_before.nodes), dict(seen.nodes)
     moved = {name for name in {*nodes_before, *nodes} if not _same_node(nodes_before.get(name), nodes.get(name))} | {
         name for name in {*status_before, *status} if status_before.get(name) != status.get(name)
     }
-    for name in {*jobs_before, *jobs}:
-        if jobs_before.get(name) != jobs.get(name):
-            moved |= {seat.node for one in (jobs_before, jobs) if name in one for seat in one[name].placement.nodes}
+    for name in {*expected, *jobs}:
+        was, now = expected.get(name), jobs.get(name)
+        if was is not now and (was is None or now is None or was.placement != now.placement or was.ended != now.ended):
+            moved |= {seat.node for one in (was, now) if one for seat in one.placement.nodes}
 
     def holds(job: JobRecord) -> bool:
-        placed = {seat.node for seat in job.placement.nodes} - {s.node for s in jobs_before[job.name].placement.nodes}
-        return jobs.get(job.name) == jobs_before[job.name] and not placed & moved
+        was = expected[job.name]
+        placed = {seat.node for seat in job.placement.nodes} - {seat.node for seat in was.placement.nodes}
+        return jobs.get(job.name) == was and not placed & moved
 
     return replace(
         decisions,
@@ -148,10 +157,10 @@ def upheld(
 
 
 def _same_node(before: NodeRecord | None, after: NodeRecord | None) -> bool:
-    """When it was last heard is no change."""
+    """When it was last heard, and that its GPUs were taken or freed, is no change."""
     if before is None or after is None or before is after:
         return before is after
-    return replace(before, last_seen_unix_ns=after.last_seen_unix_ns) == after
+    return replace(before, last_seen_unix_ns=after.last_seen_unix_ns, revision=after.revision) == after
 
 
 def replace_nodes(
@@ -344,6 +353,8 @@ def _why(wait: planner.Wait, closed: str, job: JobRecord, world: _World) -> str:
 
 def _given_up(world: _World, job: JobRecord, now_unix_ns: int) -> JobRecord | None:
     """The job as FAILED when too few nodes are left that may start it, now or later; else None."""
+    if not job.excluded:
+        return None
     shut = job_life.unstartable_now(job, world.nodes)
     left = [len(node.inventory.gpus) for node in world.nodes.values() if node.name not in shut]
     if not shut or (len(shut) <= EXCLUDED_NODES_MAX and could_ever_fit(job_life.request_of(job, world.nodes), left)):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from switchgear.core.errors import Unavailable
 from switchgear.scheduler.decide import Decisions, Planned, Snapshot, decide, upheld, wanted
 from switchgear.scheduler.engines.base import Engine
-from switchgear.scheduler.model import JobState, Observation
+from switchgear.scheduler.model import JobRecord, JobState, Observation
 from switchgear.scheduler.planning import View
 from switchgear.scheduler.repository import Repository
 from switchgear.scheduler.turns import due_unix_ns
@@ -22,6 +23,8 @@ LAST_SEEN_INTERVAL_S = 5.0
 RETRY_DELAY_S = 1.0
 #: While jobs wait: shares decay, waits grow long, and sentences about jobs that were left for later are written.
 REPLAN_S = 10.0
+#: A write does not hold up others for longer than a few tenths of a second.
+JOBS_PER_WRITE_MAX = 50
 #: A pass that took long is followed by as long a rest, up to this: what else the process does needs the processor too.
 REST_S_MAX = 2.0
 
@@ -111,17 +114,35 @@ class Reconciler:
     async def _write(
         self, decisions: Decisions, snapshot: Snapshot, observed: Observation
     ) -> tuple[Decisions, int, int]:
-        """Writes what still holds; answers with it, and with the revisions before and after it."""
-        async with self._repository.write() as transaction:
-            begin = transaction.revision
-            decisions = upheld(decisions, snapshot, await transaction.snapshot(), observed, self._engine.observe())
-            for name in sorted(decisions.forgotten):
-                await transaction.forget_node(name)
-            for node in decisions.nodes:
-                await transaction.put_node(node)
-            for job in decisions.jobs:
-                await transaction.put_job(job)
-        return decisions, begin, transaction.revision
+        """Writes what still holds; answers with it, and with the revisions before and after it.
+
+        In several transactions, between which others have their turn.
+        """
+        written: dict[str, JobRecord] = {}
+        begin = end = 0
+        for at in range(0, max(1, len(decisions.jobs)), JOBS_PER_WRITE_MAX):
+            part = replace(decisions, jobs=decisions.jobs[at : at + JOBS_PER_WRITE_MAX])
+            if at:
+                part = replace(part, nodes=(), forgotten=frozenset())
+            async with self._repository.write() as transaction:
+                # Between two of ours somebody else may have written: that counts as if it had come before the first.
+                begin = transaction.revision if transaction.revision != end else begin
+                part = upheld(
+                    part,
+                    snapshot,
+                    await transaction.snapshot(),
+                    seen_before=observed,
+                    seen=self._engine.observe(),
+                    written=written,
+                )
+                for name in sorted(part.forgotten):
+                    await transaction.forget_node(name)
+                for node in part.nodes:
+                    await transaction.put_node(node)
+                for job in part.jobs:
+                    written[job.name] = await transaction.put_job(job)
+            end = transaction.revision
+        return replace(decisions, jobs=tuple(written.values())), begin, end
 
     async def _save_last_seen(self) -> None:
         now_s = self._repository.clock.monotonic_s()
