@@ -242,7 +242,13 @@ async def test_queues_are_a_tree_and_jobs_name_them(plane: Plane) -> None:
 
     await until(shown)
     why = await calls.ExplainJob(planner_pb.ExplainJobRequest(name="jobs/j2"))
-    assert why.causes[0].cause == "QUOTA"
+    assert (why.causes[0].cause, why.text) == ("QUOTA", why.causes[0].text)
+    # What is proposed is what would start it.
+    answer = await calls.WhatIf(planner_pb.WhatIfRequest(changes=[why.changes[0].change]))
+    assert list(answer.starts) == ["jobs/j2"]
+    wrong = planner_pb.WhatIfRequest(changes=["make it so"])
+    assert (await refused(calls.WhatIf(wrong))).code == "INVALID_ARGUMENT"
+    assert (await refused(calls.ExplainJob(planner_pb.ExplainJobRequest(name="jobs/zz")))).code == "NOT_FOUND"
     error = await refused(calls.DeleteQueue(planner_pb.DeleteQueueRequest(name="queues/vision")))
     assert (error.code, error.reason) == ("FAILED_PRECONDITION", Reason.QUEUE_IN_USE)
     for number in range(3):

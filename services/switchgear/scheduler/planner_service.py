@@ -15,7 +15,7 @@ from switchgear.scheduler import rules_store, store
 from switchgear.scheduler.decide import Snapshot, picture
 from switchgear.scheduler.edges import Context, mutate
 from switchgear.scheduler.engines.base import Engine
-from switchgear.scheduler.explaining import explained
+from switchgear.scheduler.explaining import answered, explained
 from switchgear.scheduler.model import JobState, QueueRecord, ReservationRecord
 from switchgear.scheduler.planning import View, gpus_of
 from switchgear.scheduler.repository import Repository, Transaction
@@ -41,6 +41,8 @@ class PlannerServicer(pb_grpc.PlannerServiceServicer):
 
     def __init__(self, repository: Repository, engine: Engine) -> None:
         self._repository, self._engine = repository, engine
+        # An answer takes several plans: questions wait for each other, and not the scheduler for them.
+        self._thinking = asyncio.Semaphore(1)
 
     async def ExplainJob(self, request: pb.ExplainJobRequest, context: Context) -> pb.Explanation:
         names.parse(request.name, "jobs/*")
@@ -53,10 +55,13 @@ class PlannerServicer(pb_grpc.PlannerServiceServicer):
             if job is None:
                 raise NotFound(request.name)
             return pb.Explanation(job=job.name, text=f"it has ended as {job.state}: {job.message}")
-        return await asyncio.to_thread(explained, snapshot, request.name, now_s)
+        async with self._thinking:
+            return await asyncio.to_thread(explained, snapshot, request.name, now_s)
 
     async def WhatIf(self, request: pb.WhatIfRequest, context: Context) -> pb.WhatIfResponse:
-        raise FailedPrecondition("what-if is answered by `switchgear simulate whatif`", Reason.INTERNAL)
+        snapshot, now_s = await self._picture()
+        async with self._thinking:
+            return await asyncio.to_thread(answered, snapshot, request.changes, now_s)
 
     async def GetPlannerSnapshot(
         self, request: pb.GetPlannerSnapshotRequest, context: Context
