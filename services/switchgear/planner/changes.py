@@ -12,8 +12,9 @@ from switchgear.core.errors import Invalid, NotFound, Reason
 from switchgear.planner.model import Job, Queue, Running, Seat, Snapshot, Task
 from switchgear.planner.settings import set_of_queue, setting
 
-#: Nodes that one change may add.
-_ADDED_MAX = 100_000
+#: Of one question, and nodes of one fleet with those that are added: a scheduler answers beside its own work.
+CHANGES_MAX = 1000
+NODES_MAX = 100_000
 
 GRAMMAR = """changes, several in one line parted by `;`:
   set JOB KEY=VALUE ...     a job that waits or runs asks for something else
@@ -169,6 +170,8 @@ class Add:
     def apply(self, snapshot: Snapshot) -> Snapshot:
         known = {node.name: node for node in snapshot.nodes}
         _require([self.like], known)
+        if len(known) + self.count > NODES_MAX:
+            raise Invalid(f"there would be more than {NODES_MAX} nodes; add fewer", Reason.LIMIT_EXCEEDED)
         names = (name for at in range(len(known) + self.count) if (name := f"{self.like}-added-{at}") not in known)
         fresh = replace(known[self.like], closed="", incident=False, health=None, straggling=None)
         added = tuple(replace(fresh, name=name) for name, _ in zip(names, range(self.count), strict=False))
@@ -243,6 +246,8 @@ def parse(lines: Iterable[str]) -> tuple[Change, ...]:
                     words = []
         except ValueError as error:
             raise Invalid(f"{line!r}: {error}; close each quotation mark", Reason.BAD_FIELD) from error
+        if len(found) > CHANGES_MAX:
+            raise Invalid(f"at most {CHANGES_MAX} changes at once", Reason.LIMIT_EXCEEDED)
     return tuple(found)
 
 
@@ -293,8 +298,8 @@ def _move(words: Sequence[str]) -> Move:
 
 
 def _add(words: Sequence[str]) -> Add:
-    if len(words) != 2 or not 0 < (count := _count(words[0])) <= _ADDED_MAX:
-        raise Invalid(f"write `add N NODE`, with at most {_ADDED_MAX} nodes", Reason.BAD_FIELD)
+    if len(words) != 2 or not (count := _count(words[0])):
+        raise Invalid("write `add N NODE`", Reason.BAD_FIELD)
     return Add(count, words[1])
 
 

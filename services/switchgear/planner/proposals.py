@@ -19,7 +19,7 @@ from switchgear.planner.wording import amount, named
 PROPOSALS_MAX = 6
 #: Plans that are made to find them.
 PROOFS_MAX = 30
-#: Ways to let a job in, tried together with the end of others, when nothing alone does.
+#: Ways to let a job in, tried together with the end of others when nothing alone does, and rounds in which more others wait for it.
 _TOGETHER_MAX = 6
 
 
@@ -62,6 +62,8 @@ class _Search:
         self._standing, self._causes, self._before = standing, causes, before
         self._proofs_left = PROOFS_MAX
         self._name = job.name
+        #: The plan that was made last.
+        self._tried = standing.decisions
         self._released = tuple(_release(job, standing))
         #: The job without what keeps it from being looked at.
         self._job = Set(job.name, self._released).of(job)
@@ -167,16 +169,25 @@ class _Search:
             ends = standing.stops(Set(job.name, settings).of(job), everybody, wait_s=0.0)
             if ends is None:
                 continue
-            first = text + " and " * bool(text) + "before all others"
-            yield self._ending(ends, (*settings, ("priority", top)), first)
-            yield self._ending(ends, (*settings, ("priority", top), ("queue", "none")), f"{first} in no queue")
+            first = text + " and " * bool(text) + f"with priority {top}"
+            idea = self._ending(ends, (*settings, ("priority", top)), first)
+            for _ in range(_TOGETHER_MAX):
+                yield idea
+                held = {change.job for change in idea.changes if isinstance(change, Set)}
+                ahead = [one.job.name for one in self._tried.starts if one.job.name not in held]
+                if not ahead:
+                    break
+                others = tuple(Set(name, (("hold", "yes"),)) for name in ahead)
+                idea = replace(
+                    idea, changes=(*idea.changes, *others), text=f"{idea.text} and {named(ahead)} waited instead"
+                )
 
     def _prove(self, idea: _Idea) -> Proposal | None:
         if self._proofs_left == 0 or not idea.changes:
             return None
         self._proofs_left -= 1
         standing = self._standing
-        after = plan(apply(standing.snapshot, idea.changes), standing.now_s)
+        after = self._tried = plan(apply(standing.snapshot, idea.changes), standing.now_s)
         started = {start.job.name for start in after.starts}
         if self._name not in started:
             return None

@@ -173,7 +173,7 @@ def _fewer_tasks(standing: Standing, job: Job) -> Iterator[Way]:
 
 
 def _less_gpu(standing: Standing, job: Job) -> Iterator[Way]:
-    """Fewer or smaller GPUs for each task."""
+    """Fewer or smaller GPUs for each task; a whole one where GPUs are not divided."""
     task = job.task
     if task.mig_profile:
         slices = int(task.mig_profile.partition("g")[0])
@@ -181,6 +181,7 @@ def _less_gpu(standing: Standing, job: Job) -> Iterator[Way]:
         smaller = [profile for profile, size in other.items() if size < slices]
         for profile in sorted(smaller, key=lambda profile: (-other[profile], profile)):
             yield (("mig-profile", profile),), f"on a {profile} instance instead of {task.mig_profile}"
+        yield (("gpus", "1"),), f"on a whole GPU instead of a {task.mig_profile} instance"
         return
     key = "gpus" if task.gpus else "gpu-milli"
 
