@@ -103,6 +103,30 @@ async def test_a_node_is_read_cordoned_and_uncordoned(client: httpx.AsyncClient)
     assert (await client.post("/v1/nodes/a:uncordon", json={})).json()["state"] == "HEALTHY"
 
 
+async def test_queues_reservations_and_why_a_job_waits_are_asked_over_rest(client: httpx.AsyncClient) -> None:
+    queue = {"name": "queues/lab", "guaranteedGpus": 1, "limitGpus": 1}
+    made = await client.post("/v1alpha/queues", params={"requestId": "r"}, json=queue)
+    assert (made.status_code, made.json()["weight"]) == (200, 1.0)
+    changed = await client.put("/v1alpha/queues/lab", json={"guaranteedGpus": 0, "limitGpus": 0})
+    assert changed.json()["limitGpus"] == 0
+    held = await client.post("/v1/jobs", params={"jobId": "held"}, json={"spec": {**JOB["spec"], "hold": True}})
+    assert held.json()["held"] == "by its user"
+    why = (await client.get("/v1alpha/jobs/held:explain")).json()
+    assert (why["job"], why["causes"][0]["cause"]) == ("jobs/held", "HELD")
+    answer = await client.post("/v1alpha/planner:whatif", json={"changes": [why["changes"][0]["change"]]})
+    assert answer.json()["starts"] == ["jobs/held"]
+    assert (await client.get("/v1alpha/planner/snapshot")).json()["jsonZlib"]
+    kept = {
+        "name": "reservations/fan",
+        "nodes": ["nodes/a"],
+        "startTime": "2026-01-01T00:00:00Z",
+        "endTime": "2036-01-01T00:00:00Z",
+    }
+    assert (await client.post("/v1alpha/reservations", json=kept)).json()["nodes"] == ["nodes/a"]
+    assert (await client.delete("/v1alpha/reservations/fan")).status_code == 200
+    assert _error(await client.delete("/v1alpha/queues/none")) == (404, "NOT_FOUND", "NOT_FOUND")
+
+
 async def test_errors_of_the_services_keep_their_reason(client: httpx.AsyncClient) -> None:
     assert _error(await client.get("/v1/jobs/none")) == (404, "NOT_FOUND", "NOT_FOUND")
     assert _error(await client.get("/v1/jobs/NONE")) == (400, "INVALID_ARGUMENT", "BAD_NAME")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -132,8 +133,8 @@ async def test_a_job_is_ended_at_its_time_limit_and_what_it_used_is_booked(plane
 
 
 async def live(plane: Plane) -> Any:
-    parts = [part.json async for part in planner(plane).GetPlannerSnapshot(planner_pb.GetPlannerSnapshotRequest())]
-    return snapshot_from_json(b"".join(parts))
+    answer = await planner(plane).GetPlannerSnapshot(planner_pb.GetPlannerSnapshotRequest())
+    return snapshot_from_json(zlib.decompress(answer.json_zlib))
 
 
 async def preempting(plane: Plane, agent: Agent) -> job_pb.Job:

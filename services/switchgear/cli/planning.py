@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 from switchgear.cli.client import Client
 from switchgear.planner.model import Snapshot
 from switchgear.planner.records import snapshot_from_json
@@ -10,5 +12,5 @@ from switchgear.v1alpha import planner_service_pb2 as pb
 
 def live_snapshot(client: Client) -> tuple[Snapshot, float]:
     """The snapshot, and the time for which it is planned, in Unix seconds."""
-    parts = client.planner.GetPlannerSnapshot(pb.GetPlannerSnapshotRequest())
-    return snapshot_from_json(b"".join(part.json for part in parts))
+    answer = client.planner.GetPlannerSnapshot(pb.GetPlannerSnapshotRequest())
+    return snapshot_from_json(zlib.decompress(answer.json_zlib))

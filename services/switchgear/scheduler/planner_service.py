@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
 from switchgear.core import names
@@ -31,9 +32,6 @@ from switchgear.scheduler.rules import (
 )
 from switchgear.v1alpha import planner_service_pb2 as pb
 from switchgear.v1alpha import planner_service_pb2_grpc as pb_grpc
-
-#: Far below the 4 MiB of a message.
-PART_BYTES = 1 << 20
 
 
 class PlannerServicer(pb_grpc.PlannerServiceServicer):
@@ -63,13 +61,10 @@ class PlannerServicer(pb_grpc.PlannerServiceServicer):
         async with self._thinking:
             return await asyncio.to_thread(answered, snapshot, request.changes, now_s)
 
-    async def GetPlannerSnapshot(
-        self, request: pb.GetPlannerSnapshotRequest, context: Context
-    ) -> AsyncIterator[pb.PlannerSnapshotPart]:
+    async def GetPlannerSnapshot(self, request: pb.GetPlannerSnapshotRequest, context: Context) -> pb.PlannerSnapshot:
         snapshot, now_s = await self._picture()
-        text = await asyncio.to_thread(snapshot_to_json, snapshot, now_s)
-        for begin in range(0, len(text), PART_BYTES):
-            yield pb.PlannerSnapshotPart(json=text[begin : begin + PART_BYTES])
+        text = await asyncio.to_thread(lambda: zlib.compress(snapshot_to_json(snapshot, now_s), 3))
+        return pb.PlannerSnapshot(json_zlib=text)
 
     async def _picture(self) -> tuple[planner.Snapshot, float]:
         """What a plan would be made from now, and its time."""
