@@ -222,6 +222,49 @@ def test_closed_nodes_and_those_that_are_kept_for_others_are_not_cleared() -> No
     assert names(victims(packer, world, Ledger(world), urgent(), NOW_S, open_to)) == ["c"]
 
 
+def test_without_nodes_and_on_lost_ones_nobody_is_stopped_in_vain() -> None:
+    assert stopped_for(Snapshot(()), urgent(), NOW_S) is None
+    lost = snapshot_of(running("a", 7), running("b", 0), count=1)
+    assert names(stopped_for(lost, urgent(), NOW_S)) == ["b"]
+    assert stopped_for(lost, urgent(2), NOW_S) is None
+    assert stopped_for(lost, urgent(near=(Near("rack"),), tasks=2), NOW_S) is None
+
+
+def test_instances_of_a_divided_gpu_are_cleared_by_profile() -> None:
+    divided = replace(nodes(1)[0], mig={0: ("1g.10gb", "1g.10gb", "3g.40gb")})
+    small, large = Task(mig_profile="1g.10gb"), Task(mig_profile="3g.40gb")
+    jobs = tuple(
+        Running(Job(name, task, 0.0), (Seat("n0", (0,)),), 0.0, NOW_S - age)
+        for name, task, age in (("s0", small, 50), ("s1", small, 40), ("l0", large, 10))
+    )
+    world = Snapshot((divided,), (), jobs)
+    assert names(stopped_for(world, Job("urgent", small, NOW_S, priority=1), NOW_S)) == ["s1"]
+    assert names(stopped_for(world, Job("urgent", large, NOW_S, priority=1), NOW_S)) == ["l0"]
+
+
+def test_cpus_and_memory_are_cleared_as_gpus_are() -> None:
+    node = Node("n0", 8, cpu_milli=16_000, memory_mib=1000)
+    jobs = tuple(
+        Running(Job(name, task, 0.0), (Seat("n0", (at,)),), 0.0, NOW_S - age)
+        for at, (name, task, age) in enumerate(
+            (
+                ("cpus", Task(gpus=1, cpu_milli=12_000), 30),
+                ("memory", Task(gpus=1, memory_mib=800), 20),
+                ("little", Task(gpus=1, cpu_milli=1000), 10),
+            )
+        )
+    )
+    world = Snapshot((node,), (), jobs)
+
+    def stopped(task: Task) -> list[str] | None:
+        return names(stopped_for(world, Job("urgent", task, NOW_S, priority=1), NOW_S))
+
+    assert stopped(Task(gpus=1, cpu_milli=8000)) == ["cpus"]
+    assert stopped(Task(gpus=1, memory_mib=500)) == ["memory"]
+    assert stopped(Task(gpus=6)) == ["little"]
+    assert stopped(Task(gpus=1, cpu_milli=8000, memory_mib=500)) == ["cpus", "memory"]
+
+
 def test_only_as_many_are_stopped_as_the_smallest_gang_needs() -> None:
     world = snapshot_of(*(running(f"j{at}", at, saved_s=10 + at) for at in range(4)))
     assert names(stopped_for(world, urgent(4, tasks_min=2), NOW_S)) == ["j0", "j1"]

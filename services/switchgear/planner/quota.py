@@ -197,7 +197,7 @@ class Ledger:
 
     def borrowed(self, queue: str) -> float:
         """GPUs that the queue and those below it have beyond what it is guaranteed."""
-        number = self.tree.at[queue]
+        number = self.tree.at.get(queue, 0)
         return max(float(self.used[number] - self.tree.guaranteed[number]), 0.0)
 
     @property
