@@ -29,7 +29,7 @@ from switchgear.planner.model import (
     Wait,
 )
 from switchgear.planner.packing import Packer
-from switchgear.planner.quota import Ledger
+from switchgear.planner.quota import ROUNDING_GPUS, Ledger
 from switchgear.planner.reservations import open_to, spared
 from switchgear.planner.victims import victims
 
@@ -71,8 +71,9 @@ class Cycle:
         #: Who runs; and who runs or starts.
         self._holdings = self._later = Holdings(self._free.fleet, snapshot.running)
         self._end_s = self._ends(snapshot.running)
-        self._least_priority = min((one.job.priority for one in snapshot.running), default=np.inf)
-        self._harvested = any(one.job.harvest for one in snapshot.running)
+        movable = [one.job for one in snapshot.running if one.job.preemptible and not one.leaving]
+        self._least_priority = min((one.priority for one in movable if not one.harvest), default=np.inf)
+        self._harvested = any(one.harvest for one in movable)
         self._starts: list[Start] = []
         self._preemptions: list[Preempt] = []
         #: Who waits, why, and until when as far as that is known.
@@ -198,12 +199,15 @@ class Cycle:
         return max(one.by_s for one in found)
 
     def _outranks(self, job: Job) -> bool:
-        """Whether anybody who runs may have the weaker claim; a quick look."""
+        """Whether anybody who runs may have the weaker claim (`claims.Claim`); a quick look."""
         if not self._snapshot.policy.preemption or job.harvest:
             return False
-        tree = self.ledger.tree
-        guaranteed = tree.guaranteed[tree.path(tree.of(job))].max() > 0
-        return bool(self._harvested or guaranteed or self._least_priority < job.priority)
+        if self._harvested or self._least_priority < job.priority:
+            return True
+        ledger = self.ledger
+        path = ledger.tree.path(ledger.tree.of(job))[1:]
+        more = job.tasks_least * job.task.gpu_share - ledger.charged(job)
+        return bool((ledger.used[path] + more <= ledger.tree.guaranteed[path] + ROUNDING_GPUS).any())
 
     def _hold_of(self, job: Job, leaving: list[Running], mask: Mask) -> bool:
         """Keeps seats for it, with what these give up; False when that is not enough."""
@@ -283,8 +287,8 @@ class Cycle:
         return self._now_s - job.submit_s >= self._snapshot.policy.starving_s and not job.harvest
 
     def _large(self, job: Job) -> bool:
-        """A gang on several nodes: what ends here and there makes no room for it by itself."""
-        return job.tasks_least > 1 and not job.harvest
+        """As large as a node, or on several: what ends here and there makes no room for it by itself."""
+        return not job.harvest and job.tasks_least * job.task.gpu_share >= self._free.fleet.gpu_free.shape[1] > 0
 
     def _bound_s(self, job: Job) -> float:
         return np.inf if job.time_limit_s is None else job.time_limit_s

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
+
 from switchgear.planner.cycle import Cycle
+from switchgear.planner.fairshare import shares
 from switchgear.planner.mix import Mix
 from switchgear.planner.model import Cause, Decisions, Job, Snapshot, Task, Wait
 from switchgear.planner.turns import by_guarantee
@@ -51,5 +54,11 @@ def _mix(snapshot: Snapshot) -> Mix:
 
 
 def _order(ready: list[Job], snapshot: Snapshot, now_s: float) -> list[Job]:
-    starving_s = snapshot.policy.starving_s
-    return sorted(ready, key=lambda job: (-job.priority, now_s - job.submit_s < starving_s, job.submit_s, job.name))
+    """By priority; then those who starve, by age; then those who have had least of what they deserve, by age."""
+    starving_s, had = snapshot.policy.starving_s, shares(snapshot)
+
+    def turn(job: Job) -> tuple[float, float, float, str]:
+        starves = now_s - job.submit_s >= starving_s
+        return -job.priority, -np.inf if starves else had[job.queue, job.user], job.submit_s, job.name
+
+    return sorted(ready, key=turn)
