@@ -117,8 +117,9 @@ class Agent:
 class Plane:
     """A running scheduler and clients of it."""
 
-    def __init__(self, clock: ManualClock, channel: grpc.aio.Channel) -> None:
+    def __init__(self, clock: ManualClock, channel: grpc.aio.Channel, address: str) -> None:
         self.clock = clock
+        self.address = address
         self.channel = channel
         self.fleet: Any = fleet_grpc.FleetServiceStub(channel)
         self.jobs: Any = job_grpc.JobServiceStub(channel)
@@ -182,7 +183,7 @@ async def running(database: Database, clock: ManualClock, state_dir: Path) -> As
     task = asyncio.create_task(service.run(Endpoints(address, address, RECOVERY, "", "")))
     try:
         async with rpc.channel(address) as channel:
-            yield Plane(clock, channel)
+            yield Plane(clock, channel, address)
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

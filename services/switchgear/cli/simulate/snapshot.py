@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import zlib
 from pathlib import Path
 
 from switchgear.cli import exits
@@ -40,4 +41,4 @@ def snapshot_of(args: argparse.Namespace) -> tuple[Snapshot, float]:
 
 def _live(server: str | None) -> bytes:
     with connect(server) as client:
-        return b"".join(part.json for part in client.planner.GetPlannerSnapshot(pb.GetPlannerSnapshotRequest()))
+        return zlib.decompress(client.planner.GetPlannerSnapshot(pb.GetPlannerSnapshotRequest()).json_zlib)
