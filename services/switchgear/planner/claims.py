@@ -119,13 +119,14 @@ class Claim:
         return _first(measure) > 0 and all(_first(row) >= 0 for row in elsewhere[np.abs(elsewhere).any(axis=1)])
 
     def covered_despite(self, victims: Sequence[int]) -> Mask:
-        """Which running jobs guarantees cover although, among equals, they cover all but these victims first."""
+        """Which of these victims guarantees cover although, among equals, they cover all others first. Shape (running jobs,)."""
         last = np.zeros(len(self._queue) + 1, bool)
         last[self._row[list(victims)]] = True
         order = np.argsort(last[:-1], kind="stable")
         covered = np.zeros(len(self._queue) + 1, np.int64)
         covered[order] = covered_at(self._tree, self._queue[order], self._has[order], self._priority[order])
-        found: Mask = covered[self._row] > 0
+        found = np.zeros(len(self._row), bool)
+        found[list(victims)] = covered[self._row[list(victims)]] > 0
         return found
 
     def _own_cover(self, path: Ints) -> int:

@@ -98,8 +98,11 @@ class _Search:
                 break
             if claim.upheld(jobs):
                 return jobs
-            may = may & ~claim.covered_despite(jobs)
-        return None if may is claim.perhaps else self._cheapest(claim.surely)
+            spared = claim.covered_despite(jobs)
+            if not spared.any():
+                break
+            may = may & ~spared
+        return None if jobs is None and may is claim.perhaps else self._cheapest(claim.surely)
 
     def _cheapest(self, may: Mask) -> list[int] | None:
         """Of those who may leave, the cheapest that make room."""
