@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -321,6 +322,35 @@ def test_no_other_choice_of_victims_loses_less_in_small_worlds(first: int) -> No
         assert room_without(world, job, told), seed
         assert loss(world, told) == pytest.approx(best), seed
         assert sum(one.lost_gpu_s for one in found) == pytest.approx(sum(best)), seed
+
+
+@pytest.mark.parametrize("wanted", [1, 2, 5, 9])
+def test_in_a_large_group_that_shares_all_its_nodes_the_choice_is_close_to_the_best(wanted: int) -> None:
+    """A ring: each of 12 jobs has half of two neighbouring nodes, so that a node takes two jobs to clear and two nodes three."""
+    count, half = 12, Task(gpus=4)
+    excess = []
+    for seed in range(10):
+        ages_s = [random.Random(seed * count + at).uniform(10, 5000) for at in range(count)]
+        ring = (
+            Running(
+                Job(f"j{at:02}", half, 0.0, tasks=2),
+                (Seat(f"n{at}", (0, 1, 2, 3)), Seat(f"n{(at + 1) % count}", (4, 5, 6, 7))),
+                0.0,
+                NOW_S - ages_s[at],
+                restart_s=0.0,
+            )
+            for at in range(count)
+        )
+        world = snapshot_of(*ring, count=count)
+        found = stopped_for(world, urgent(wanted), NOW_S)
+        assert found is not None
+        stopped = np.arange(1 << count)[:, None] >> np.arange(count) & 1
+        cleared = (stopped & np.roll(stopped, 1, axis=1)).sum(axis=1)
+        least = float((stopped @ np.array(ages_s))[cleared >= wanted].min()) * 8
+        excess.append(sum(one.lost_gpu_s for one in found) / least - 1)
+        assert room_without(world, urgent(wanted), {one.job for one in found})
+    assert np.mean(excess) < 0.1
+    assert wanted > 1 or max(excess) < 1e-9
 
 
 def test_512_gpus_are_reclaimed_on_1000_full_nodes_within_a_second() -> None:
