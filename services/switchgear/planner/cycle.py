@@ -35,6 +35,8 @@ from switchgear.planner.victims import victims
 
 #: Jobs that seats are kept for, at most: each costs a search through what ends when.
 KEPT_MAX = 8
+#: Of those, for large jobs that do not starve yet: with more of them others wait for longer than large ones gain.
+KEPT_EARLY_MAX = 2
 #: Jobs for which others may be asked to leave in one cycle; the next one goes on.
 SEARCHES_MAX = 16
 
@@ -57,7 +59,7 @@ class Cycle:
         )
         self._kept = Kept(self._free.fleet)
         self._kept_from_s = np.inf
-        self._keeps_left, self._searches_left = KEPT_MAX, SEARCHES_MAX
+        self._keeps_left, self._early_left, self._searches_left = KEPT_MAX, KEPT_EARLY_MAX, SEARCHES_MAX
         #: Nothing is freed within a cycle: what did not fit once does not later. Kind -> tasks, and why.
         self._refused: dict[tuple[_Kind, bool], tuple[int, NoRoom]] = {}
         self._unmoved: set[tuple[_Kind, int, str, int]] = set()
@@ -78,7 +80,8 @@ class Cycle:
         self._preemptions: list[Preempt] = []
         #: Who waits, why, and until when as far as that is known.
         self._refusals: list[tuple[Job, NoRoom, float | None]] = []
-        self._start_fleet = self._free.fleet.copy()
+        #: What is free, whoever it is kept for.
+        self._bare = self._free.fleet.copy()
         self._vacated = self._free.fleet.vacated()
         self._idle_ledger = Ledger(replace(snapshot, running=(), pending=()))
         self._holds: dict[tuple[object, ...], bool] = {}
@@ -102,11 +105,7 @@ class Cycle:
 
     def decisions(self) -> Decisions:
         """The waits in the order in which the jobs were considered, with causes as things stand after all starts."""
-        now = self._start_fleet
-        for start in self._starts:
-            for seat in _fresh(start):
-                now.take(seat, start.job.task)
-        diagnosis = Diagnosis(now, self._snapshot, self._now_s)
+        diagnosis = Diagnosis(self._bare, self._snapshot, self._now_s)
         causes: dict[tuple[_Kind, int, int], NoRoom] = {}
         waits: list[Wait] = []
         for job, why, at_s in self._refusals:
@@ -170,6 +169,7 @@ class Cycle:
         return None
 
     def _take(self, packer: Packer, seat: Seat, task: Task) -> None:
+        self._bare.take(seat, task)
         packer.take(seat, task)
         if self._free is not self._open:
             if packer is self._open:
@@ -223,9 +223,11 @@ class Cycle:
     def _keep(self, job: Job) -> float | None:
         """Keeps seats for a job that starves or is large, of those who have them until they end; when it can be expected to start."""
         starves = self._starves(job)
-        if self._keeps_left == 0 or not (starves or self._large(job)) or not self._possible(job):
+        early = self._early_left > 0 and self._large(job)
+        if self._keeps_left == 0 or not (starves or early) or not self._possible(job):
             return None
         self._keeps_left -= 1
+        self._early_left -= not starves
         _, mask = self._kind(job)
         if len(self._later) != len(self._snapshot.running) + len(self._starts):
             started = (Running(one.job, one.seats, self._now_s) for one in self._starts)
@@ -234,10 +236,10 @@ class Cycle:
         holdings, end_s = self._later, self._end_s
         # For one that starves by seniority: who ran before is gone one day, and who starts elsewhere until then changes nothing.
         turn_s = holdings.start_s if starves else end_s
-        times = np.unique(turn_s)
+        times = np.unique(turn_s[np.isfinite(turn_s)])
 
         def later(at: int) -> Fleet:
-            fleet = without(self._free.fleet, holdings, turn_s <= times[at])
+            fleet = without(self._bare, holdings, turn_s <= times[at])
             self._kept.off(fleet)
             return fleet
 
@@ -255,7 +257,7 @@ class Cycle:
             return None
         at_s = float(end_s[turn_s <= times[low]].max())
         self._hold(seats, job.task, None if starves else at_s)
-        return at_s
+        return at_s if np.isfinite(at_s) else None
 
     def _hold(self, seats: tuple[Seat, ...], task: Task, until_s: float | None) -> None:
         """The seats are kept: until then others may use them who end before, without a time nobody."""
@@ -294,11 +296,9 @@ class Cycle:
         return np.inf if job.time_limit_s is None else job.time_limit_s
 
     def _ends(self, running: Sequence[Running]) -> Times:
-        """When each can be expected to have ended. Shape (jobs,)."""
-        start_s = np.array([one.start_s for one in running], np.float64)
-        bound_s = np.array([self._bound_s(one.job) for one in running], np.float64)
-        ran_s = self._now_s - start_s
-        found: Times = np.where(np.isfinite(bound_s), start_s + bound_s, self._now_s + np.maximum(ran_s, 60.0))
+        """By when each can be expected to have ended, inf where nobody knows. Shape (jobs,)."""
+        bound_s = (one.start_s + self._bound_s(one.job) for one in running)
+        found: Times = np.maximum(np.fromiter(bound_s, np.float64, len(running)), self._now_s)
         return found
 
 
