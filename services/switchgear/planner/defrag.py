@@ -18,7 +18,7 @@ from switchgear.planner.plan import plan
 from switchgear.planner.standing import Standing
 
 #: Waiting jobs for which room is looked for, in the order in which they would start.
-JOBS_MAX = 16
+JOBS_MAX = 8
 #: Choices of whom to move: one who fits nowhere else is passed over in the next.
 _CHOICES_MAX = 8
 #: Of a job without a time limit that has just started nobody can say more.
@@ -60,13 +60,15 @@ def defragment(snapshot: Snapshot, now_s: float) -> tuple[Move, ...]:
         job = pending[wait.job]
         found = moves_for(standing, job)
         cost = sum(cost for _, cost in found)
-        start_s = wait.start_s or starts_otherwise_s(standing, job)
-        if not found or start_s is None:
+        start_s = (wait.start_s or starts_otherwise_s(standing, job)) if found else None
+        if start_s is None:
             continue
         gain = job.tasks_least * job.task.gpu_share * max(start_s - now_s, 0.0)
+        if gain <= cost:
+            continue
         moved = apply(standing.snapshot, [change for change, _ in found])
         after = plan(moved, now_s)
-        if gain <= cost or all(start.job.name != job.name for start in after.starts):
+        if all(start.job.name != job.name for start in after.starts):
             continue
         moves += [
             Move(one.job, one.seats, job.name, gain * own / cost if cost else gain / len(found), own)

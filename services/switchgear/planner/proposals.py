@@ -16,9 +16,9 @@ from switchgear.planner.standing import Standing
 from switchgear.planner.wording import amount, named
 
 #: Proposals for one job: more is no help.
-PROPOSALS_MAX = 6
+PROPOSALS_MAX = 5
 #: Plans that are made to find them.
-PROOFS_MAX = 30
+PROOFS_MAX = 16
 #: Ways to let a job in, tried together with the end of others when nothing alone does, and rounds in which more others wait for it.
 _TOGETHER_MAX = 6
 
@@ -150,15 +150,20 @@ class _Search:
             if ends:
                 yield self._ending(ends, (), "")
 
-    def _ending(self, ends: tuple[Preempt, ...], settings: tuple[tuple[str, str], ...], text: str) -> _Idea:
-        ending = {one.job for one in ends} - set(self._standing.starts)
-        cost = sum(one.lost_gpu_s for one in ends if one.job in ending)
+    def _ending(self, gone: tuple[Preempt, ...], settings: tuple[tuple[str, str], ...], lead: str) -> _Idea:
+        """Who runs is ended, and who starts now waits instead."""
+        ended = [one for one in gone if one.job not in self._standing.starts]
+        held = [one.job for one in gone if one.job in self._standing.starts]
+        cost = sum(one.lost_gpu_s for one in ended)
         changes: list[Change] = [Set(self._name, (*self._released, *settings))] if self._released or settings else []
-        changes += [Set(one.job, (("hold", "yes"),)) for one in ends if one.job not in ending]
-        if ending:
-            changes.append(End(tuple(one.job for one in ends if one.job in ending)))
-        lost = f"{text} and " * bool(text) + f"if {named([one.job for one in ends])} ended, which loses {amount(cost)}"
-        return _Idea(tuple(changes), lost, cost)
+        changes += [Set(name, (("hold", "yes"),)) for name in held]
+        parts = [lead] if lead else []
+        if ended:
+            changes.append(End(tuple(one.job for one in ended)))
+            parts.append(f"if {named([one.job for one in ended])} ended, which loses {amount(cost)}")
+        if held:
+            parts.append(f"if {named(held)} waited instead")
+        return _Idea(tuple(changes), ", and ".join(parts), cost)
 
     def _together(self) -> Iterator[_Idea]:
         """Less of it, the end of others, and before all others."""
@@ -179,7 +184,7 @@ class _Search:
                     break
                 others = tuple(Set(name, (("hold", "yes"),)) for name in ahead)
                 idea = replace(
-                    idea, changes=(*idea.changes, *others), text=f"{idea.text} and {named(ahead)} waited instead"
+                    idea, changes=(*idea.changes, *others), text=f"{idea.text}, and if {named(ahead)} waited instead"
                 )
 
     def _prove(self, idea: _Idea) -> Proposal | None:
