@@ -15,7 +15,7 @@ from switchgear.planner.quota import ROUNDING_GPUS, Ledger
 def by_guarantee(ledger: Ledger, jobs: Sequence[Job]) -> list[Job]:
     """The jobs by what guarantees cover them, the deepest queue's first, the order among equals as it was; harvesting ones last.
 
-    Who may stop whom follows the same rule (`claims.may_stop`): what a victim leaves is for the one for whom it left, or one of no weaker claim,
+    Who may stop whom follows the same rule (`claims.Claim`): what a victim leaves is for the one for whom it left, or one of no weaker claim,
     before the victim itself gets it again. O(queues x (jobs + running jobs)).
     """
     depth = cover_of(ledger, jobs)
