@@ -37,9 +37,11 @@ from switchgear.planner.victims import victims
 KEPT_MAX = 8
 #: Of those, for large jobs that do not starve yet: with more of them others wait for longer than large ones gain.
 KEPT_EARLY_MAX = 2
-#: Jobs for which others may be asked to leave in one cycle; the next one goes on.
-SEARCHES_MAX = 16
+#: Jobs for which others may be asked to leave in one cycle, since a search takes up to a fifth of a second; the next cycle goes on.
+SEARCHES_MAX = 3
 
+#: Nodes with so many free GPUs are counted again after so many starts: until then there are fewer of them, not more.
+COUNTED_STARTS = 64
 #: Kinds of jobs whose cause is looked for; the others are told what was counted on the way.
 DIAGNOSED_MAX = 32
 
@@ -62,7 +64,13 @@ class Cycle:
         self._keeps_left, self._early_left, self._searches_left = KEPT_MAX, KEPT_EARLY_MAX, SEARCHES_MAX
         #: Nothing is freed within a cycle: what did not fit once does not later. Kind -> tasks, and why.
         self._refused: dict[tuple[_Kind, bool], tuple[int, NoRoom]] = {}
+        #: Without everybody who may have a weaker claim than jobs of this priority that reclaim or do not; and whether there is anybody.
+        self._cleared: dict[tuple[int, bool], tuple[Fleet, bool]] = {}
         self._unmoved: set[tuple[_Kind, int, str, int]] = set()
+        #: The kind that was asked for last.
+        self._last: tuple[Job, tuple[_Kind, Mask]] | None = None
+        #: Starts when nodes were counted by free GPUs, and how many have at least so many.
+        self._counted, self._with_free = -COUNTED_STARTS, list[int]()
         self._masks: dict[tuple[object, ...], tuple[int, Mask]] = {}
         self._spared = spared(self._free.fleet, snapshot, now_s)
         self._leaving: dict[str, list[Running]] = defaultdict(list)
@@ -73,9 +81,6 @@ class Cycle:
         #: Who runs; and who runs or starts.
         self._holdings = self._later = Holdings(self._free.fleet, snapshot.running)
         self._end_s = self._ends(snapshot.running)
-        movable = [one.job for one in snapshot.running if one.job.preemptible and not one.leaving]
-        self._least_priority = min((one.priority for one in movable if not one.harvest), default=np.inf)
-        self._harvested = any(one.harvest for one in movable)
         self._starts: list[Start] = []
         self._preemptions: list[Preempt] = []
         #: Who waits, why, and until when as far as that is known.
@@ -156,7 +161,7 @@ class Cycle:
         kind, mask = self._kind(job)
         if not job.kept and (known := self._refused.get((kind, packer is self._open))) and job.tasks_least >= known[0]:
             return known[1]
-        seats = seats_for(packer, job, mask)
+        seats = self._scarce(job) or seats_for(packer, job, mask)
         if isinstance(seats, NoRoom):
             if not job.kept:
                 self._refused[kind, packer is self._open] = job.tasks_least, seats
@@ -167,6 +172,21 @@ class Cycle:
         self.ledger.charge(job, len(seats) * job.task.gpu_share)
         self._starts.append(start)
         return None
+
+    def _scarce(self, job: Job) -> NoRoom | None:
+        """A refusal without a search, by how many nodes had so many GPUs free not long ago."""
+        fleet, gpus = self._bare, job.task.gpus
+        if not gpus or gpus > fleet.gpu_free.shape[1]:
+            return None
+        if len(self._starts) >= self._counted + COUNTED_STARTS:
+            self._counted = len(self._starts)
+            sizes = np.arange(fleet.gpu_free.shape[1] + 1)
+            self._with_free = (fleet.whole_free[fleet.open, None] >= sizes).sum(axis=0).tolist()
+        nodes = self._with_free[gpus]
+        needs = job.tasks_least - len(job.kept) if job.one_a_node else 1
+        if nodes >= needs or job.tasks_least <= len(job.kept):
+            return None
+        return NoRoom(Cause.GPUS, f"{nodes} nodes have {gpus} GPUs free, and it needs {needs} of them")
 
     def _take(self, packer: Packer, seat: Seat, task: Task) -> None:
         self._bare.take(seat, task)
@@ -184,7 +204,10 @@ class Cycle:
         if leaving and self._hold_of(job, leaving, mask):
             return self._now_s + self._snapshot.policy.checkpoint_wait_s
         search = kind, job.tasks_least, job.queue, job.priority
-        if self._searches_left == 0 or search in self._unmoved or not self._outranks(job) or not self._possible(job):
+        if self._searches_left == 0 or search in self._unmoved:
+            return None
+        if not self._may_find_room(job) or not self._possible(job):
+            self._unmoved.add(search)
             return None
         self._searches_left -= 1
         found = victims(self._open, self._snapshot, self.ledger, job, self._now_s, mask, self._holdings)
@@ -198,16 +221,23 @@ class Cycle:
         self._hold_of(job, leaving, mask)
         return max(one.by_s for one in found)
 
-    def _outranks(self, job: Job) -> bool:
-        """Whether anybody who runs may have the weaker claim (`claims.Claim`); a quick look."""
+    def _may_find_room(self, job: Job) -> bool:
+        """Whether it would fit if everybody left who may have the weaker claim (`claims.Claim`): a quick look before a search."""
         if not self._snapshot.policy.preemption or job.harvest:
             return False
-        if self._harvested or self._least_priority < job.priority:
-            return True
         ledger = self.ledger
         path = ledger.tree.path(ledger.tree.of(job))[1:]
         more = job.tasks_least * job.task.gpu_share - ledger.charged(job)
-        return bool((ledger.used[path] + more <= ledger.tree.guaranteed[path] + ROUNDING_GPUS).any())
+        reclaims = bool((ledger.used[path] + more <= ledger.tree.guaranteed[path] + ROUNDING_GPUS).any())
+        cleared = self._cleared.get((job.priority, reclaims))
+        if cleared is None:
+            holdings, policy = self._holdings, self._snapshot.policy
+            weaker = holdings.harvest | (holdings.priority < job.priority) | reclaims
+            weaker &= ~holdings.stays & (holdings.start_s <= self._now_s - policy.guaranteed_run_s)
+            cleared = without(self._bare, holdings, weaker), bool(weaker.any())
+            self._cleared[job.priority, reclaims] = cleared
+        fleet, any_weaker = cleared
+        return any_weaker and not isinstance(find(fleet, job, self._kind(job)[1]), NoRoom)
 
     def _hold_of(self, job: Job, leaving: list[Running], mask: Mask) -> bool:
         """Keeps seats for it, with what these give up; False when that is not enough."""
@@ -273,6 +303,8 @@ class Cycle:
 
     def _kind(self, job: Job) -> tuple[_Kind, Mask]:
         """What other jobs fit where it does, and the nodes that it may use for as long as it may run."""
+        if self._last and self._last[0] is job:
+            return self._last[1]
         snapshot, bound_s = self._snapshot, self._bound_s(job)
         of = job.queue, job.name if job.name in self._named else "", bool(job.kept)
         begun = sum(one.start_s < self._now_s + bound_s for one in snapshot.reservations)
@@ -283,7 +315,10 @@ class Cycle:
                 mask &= ~self._spared
             same = [number for number, other in self._masks.values() if (other == mask).all()]
             known = self._masks[*of, begun] = same[0] if same else len(self._masks), mask
-        return (job.task, job.one_a_node, job.near, tuple(job.speeds.items()), job.excluded, known[0]), known[1]
+        kind = job.task, job.one_a_node, job.near, tuple(job.speeds.items()), job.excluded, known[0]
+        found = kind, known[1]
+        self._last = job, found
+        return found
 
     def _starves(self, job: Job) -> bool:
         return self._now_s - job.submit_s >= self._snapshot.policy.starving_s and not job.harvest
