@@ -17,8 +17,9 @@ from switchgear.planner.wording import amount, named
 
 #: Proposals for one job: more is no help.
 PROPOSALS_MAX = 5
-#: Plans that are made to find them.
-PROOFS_MAX = 16
+#: Plans that are made to find them; fewer where nodes and jobs are more than `_SIZE` / so many, since each plan takes seconds there.
+PROOFS_MAX, _PROOFS_LEAST = 16, 6
+_SIZE = 100_000
 #: Ways to let a job in, tried together with the end of others when nothing alone does, and rounds in which more others wait for it.
 _TOGETHER_MAX = 6
 
@@ -60,7 +61,9 @@ def proposals(standing: Standing, job: Job, causes: Iterable[NoRoom], before: tu
 class _Search:
     def __init__(self, standing: Standing, job: Job, causes: set[Cause], before: tuple[str, ...]) -> None:
         self._standing, self._causes, self._before = standing, causes, before
-        self._proofs_left = PROOFS_MAX
+        snapshot = standing.snapshot
+        size = len(snapshot.nodes) + len(snapshot.pending) + len(snapshot.running)
+        self._proofs_left = min(max(_SIZE // max(size, 1), _PROOFS_LEAST), PROOFS_MAX)
         self._name = job.name
         #: The plan that was made last.
         self._tried = standing.decisions
@@ -69,24 +72,22 @@ class _Search:
         self._job = Set(job.name, self._released).of(job)
 
     def found(self) -> tuple[Proposal, ...]:
+        if self._released and (alone := self._prove(self._of_job((), f"if {_in_words(self._released)}"))):
+            return (alone,)
         proven: list[Proposal] = []
         for series in self._series():
+            if (proposal := next(filter(None, map(self._prove, series)), None)) is not None:
+                proven.append(proposal)
             if len(proven) == PROPOSALS_MAX:
                 break
-            proposal = next(filter(None, map(self._prove, series)), None)
-            if proposal is not None:
-                proven.append(proposal)
-                if self._released and not proposal.cost_gpu_s and len(proposal.changes) == 1 and len(proven) == 1:
-                    break  # nothing stands in its way but the hold
         if not proven:
+            self._proofs_left = max(self._proofs_left, _PROOFS_LEAST)
             proven = list(islice(filter(None, map(self._prove, self._together())), 1))
         return tuple(sorted(proven, key=lambda one: (one.cost_gpu_s, len(one.instead_of))))
 
     def _series(self) -> Iterator[Iterable[_Idea]]:
         """Kinds of changes, cheapest kind first; within a kind the smallest first, of which the first that helps is taken."""
         job, standing = self._job, self._standing
-        if self._released:
-            yield [self._of_job((), f"if {_in_words(self._released)}")]
         fits = standing.place(job) is not None
         for kind in relaxations(standing, job, self._causes):
             if fits and standing.admits(job) is None and not kind.helps_behind:
