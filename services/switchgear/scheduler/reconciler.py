@@ -24,7 +24,7 @@ RETRY_DELAY_S = 1.0
 #: While jobs wait: shares decay, waits grow long, and sentences about jobs that were left for later are written.
 REPLAN_S = 10.0
 #: A write does not hold up others for longer than a few tenths of a second.
-JOBS_PER_WRITE_MAX = 50
+JOBS_PER_WRITE_MAX = 200
 #: A pass that took long is followed by as long a rest, up to this: what else the process does needs the processor too.
 REST_S_MAX = 2.0
 
@@ -127,20 +127,21 @@ class Reconciler:
             async with self._repository.write() as transaction:
                 # Between two of ours somebody else may have written: that counts as if it had come before the first.
                 begin = transaction.revision if transaction.revision != end else begin
+                fresh = await transaction.snapshot()
                 part = upheld(
                     part,
                     snapshot,
-                    await transaction.snapshot(),
+                    fresh,
                     seen_before=observed,
                     seen=self._engine.observe(),
                     written=written,
                 )
+                # Before the nodes: what is written of them here is what they are in the snapshot.
+                written |= {job.name: job for job in await transaction.put_jobs(part.jobs, fresh)}
                 for name in sorted(part.forgotten):
                     await transaction.forget_node(name)
                 for node in part.nodes:
                     await transaction.put_node(node)
-                for job in part.jobs:
-                    written[job.name] = await transaction.put_job(job)
             end = transaction.revision
         return replace(decisions, jobs=tuple(written.values())), begin, end
 

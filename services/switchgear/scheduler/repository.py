@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -20,7 +20,7 @@ from switchgear.scheduler.planning import gpus_of, key_of
 from switchgear.scheduler.store import SERVICE
 from switchgear.store.database import Database
 from switchgear.store.feed import ChangeFeed
-from switchgear.store.revisions import current_revision, lock_revision, next_revision
+from switchgear.store.revisions import current_revision, lock_revision, next_revision, next_revisions
 
 #: Every pass of the scheduler reads all jobs that have not ended.
 JOBS_ALIVE_MAX = 10_000
@@ -102,6 +102,35 @@ class Transaction:
             run = EndedRun(spec.user, key_of(spec), spec.queue, gpus_of(job), ran_s, self.now_unix_ns)
             await rules_store.book_end(self.session, job, run, self.half_life_s)
             self.rules_changed = True
+
+    async def put_jobs(self, jobs: Sequence[JobRecord], known: Snapshot) -> list[JobRecord]:
+        """As `put_job` for each, in a few statements. known: what `snapshot` answered in this transaction, with all of them."""
+        before = {job.name: job for job in known.jobs}
+        nodes = {node.name: node for node in known.nodes}
+        timed = [job_life.timed(before[job.name], job, self.now_unix_ns) for job in jobs if job != before[job.name]]
+        touched = sorted(
+            {
+                name
+                for job in timed
+                for held, holds in [(_holding(before[job.name]), _holding(job))]
+                for name in {*held, *holds}
+                if name in nodes and held.get(name) != holds.get(name)
+            }
+        )
+        if not timed:
+            return []
+        revisions = iter(await next_revisions(self.session, SERVICE, len(timed) + len(touched)))
+        written = [replace(job, revision=next(revisions)) for job in timed]
+        await store.update_jobs(self.session, written)
+        await store.update_nodes(self.session, [replace(nodes[name], revision=next(revisions)) for name in touched])
+        self.revision += len(timed) + len(touched)
+        for job in written:
+            self.jobs_changed.append((before[job.name], job))
+            if job.ended:
+                await self._book_end(job)
+        if any(job.ended for job in written):
+            await store.forget_ended_jobs(self.session, JOBS_ENDED_MAX)
+        return written
 
     async def add_job(self, job: JobRecord) -> JobRecord:
         """Raises AlreadyExists, and ResourceExhausted when too many jobs have not ended."""

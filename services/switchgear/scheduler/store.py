@@ -50,30 +50,38 @@ async def nodes_after_revision(session: AsyncSession, after: int, limit: int) ->
 
 
 async def save_node(session: AsyncSession, node: NodeRecord) -> None:
-    await session.merge(
-        NodeRow(
-            name=node.name,
-            address=node.inventory.address,
-            gpus=[asdict(gpu) for gpu in node.inventory.gpus],
-            agent_version=node.inventory.agent_version,
-            metrics_address=node.inventory.metrics_address,
-            last_seen_unix_ns=node.last_seen_unix_ns,
-            reachable=node.reachable,
-            standing=node.standing.value,
-            reason=node.reason,
-            actor=node.actor,
-            revision=node.revision,
-            healthy_revision=node.healthy_revision,
-            traits={
-                "cpu_milli": node.inventory.cpu_milli,
-                "memory_mib": node.inventory.memory_mib,
-                "told_labels": dict(node.inventory.labels),
-                "labels": dict(node.labels),
-                "taints": sorted(node.taints),
-            },
-        )
-    )
+    await session.merge(NodeRow(**_node_values(node)))
     await session.flush()
+
+
+async def update_nodes(session: AsyncSession, nodes: Sequence[NodeRecord]) -> None:
+    """Writes nodes that are stored already, in one statement."""
+    if nodes:
+        await session.execute(update(NodeRow), [_node_values(node) for node in nodes])
+
+
+def _node_values(node: NodeRecord) -> dict[str, Any]:
+    return {
+        "name": node.name,
+        "address": node.inventory.address,
+        "gpus": [asdict(gpu) for gpu in node.inventory.gpus],
+        "agent_version": node.inventory.agent_version,
+        "metrics_address": node.inventory.metrics_address,
+        "last_seen_unix_ns": node.last_seen_unix_ns,
+        "reachable": node.reachable,
+        "standing": node.standing.value,
+        "reason": node.reason,
+        "actor": node.actor,
+        "revision": node.revision,
+        "healthy_revision": node.healthy_revision,
+        "traits": {
+            "cpu_milli": node.inventory.cpu_milli,
+            "memory_mib": node.inventory.memory_mib,
+            "told_labels": dict(node.inventory.labels),
+            "labels": dict(node.labels),
+            "taints": sorted(node.taints),
+        },
+    }
 
 
 async def delete_node(session: AsyncSession, name: str) -> None:
@@ -125,24 +133,32 @@ async def count_jobs_alive(session: AsyncSession) -> int:
 
 
 async def save_job(session: AsyncSession, job: JobRecord) -> None:
-    await session.merge(
-        JobRow(
-            name=job.name,
-            spec=asdict(job.spec),
-            state=job.state.value,
-            message=job.message,
-            placement_epoch=job.placement.epoch,
-            placed_nodes=[asdict(node) for node in job.placement.nodes],
-            excluded_nodes=[asdict(node) for node in job.excluded],
-            create_revision=job.create_revision,
-            create_time_unix_ns=job.create_time_unix_ns,
-            end_time_unix_ns=job.end_time_unix_ns,
-            revision=job.revision,
-            trace_parent=job.trace_parent,
-            turn=asdict(job.turn),
-        )
-    )
+    await session.merge(JobRow(**_job_values(job)))
     await session.flush()
+
+
+async def update_jobs(session: AsyncSession, jobs: Sequence[JobRecord]) -> None:
+    """Writes jobs that are stored already, in one statement."""
+    if jobs:
+        await session.execute(update(JobRow), [_job_values(job) for job in jobs])
+
+
+def _job_values(job: JobRecord) -> dict[str, Any]:
+    return {
+        "name": job.name,
+        "spec": asdict(job.spec),
+        "state": job.state.value,
+        "message": job.message,
+        "placement_epoch": job.placement.epoch,
+        "placed_nodes": [asdict(node) for node in job.placement.nodes],
+        "excluded_nodes": [asdict(node) for node in job.excluded],
+        "create_revision": job.create_revision,
+        "create_time_unix_ns": job.create_time_unix_ns,
+        "end_time_unix_ns": job.end_time_unix_ns,
+        "revision": job.revision,
+        "trace_parent": job.trace_parent,
+        "turn": asdict(job.turn),
+    }
 
 
 async def forget_ended_jobs(session: AsyncSession, keep: int) -> None:
