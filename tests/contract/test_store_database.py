@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import importlib.util
 import pkgutil
 import random
 import sys
@@ -91,9 +90,9 @@ async def test_a_read_sees_one_snapshot_while_others_write(database: Database) -
 
 
 async def test_the_models_are_what_the_migrations_build(database: Database) -> None:
-    for module in pkgutil.iter_modules(switchgear.__path__, "switchgear."):
-        if importlib.util.find_spec(f"{module.name}.store") is not None:
-            importlib.import_module(f"{module.name}.store")
+    for module in pkgutil.walk_packages(switchgear.__path__, "switchgear."):
+        if module.name.endswith(("store", ".tables")):
+            importlib.import_module(module.name)
 
     def differences(connection: Connection) -> list[object]:
         return list(compare_metadata(MigrationContext.configure(connection), Base.metadata))

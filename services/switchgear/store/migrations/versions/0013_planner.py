@@ -16,9 +16,9 @@ def upgrade() -> None:
         "queues",
         sa.Column("name", sa.String(80), nullable=False),
         sa.Column("parent", sa.String(80), nullable=False),
-        sa.Column("guaranteed_gpus", sa.Float, nullable=False),
-        sa.Column("limit_gpus", sa.Float, nullable=True),
-        sa.Column("weight", sa.Float, nullable=False),
+        sa.Column("guaranteed_gpus", sa.Double, nullable=False),
+        sa.Column("limit_gpus", sa.Double, nullable=True),
+        sa.Column("weight", sa.Double, nullable=False),
         sa.Column("keeps", sa.Boolean, nullable=False),
         sa.PrimaryKeyConstraint("name", name="pk_queues"),
     )
@@ -40,8 +40,8 @@ def upgrade() -> None:
         sa.Column("user", sa.String(200), nullable=False),
         sa.Column("key", sa.String(200), nullable=False),
         sa.Column("queue", sa.String(80), nullable=False),
-        sa.Column("gpus", sa.Float, nullable=False),
-        sa.Column("seconds", sa.Float, nullable=False),
+        sa.Column("gpus", sa.Double, nullable=False),
+        sa.Column("seconds", sa.Double, nullable=False),
         sa.Column("end_unix_ns", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("job", "create_revision", name="pk_job_runs"),
     )
@@ -50,7 +50,7 @@ def upgrade() -> None:
         "queue_usage",
         sa.Column("queue", sa.String(80), nullable=False),
         sa.Column("user", sa.String(200), nullable=False),
-        sa.Column("gpu_s", sa.Float, nullable=False),
+        sa.Column("gpu_s", sa.Double, nullable=False),
         sa.Column("time_unix_ns", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("queue", "user", name="pk_queue_usage"),
     )
