@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 
+from switchgear.planner.backfill import Backfill
 from switchgear.planner.diagnose import Diagnosis
+from switchgear.planner.ends import Ends
 from switchgear.planner.fleet import Fleet, Mask
-from switchgear.planner.future import Kept, Times, withhold, without
+from switchgear.planner.future import Kept, withhold, without
 from switchgear.planner.gangs import find, seats_for
 from switchgear.planner.holdings import Holdings
 from switchgear.planner.mix import Mix
@@ -31,6 +33,7 @@ from switchgear.planner.model import (
 from switchgear.planner.packing import Packer
 from switchgear.planner.quota import ROUNDING_GPUS, Ledger
 from switchgear.planner.reservations import open_to, spared
+from switchgear.planner.runtimes import RunTimes
 from switchgear.planner.victims import victims
 
 #: Jobs that seats are kept for, at most: each costs a search through what ends when.
@@ -52,7 +55,7 @@ _Kind = tuple[Task, bool, tuple[Near, ...], tuple[tuple[str, float], ...], froze
 class Cycle:
     """Jobs are considered one after the other, each on what those before it leave."""
 
-    def __init__(self, snapshot: Snapshot, mix: Mix, now_s: float) -> None:
+    def __init__(self, snapshot: Snapshot, mix: Mix, run_times: RunTimes, now_s: float) -> None:
         self._snapshot, self._now_s = snapshot, now_s
         self.ledger = Ledger(snapshot)
         #: What is free now, and what of it is kept for nobody: one and the same until something is kept until a time.
@@ -80,7 +83,9 @@ class Cycle:
         self._named = frozenset[str]().union(*(one.jobs for one in snapshot.reservations))
         #: Who runs; and who runs or starts.
         self._holdings = self._later = Holdings(self._free.fleet, snapshot.running)
-        self._end_s = self._ends(snapshot.running)
+        self._backfill = Backfill(run_times, snapshot.pending, now_s)
+        #: When those of `_later` are expected to end; None: not asked for yet.
+        self._end_s: Times | None = None
         self._starts: list[Start] = []
         self._preemptions: list[Preempt] = []
         #: Who waits, why, and until when as far as that is known.
@@ -108,11 +113,17 @@ class Cycle:
             self.ledger.charge(job, job.tasks_least * job.task.gpu_share)
         self._refusals.append((job, refusal, at_s))
 
-    def decisions(self) -> Decisions:
-        """The waits in the order in which the jobs were considered, with causes as things stand after all starts."""
+    def decisions(self, *, told: bool = True) -> Decisions:
+        """The waits in the order in which the jobs were considered, with causes as things stand after all starts.
+
+        told: look for the causes; otherwise they are what was met on the way.
+        """
+        if not told:
+            waits = [Wait(job.name, why.cause, why.text, at_s) for job, why, at_s in self._refusals]
+            return Decisions(tuple(self._starts), tuple(self._preemptions), tuple(waits))
         diagnosis = Diagnosis(self._bare, self._snapshot, self._now_s)
         causes: dict[tuple[_Kind, int, int], NoRoom] = {}
-        waits: list[Wait] = []
+        waits = []
         for job, why, at_s in self._refusals:
             kind, mask = self._kind(job)
             if why.cause is not Cause.PREEMPTING and (why.cause is not Cause.QUOTA or not self._holdable(job)):
@@ -157,7 +168,7 @@ class Cycle:
         return replace(job, tasks=least, tasks_min=job.tasks_least)
 
     def _start(self, job: Job) -> NoRoom | None:
-        packer = self._free if self._now_s + self._bound_s(job) <= self._kept_from_s else self._open
+        packer = self._free if self._backfill.in_front(job, self._kept_from_s) else self._open
         kind, mask = self._kind(job)
         if not job.kept and (known := self._refused.get((kind, packer is self._open))) and job.tasks_least >= known[0]:
             return known[1]
@@ -262,7 +273,9 @@ class Cycle:
         if len(self._later) != len(self._snapshot.running) + len(self._starts):
             started = (Running(one.job, one.seats, self._now_s) for one in self._starts)
             self._later = Holdings(self._free.fleet, (*self._snapshot.running, *started))
-            self._end_s = self._ends(self._later.running)
+            self._end_s = None
+        if self._end_s is None:
+            self._end_s = self._backfill.ends_s(self._later.running)
         holdings, end_s = self._later, self._end_s
         # For one that starves by seniority: who ran before is gone one day, and who starts elsewhere until then changes nothing.
         turn_s = holdings.start_s if starves else end_s
@@ -305,7 +318,7 @@ class Cycle:
         """What other jobs fit where it does, and the nodes that it may use for as long as it may run."""
         if self._last and self._last[0] is job:
             return self._last[1]
-        snapshot, bound_s = self._snapshot, self._bound_s(job)
+        snapshot, bound_s = self._snapshot, self._ends.surely_s(job)
         of = job.queue, job.name if job.name in self._named else "", bool(job.kept)
         begun = sum(one.start_s < self._now_s + bound_s for one in snapshot.reservations)
         known = self._masks.get((*of, begun))
@@ -326,15 +339,6 @@ class Cycle:
     def _large(self, job: Job) -> bool:
         """As large as a node, or on several: what ends here and there makes no room for it by itself."""
         return not job.harvest and job.tasks_least * job.task.gpu_share >= self._free.fleet.gpu_free.shape[1] > 0
-
-    def _bound_s(self, job: Job) -> float:
-        return np.inf if job.time_limit_s is None else job.time_limit_s
-
-    def _ends(self, running: Sequence[Running]) -> Times:
-        """By when each can be expected to have ended, inf where nobody knows. Shape (jobs,)."""
-        bound_s = (one.start_s + self._bound_s(one.job) for one in running)
-        found: Times = np.maximum(np.fromiter(bound_s, np.float64, len(running)), self._now_s)
-        return found
 
 
 def _fresh(start: Start) -> Iterable[Seat]:

@@ -192,7 +192,7 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A job that has ended, for learning: how long it ran."""
+    """A job that has ended, for learning: how long it ran. submit_s: None is taken for when it started."""
 
     user: str
     key: str
@@ -200,6 +200,7 @@ class Ended:
     gpus: float
     seconds: float
     end_s: float
+    submit_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

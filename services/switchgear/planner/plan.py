@@ -5,28 +5,31 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-import numpy as np
-
 from switchgear.planner.cycle import Cycle
 from switchgear.planner.fairshare import shares
 from switchgear.planner.mix import Mix
 from switchgear.planner.model import Cause, Decisions, Job, Snapshot, Task, Wait
+from switchgear.planner.order import order
+from switchgear.planner.runtimes import RunTimes
 from switchgear.planner.turns import by_guarantee
 
 
-def plan(snapshot: Snapshot, now_s: float) -> Decisions:
+def plan(snapshot: Snapshot, now_s: float, *, run_times: RunTimes | None = None, told: bool = True) -> Decisions:
     """What to do now: each pending job either starts or waits. The same snapshot and time give the same decisions.
 
     Nothing that starts goes over what its nodes have, is part of a gang, or exceeds a quota.
+    run_times: what was learned, when that is known already; else it is learned from the snapshot. told: with causes and expected starts;
+    without, the decisions are the same and the waits say less.
     Raises Invalid when the queues make no tree (`quota.Tree`).
     """
-    cycle = Cycle(snapshot, _mix(snapshot), now_s)
+    run_times = run_times or RunTimes.of(snapshot, now_s)
+    cycle = Cycle(snapshot, _mix(snapshot), run_times, now_s)
     live = {job.name for job in snapshot.pending} | {one.job.name for one in snapshot.running}
     obstacles = {job.name: obstacle for job in snapshot.pending if (obstacle := _obstacle(job, live, now_s))}
     ready = [job for job in snapshot.pending if job.name not in obstacles]
-    for job in by_guarantee(cycle.ledger, _order(ready, snapshot, now_s)):
+    for job in by_guarantee(cycle.ledger, order(snapshot, shares(snapshot), run_times, now_s, jobs=ready)):
         cycle.consider(job)
-    found = cycle.decisions()
+    found = cycle.decisions(told=told)
     return replace(found, waits=(*found.waits, *obstacles.values()))
 
 
@@ -51,14 +54,3 @@ def _mix(snapshot: Snapshot) -> Mix:
         tasks[id(job.task)] = job.task
         count[id(job.task)] += job.tasks
     return Mix.of((tasks[key], float(number)) for key, number in count.items())
-
-
-def _order(ready: list[Job], snapshot: Snapshot, now_s: float) -> list[Job]:
-    """By priority; then those who starve, by age; then those who have had least of what they deserve, by age."""
-    starving_s, had = snapshot.policy.starving_s, shares(snapshot)
-
-    def turn(job: Job) -> tuple[float, float, float, str]:
-        starves = now_s - job.submit_s >= starving_s
-        return -job.priority, -np.inf if starves else had[job.queue, job.user], job.submit_s, job.name
-
-    return sorted(ready, key=turn)

@@ -1,0 +1,43 @@
+"""Who may run in front of those that seats are kept for, and until when those seats are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from switchgear.planner.fleet import Reals
+from switchgear.planner.model import Job, Running
+from switchgear.planner.runtimes import RunTimes
+
+#: Who runs in front of others ends in time in so many of all cases: their seats are kept from a time that is itself a mean.
+IN_TIME = 0.8
+#: Nobody is expected to end at once: what is overdue may go on.
+LEAST_LEFT_S = 60.0
+
+
+class Backfill:
+    """What is expected of the run times of one snapshot; worked out when it is asked for first, for all at once."""
+
+    def __init__(self, run_times: RunTimes, pending: Sequence[Job], now_s: float) -> None:
+        self._run_times, self._pending, self._now_s = run_times, pending, now_s
+        self._bounds_s: dict[str, float] | None = None
+
+    def in_front(self, job: Job, until_s: float) -> bool:
+        """Whether the job, started now, is over in time: it then delays nobody whose seats are kept from that time on."""
+        if until_s == np.inf:
+            return True
+        if self._bounds_s is None:
+            bounds_s = self._run_times.bounds_s(self._pending, IN_TIME).tolist()
+            self._bounds_s = {one.name: bound_s for one, bound_s in zip(self._pending, bounds_s, strict=True)}
+        return self._now_s + self._bounds_s[job.name] <= until_s
+
+    def ends_s(self, running: Sequence[Running]) -> Reals:
+        """When each is expected to end: its mean remaining run time from now, at most its time limit. Shape (jobs,)."""
+        if not running:
+            return np.zeros(0)
+        start_s = np.array([one.start_s for one in running], np.float64)
+        elapsed_s = np.maximum(self._now_s - start_s, 0.0)
+        left_s = self._run_times.left_s([one.job for one in running], elapsed_s)
+        found: Reals = self._now_s + np.maximum(left_s, LEAST_LEFT_S)
+        return found
