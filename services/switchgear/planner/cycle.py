@@ -10,8 +10,7 @@ import numpy as np
 
 from switchgear.planner.backfill import Backfill
 from switchgear.planner.diagnose import Diagnosis
-from switchgear.planner.ends import Ends
-from switchgear.planner.fleet import Fleet, Mask
+from switchgear.planner.fleet import Fleet, Mask, Reals
 from switchgear.planner.future import Kept, withhold, without
 from switchgear.planner.gangs import find, seats_for
 from switchgear.planner.holdings import Holdings
@@ -85,7 +84,7 @@ class Cycle:
         self._holdings = self._later = Holdings(self._free.fleet, snapshot.running)
         self._backfill = Backfill(run_times, snapshot.pending, now_s)
         #: When those of `_later` are expected to end; None: not asked for yet.
-        self._end_s: Times | None = None
+        self._end_s: Reals | None = None
         self._starts: list[Start] = []
         self._preemptions: list[Preempt] = []
         #: Who waits, why, and until when as far as that is known.
@@ -318,7 +317,8 @@ class Cycle:
         """What other jobs fit where it does, and the nodes that it may use for as long as it may run."""
         if self._last and self._last[0] is job:
             return self._last[1]
-        snapshot, bound_s = self._snapshot, self._ends.surely_s(job)
+        snapshot = self._snapshot
+        bound_s = np.inf if job.time_limit_s is None else job.time_limit_s
         of = job.queue, job.name if job.name in self._named else "", bool(job.kept)
         begun = sum(one.start_s < self._now_s + bound_s for one in snapshot.reservations)
         known = self._masks.get((*of, begun))
