@@ -8,10 +8,12 @@ import numpy as np
 
 from switchgear.planner.fleet import Reals
 from switchgear.planner.model import Job, Running
-from switchgear.planner.runtimes import RunTimes
+from switchgear.planner.runtimes import RunTimes, limits_s
 
 #: Who runs in front of others ends in time in so many of all cases: their seats are kept from a time that is itself a mean.
 IN_TIME = 0.8
+#: Ended jobs without which time limits are all that is known: fewer say nothing of those that take long.
+LEARNED_MIN = 50
 #: Nobody is expected to end at once: what is overdue may go on.
 LEAST_LEFT_S = 60.0
 
@@ -28,16 +30,19 @@ class Backfill:
         if until_s == np.inf:
             return True
         if self._bounds_s is None:
-            bounds_s = self._run_times.bounds_s(self._pending, IN_TIME).tolist()
-            self._bounds_s = {one.name: bound_s for one, bound_s in zip(self._pending, bounds_s, strict=True)}
+            bounds_s = limits_s(self._pending)
+            if self._run_times.ended >= LEARNED_MIN:
+                bounds_s = self._run_times.bounds_s(self._pending, IN_TIME)
+            self._bounds_s = {one.name: at for one, at in zip(self._pending, bounds_s.tolist(), strict=True)}
         return self._now_s + self._bounds_s[job.name] <= until_s
 
     def ends_s(self, running: Sequence[Running]) -> Reals:
-        """When each is expected to end: its mean remaining run time from now, at most its time limit. Shape (jobs,)."""
-        if not running:
-            return np.zeros(0)
+        """When each is expected to end: its mean remaining run time from now, at most its time limit; inf where nobody knows. Shape (jobs,)."""
+        jobs = [one.job for one in running]
         start_s = np.array([one.start_s for one in running], np.float64)
         elapsed_s = np.maximum(self._now_s - start_s, 0.0)
-        left_s = self._run_times.left_s([one.job for one in running], elapsed_s)
+        left_s = limits_s(jobs) - elapsed_s
+        if self._run_times.ended >= LEARNED_MIN:
+            left_s = self._run_times.left_s(jobs, elapsed_s)
         found: Reals = self._now_s + np.maximum(left_s, LEAST_LEFT_S)
         return found

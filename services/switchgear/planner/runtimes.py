@@ -51,6 +51,8 @@ class RunTimes:
     ) -> None:
         """running: with the seconds that each has run so far. pending: they only count as submissions."""
         self._learning = learning or Learning()
+        #: Ended jobs that it was learned from.
+        self.ended = len(ended)
         at: dict[_Group, int] = {}
         group = [at.setdefault((one.queue, one.user, one.key, one.gpus), len(at)) for one in ended]
         submit_s = [one.end_s - one.seconds if one.submit_s is None else one.submit_s for one in ended]
@@ -94,16 +96,16 @@ class RunTimes:
 
     def bounds_s(self, jobs: Sequence[Job], level: float) -> Reals:
         """Run time that each exceeds with chance 1 - level. Shape (jobs,)."""
-        found: Reals = np.minimum(quantile(self.curves(jobs), level), _limits_s(jobs))
+        found: Reals = np.minimum(quantile(self.curves(jobs), level), limits_s(jobs))
         return found
 
     def means_s(self, jobs: Sequence[Job], most_s: float) -> Reals:
         """Expected run time of each; longer than most_s, or than its time limit, counts as that. Shape (jobs,)."""
-        return mean_s(self.curves(jobs), np.minimum(_limits_s(jobs), most_s))
+        return mean_s(self.curves(jobs), np.minimum(limits_s(jobs), most_s))
 
     def left_s(self, jobs: Sequence[Job], elapsed_s: Reals) -> Reals:
         """Seconds that each is expected to go on, after so many. Shapes (jobs,)."""
-        left = np.maximum(_limits_s(jobs) - elapsed_s, 0.0)
+        left = np.maximum(limits_s(jobs) - elapsed_s, 0.0)
         return np.minimum(mean_left_s(self.curves(jobs), elapsed_s), left)
 
     def curves(self, jobs: Sequence[Job]) -> Reals:
@@ -179,5 +181,6 @@ def _limit_s(job: Job) -> float:
     return np.inf if job.time_limit_s is None else job.time_limit_s
 
 
-def _limits_s(jobs: Sequence[Job]) -> Reals:
+def limits_s(jobs: Sequence[Job]) -> Reals:
+    """Time limits, inf where there is none. Shape (jobs,)."""
     return np.array([_limit_s(job) for job in jobs], np.float64)
