@@ -25,7 +25,8 @@ class Fleet:
     """Rows are nodes, in the order given. All arrays are for reading; `take` and `give` change them.
 
     gpu_free: thousandths free of each GPU, shape (nodes, most GPUs of a node); 0 where there is none, and where one is divided by MIG.
-    whole_free: GPUs of which nothing is taken. cpu_free, memory_free: ENOUGH where nobody says. domains: number of the topology domain
+    whole_free: GPUs of which nothing is taken. cpu_free, memory_free: ENOUGH where nobody says; cpu_milli, memory_mib: of an empty node.
+    changes: seats taken and given so far; changed_at: which of them was the last on each node. domains: number of the topology domain
     by level, shape (levels, nodes), -1 where it is not known. trust: share of its speed that a gang can count on there, by health, straggling
     and incidents, in steps; 1 where nothing is known.
     """
@@ -55,7 +56,10 @@ class Fleet:
         self.gpu_count: Ints = np.array([node.gpus for node in self.nodes], np.int64)
         self.cpu_free: Ints = np.array([_or_enough(node.cpu_milli) for node in self.nodes], np.int64)
         self.memory_free: Ints = np.array([_or_enough(node.memory_mib) for node in self.nodes], np.int64)
+        self.cpu_milli, self.memory_mib = self.cpu_free.copy(), self.memory_free.copy()
         self.open: Mask = np.array([not node.closed for node in self.nodes], bool)
+        self.changes = 0
+        self.changed_at: Ints = np.zeros(rows, np.int64)
         self.domains: Ints = np.array([self._domains(level) for level in range(len(self.levels))], np.int64).reshape(
             len(self.levels), rows
         )
@@ -85,7 +89,7 @@ class Fleet:
         """The same, to try something on. What never changes is shared."""
         other = object.__new__(Fleet)
         other.__dict__.update(self.__dict__)
-        for name in ("gpu_free", "cpu_free", "memory_free", "whole_free", "open"):
+        for name in ("gpu_free", "cpu_free", "memory_free", "whole_free", "open", "changed_at"):
             setattr(other, name, getattr(self, name).copy())
         other.mig_free = {profile: free.copy() for profile, free in self.mig_free.items()}
         other._mig_of = dict(self._mig_of)
@@ -130,6 +134,22 @@ class Fleet:
         found: Ints = np.maximum(room, 0)
         return found
 
+    def fits(self, task: Task, rows: Ints) -> Mask:
+        """Whether one such task has room on each of these nodes. Shape (rows,)."""
+        fits: Mask = self.open[rows] & self.meant(task)[rows]
+        if task.cpu_milli:
+            fits &= self.cpu_free[rows] >= task.cpu_milli
+        if task.memory_mib:
+            fits &= self.memory_free[rows] >= task.memory_mib
+        if task.gpus:
+            fits &= self.whole_free[rows] >= task.gpus
+        elif task.gpu_milli:
+            fits &= (self.gpu_free[rows] >= task.gpu_milli).any(axis=1)
+        elif task.mig_profile:
+            free = self.mig_free.get(task.mig_profile)
+            fits &= free is not None and free[rows] > 0
+        return fits
+
     def seat(self, task: Task, row: int, gpu: int | None = None) -> Seat:
         """A seat on a node that has room: the GPUs with the lowest numbers; for a share the GPU with the least room that is enough, or `gpu`."""
         node, free = self.nodes[row].name, self.gpu_free[row]
@@ -164,6 +184,8 @@ class Fleet:
         row = self.at.get(seat.node)
         if row is None:
             return
+        self.changes += 1
+        self.changed_at[row] = self.changes
         if task.mig_profile:
             self.mig_free.setdefault(task.mig_profile, np.zeros(len(self), np.int64))[row] += sign
             for gpu in seat.gpus:
