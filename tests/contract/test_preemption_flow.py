@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from recovery_plane import World, running, until
 
+from switchgear.planner.records import snapshot_from_json
 from switchgear.store.database import Database
 from switchgear.v1 import job_service_pb2 as job_pb
 from switchgear.v1 import recovery_service_pb2 as pb
 from switchgear.v1alpha import launcher_service_pb2 as wire
+from switchgear.v1alpha import planner_service_pb2 as planner_pb
+from switchgear.v1alpha.planner_service_pb2_grpc import PlannerServiceStub
 
 JOB = "jobs/llama"
 
@@ -66,3 +71,16 @@ async def test_a_job_that_is_requeued_goes_on_from_its_checkpoint_also_when_reco
     assert await world.attempts(JOB) == [(1, pb.Attempt.STOPPED), (2, pb.Attempt.SUCCEEDED)]
     incidents = await world.call("ListIncidents", pb.ListIncidentsRequest())
     assert not incidents.incidents
+
+
+async def test_what_the_collector_concludes_of_a_node_is_known_to_the_planner(world: World) -> None:
+    agent = await world.agent("a")
+    await agent.event(code=79, text="NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus.")
+    planner: Any = PlannerServiceStub(world.channel)
+
+    async def known() -> bool:
+        answer = await planner.GetPlannerSnapshot(planner_pb.GetPlannerSnapshotRequest())
+        snapshot, _ = snapshot_from_json(zlib.decompress(answer.json_zlib))
+        return [node.health for node in snapshot.nodes] == [0.0]
+
+    await until(known)

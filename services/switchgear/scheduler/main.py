@@ -22,6 +22,7 @@ from switchgear.scheduler.planner_service import PlannerServicer
 from switchgear.scheduler.reconciler import Reconciler
 from switchgear.scheduler.repository import Repository
 from switchgear.scheduler.service import JobServicer
+from switchgear.scheduler.trust import Trust
 from switchgear.store.database import Database
 from switchgear.v1 import fleet_service_pb2_grpc, job_service_pb2_grpc
 from switchgear.v1alpha import node_agent_service_pb2_grpc, placement_service_pb2_grpc, planner_service_pb2_grpc
@@ -53,7 +54,8 @@ class Scheduler:
     ) -> None:
         self._settings = settings
         metrics = SchedulerMetrics(registry)
-        self._repository = Repository(database, clock)
+        self._trust = Trust()
+        self._repository = Repository(database, clock, health=lambda: self._trust.health)
         self._repository.job_listeners += [metrics.job_changed, tracing.job_changed]
         wake = asyncio.Event()
         self._repository.listeners.append(wake.set)
@@ -82,7 +84,9 @@ class Scheduler:
 
     async def run(self, endpoints: Endpoints) -> None:
         self._engine.serve(endpoints.recovery)
-        await self._reconciler.run()
+        async with endpoints.channel("collector") as collector, asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._trust.run(collector))
+            await self._reconciler.run()
 
 
 def build(

@@ -369,3 +369,5 @@ class Rules:
     history: tuple[EndedRun, ...] = ()
     usage: tuple[Usage, ...] = ()
     ended: Mapping[str, JobState | None] = field(default_factory=dict)
+    #: By node, 1 well to 0 useless; absent: not known.
+    health: Mapping[str, float] = field(default_factory=dict)

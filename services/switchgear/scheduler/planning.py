@@ -31,7 +31,7 @@ class View:
 
     def __init__(self, policy: p.Policy | None = None) -> None:
         self.policy = policy or p.Policy()
-        self._nodes: dict[str, tuple[NodeRecord, str, tuple[str, ...], p.Node]] = {}
+        self._nodes: dict[str, tuple[NodeRecord, str, tuple[str, ...], float | None, p.Node]] = {}
         self._jobs: dict[str, tuple[JobRecord, frozenset[str], frozenset[str], p.Job]] = {}
         self._tasks: dict[p.Task, p.Task] = {}
         self._history: tuple[Sequence[EndedRun], tuple[p.Ended, ...]] = ((), ())
@@ -50,7 +50,7 @@ class View:
         )
         models = frozenset(gpu.model for node in nodes.values() for gpu in node.inventory.gpus)
         shown = tuple(
-            self._node(node, obstacles.get(node.name, ""), levels)
+            self._node(node, obstacles.get(node.name, ""), levels, rules.health.get(node.name))
             for node in sorted(nodes.values(), key=lambda node: node.name)
         )
         pending, running = [], []
@@ -75,10 +75,10 @@ class View:
             self.policy,
         )
 
-    def _node(self, record: NodeRecord, obstacle: str, levels: tuple[str, ...]) -> p.Node:
+    def _node(self, record: NodeRecord, obstacle: str, levels: tuple[str, ...], health: float | None) -> p.Node:
         known = self._nodes.get(record.name)
-        if known and _matches_alike(known[0], record) and known[1:3] == (obstacle, levels):
-            return known[3]
+        if known and _matches_alike(known[0], record) and known[1:4] == (obstacle, levels, health):
+            return known[4]
         labels = record.all_labels
         gpus = record.inventory.gpus
         node = p.Node(
@@ -93,8 +93,9 @@ class View:
             tuple(labels.get(f"{TOPOLOGY_PREFIX}{level}", "") for level in levels),
             {position: gpu.mig_profiles for position, gpu in enumerate(gpus) if gpu.mig_profiles},
             obstacle,
+            health,
         )
-        self._nodes[record.name] = record, obstacle, levels, node
+        self._nodes[record.name] = record, obstacle, levels, health, node
         return node
 
     def _job(self, record: JobRecord, excluded: frozenset[str], models: frozenset[str]) -> p.Job:

@@ -171,6 +171,8 @@ class Repository:
     clock: Clock
     policy: Policy = field(default_factory=Policy)
     cache: RecordCache = field(default_factory=RecordCache)
+    #: What is known of the health of nodes now.
+    health: Callable[[], Mapping[str, float]] = dict
     feed: ChangeFeed = field(init=False)
     #: Called after each write has been committed.
     listeners: list[Callable[[], None]] = field(default_factory=list)
@@ -200,7 +202,8 @@ class Repository:
     async def snapshot(self) -> tuple[int, Snapshot]:
         """All that counts now, with its revision."""
         async with self.database.read() as session:
-            return await self.cache.snapshot(session, self.clock.unix_ns())
+            revision, snapshot = await self.cache.snapshot(session, self.clock.unix_ns())
+        return revision, replace(snapshot, rules=replace(snapshot.rules, health=self.health()))
 
     async def revision(self) -> int:
         async with self.database.read() as session:
