@@ -12,7 +12,7 @@ from switchgear.cli.main import main
 from switchgear.core.errors import Invalid, NotFound
 from switchgear.planner.changes import CHANGES_MAX, apply, parse
 from switchgear.planner.defrag import defragment
-from switchgear.planner.model import Job, Near, Node, Policy, Queue, Reservation, Running, Seat, Snapshot, Task
+from switchgear.planner.model import Ended, Job, Near, Node, Policy, Queue, Reservation, Running, Seat, Snapshot, Task
 from switchgear.planner.plan import plan
 from switchgear.planner.records import snapshot_to_json
 from switchgear.planner.whatif import whatif
@@ -103,8 +103,7 @@ def told(*lines: str) -> str:
 
 def test_what_if_tells_who_would_start_who_would_not_and_who_would_leave() -> None:
     assert told("end jobs/r0") == "jobs/wide would start now"
-    assert told("end jobs/r0", "add 3 nodes/n0") == "jobs/wide would start now"
-    assert told("add 5 nodes/n0") == "jobs/wide and jobs/gang would start now"
+    assert set(whatif(SNAPSHOT, parse(["add 5 nodes/n0"]), NOW_S).starts) == {"jobs/wide", "jobs/gang"}
     assert told("set jobs/r0 priority=0") == "the same jobs would start, and the same would have to leave"
     assert told("set jobs/wide priority=1").startswith("jobs/r0 would have to leave; jobs/wide would wait: others are")
     assert "jobs/try would wait: " in told("submit jobs/try gpus=4")
@@ -129,6 +128,12 @@ def test_a_move_makes_room_and_gains_more_than_it_costs() -> None:
     assert (move.cost_gpu_s, move.gain_gpu_s) == (4 * 60.0, 8 * 7200.0)
     after = plan(apply(WAITS, [move.change]), NOW_S)
     assert [start.job.name for start in after.starts] == ["jobs/wide"]
+
+
+def test_the_gain_goes_by_how_long_jobs_ran_before() -> None:
+    ended = tuple(Ended("", "", "", 4.0, 10_000.0, 100.0) for _ in range(200))
+    (move,) = defragment(replace(WAITS, ended=ended), NOW_S)
+    assert move.gain_gpu_s == pytest.approx(8 * 2800.0, rel=0.4)
 
 
 def test_a_move_that_costs_more_than_it_gains_is_not_advised() -> None:

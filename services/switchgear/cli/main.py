@@ -22,6 +22,7 @@ EXAMPLES = """examples:
   switchgear run --nproc-per-node 2 --checkpoint-dir /data/llama -- train.py
   switchgear jobs llama
   switchgear logs llama --follow
+  switchgear explain llama
   switchgear incidents
   switchgear goodput llama
   switchgear services create chat --max 2 -- serve_gpt.py --checkpoint checkpoints

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from switchgear.planner.backfill import LEARNED_MIN
 from switchgear.planner.changes import Move as Change
 from switchgear.planner.changes import apply
 from switchgear.planner.future import Times, without
@@ -15,7 +17,9 @@ from switchgear.planner.mix import Mix
 from switchgear.planner.model import WHOLE, Job, NoRoom, Running, Seat, Snapshot
 from switchgear.planner.packing import Packer
 from switchgear.planner.plan import plan
+from switchgear.planner.runtimes import RunTimes, limits_s
 from switchgear.planner.standing import Standing
+from switchgear.planner.survival import quantile
 
 #: Waiting jobs for which room is looked for, in the order in which they would start.
 JOBS_MAX = 8
@@ -50,24 +54,25 @@ def defragment(snapshot: Snapshot, now_s: float) -> tuple[Move, ...]:
     For jobs that wait for room, in the order in which they would start, the first `JOBS_MAX`. Their quotas let them start, the nodes that they
     may use have what they need in pieces, and the plan with the moves made starts them; nobody is moved twice, and nobody who started within
     `Policy.guaranteed_run_s`. All moves for one job belong together. Without the moves the job is taken to start when enough of those who run have
-    ended, by their time limits, or after as long again as they ran; or as the plan expects. So gain is an estimate.
+    ended, each after the median of its learned run time; of too little history, by its time limit or after as long again as it ran. So
+    gain is an estimate.
     """
     moves: list[Move] = []
     decisions = plan(snapshot, now_s)
     pending = {job.name: job for job in snapshot.pending}
-    standing = Standing(snapshot, decisions, now_s)
+    standing, run_times = Standing(snapshot, decisions, now_s), RunTimes.of(snapshot, now_s)
     for wait in decisions.waits[:JOBS_MAX]:
         job = pending[wait.job]
         found = moves_for(standing, job)
         cost = sum(cost for _, cost in found)
-        start_s = (wait.start_s or starts_otherwise_s(standing, job)) if found else None
+        start_s = starts_otherwise_s(standing, job, run_times) if found else None
         if start_s is None:
             continue
         gain = job.tasks_least * job.task.gpu_share * max(start_s - now_s, 0.0)
         if gain <= cost:
             continue
         moved = apply(standing.snapshot, [change for change, _ in found])
-        after = plan(moved, now_s)
+        after = plan(moved, now_s, told=False)
         if all(start.job.name != job.name for start in after.starts):
             continue
         moves += [
@@ -104,11 +109,10 @@ def moves_for(standing: Standing, job: Job) -> list[tuple[Change, float]]:
     return []
 
 
-def starts_otherwise_s(standing: Standing, job: Job) -> float | None:
+def starts_otherwise_s(standing: Standing, job: Job, run_times: RunTimes) -> float | None:
     """When enough of those who run have ended for it, as far as can be said; None when that does not do."""
-    now_s = standing.now_s
     running = (*standing.snapshot.running, *standing.starting)
-    ends_s: Times = np.array([_end_s(one, now_s) for one in running], np.float64)
+    ends_s = _ends_s(running, run_times, standing.now_s)
     times, holdings, mask = np.unique(ends_s), Holdings(standing.fleet, running), standing.mask(job)
 
     def fits_at(at: int) -> bool:
@@ -123,10 +127,15 @@ def starts_otherwise_s(standing: Standing, job: Job) -> float | None:
     return float(times[low])
 
 
-def _end_s(one: Running, now_s: float) -> float:
-    if one.job.time_limit_s is not None:
-        return max(one.start_s + one.job.time_limit_s, now_s)
-    return now_s + max(now_s - one.start_s, _LEFT_LEAST_S)
+def _ends_s(running: Sequence[Running], run_times: RunTimes, now_s: float) -> Times:
+    """When each is as likely as not to have ended. Shape (jobs,)."""
+    jobs = [one.job for one in running]
+    elapsed_s = np.array([max(now_s - one.start_s, 0.0) for one in running], np.float64)
+    lasts_s = np.maximum(2 * elapsed_s, elapsed_s + _LEFT_LEAST_S)
+    if run_times.ended >= LEARNED_MIN:
+        lasts_s = quantile(run_times.curves(jobs), 0.5, elapsed_s)
+    found: Times = now_s + np.maximum(np.minimum(lasts_s, limits_s(jobs)) - elapsed_s, 0.0)
+    return found
 
 
 def _movable(standing: Standing) -> dict[str, Running]:

@@ -193,7 +193,7 @@ class _Search:
             return None
         self._proofs_left -= 1
         standing = self._standing
-        after = self._tried = plan(apply(standing.snapshot, idea.changes), standing.now_s)
+        after = self._tried = plan(apply(standing.snapshot, idea.changes), standing.now_s, told=False)
         started = {start.job.name for start in after.starts}
         if self._name not in started:
             return None

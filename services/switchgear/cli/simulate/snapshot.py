@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import zlib
 from pathlib import Path
 
 from switchgear.cli import exits
 from switchgear.cli.client import connect
+from switchgear.cli.planning import live_snapshot
 from switchgear.planner.model import Snapshot
-from switchgear.planner.records import snapshot_from_json
-from switchgear.v1alpha import planner_service_pb2 as pb
+from switchgear.planner.records import snapshot_from_json, snapshot_to_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    print(_live(args.server).decode())
+    print(snapshot_to_json(*_live(args.server)).decode())
     return exits.OK
 
 
@@ -36,9 +35,9 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 def snapshot_of(args: argparse.Namespace) -> tuple[Snapshot, float]:
     """The snapshot that was asked for, and its time. Raises Invalid when a file holds something else."""
-    return snapshot_from_json(args.snapshot.read_bytes() if args.snapshot else _live(args.server))
+    return snapshot_from_json(args.snapshot.read_bytes()) if args.snapshot else _live(args.server)
 
 
-def _live(server: str | None) -> bytes:
+def _live(server: str | None) -> tuple[Snapshot, float]:
     with connect(server) as client:
-        return zlib.decompress(client.planner.GetPlannerSnapshot(pb.GetPlannerSnapshotRequest()).json_zlib)
+        return live_snapshot(client)
