@@ -80,7 +80,10 @@ class RunTimes:
         self._submit_s, self._bin = submits[order], bins[order]
         self._has_ended = order < len(ended)
         self._first: Ints = np.searchsorted(groups[order], np.arange(len(at) + 1))
+        self._taught = np.bincount(groups[:known], minlength=len(at)) > 0
         self._curves: dict[tuple[_Group, int], Reals] = {}
+        self._bases: dict[_Group, Reals] = {}
+        self._base_curves: dict[_Group, Reals] = {}
 
     @classmethod
     def of(cls, snapshot: Snapshot, now_s: float) -> Self:
@@ -115,6 +118,10 @@ class RunTimes:
         for row, job in enumerate(jobs):
             rows.setdefault(_group(job), []).append(row)
         for group, mine in rows.items():
+            number = self._at.get(group)
+            if number is None or not self._taught[number]:
+                found[mine] = self._base_curve(group)
+                continue
             submit_s = np.array([jobs[row].submit_s for row in mine])
             blocks, which = np.unique(self._blocks(group, submit_s), return_inverse=True)
             new = [block for block in blocks.tolist() if (group, block) not in self._curves]
@@ -124,10 +131,30 @@ class RunTimes:
             found[mine] = np.stack([self._curves[group, block] for block in blocks.tolist()])[which]
         return found
 
+    def _base_curve(self, group: _Group) -> Reals:
+        """Of a group of which nobody has run yet."""
+        narrowest = tuple(_wider(group))[-1]
+        found = self._base_curves.get(narrowest)
+        if found is None:
+            found = self._base_curves[narrowest] = survival(self._base(group))
+        return found
+
+    def _base(self, group: _Group) -> Reals:
+        """Shape (BINS,): the hazards of the coarser groups, each with the one before as prior."""
+        nobody = np.zeros(BINS)
+        found = self._bases.get(())
+        if found is None:
+            # A tenth of an end in each second bin, of two jobs: every run time is possible, none is likely.
+            found = self._bases[()] = (self._all + 1e-3) / (at_risk(self._all, nobody) + 2e-2)
+        for wider in _wider(group):
+            if wider not in self._bases:
+                ended, prior = self._ended_of[self._members.get(wider, [])].sum(axis=0), self._learning.prior_wider
+                self._bases[wider] = (ended + prior * found) / (at_risk(ended, nobody) + prior)
+            found = self._bases[wider]
+        return found
+
     def _blocks(self, group: _Group, submit_s: Reals) -> Ints:
-        number = self._at.get(group)
-        if number is None:
-            return np.zeros(len(submit_s), np.int64)
+        number = self._at[group]
         submits = self._submit_s[self._first[number] : self._first[number + 1]]
         rank = np.searchsorted(submits, submit_s, side="right") - 1
         found: Ints = np.maximum(rank, 0) // self._learning.block
@@ -136,15 +163,7 @@ class RunTimes:
     def _hazards(self, group: _Group, blocks: Ints) -> Reals:
         """Shape (blocks, BINS): the chance that a job which reached a bin ends in it."""
         learning = self._learning
-        nobody = np.zeros(BINS)
-        # A tenth of an end in each second bin, of two jobs: every run time is possible, none is likely.
-        base = (self._all + 1e-3) / (at_risk(self._all, nobody) + 2e-2)
-        for wider in _wider(group):
-            ended = self._ended_of[self._members.get(wider, [])].sum(axis=0)
-            base = (ended + learning.prior_wider * base) / (at_risk(ended, nobody) + learning.prior_wider)
-        number = self._at.get(group)
-        if number is None:
-            return np.repeat(base[None], len(blocks), axis=0)
+        base, number = self._base(group), self._at[group]
         rows = slice(self._first[number], self._first[number + 1])
         count = int(rows.stop - rows.start)
         last = (count - 1) // learning.block
