@@ -62,7 +62,9 @@ async def main(nodes: int, jobs: int) -> None:
             for number in range(nodes):
                 await transaction.put_node(NodeRecord(f"nodes/n{number:05}", _INVENTORY, clock.unix_ns()))
         seen: list[Snapshot] = []
-        reconciler = Reconciler(repository, _Engine(nodes), asyncio.Event(), interval_s=1.0, seen=seen.append)
+        reconciler = Reconciler(
+            repository, _Engine(nodes), asyncio.Event(), interval_s=1.0, seen=lambda snapshot, _: seen.append(snapshot)
+        )
         await _submit(repository, jobs, 0)
         starts, begin_s = 0, time.perf_counter()
         print(f"{'pass':>30}  {'seconds':>8}  {'pending':>8}  {'running':>8}")

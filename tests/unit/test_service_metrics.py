@@ -26,6 +26,9 @@ from switchgear.scheduler.model import (
     NodeState,
     PlacedNode,
     PlacementRecord,
+    QueueRecord,
+    Rules,
+    Turn,
     Workload,
 )
 
@@ -56,19 +59,25 @@ class Page:
 def test_a_node_has_one_state_its_gpus_and_what_is_taken_of_them() -> None:
     page = Page()
     metrics = SchedulerMetrics(page.registry)
-    metrics.seen(Snapshot((NODE,), (PLACED,)))
+    queues = Rules((QueueRecord("queues/lab", guaranteed_gpus=4.0), QueueRecord("queues/vision", "queues/lab")))
+    mine = replace(PLACED, spec=replace(PLACED.spec, queue="queues/vision"))
+    metrics.seen(Snapshot((NODE,), (mine,), queues), 0.3)
+    assert page("switchgear_scheduler_pass_seconds_sum") == 0.3
+    assert page("switchgear_queue_gpus", queue="lab", kind="used") == 2
+    assert page("switchgear_queue_gpus", queue="lab", kind="guaranteed") == 4
+    assert page("switchgear_queue_jobs_pending", queue="vision") == 0
     assert page("switchgear_node_up", node="n1") == 1
     assert page("switchgear_node_gpus", node="n1") == 2
     assert page("switchgear_node_gpus_allocated", node="n1") == 2
     assert page("switchgear_jobs", state="STARTING") == 1
     lost = replace(NODE, reachable=False, standing=NodeState.CORDONED)
-    metrics.seen(Snapshot((lost,), (replace(PLACED, state=JobState.FAILED),)))
+    metrics.seen(Snapshot((lost,), (replace(PLACED, state=JobState.FAILED),)), 0.1)
     assert page("switchgear_node_up", node="n1") == 0
     states = {state: page("switchgear_node_state", node="n1", state=state) for state in NodeState}
     assert states == {"HEALTHY": 0, "CORDONED": 0, "UNREACHABLE": 1}
     assert page("switchgear_node_gpus_allocated", node="n1") == 0
     assert page("switchgear_jobs", state="STARTING") == 0
-    metrics.seen(Snapshot((), ()))
+    metrics.seen(Snapshot((), ()), 0.1)
     assert page.labels_of("switchgear_node_up") == []
 
 
@@ -82,6 +91,8 @@ def test_a_job_is_counted_once_when_it_ends_and_its_queue_time_when_it_is_first_
     metrics.job_changed(PLACED, moved, 20 * SECOND_NS)
     assert page("switchgear_job_queue_seconds_count") == 1
     assert page("switchgear_job_queue_seconds_sum") == 3
+    metrics.job_changed(moved, replace(moved, turn=Turn(preemptions=1)), 25 * SECOND_NS)
+    assert page("switchgear_job_preemptions_total") == 1
     failed = replace(moved, state=JobState.FAILED, spec=replace(SPEC, workload=Workload.INFERENCE))
     metrics.job_changed(moved, failed, 30 * SECOND_NS)
     metrics.job_changed(failed, replace(failed, message="why"), 31 * SECOND_NS)

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from switchgear.scheduler.decide import Snapshot
 from switchgear.scheduler.model import FINAL_STATES, JobRecord, JobState, NodeState, Workload
+from switchgear.scheduler.rules import use_of
 
 _WAITING_STATES = [state for state in JobState if state not in FINAL_STATES]
 
@@ -38,16 +39,28 @@ class SchedulerMetrics(Collector):
             buckets=(0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600),
             registry=registry,
         )
+        self._preempted = Counter(
+            "switchgear_job_preemptions", "Times that a job left its nodes for another", registry=registry
+        )
+        self._pass = Histogram(
+            "switchgear_scheduler_pass_seconds",
+            "A pass of the scheduler that found something new: reading, planning and writing",
+            buckets=(0.01, 0.05, 0.1, 0.5, 1, 2, 5, 15, 60),
+            registry=registry,
+        )
         registry.register(self)
 
-    def seen(self, snapshot: Snapshot) -> None:
-        """What is stored now."""
+    def seen(self, snapshot: Snapshot, took_s: float) -> None:
+        """What is stored now, after a pass that took so long."""
         self._snapshot = snapshot
+        self._pass.observe(took_s)
 
     def job_changed(self, before: JobRecord | None, after: JobRecord, now_unix_ns: int) -> None:
         """A committed write of a job. before: None when it was created."""
         if after.ended and not (before and before.ended):
             self._ended.labels(after.state.value, after.spec.workload.value).inc()
+        if before and after.turn.preemptions > before.turn.preemptions:
+            self._preempted.inc()
         if after.placement.epoch == 1 and not (before and before.placement.epoch):
             self._queued.observe(max(0, now_unix_ns - after.create_time_unix_ns) / 1e9)
 
@@ -77,4 +90,14 @@ class SchedulerMetrics(Collector):
         by_state = Tally(job.state for job in jobs)
         for job_state in _WAITING_STATES:
             waiting.add_metric([job_state.value], by_state[job_state])
-        yield from (up, state, gpus, taken, waiting)
+        queue_gpus = GaugeMetricFamily(
+            "switchgear_queue_gpus", "GPUs of a queue: guaranteed to it, and used by its jobs", labels=["queue", "kind"]
+        )
+        queued = GaugeMetricFamily("switchgear_queue_jobs_pending", "Jobs of a queue that wait", labels=["queue"])
+        use = use_of(jobs, snapshot.rules.queues)
+        for queue in snapshot.rules.queues:
+            queue_id, (used, pending) = queue.name.partition("/")[2], use[queue.name]
+            queue_gpus.add_metric([queue_id, "guaranteed"], queue.guaranteed_gpus)
+            queue_gpus.add_metric([queue_id, "used"], used)
+            queued.add_metric([queue_id], pending)
+        yield from (up, state, gpus, taken, waiting, queue_gpus, queued)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
@@ -17,8 +16,8 @@ from switchgear.scheduler.decide import Snapshot, picture
 from switchgear.scheduler.edges import Context, mutate
 from switchgear.scheduler.engines.base import Engine
 from switchgear.scheduler.explaining import answered, explained
-from switchgear.scheduler.model import JobState, QueueRecord, ReservationRecord
-from switchgear.scheduler.planning import View, gpus_of
+from switchgear.scheduler.model import QueueRecord, ReservationRecord
+from switchgear.scheduler.planning import View
 from switchgear.scheduler.repository import Repository, Transaction
 from switchgear.scheduler.rules import (
     QUEUES_MAX,
@@ -28,7 +27,7 @@ from switchgear.scheduler.rules import (
     require_tree,
     reservation_from_proto,
     reservation_to_proto,
-    used_by_queue,
+    use_of,
 )
 from switchgear.v1alpha import planner_service_pb2 as pb
 from switchgear.v1alpha import planner_service_pb2_grpc as pb_grpc
@@ -213,11 +212,5 @@ async def _changed(transaction: Transaction) -> None:
 
 
 def _shown(snapshot: Snapshot, queues: Sequence[QueueRecord]) -> list[pb.Queue]:
-    own, pending = dict[str, float](), Counter[str]()
-    for job in snapshot.jobs:
-        if job.state is JobState.PENDING:
-            pending[job.spec.queue] += 1
-        elif not job.ended and not job.spec.harvest:
-            own[job.spec.queue] = own.get(job.spec.queue, 0.0) + gpus_of(job)
-    used = used_by_queue(own, snapshot.rules.queues)
-    return [queue_to_proto(queue, used.get(queue.name, 0.0), pending[queue.name]) for queue in queues]
+    use = use_of(snapshot.jobs, snapshot.rules.queues)
+    return [queue_to_proto(queue, *use.get(queue.name, (0.0, 0))) for queue in queues]

@@ -34,7 +34,7 @@ class Reconciler:
 
     wake: set by whoever changes something, so that the next pass comes at once.
     interval_s: the longest time between two passes: silence and the grace of ended jobs come by time alone.
-    seen: called with what each pass leaves behind. decided: with each plan that starts or preempts somebody, in a thread.
+    seen: called with what each pass leaves behind, and how long it took. decided: with each plan that starts or preempts somebody, in a thread.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Reconciler:
         wake: asyncio.Event,
         *,
         interval_s: float,
-        seen: Callable[[Snapshot], None],
+        seen: Callable[[Snapshot, float], None],
         decided: Callable[[Planned], None] = lambda _: None,
     ) -> None:
         self._repository = repository
@@ -87,6 +87,7 @@ class Reconciler:
         observed, now_unix_ns = self._engine.observe(), self._repository.clock.unix_ns()
         if now_unix_ns < self._due_unix_ns and self._settled == (await self._repository.revision(), observed):
             return
+        begin_s = asyncio.get_running_loop().time()
         revision, snapshot = await self._repository.snapshot()
         read_revision = revision
         # In a thread: heartbeats are taken and calls answered while it thinks.
@@ -100,7 +101,7 @@ class Reconciler:
             _tell(decisions)
             if decisions.planned and (decisions.planned.decisions.starts or decisions.planned.decisions.preemptions):
                 await asyncio.to_thread(self._decided, decisions.planned)
-        self._seen(snapshot)
+        self._seen(snapshot, asyncio.get_running_loop().time() - begin_s)
         self._engine.want(wanted(snapshot.jobs), warm_kinds(snapshot))
         # What was written may allow more (a node is back for a job that had excluded it), and a job that has just ended
         # changes what is wanted by the passing of time alone.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from switchgear.core import names
 from switchgear.core.errors import Invalid, Reason
-from switchgear.scheduler.model import QueueRecord, ReservationRecord
+from switchgear.scheduler.model import JobRecord, JobState, QueueRecord, ReservationRecord
+from switchgear.scheduler.planning import gpus_of
 from switchgear.scheduler.translate import clean
 from switchgear.v1alpha import planner_service_pb2 as pb
 
@@ -108,6 +110,17 @@ def reservation_to_proto(one: ReservationRecord) -> pb.Reservation:
         jobs=one.jobs,
         reason=one.reason,
     )
+
+
+def use_of(jobs: Iterable[JobRecord], queues: Sequence[QueueRecord]) -> dict[str, tuple[float, int]]:
+    """By queue: GPUs that its jobs and those below it hold, without what is harvested, and jobs of its own that wait."""
+    own, pending = dict[str, float](), Counter[str]()
+    for job in jobs:
+        if job.state is JobState.PENDING:
+            pending[job.spec.queue] += 1
+        elif not job.ended and not job.spec.harvest:
+            own[job.spec.queue] = own.get(job.spec.queue, 0.0) + gpus_of(job)
+    return {name: (used, pending[name]) for name, used in used_by_queue(own, queues).items()}
 
 
 def used_by_queue(own: Mapping[str, float], queues: Sequence[QueueRecord]) -> dict[str, float]:
