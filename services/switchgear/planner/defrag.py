@@ -62,8 +62,10 @@ def defragment(snapshot: Snapshot, now_s: float) -> tuple[Move, ...]:
     pending = {job.name: job for job in snapshot.pending}
     standing, run_times = Standing(snapshot, decisions, now_s), RunTimes.of(snapshot, now_s)
     for wait in decisions.waits[:JOBS_MAX]:
+        if wait.job in standing.starts:
+            continue
         job = pending[wait.job]
-        found = moves_for(standing, job)
+        found = moves_for(standing, job, frozenset(move.job for move in moves))
         cost = sum(cost for _, cost in found)
         start_s = starts_otherwise_s(standing, job, run_times) if found else None
         if start_s is None:
@@ -79,17 +81,14 @@ def defragment(snapshot: Snapshot, now_s: float) -> tuple[Move, ...]:
             Move(one.job, one.seats, job.name, gain * own / cost if cost else gain / len(found), own)
             for one, own in found
         ]
-        leaving = {move.job for move in moves}
-        # Nobody is moved again.
-        fixed = tuple(replace(one, leaving=one.leaving or one.job.name in leaving) for one in moved.running)
-        standing = Standing(replace(moved, running=fixed), after, now_s)
+        standing = Standing(moved, after, now_s)
     return tuple(moves)
 
 
-def moves_for(standing: Standing, job: Job) -> list[tuple[Change, float]]:
+def moves_for(standing: Standing, job: Job, stay: frozenset[str] = frozenset()) -> list[tuple[Change, float]]:
     """Moves of running jobs that make room for the job now, and what each costs in GPU-seconds, of least cost as far as it is searched.
 
-    Empty when it fits as things are, quotas keep it out, or nobody can go elsewhere.
+    stay: who is not moved. Empty when it fits as things are, quotas keep it out, or nobody can go elsewhere.
     """
     fleet, snapshot = standing.fleet, standing.snapshot
     free = fleet.gpu_free[fleet.open].sum() / WHOLE
@@ -97,7 +96,7 @@ def moves_for(standing: Standing, job: Job) -> list[tuple[Change, float]]:
         return []
     if job.held or standing.place(job) is not None or standing.admits(job) is not None:
         return []
-    may = _movable(standing)
+    may = {name: one for name, one in _movable(standing).items() if name not in stay}
     for _ in range(_CHOICES_MAX):
         out = standing.stops(job, may, wait_s=snapshot.policy.checkpoint_wait_s, quotas=False)
         if not out:
