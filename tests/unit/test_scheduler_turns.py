@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from switchgear.cli.queue_flags import moment, seconds
+from switchgear.cli.queue_flags import add_queue_flags, apply, asked_for, moment, seconds
 from switchgear.core.errors import Invalid, Reason
 from switchgear.planner import model as planner
 from switchgear.scheduler import jobs as job_life
@@ -199,3 +200,29 @@ def test_times_are_written_as_people_say_them() -> None:
     for wrong in ("soon", "25:00", "+x"):
         with pytest.raises(Invalid):
             moment(wrong, now)
+
+
+def test_the_flags_of_a_command_become_the_job() -> None:
+    parser = argparse.ArgumentParser()
+    add_queue_flags(parser)
+    given = (
+        "--queue lab --priority 7 --time-limit 4h --hold --after a --after-any jobs/b --no-preemptible --harvest --gpu-model h100 "
+        "--gpu-share 0.25 --cpus 1.5 --memory 2g --select pool=x,y --select disk!=slow --tolerate t --within leaf --near spine --key k"
+    )
+    args = parser.parse_args(given.split())
+    spec = job_pb.JobSpec()
+    apply(args, spec, datetime(2026, 11, 22, tzinfo=UTC))
+    assert (spec.queue, spec.priority, spec.time_limit_seconds, spec.hold) == ("queues/lab", 7, 14_400, True)
+    assert [(one.job, one.any_end) for one in spec.after] == [("jobs/a", False), ("jobs/b", True)]
+    assert (spec.HasField("preemptible"), spec.preemptible, spec.harvest) == (True, False, True)
+    assert (spec.gpu_milli, spec.cpu_milli, spec.memory_mib, spec.key) == (250, 1500, 2048, "k")
+    assert [(one.key, list(one.values), one.excludes) for one in spec.node_selectors] == [
+        ("pool", ["x", "y"], False),
+        ("disk", ["slow"], True),
+    ]
+    assert [(one.level, one.required) for one in spec.topology] == [("leaf", True), ("spine", False)]
+    assert asked_for(parser.parse_args([])) == []
+    assert "--gpu-share" in asked_for(args)
+    for wrong in (["--gpu-share", "1"], ["--memory", "lots"], ["--select", "pool"], ["--cpus", "-1"]):
+        with pytest.raises(Invalid):
+            apply(parser.parse_args(wrong), job_pb.JobSpec(), datetime(2026, 11, 22, tzinfo=UTC))

@@ -6,11 +6,15 @@ import argparse
 import getpass
 import uuid
 from pathlib import Path
+from typing import cast
+
+import grpc
 
 from switchgear.cli import exits
-from switchgear.cli.client import connect
-from switchgear.cli.output import print_json, print_line
+from switchgear.cli.client import Client, connect, whole_list
+from switchgear.cli.output import last, print_json, print_line
 from switchgear.cli.show import qualified
+from switchgear.core.rpc import FailedCall
 from switchgear.v1 import fleet_service_pb2 as fleet
 from switchgear.v1 import job_service_pb2 as jobs
 
@@ -20,19 +24,36 @@ def _actor() -> str:
 
 
 def add_cancel(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("job", help="the job to end")
+    parser.add_argument("job", help="the job to end, or the array: all of its members")
 
 
 def cancel(args: argparse.Namespace) -> int:
+    name = qualified(args.job, "jobs")
     with connect(args.server) as client:
-        job = client.jobs.CancelJob(
-            jobs.CancelJobRequest(name=qualified(args.job, "jobs"), request_id=uuid.uuid4().hex)
-        )
+        try:
+            ended = [_cancel(client, name)]
+        except grpc.RpcError as error:
+            members = _members(client, name) if cast(FailedCall, error).code() is grpc.StatusCode.NOT_FOUND else []
+            if not members:
+                raise
+            ended = [_cancel(client, one) for one in members]
     if args.json:
-        print_json(job)
-    else:
+        print_json(ended if len(ended) > 1 else ended[0])
+    for job in () if args.json else ended:
         print_line(f"{job.name} is {jobs.Job.State.Name(job.state)}")
     return exits.OK
+
+
+def _cancel(client: Client, name: str) -> jobs.Job:
+    job: jobs.Job = client.jobs.CancelJob(jobs.CancelJobRequest(name=name, request_id=uuid.uuid4().hex))
+    return job
+
+
+def _members(client: Client, name: str) -> list[str]:
+    """Those of the array of this name that have not ended."""
+    final = (jobs.Job.SUCCEEDED, jobs.Job.FAILED, jobs.Job.CANCELLED)
+    listed: list[jobs.Job] = whole_list(client.jobs.ListJobs, jobs.ListJobsRequest(), "jobs")
+    return [job.name for job in listed if job.spec.array == last(name) and job.state not in final]
 
 
 def add_cordon(parser: argparse.ArgumentParser) -> None:
