@@ -145,6 +145,12 @@ _COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "main",
         "why a job waits, what would start it now and when it starts otherwise; or why it is where it is",
     ),
+    "simulate placement": (
+        "switchgear.cli.simulate.placement",
+        "add_arguments",
+        "main",
+        "how full nodes get with pods that arrive, by packing policy",
+    ),
     "simulate whatif": (
         "switchgear.cli.simulate.whatif",
         "add_arguments",
