@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -51,6 +51,14 @@ DIAGNOSED_MAX = 32
 _Kind = tuple[Task, bool, tuple[Near, ...], tuple[tuple[str, float], ...], frozenset[str], int]
 
 
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """end_s: when each of the holders is expected to end."""
+
+    holdings: Holdings
+    end_s: Reals
+
+
 class Cycle:
     """Jobs are considered one after the other, each on what those before it leave."""
 
@@ -80,11 +88,11 @@ class Cycle:
             if one.leaving:
                 self._leaving[one.leaving_for].append(one)
         self._named = frozenset[str]().union(*(one.jobs for one in snapshot.reservations))
-        #: Who runs; and who runs or starts.
-        self._holdings = self._later = Holdings(self._free.fleet, snapshot.running)
+        self._holdings = Holdings(self._free.fleet, snapshot.running)
         self._backfill = Backfill(run_times, snapshot.pending, now_s)
-        #: When those of `_later` are expected to end; None: not asked for yet.
-        self._end_s: Reals | None = None
+        #: Of those who run and of those who start, what they hold, since when and until when; None: not asked for yet.
+        self._running_terms: _Terms | None = None
+        self._starting_terms: _Terms | None = None
         self._starts: list[Start] = []
         self._preemptions: list[Preempt] = []
         #: Who waits, why, and until when as far as that is known.
@@ -269,19 +277,15 @@ class Cycle:
         self._keeps_left -= 1
         self._early_left -= not starves
         _, mask = self._kind(job)
-        if len(self._later) != len(self._snapshot.running) + len(self._starts):
-            started = (Running(one.job, one.seats, self._now_s) for one in self._starts)
-            self._later = Holdings(self._free.fleet, (*self._snapshot.running, *started))
-            self._end_s = None
-        if self._end_s is None:
-            self._end_s = self._backfill.ends_s(self._later.running)
-        holdings, end_s = self._later, self._end_s
+        terms = self._terms()
         # For one that starves by seniority: who ran before is gone one day, and who starts elsewhere until then changes nothing.
-        turn_s = holdings.start_s if starves else end_s
-        times = np.unique(turn_s[np.isfinite(turn_s)])
+        turns = [one.holdings.start_s if starves else one.end_s for one in terms]
+        times = np.unique(np.concatenate(turns))
 
         def later(at: int) -> Fleet:
-            fleet = without(self._bare, holdings, turn_s <= times[at])
+            fleet = self._bare
+            for one, turn_s in zip(terms, turns, strict=True):
+                fleet = without(fleet, one.holdings, turn_s <= times[at])
             self._kept.off(fleet)
             return fleet
 
@@ -297,9 +301,21 @@ class Cycle:
         seats = seats_for(Packer(later(low), self._free.mix), job, mask)
         if isinstance(seats, NoRoom):
             return None
-        at_s = float(end_s[turn_s <= times[low]].max())
+        at_s = max(
+            float(one.end_s[turn_s <= times[low]].max(initial=self._now_s))
+            for one, turn_s in zip(terms, turns, strict=True)
+        )
         self._hold(seats, job.task, None if starves else at_s)
-        return at_s if np.isfinite(at_s) else None
+        return at_s
+
+    def _terms(self) -> tuple[_Terms, _Terms]:
+        """Of who runs, and of who starts now."""
+        if self._running_terms is None:
+            self._running_terms = _Terms(self._holdings, self._backfill.ends_s(self._holdings.running))
+        if self._starting_terms is None or len(self._starting_terms.holdings) != len(self._starts):
+            starting = tuple(Running(one.job, one.seats, self._now_s) for one in self._starts)
+            self._starting_terms = _Terms(Holdings(self._bare, starting), self._backfill.ends_s(starting))
+        return self._running_terms, self._starting_terms
 
     def _hold(self, seats: tuple[Seat, ...], task: Task, until_s: float | None) -> None:
         """The seats are kept: until then others may use them who end before, without a time nobody."""
