@@ -13,6 +13,7 @@ from switchgear.cli.queue_flags import add_queue_flags, apply, asked_for, moment
 from switchgear.core.errors import Invalid, Reason
 from switchgear.planner import model as planner
 from switchgear.scheduler import jobs as job_life
+from switchgear.scheduler.explaining import explained
 from switchgear.scheduler.model import (
     Dependency,
     GpuRecord,
@@ -126,6 +127,16 @@ def test_replicas_are_not_preempted_unless_they_say_so_and_scripts_give_their_na
     assert [is_preemptible(spec) for spec in (SPEC, replica, replace(replica, preemptible=True))] == [True, False, True]
     assert key_of(replace(SPEC, argv=("-m", "lab.train", "--lr", "1"))) == "lab"
     assert key_of(replace(SPEC, argv=("/x/train.py",), key="bert")) == "bert"
+
+
+def test_a_start_that_may_never_come_has_no_time() -> None:
+    task = planner.Task(gpus=2)
+    running = planner.Running(planner.Job("jobs/a", task, 0.0), (planner.Seat("nodes/a", (0, 1)),), 0.0)
+    snapshot = planner.Snapshot((planner.Node("nodes/a", 2),), (planner.Job("jobs/b", task, 1.0),), (running,))
+    answer = explained(snapshot, "jobs/b", 10.0)
+    assert (answer.job, answer.causes[0].cause) == ("jobs/b", "GPUS")
+    assert answer.text
+    assert explained(snapshot, "jobs/a", 10.0).causes == []
 
 
 FULL: dict[str, Any] = {

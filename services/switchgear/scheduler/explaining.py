@@ -16,6 +16,8 @@ from switchgear.v1alpha import planner_service_pb2 as pb
 #: What a person asks at once; each line may name thousands of jobs or nodes.
 LINES_MAX = 100
 LINE_LENGTH_MAX = 100_000
+#: The last second that a timestamp can hold is in the year 9999.
+_TIME_S_MAX = 253_402_300_799.0
 
 
 def explained(snapshot: Snapshot, name: str, now_s: float) -> pb.Explanation:
@@ -54,7 +56,8 @@ def answered(snapshot: Snapshot, changes: Sequence[str], now_s: float) -> pb.Wha
 
 
 def _timestamp(time_s: float | None) -> Timestamp | None:
-    if time_s is None:
+    # A job without a limit may run for ever: then there is no time to be said.
+    if time_s is None or not time_s < _TIME_S_MAX:
         return None
     timestamp = Timestamp()
     timestamp.FromNanoseconds(round(time_s * 1e9))
