@@ -169,6 +169,12 @@ _COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "main",
         "print what the planner goes by now, as JSON, to simulate on it elsewhere",
     ),
+    "simulate queue": (
+        "switchgear.cli.simulate.queue",
+        "add_arguments",
+        "main",
+        "how long the jobs of a trace would have waited, under the planner and under published policies",
+    ),
     "simulate replay": (
         "switchgear.cli.simulate.replay",
         "add_arguments",
