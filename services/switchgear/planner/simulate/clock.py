@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from switchgear.planner.model import Decisions, Ended, Job, Node, Preempt, Running, Seat, Snapshot
@@ -126,6 +126,13 @@ class Clock:
         for preempt in decisions.preemptions:
             self._leave(preempt)
         return decisions
+
+    def move(self, moves: Mapping[str, tuple[Seat, ...]]) -> None:
+        """Running jobs stop now and go on elsewhere, from their newest checkpoints. moves: their seats by rank."""
+        for name in moves:
+            self._left(name, self._runs[name])
+        for name, seats in moves.items():
+            self._start(name, seats)
 
     def run(self, until_s: float = float("inf")) -> None:
         """Steps until nothing happens any more or the time has come."""
