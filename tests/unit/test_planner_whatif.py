@@ -12,9 +12,23 @@ from switchgear.cli.main import main
 from switchgear.core.errors import Invalid, NotFound
 from switchgear.planner.changes import CHANGES_MAX, apply, parse
 from switchgear.planner.defrag import defragment
-from switchgear.planner.model import Ended, Job, Near, Node, Policy, Queue, Reservation, Running, Seat, Snapshot, Task
+from switchgear.planner.model import (
+    Decisions,
+    Ended,
+    Job,
+    Near,
+    Node,
+    Policy,
+    Queue,
+    Reservation,
+    Running,
+    Seat,
+    Snapshot,
+    Task,
+)
 from switchgear.planner.plan import plan
 from switchgear.planner.records import snapshot_to_json
+from switchgear.planner.simulate.clock import Arrival, Clock, NodesChange
 from switchgear.planner.whatif import whatif
 
 NOW_S = 7200.0
@@ -158,6 +172,20 @@ def test_a_gang_that_needs_one_domain_is_made_room_for_and_nobody_is_moved_twice
     assert len({move.job for move in moves}) == 4
     after = plan(apply(Snapshot(nodes, gangs, used, levels=("leaf",)), [move.change for move in moves]), NOW_S)
     assert [start.job.name for start in after.starts] == ["jobs/g0", "jobs/g1"]
+
+
+def test_a_job_that_is_moved_goes_on_from_its_newest_checkpoint() -> None:
+    def planned(snapshot: Snapshot, now_s: float) -> Decisions:
+        if now_s == 1500.0:
+            clock.move({"jobs/a": (Seat("nodes/n1", tuple(range(8))),)})
+        return plan(snapshot, now_s)
+
+    change = NodesChange(1500.0, ())  # only so that there is a plan then
+    clock = Clock(Snapshot(NODES), [Arrival(Job("jobs/a", WIDE, 0.0), 3000.0, 600.0, 60.0)], planned, changes=[change])
+    clock.run()
+    outcome = clock.outcomes["jobs/a"]
+    # 300 s of work since the checkpoint at 1200 s are done again, after a restart.
+    assert (outcome.end_s, outcome.stops) == (3000.0 + 300.0 + 60.0, 1)
 
 
 def test_the_commands_simulate_on_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
