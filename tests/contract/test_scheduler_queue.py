@@ -277,7 +277,7 @@ async def test_a_reserved_node_is_kept_for_those_that_it_is_for(plane: Plane) ->
 
     async def reserved() -> bool:
         why = await calls.ExplainJob(planner_pb.ExplainJobRequest(name="jobs/theirs"))
-        return bool(why.causes)
+        return bool(why.causes and why.causes[0].cause == "RESERVED")
 
     await until(reserved)
     await submit(plane, "mine")

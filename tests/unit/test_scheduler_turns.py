@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from switchgear.cli.planner_flags import policy_from
 from switchgear.cli.queue_flags import add_queue_flags, apply, asked_for, moment, seconds
 from switchgear.core.errors import Invalid, Reason
 from switchgear.planner import model as planner
@@ -211,6 +212,20 @@ def test_times_are_written_as_people_say_them() -> None:
     for wrong in ("soon", "25:00", "+x"):
         with pytest.raises(Invalid):
             moment(wrong, now)
+
+
+def test_what_operators_choose_of_the_planner_is_one_flag() -> None:
+    def policy(text: str) -> planner.Policy:
+        return policy_from(argparse.Namespace(planner=text))
+
+    assert policy("") == planner.Policy()
+    documented = "spares=0,guaranteed-run=10m,checkpoint-wait=10m,half-life=7d,starving=24h,preemption=on"
+    assert policy(documented) == planner.Policy()
+    chosen = policy("spares=2, preemption=off,guaranteed-run=1h")
+    assert (chosen.spares, chosen.preemption, chosen.guaranteed_run_s) == (2, False, 3600)
+    for wrong in ("spare=2", "spares=-1", "preemption=maybe", "half-life=0"):
+        with pytest.raises(Invalid):
+            policy(wrong)
 
 
 def test_the_flags_of_a_command_become_the_job() -> None:

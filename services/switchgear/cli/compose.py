@@ -31,6 +31,7 @@ from switchgear.core.rpc import Server, dialable, is_loopback, require_free_port
 from switchgear.core.service import Endpoints, Service
 from switchgear.gateway import front_door
 from switchgear.gateway import main as gateway
+from switchgear.planner.model import Policy
 from switchgear.recovery import main as recovery
 from switchgear.recovery.values import Timing
 from switchgear.scheduler import main as scheduler
@@ -52,7 +53,7 @@ class PlaneSettings:
     and certificates at `machines`; the other services take certificates only.
     elsewhere: gRPC addresses of the services of other processes. policies: modes of the configuration.
     metrics: HOST:PORT of `/metrics`; beyond loopback it takes clients with a certificate of ours only.
-    timing: the leases of jobs that begin from now on. collector: what its configuration file says.
+    timing: the leases of jobs that begin from now on. planner: what operators choose of it. collector: what its configuration file says.
     """
 
     services: tuple[str, ...]
@@ -65,6 +66,7 @@ class PlaneSettings:
     policies: Mapping[str, Mode] = field(default_factory=dict)
     metrics: str = DEFAULT_METRICS
     timing: Timing = field(default_factory=Timing)
+    planner: Policy = field(default_factory=Policy)
     collector: CollectorConfig = field(default_factory=CollectorConfig)
 
 
@@ -100,7 +102,7 @@ SERVICES: Mapping[str, Callable[[Parts], Service]] = {
     "scheduler": lambda parts: scheduler.build(
         parts.database,
         parts.clock,
-        scheduler.SchedulerSettings(state_dir=parts.settings.state_dir),
+        scheduler.SchedulerSettings(state_dir=parts.settings.state_dir, policy=parts.settings.planner),
         registry=parts.registry,
     ),
     "recovery": lambda parts: recovery.build(

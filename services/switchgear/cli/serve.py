@@ -12,6 +12,7 @@ from switchgear.cli import exits
 from switchgear.cli.collector_flags import add_collector_arguments, collector_config_from
 from switchgear.cli.compose import DEFAULT_METRICS, ENDPOINTS, PlaneSettings, running
 from switchgear.cli.lease_flags import add_lease_arguments, timing_from
+from switchgear.cli.planner_flags import add_planner_argument, policy_from
 from switchgear.cli.policies import add_policy_argument, configured_policies
 from switchgear.cli.state import DEFAULT_HTTP, DEFAULT_MACHINES, Running, default_state_dir, write_running
 from switchgear.core import loop
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add(parser, "--metrics", DEFAULT_METRICS, "address of /metrics; port 0: a free one")
     add_lease_arguments(parser)
+    add_planner_argument(parser)
     add_collector_arguments(parser)
     add_policy_argument(parser)
 
@@ -92,6 +94,7 @@ def settings_from(args: argparse.Namespace) -> PlaneSettings:
         policies=configured_policies(args.policy),
         metrics=args.metrics,
         timing=timing_from(args),
+        planner=policy_from(args),
         collector=collector_config_from(args),
     )
 

@@ -20,6 +20,7 @@ from switchgear.cli import exits
 from switchgear.cli.collector_flags import add_collector_arguments, collector_config_from
 from switchgear.cli.compose import DEFAULT_METRICS, SERVICES, PlaneSettings, running
 from switchgear.cli.lease_flags import add_lease_arguments, timing_from
+from switchgear.cli.planner_flags import add_planner_argument, policy_from
 from switchgear.cli.policies import add_policy_argument, configured_policies
 from switchgear.cli.state import (
     DATABASE_URL_VARIABLE,
@@ -38,6 +39,7 @@ from switchgear.core.process import only_one, until_signal
 from switchgear.core.rpc import is_loopback, split_address
 from switchgear.core.service import Endpoints
 from switchgear.core.tls import TlsFiles
+from switchgear.planner.model import Policy
 from switchgear.recovery.values import Timing
 from switchgear.serve import router
 from switchgear.serve.router import DEFAULT_LISTEN
@@ -56,7 +58,7 @@ class UpSettings:
     with TLS that user has the CA's key. sim_gpus: simulated GPUs of that agent, of the model sim_profile.
     policies: modes of the configuration. metrics: HOST:PORT of `/metrics`. machines: with TLS, HOST:PORT at which agents and
     launchers bring certificates. router_key_file: keys of the router's clients, which it must have beyond loopback.
-    timing: the leases of jobs that begin from now on. collector: what its configuration file says.
+    timing: the leases of jobs that begin from now on. planner: what operators choose of it. collector: what its configuration file says.
     """
 
     state_dir: Path
@@ -73,6 +75,7 @@ class UpSettings:
     machines: str = DEFAULT_MACHINES
     router_key_file: Path | None = None
     timing: Timing = field(default_factory=Timing)
+    planner: Policy = field(default_factory=Policy)
     collector: CollectorConfig = field(default_factory=CollectorConfig)
 
 
@@ -142,6 +145,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with TLS: gRPC address for agents and launchers with certificates (default: %(default)s)",
     )
     add_lease_arguments(parser)
+    add_planner_argument(parser)
     add_collector_arguments(parser)
     add_policy_argument(parser)
 
@@ -163,6 +167,7 @@ def main(args: argparse.Namespace) -> int:
         machines=args.machines,
         router_key_file=args.router_key_file,
         timing=timing_from(args),
+        planner=policy_from(args),
         collector=collector_config_from(args),
     )
     loop.run(until_signal(serve(settings)))
@@ -185,6 +190,7 @@ async def serve(settings: UpSettings) -> None:
         metrics=settings.metrics,
         machines=settings.machines,
         timing=settings.timing,
+        planner=settings.planner,
         collector=settings.collector,
     )
     with only_one(settings.state_dir, "`switchgear up`"):

@@ -22,6 +22,7 @@ _COLOURS = {
     "CORDONED": "yellow",
     "STARTING": "yellow",
     "RECOVERING": "yellow",
+    "PREEMPTED": "yellow",
     "REQUESTED": "yellow",
     "DRAINING": "yellow",
     "PENDING": "yellow",

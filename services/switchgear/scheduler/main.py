@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc.aio
@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from switchgear.core.clock import Clock
 from switchgear.core.service import Endpoints, Service
+from switchgear.planner.model import Policy
 from switchgear.scheduler import tracing
 from switchgear.scheduler.decision_log import DecisionLog
 from switchgear.scheduler.engines.local import LocalEngine
@@ -36,6 +37,8 @@ class SchedulerSettings:
     state_dir: Path
     #: The longest time between two looks at nodes and queue; most changes are seen at once.
     pass_interval_s: float = 1.0
+    #: What operators choose of the planner.
+    policy: Policy = field(default_factory=Policy)
 
 
 class Scheduler:
@@ -55,7 +58,7 @@ class Scheduler:
         self._settings = settings
         metrics = SchedulerMetrics(registry)
         self._trust = Trust()
-        self._repository = Repository(database, clock, health=lambda: self._trust.health)
+        self._repository = Repository(database, clock, settings.policy, health=lambda: self._trust.health)
         self._repository.job_listeners += [metrics.job_changed, tracing.job_changed]
         wake = asyncio.Event()
         self._repository.listeners.append(wake.set)
