@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -34,6 +35,24 @@ class Learning:
     prior_wider: float = 10.0
 
 
+class History:
+    """Jobs that have ended, the newest `most` of them, as `RunTimes` learns from them; grows in O(1)."""
+
+    def __init__(self, ended: Iterable[Ended] = (), most: int | None = None) -> None:
+        self.at: dict[_Group, int] = {}
+        self.group, self.submit_s, self.ran_s = deque[int]([], most), deque[float]([], most), deque[float]([], most)
+        for one in ended:
+            self.add(one)
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    def add(self, one: Ended) -> None:
+        self.group.append(self.at.setdefault((one.queue, one.user, one.key, one.gpus), len(self.at)))
+        self.submit_s.append(one.end_s - one.seconds if one.submit_s is None else one.submit_s)
+        self.ran_s.append(one.seconds)
+
+
 class RunTimes:
     """Curves of run times, by campaign: jobs of one queue, user, key and GPUs that were submitted about the same time.
 
@@ -44,7 +63,7 @@ class RunTimes:
 
     def __init__(
         self,
-        ended: Sequence[Ended],
+        history: History,
         running: Iterable[tuple[Job, float]] = (),
         pending: Iterable[Job] = (),
         learning: Learning | None = None,
@@ -52,11 +71,9 @@ class RunTimes:
         """running: with the seconds that each has run so far. pending: they only count as submissions."""
         self._learning = learning or Learning()
         #: Ended jobs that it was learned from.
-        self.ended = len(ended)
-        at: dict[_Group, int] = {}
-        group = [at.setdefault((one.queue, one.user, one.key, one.gpus), len(at)) for one in ended]
-        submit_s = [one.end_s - one.seconds if one.submit_s is None else one.submit_s for one in ended]
-        ran_s = [one.seconds for one in ended]
+        self.ended = len(history)
+        at = dict(history.at)
+        group, submit_s, ran_s = list(history.group), list(history.submit_s), list(history.ran_s)
         for job, elapsed_s in running:
             group.append(at.setdefault(_group(job), len(at)))
             submit_s.append(job.submit_s)
@@ -69,7 +86,7 @@ class RunTimes:
         groups, submits = np.array(group, np.int64), np.array(submit_s, np.float64)
         bins = np.full(len(groups), -1)
         bins[:known] = bin_of(np.maximum(np.array(ran_s, np.float64), 0.0))
-        self._ended_of = np.bincount(groups[: len(ended)] * BINS + bins[: len(ended)], minlength=len(at) * BINS)
+        self._ended_of = np.bincount(groups[: self.ended] * BINS + bins[: self.ended], minlength=len(at) * BINS)
         self._ended_of = self._ended_of.reshape(len(at), BINS)
         self._all: Reals = self._ended_of.sum(axis=0).astype(np.float64)
         self._members: dict[_Group, list[int]] = {}
@@ -78,7 +95,7 @@ class RunTimes:
                 self._members.setdefault(wider, []).append(number)
         order = np.lexsort((submits, groups))
         self._submit_s, self._bin = submits[order], bins[order]
-        self._has_ended = order < len(ended)
+        self._has_ended = order < self.ended
         self._first: Ints = np.searchsorted(groups[order], np.arange(len(at) + 1))
         self._taught = np.bincount(groups[:known], minlength=len(at)) > 0
         self._curves: dict[tuple[_Group, int], Reals] = {}
@@ -89,7 +106,7 @@ class RunTimes:
     def of(cls, snapshot: Snapshot, now_s: float) -> Self:
         """What a snapshot teaches. O(jobs in it)."""
         running = ((one.job, max(now_s - one.start_s, 0.0)) for one in snapshot.running)
-        return cls(snapshot.ended, running, snapshot.pending)
+        return cls(History(snapshot.ended), running, snapshot.pending)
 
     def quantiles(self, job: Job, elapsed_s: float, levels: Sequence[float]) -> Reals:
         """Run times in seconds from the start that are exceeded with chance 1 - level, given that it has run so long. Shape (levels,)."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
 from switchgear.planner.fleet import Reals
 from switchgear.planner.model import Ended, Job, Node, Policy, Running, Snapshot, Task
 from switchgear.planner.plan import plan
-from switchgear.planner.runtimes import RunTimes
+from switchgear.planner.runtimes import History, RunTimes
 from switchgear.planner.simulate.clock import ENDED_MAX
 from switchgear.planner.simulate.queue import FREE, Decision, View, whole_nodes
 from switchgear.planner.simulate.trace import Trace
@@ -36,7 +35,7 @@ class Planned:
         self._jobs = _jobs(trace, gpus_per_node)
         self._number = {job.name: at for at, job in enumerate(self._jobs)}
         self._running: dict[int, Running] = {}
-        self._ended = deque(history, ENDED_MAX)
+        self._history = History(history, ENDED_MAX)
         self._run_times: RunTimes | None = None
         self._learned_s = self._planned_s = -np.inf
         self.quantiles_s: Reals = np.full((len(trace), len(LEVELS)), np.nan)
@@ -46,7 +45,7 @@ class Planned:
 
     def ended(self, job: int, start_s: float, now_s: float) -> None:
         of = self._running.pop(job).job
-        self._ended.append(Ended(of.user, of.key, of.queue, of.gpus, now_s - start_s, now_s, of.submit_s))
+        self._history.add(Ended(of.user, of.key, of.queue, of.gpus, now_s - start_s, now_s, of.submit_s))
 
     def decide(self, view: View) -> Decision:
         if not len(view.pending):
@@ -57,7 +56,9 @@ class Planned:
         if most_free < min(self._jobs[job].task.gpus for job in view.pending.tolist()):
             return Decision()
         self._planned_s = view.now_s
-        decisions = plan(self._snapshot(view, ()), view.now_s, run_times=self._learned(view), told=False)
+        pending = tuple(self._jobs[job] for job in view.pending.tolist())
+        snapshot = Snapshot(self._nodes, pending, tuple(self._running.values()), policy=Policy(preemption=False))
+        decisions = plan(snapshot, view.now_s, run_times=self._learned(view), told=False)
         starts = []
         for start in decisions.starts:
             job = self._number[start.job.name]
@@ -65,15 +66,11 @@ class Planned:
             starts.append((job, tuple(self._row[seat.node] for seat in start.seats)))
         return Decision(starts)
 
-    def _snapshot(self, view: View, ended: Sequence[Ended]) -> Snapshot:
-        pending = tuple(self._jobs[job] for job in view.pending.tolist())
-        policy = Policy(preemption=False)
-        return Snapshot(self._nodes, pending, tuple(self._running.values()), ended=tuple(ended), policy=policy)
-
     def _learned(self, view: View) -> RunTimes:
         if self._run_times is None or view.now_s >= self._learned_s + LEARN_S:
             self._learned_s = view.now_s
-            self._run_times = RunTimes.of(self._snapshot(view, self._ended), view.now_s)
+            running = ((one.job, view.now_s - one.start_s) for one in self._running.values())
+            self._run_times = RunTimes(self._history, running, (self._jobs[job] for job in view.pending.tolist()))
         return self._run_times
 
 
