@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from switchgear.planner.model import Cause, Decisions, Job, Node, Policy, Snapshot, Task
+from switchgear.planner.model import Cause, Decisions, Job, Node, Policy, Queue, Running, Seat, Snapshot, Task
 from switchgear.planner.plan import plan
 from switchgear.planner.simulate.clock import Arrival, Clock
 
@@ -112,3 +112,33 @@ def test_a_plan_does_not_depend_on_the_order_in_which_a_process_has_its_sets() -
         for hash_seed in ("1", "2")
     }
     assert len(told) == 1
+
+
+def test_what_victims_leave_is_for_the_one_for_whom_they_left_though_they_have_the_higher_priority() -> None:
+    """A borrower fills the fleet with runs of a day; the owner comes for its guarantee an hour later."""
+    nodes = tuple(Node(f"node-{at}", 8) for at in range(4))
+    policy = Policy(guaranteed_run_s=600.0, checkpoint_wait_s=300.0)
+    world = Snapshot(nodes, queues=(Queue("owner", guaranteed=16), Queue("borrower")), policy=policy)
+    borrowed = [
+        Arrival(Job(f"borrowed-{at}", TASKS[8], 0.0, queue="borrower", priority=10), 86_400.0, 200.0) for at in range(6)
+    ]
+    gang = Arrival(Job("gang", TASKS[8], 3600.0, tasks=2, queue="owner"), 7200.0)
+    clock = Clock(world, [*borrowed, gang], plan)
+    clock.run()
+    outcome = clock.outcomes["gang"]
+    assert outcome.start_s is not None
+    assert outcome.start_s - outcome.submit_s <= policy.checkpoint_wait_s
+    assert outcome.end_s == outcome.start_s + 7200.0
+    assert sum(one.stops for one in clock.outcomes.values()) == 2
+    assert all(one.end_s is not None for one in clock.outcomes.values())
+
+
+def test_jobs_that_fit_only_on_what_a_starving_one_waits_for_are_told_that_it_goes_before_them() -> None:
+    nodes = tuple(Node(f"node-{at}", 8) for at in range(2))
+    long = Job("long", TASKS[8], 0.0)
+    running = (Running(long, (Seat("node-0", tuple(range(8))),), 0.0),)
+    pending = (Job("gang", TASKS[8], 0.0, tasks=2), Job("late", TASKS[4], 7000.0, time_limit_s=600.0))
+    snapshot = Snapshot(nodes, pending, running, policy=Policy(starving_s=3600.0))
+    causes = {wait.job: wait.cause for wait in plan(snapshot, 7200.0).waits}
+    assert causes == {"gang": Cause.GPUS, "late": Cause.BEHIND}
+    assert [start.job.name for start in plan(snapshot, 3000.0).starts] == ["late"]
