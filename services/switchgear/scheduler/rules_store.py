@@ -29,15 +29,14 @@ USAGE_MAX = 10_000
 
 async def load_rules(session: AsyncSession) -> Rules:
     """All but `Rules.ended`."""
-    runs = await session.scalars(select(RunRow).order_by(RunRow.end_unix_ns.desc(), RunRow.job).limit(RUNS_MAX))
+    columns = RunRow.user, RunRow.key, RunRow.queue, RunRow.gpus, RunRow.seconds, RunRow.end_unix_ns
+    newest = select(*columns).order_by(RunRow.end_unix_ns.desc(), RunRow.job).limit(RUNS_MAX)
+    runs = [EndedRun(*row) for row in await session.execute(newest)]
     usage = await session.scalars(select(UsageRow).order_by(UsageRow.queue, UsageRow.user))
     return Rules(
         tuple(await queues(session)),
         tuple(await reservations(session)),
-        tuple(
-            EndedRun(row.user, row.key, row.queue, row.gpus, row.seconds, row.end_unix_ns)
-            for row in reversed(list(runs))
-        ),
+        tuple(reversed(runs)),
         tuple(Usage(row.queue, row.user, row.gpu_s, row.time_unix_ns) for row in usage),
     )
 
