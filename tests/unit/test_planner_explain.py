@@ -55,7 +55,7 @@ def test_the_cause_named_first_is_the_known_one_and_each_proposed_change_starts_
     assert len(wrong) <= 0.05 * count, wrong
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_in_any_world_each_waiting_job_is_told_a_cause_and_changes_that_start_it(seed: int) -> None:
     random_ = random.Random(seed)
     snapshot = planner_world.world(random_, 6)
@@ -63,7 +63,7 @@ def test_in_any_world_each_waiting_job_is_told_a_cause_and_changes_that_start_it
     snapshot = planner_world.after(snapshot, plan(snapshot, 0.0), 0.0)
     snapshot = planner_world.with_pending(random_, snapshot, "then", 3, 5000.0)
     waits = plan(snapshot, 5000.0).waits
-    for wait in waits[::3]:
+    for wait in waits[::4]:
         found = explain(snapshot, wait.job, 5000.0)
         assert found == explain(snapshot, wait.job, 5000.0)
         assert found.causes
