@@ -43,11 +43,12 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _expected(found: pb.Explanation) -> str:
-    if not found.HasField("start"):
-        return "cannot be said"
-    between = (
-        f", four times of five between {local_time(found.start_low)} and {local_time(found.start_high)}"
-        if found.HasField("start_low") and found.HasField("start_high")
-        else ""
-    )
-    return f"{local_time(found.start)}{between}"
+    """Four of five outcomes lie between low and high; a time that is not there may never come."""
+    start = local_time(found.start) if found.HasField("start") else ""
+    low = local_time(found.start_low) if found.HasField("start_low") else ""
+    high = local_time(found.start_high) if found.HasField("start_high") else ""
+    if low and high:
+        return f"{start or 'at an unknown time'}, four times of five between {low} and {high}"
+    if low:
+        return f"{start or 'at an unknown time'}, nine times of ten not before {low}"
+    return start or "cannot be said"
