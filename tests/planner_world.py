@@ -140,6 +140,7 @@ def after(snapshot: Snapshot, decisions: Decisions, now_s: float) -> Snapshot:
 
 def check(snapshot: Snapshot, decisions: Decisions, now_s: float) -> None:
     """Raises AssertionError when the plan breaks a promise."""
+    assert all(start.job in snapshot.pending for start in decisions.starts)
     told = Counter([*(start.job.name for start in decisions.starts), *(wait.job for wait in decisions.waits)])
     assert told == Counter(one.name for one in snapshot.pending)
     _check_capacity(snapshot, decisions.starts)

@@ -31,6 +31,7 @@ from switchgear.planner.model import (
 )
 from switchgear.planner.packing import Packer
 from switchgear.planner.quota import ROUNDING_GPUS, Ledger
+from switchgear.planner.reasons import why_here
 from switchgear.planner.reservations import open_to, spared
 from switchgear.planner.runtimes import RunTimes
 from switchgear.planner.victims import victims
@@ -106,7 +107,7 @@ class Cycle:
     def consider(self, job: Job) -> None:
         """Starts it, makes room for it, keeps seats for it, or lets it wait."""
         gang = self._within_quota(job)
-        refusal = gang if isinstance(gang, NoRoom) else self._start(gang)
+        refusal = gang if isinstance(gang, NoRoom) else self._start(job, gang)
         if refusal is None:
             return
         at_s = self._make_room(job)
@@ -123,7 +124,7 @@ class Cycle:
     def decisions(self, *, told: bool = True) -> Decisions:
         """The waits in the order in which the jobs were considered, with causes as things stand after all starts.
 
-        told: look for the causes; otherwise they are what was met on the way.
+        told: look for causes and reasons; otherwise causes are what was met on the way, and there are no reasons.
         """
         if not told:
             waits = [Wait(job.name, why.cause, why.text, at_s) for job, why, at_s in self._refusals]
@@ -142,7 +143,8 @@ class Cycle:
                 elif len(causes) < DIAGNOSED_MAX:
                     why = causes[like] = diagnosis.cause(job, mask)
             waits.append(Wait(job.name, why.cause, why.text, at_s))
-        return Decisions(tuple(self._starts), tuple(self._preemptions), tuple(waits))
+        starts = (replace(one, reason=why_here(self._bare, one.job, one.seats)) for one in self._starts)
+        return Decisions(tuple(starts), tuple(self._preemptions), tuple(waits))
 
     def _possible(self, job: Job) -> bool:
         """Whether it could start if nothing ran: if not, nobody leaves for it, and nothing is kept."""
@@ -174,12 +176,13 @@ class Cycle:
                 most = middle
         return replace(job, tasks=least, tasks_min=job.tasks_least)
 
-    def _start(self, job: Job) -> NoRoom | None:
+    def _start(self, job: Job, gang: Job) -> NoRoom | None:
+        """gang: the job with the tasks that its quota admits."""
         packer = self._free if self._backfill.in_front(job, self._kept_from_s) else self._open
         kind, mask = self._kind(job)
         if not job.kept and (known := self._refused.get((kind, packer is self._open))) and job.tasks_least >= known[0]:
             return known[1]
-        seats = self._scarce(job) or seats_for(packer, job, mask)
+        seats = self._scarce(job) or seats_for(packer, gang, mask)
         if isinstance(seats, NoRoom):
             if not job.kept:
                 self._refused[kind, packer is self._open] = job.tasks_least, seats
