@@ -58,7 +58,7 @@ def defragment(snapshot: Snapshot, now_s: float) -> tuple[Move, ...]:
     gain is an estimate.
     """
     moves: list[Move] = []
-    decisions = plan(snapshot, now_s)
+    decisions = plan(snapshot, now_s, told=False)
     pending = {job.name: job for job in snapshot.pending}
     standing, run_times = Standing(snapshot, decisions, now_s), RunTimes.of(snapshot, now_s)
     for wait in decisions.waits[:JOBS_MAX]:

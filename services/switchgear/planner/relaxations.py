@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from switchgear.planner.changes import Set
 from switchgear.planner.model import WHOLE, Cause, Job, Near
@@ -17,6 +18,8 @@ Settings = tuple[tuple[str, str], ...]
 Way = tuple[Settings, str]
 #: Ways of one kind that are offered, at most.
 _WAYS_MAX = 4
+#: Time limits that jobs usually have.
+_USUAL_S = (4 * 3600.0, 3600.0, 900.0)
 #: A limit of less is no offer.
 _TIME_LIMIT_LEAST_S = 60.0
 _GIB = 1024
@@ -48,9 +51,11 @@ def relaxations(standing: Standing, job: Job, causes: set[Cause]) -> Iterator[Ki
 def _sooner_over(standing: Standing, job: Job) -> Iterator[Way]:
     """Over before nodes are reserved, or wanted by those who wait."""
     snapshot, now_s = standing.snapshot, standing.now_s
-    reserved = [one.start_s for one in snapshot.reservations if not is_for(one, job, snapshot.queues)]
-    wanted = [wait.start_s for wait in standing.decisions.waits if wait.start_s is not None and wait.job != job.name]
-    limits = {(time_s - now_s) // 60 * 60 for time_s in (*reserved, *wanted)}
+    reserved = [one.start_s - now_s for one in snapshot.reservations if not is_for(one, job, snapshot.queues)]
+    ahead = takewhile(lambda wait: wait.job != job.name, standing.decisions.waits)
+    wanted = [wait.start_s - now_s for wait in ahead if wait.start_s is not None]
+    # What is kept is kept from a time on that is known to the plan alone: the first of those expected, and usual limits, are tried.
+    limits = {seconds // 60 * 60 for seconds in (*reserved, *sorted(wanted)[:1], *(_USUAL_S if wanted else ()))}
     limit_s = job.time_limit_s
     of_use = [s for s in limits if s >= _TIME_LIMIT_LEAST_S and (limit_s is None or s < limit_s)]
     for limit in sorted(of_use, reverse=True)[:_WAYS_MAX]:
