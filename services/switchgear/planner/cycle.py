@@ -45,6 +45,8 @@ SEARCHES_MAX = 3
 
 #: Nodes with so many free GPUs are counted again after so many starts: until then there are fewer of them, not more.
 COUNTED_STARTS = 64
+#: Ends of what starts in a cycle are worked out again when there is so much more of it.
+MORE_STARTS = 1.25
 #: Kinds of jobs whose cause is looked for; the others are told what was counted on the way.
 DIAGNOSED_MAX = 32
 
@@ -98,8 +100,8 @@ class Cycle:
         self._preemptions: list[Preempt] = []
         #: Who waits, why, and until when as far as that is known.
         self._refusals: list[tuple[Job, NoRoom, float | None]] = []
-        #: What is free, whoever it is kept for.
-        self._bare = self._free.fleet.copy()
+        #: What is free, whoever it is kept for: that of `_free` until something is kept from everybody.
+        self._bare = self._free.fleet
         self._vacated = self._free.fleet.vacated()
         self._idle_ledger = Ledger(replace(snapshot, running=(), pending=()))
         self._holds: dict[tuple[object, ...], bool] = {}
@@ -210,7 +212,8 @@ class Cycle:
         return NoRoom(Cause.GPUS, f"{nodes} nodes have {gpus} GPUs free, and it needs {needs} of them")
 
     def _take(self, packer: Packer, seat: Seat, task: Task) -> None:
-        self._bare.take(seat, task)
+        if self._bare is not self._free.fleet:
+            self._bare.take(seat, task)
         packer.take(seat, task)
         if self._free is not self._open:
             if packer is self._open:
@@ -315,7 +318,8 @@ class Cycle:
         """Of who runs, and of who starts now."""
         if self._running_terms is None:
             self._running_terms = _Terms(self._holdings, self._backfill.ends_s(self._holdings.running))
-        if self._starting_terms is None or len(self._starting_terms.holdings) != len(self._starts):
+        # Not after each start: those that came since are taken for ones that do not end, for as long as they are few.
+        if self._starting_terms is None or len(self._starts) > len(self._starting_terms.holdings) * MORE_STARTS:
             starting = tuple(Running(one.job, one.seats, self._now_s) for one in self._starts)
             self._starting_terms = _Terms(Holdings(self._bare, starting), self._backfill.ends_s(starting))
         return self._running_terms, self._starting_terms
@@ -326,6 +330,8 @@ class Cycle:
             self._kept_from_s = min(self._kept_from_s, until_s)
             if self._open is self._free:
                 self._open = self._free.copy()
+        elif self._bare is self._free.fleet:
+            self._bare = self._bare.copy()
         self._kept.add(self._free.fleet, seats, task)
         for seat in seats:
             withhold(self._open, self._open.fleet, seat, task)
