@@ -16,6 +16,7 @@ COUNT = int(os.environ.get("SWITCHGEAR_SEEDS", "1" if "SWITCHGEAR_SEED" in os.en
 SEEDS_PER_TEST = 25
 #: Seeds that have found something once; the first line of their violation is what they found.
 FOUND = {
+    203: "a job that was to leave its nodes while an incident waited for its first new step was taken for failed",
     1734: "an answer to a check that was asked a generation ago made the job start from scratch",
     5355: "an attempt that had made steps counted as one without, as the ranks of a lost node had not told theirs",
     5479: "the ranks that a launcher was just starting when it came back were never stopped, and its check waited for them",

@@ -311,6 +311,8 @@ class Control:
                 return
             self.state = m.JobState(scheduler.job, self.spec, self.kernel.now_ns)
         self._post(m.Placed(scheduler.epoch, scheduler.placement))
+        if scheduler.state == "PREEMPTED":
+            self._post(m.Vacate(scheduler.message))
 
     def signal(self, signal: m.NodeSignal) -> None:
         """The collector has a new fatal signal."""

@@ -67,7 +67,7 @@ class SimScheduler:
                 assert call.outcome is not None
                 if self.ended and call.outcome.value != self.state:
                     raise Refused(f"the job has ended as {self.state}")
-                if self.state != "PENDING" or call.outcome.value in {"SUCCEEDED", "FAILED"}:
+                if self.state not in {"PENDING", "PREEMPTED"} or call.outcome.value in {"SUCCEEDED", "FAILED"}:
                     self._move(call.outcome.value, call.reason)
             case "cordon":
                 self.cordoned.add(call.node)
@@ -76,14 +76,24 @@ class SimScheduler:
                     raise Refused(f"the job has ended as {self.state}")
                 if call.epoch != self.epoch:
                     raise Refused(f"the placement is epoch {self.epoch}")
-                self.excluded |= {node for node in call.node.split(",") if node}
-                self._place()
+                if self.state == "PREEMPTED":
+                    self.placement = ()
+                    self._move("PENDING", "it has left its nodes")
+                else:
+                    self.excluded |= {node for node in call.node.split(",") if node}
+                    self._place()
         if call.kind != "set_state":
             self.answered.add(call.call_id)
 
     def cancel(self) -> None:
         if not self.ended:
             self._move("CANCELLED", "cancelled by user")
+
+    def preempt(self) -> None:
+        """Others are to have its nodes; it gets some again as soon as they are free."""
+        if self.placement and not self.ended and self.state != "PREEMPTED":
+            self.kernel.note("scheduler  the job is to leave its nodes")
+            self._move("PREEMPTED", "for jobs/k")
 
     def uncordon(self, node: str) -> None:
         """The node has been repaired."""

@@ -53,6 +53,7 @@ _FAULTS: list[tuple[str, Fault]] = [
     (r"scheduler away for ([\d.]+)s", lambda c, seconds: c.scheduler_away(float(seconds))),
     (r"fail start on (\S+): (before|one rank|for ever)", Cluster.fail_start),
     (r"cancel", lambda c: c.scheduler.cancel()),
+    (r"preempt", lambda c: c.scheduler.preempt()),
 ]
 
 

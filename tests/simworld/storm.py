@@ -33,6 +33,9 @@ def run(seed: int) -> Cluster:
     storm.gather()
     if seed % 10 == 7:  # on top of what is drawn, so that the stories of other seeds stay as they were
         cluster.kernel.after(rng.uniform(0.0, STORM_S), storm.cut_off_all_loudly)
+    if seed % 10 == 3:
+        for _ in range(rng.choice((1, 2, 4))):
+            cluster.kernel.after(rng.uniform(0.0, STORM_S), cluster.scheduler.preempt)
     try:
         cluster.kernel.run(DEADLINE_S, done=lambda: cluster.over)
         cluster.promises.kept()

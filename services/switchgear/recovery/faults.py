@@ -194,7 +194,9 @@ class Faults(Records):
             return
         if state.phase is not m.Phase.STOPPING or attempt is None:
             return
-        if any(launcher.stopped_generation < attempt.generation for launcher in state.launchers.values()):
+        if self._is_leaving() or any(
+            launcher.stopped_generation < attempt.generation for launcher in state.launchers.values()
+        ):
             return
         if self.all_done(attempt):
             self.succeed()  # whatever came in between, the job is done
@@ -215,18 +217,26 @@ class Faults(Records):
         if state.vacating or state.phase is m.Phase.REPLACING:
             return  # asked for a placement: the answer is the queue
         state.vacating = reason
+        state.preemptions += 1
         if state.phase in _IN_ATTEMPT and attempt:
             state.phase, attempt.state = m.Phase.STOPPING, m.AttemptState.STOPPING
             for node, launcher in state.launchers.items():
                 if launcher.stopped_generation < attempt.generation:
                     self.effects.append(m.Stop(node, attempt.generation, reason, VACATE_GRACE_S))
 
+    def _is_leaving(self) -> bool:
+        """The attempt is being stopped for others alone: an incident that waits for its first new step goes on waiting."""
+        state = self.state
+        if not state.vacating or state.phase is not m.Phase.STOPPING:
+            return False
+        return state.incident is None or state.incident.state is m.IncidentState.VERIFYING
+
     def leave_when_stopped(self) -> None:
         """Once nothing of the attempt is alive, gives the nodes back. A fault meanwhile is dealt with first, as far as it goes."""
         state, attempt = self.state, self.state.attempt
         if not state.vacating:
             return
-        if state.phase is m.Phase.STOPPING and state.incident is None and attempt:
+        if self._is_leaving() and attempt:
             if any(launcher.stopped_generation < attempt.generation for launcher in state.launchers.values()):
                 return
             if self.all_done(attempt):

@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # it holds a ledger
 #: Causes and nodes that are told apart; those beyond go into one line, so that a job's state stays small.
 COSTS_MAX = 200
 OTHER = "OTHER"
+#: Cause of what is lost since the job left its nodes for another and no fault explains.
+PREEMPTED = "PREEMPTED"
 #: The wall clock may differ by so much from the monotonic one over one event, by NTP; more is a jump, which is no time that passed.
 CLOCK_SLACK_NS = 1_000_000_000
 #: A step takes too long from so many times the usual on: torch's own steps vary by less, a throttled GPU makes more of it.
@@ -143,7 +145,7 @@ def settled_at(state: JobState, now: Now) -> Ledger:
     if state.phase is Phase.ENDED:
         return ledger
     booking = _Booking(ledger, now)
-    booking.lost = state.incident is not None
+    booking.lost, booking.preempted = state.incident is not None, state.preemptions > 0
     if state.attempt and not state.attempt.end_ns:
         booking.settle(state.attempt, state.incident, first=state.attempts_started <= 1, over=False)
     if state.incident:
@@ -184,17 +186,19 @@ def _advanced(state: JobState, now: Now) -> Ledger:
 
 
 class _Booking:
-    """One event being booked. lost: an incident is open, which bears what is lost."""
+    """One event being booked. lost: an incident is open, which bears what is lost; else a preemption does, when there was one."""
 
     def __init__(self, ledger: Ledger, now: Now) -> None:
         self.ledger, self._offset_ns = ledger, ledger.at_ns - now.unix_ns
-        self.lost = False
+        self.lost = self.preempted = False
 
     def take(self, before: JobState, effects: Sequence[Effect], after: JobState) -> None:
         ledger = self.ledger
         incidents = [effect.incident for effect in effects if isinstance(effect, SaveIncident)]
         incident = after.incident or (incidents[-1] if incidents else before.incident)
-        self.lost = incident is not None
+        self.lost, self.preempted = incident is not None, after.preemptions > 0
+        if after.preemptions > before.preemptions:
+            ledger.costs = add_cost(ledger.costs, Cost(PREEMPTED, "", incidents=1))
         if before.attempt is None or before.attempt.end_ns:
             self._until(ledger.at_ns, _between_attempts(before))
         else:
@@ -344,6 +348,8 @@ class _Booking:
             ledger.gpu_ns = {**ledger.gpu_ns, bucket: ledger.gpu_ns.get(bucket, 0) + gpu_ns}
             if self.lost and bucket in LOST:
                 ledger.open_gpu_ns += gpu_ns
+            elif self.preempted and bucket in LOST:
+                ledger.costs = add_cost(ledger.costs, Cost(PREEMPTED, "", lost_gpu_ns=gpu_ns))
 
 
 def _between_attempts(state: JobState) -> Bucket:

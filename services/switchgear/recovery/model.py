@@ -166,6 +166,8 @@ class JobState:
     uncordoned: list[str] = field(default_factory=list)
     #: Why the job is to leave its nodes; empty when it is not.
     vacating: str = ""
+    #: How often it was to leave.
+    preemptions: int = 0
     modes: Modes = field(default_factory=Modes)
     timing: Timing = field(default_factory=Timing)
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
