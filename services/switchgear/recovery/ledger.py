@@ -197,8 +197,6 @@ class _Booking:
         incidents = [effect.incident for effect in effects if isinstance(effect, SaveIncident)]
         incident = after.incident or (incidents[-1] if incidents else before.incident)
         self.lost, self.preempted = incident is not None, after.preemptions > 0
-        if after.preemptions > before.preemptions:
-            ledger.costs = add_cost(ledger.costs, Cost(PREEMPTED, "", incidents=1))
         if before.attempt is None or before.attempt.end_ns:
             self._until(ledger.at_ns, _between_attempts(before))
         else:
