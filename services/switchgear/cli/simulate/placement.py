@@ -27,7 +27,7 @@ EXAMPLES = """examples:
 
 The inflation experiment of FGD (USENIX ATC 2023): all pods in random order, then pods drawn from the list, until --load times the GPUs have been
 asked for. Nobody leaves, and what fits nowhere is dropped. What is told is the GPUs allocated, in percent, at a load of 100 % and at the last.
-fgd is given the mix of the list; switchgear learns it from what arrives.
+fgd is given the mix of the list; switchgear learns it from what arrives. Decisions a second are those of one processor.
 
 nodes.csv: columns sn, cpu_milli, memory_mib, gpu, model
 pods.csv:  columns cpu_milli, memory_mib, num_gpu, gpu_milli (of one GPU; empty: all of it), gpu_spec (models, A|B; may be missing)
@@ -38,7 +38,7 @@ pods.csv:  columns cpu_milli, memory_mib, num_gpu, gpu_milli (of one GPU; empty:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one policy. runs: by seed. seconds: that all decisions took."""
+    """Of one policy. runs: by seed. seconds: of one processor, for all decisions."""
 
     policy: str
     runs: dict[int, Run]
@@ -103,9 +103,9 @@ def run(nodes: tuple[Node, ...], pods: tuple[Task, ...], policy: str, seeds: ran
     runs: dict[int, Run] = {}
     seconds = 0.0
     for seed in seeds:
-        begin_s = time.perf_counter()
+        begin_s = time.process_time()
         runs[seed] = inflate(nodes, pods, policy, seed, load)
-        seconds += time.perf_counter() - begin_s
+        seconds += time.process_time() - begin_s
         figures = ", ".join(f"{value:.2f} % at {mark} %" for mark, value in means([runs[seed]], load).items())
         tell(f"{policy}, seed {seed}: {figures} ({len(runs)} of {len(seeds)})")
     return Outcome(policy, runs, seconds)
