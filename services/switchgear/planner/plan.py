@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from switchgear.planner.cycle import Cycle
 from switchgear.planner.fairshare import shares
+from switchgear.planner.forecast import with_forecasts
 from switchgear.planner.mix import Mix
 from switchgear.planner.model import Cause, Decisions, Job, Snapshot, Task, Wait
 from switchgear.planner.order import order
@@ -27,9 +28,12 @@ def plan(snapshot: Snapshot, now_s: float, *, run_times: RunTimes | None = None,
     live = {job.name for job in snapshot.pending} | {one.job.name for one in snapshot.running}
     obstacles = {job.name: obstacle for job in snapshot.pending if (obstacle := _obstacle(job, live, now_s))}
     ready = [job for job in snapshot.pending if job.name not in obstacles]
-    for job in by_guarantee(cycle.ledger, order(snapshot, shares(snapshot), run_times, now_s, jobs=ready)):
+    turns = by_guarantee(cycle.ledger, order(snapshot, shares(snapshot), run_times, now_s, jobs=ready))
+    for job in turns:
         cycle.consider(job)
     found = cycle.decisions(told=told)
+    if told:
+        found = with_forecasts(found, snapshot, turns, run_times, now_s)
     return replace(found, waits=(*found.waits, *obstacles.values()))
 
 
