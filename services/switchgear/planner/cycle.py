@@ -312,7 +312,7 @@ class Cycle:
             for one, turn_s in zip(terms, turns, strict=True)
         )
         self._hold(seats, job.task, None if starves else at_s)
-        return at_s
+        return at_s if np.isfinite(at_s) else None
 
     def _terms(self) -> tuple[_Terms, _Terms]:
         """Of who runs, and of who starts now."""
