@@ -59,8 +59,8 @@ def inventory_from_proto(node: fleet_pb.Node) -> Inventory:
         ),
         clean(node.agent_version, 64),
         clean(node.metrics_address, 255),
-        cpu_milli=node.cpu_milli or None,
-        memory_mib=node.memory_mib or None,
+        cpu_milli=node.cpu_milli if node.cpu_milli > 0 else None,
+        memory_mib=node.memory_mib if node.memory_mib > 0 else None,
         labels=labels_from_proto(node.labels),
     )
 
