@@ -13,7 +13,7 @@ from switchgear.planner.model import WHOLE
 #: Shares are rounded up to hundredths, so that at most as many sizes differ.
 STEP_MILLI = 10
 BINS = WHOLE // STEP_MILLI
-#: Patterns tried at most. 30 sizes take about 60; prices that are not quite the best still serve.
+#: Patterns tried at most, in 0.2 s. 30 sizes take 40 to 60, 60 sizes 200; prices that are not quite the best still serve.
 _ROUNDS_MAX = 300
 
 
