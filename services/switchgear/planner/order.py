@@ -64,8 +64,8 @@ def order(
             np.where(starves, 0.0, soon),
             np.where(starves, 0, had),
             ~starves,
-            [-job.priority for job in jobs],
-            [job.harvest for job in jobs],
+            np.array([-job.priority for job in jobs], np.int64),
+            np.array([job.harvest for job in jobs], bool),
         )
     )
     return tuple(jobs[one] for one in at.tolist())

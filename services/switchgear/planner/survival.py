@@ -28,7 +28,8 @@ def at_risk(ended: Reals, censored: Reals) -> Reals:
 
 def survival(hazard: Reals) -> Reals:
     """Curves, shape (..., BINS + 1): the chance to run at least until each of ENDS_S. hazard: chance that who reached a bin ends in it."""
-    alive: Reals = np.cumprod(1.0 - np.clip(hazard, 0.0, 1.0), axis=-1)
+    stays: Reals = 1.0 - np.clip(hazard, 0.0, 1.0)
+    alive = np.cumprod(stays, axis=-1)
     alive[..., -1] = 0.0
     return np.concatenate((np.ones((*hazard.shape[:-1], 1)), alive), axis=-1)
 
