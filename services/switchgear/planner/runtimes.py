@@ -13,6 +13,8 @@ from switchgear.planner.fleet import Ints, Reals
 from switchgear.planner.model import Ended, Job, Snapshot
 from switchgear.planner.survival import BINS, at_risk, bin_of, mean_left_s, mean_s, quantile, survival
 
+#: Stands for a curve that is about to be known.
+_NONE: Reals = np.empty(0)
 #: What is learned together: queue, user, key, GPUs; or fewer of them.
 _Group = tuple[object, ...]
 
@@ -100,7 +102,6 @@ class RunTimes:
         self._taught = np.bincount(groups[:known], minlength=len(at)) > 0
         self._curves: dict[tuple[_Group, int], Reals] = {}
         self._bases: dict[_Group, Reals] = {}
-        self._base_curves: dict[_Group, Reals] = {}
 
     @classmethod
     def of(cls, snapshot: Snapshot, now_s: float) -> Self:
@@ -130,31 +131,28 @@ class RunTimes:
 
     def curves(self, jobs: Sequence[Job]) -> Reals:
         """Shape (jobs, BINS + 1): `survival`. O(jobs), and O(blocks) for each campaign that is asked for the first time."""
-        found = np.empty((len(jobs), BINS + 1))
         rows: dict[_Group, list[int]] = {}
         for row, job in enumerate(jobs):
             rows.setdefault(_group(job), []).append(row)
+        keys: list[tuple[_Group, int]] = [((), 0)] * len(jobs)
+        hazards = list[Reals]()
+        new = list[tuple[_Group, int]]()
         for group, mine in rows.items():
             number = self._at.get(group)
-            if number is None or not self._taught[number]:
-                found[mine] = self._base_curve(group)
-                continue
-            submit_s = np.array([jobs[row].submit_s for row in mine])
-            blocks, which = np.unique(self._blocks(group, submit_s), return_inverse=True)
-            new = [block for block in blocks.tolist() if (group, block) not in self._curves]
-            if new:
-                for block, curve in zip(new, survival(self._hazards(group, np.array(new))), strict=True):
-                    self._curves[group, block] = curve
-            found[mine] = np.stack([self._curves[group, block] for block in blocks.tolist()])[which]
-        return found
-
-    def _base_curve(self, group: _Group) -> Reals:
-        """Of a group of which nobody has run yet."""
-        narrowest = tuple(_wider(group))[-1]
-        found = self._base_curves.get(narrowest)
-        if found is None:
-            found = self._base_curves[narrowest] = survival(self._base(group))
-        return found
+            # A group of which nobody has run yet is like the narrowest one that is known.
+            known = number is not None and bool(self._taught[number])
+            like = group if known else tuple(_wider(group))[-1]
+            blocks = self._blocks(group, [jobs[row].submit_s for row in mine]) if known else [0] * len(mine)
+            for row, block in zip(mine, blocks, strict=True):
+                keys[row] = like, block
+            if missing := [block for block in dict.fromkeys(blocks) if (like, block) not in self._curves]:
+                hazards.append(self._hazards(group, np.array(missing)) if known else self._base(group)[None])
+                for block in missing:
+                    self._curves[like, block] = _NONE
+                    new.append((like, block))
+        if new:
+            self._curves.update(zip(new, survival(np.concatenate(hazards)), strict=True))
+        return np.stack([self._curves[key] for key in keys]) if keys else np.empty((0, BINS + 1))
 
     def _base(self, group: _Group) -> Reals:
         """Shape (BINS,): the hazards of the coarser groups, each with the one before as prior."""
@@ -170,11 +168,11 @@ class RunTimes:
             found = self._bases[wider]
         return found
 
-    def _blocks(self, group: _Group, submit_s: Reals) -> Ints:
+    def _blocks(self, group: _Group, submit_s: Sequence[float]) -> list[int]:
         number = self._at[group]
         submits = self._submit_s[self._first[number] : self._first[number + 1]]
-        rank = np.searchsorted(submits, submit_s, side="right") - 1
-        found: Ints = np.maximum(rank, 0) // self._learning.block
+        rank = submits.searchsorted(submit_s, side="right") - 1
+        found: list[int] = (np.maximum(rank, 0) // self._learning.block).tolist()
         return found
 
     def _hazards(self, group: _Group, blocks: Ints) -> Reals:
