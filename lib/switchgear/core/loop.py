@@ -16,10 +16,15 @@ _GC_OBJECTS = 20_000
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """As `asyncio.run`, for a server: on uvloop where it is installed, and with rarer garbage collections."""
-    gc.freeze()  # what has been imported stays
-    gc.set_threshold(_GC_OBJECTS, 10, 10)
+    collect_rarely()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(work)
+
+
+def collect_rarely() -> None:
+    """Garbage collections as a server has them; call it when all is imported."""
+    gc.freeze()  # what has been imported stays
+    gc.set_threshold(_GC_OBJECTS, 10, 10)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
