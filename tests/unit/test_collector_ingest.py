@@ -16,12 +16,11 @@ from switchgear.collector.clock_offset import ClockOffset
 from switchgear.collector.clocks import Clocks
 from switchgear.collector.delays import BLOCKS_MIN, Delays
 from switchgear.collector.dictionary import dictionary_of
-from switchgear.collector.late import Late
 from switchgear.collector.outgoing import ACK_BLOCKS_MAX, Outgoing
 from switchgear.collector.pressure import Pressure
 from switchgear.collector.rates import Bucket
 from switchgear.collector.series import Keys
-from switchgear.collector.turns import Turns
+from switchgear.collector.turns import Arrivals, Turns
 from switchgear.core.clock import ManualClock
 from switchgear.core.errors import Invalid
 from switchgear.v1alpha import telemetry_service_pb2 as pb
@@ -196,44 +195,68 @@ def test_what_waits_on_a_stream_that_fell_silent_is_acked_in_the_end() -> None:
     assert sequences(outgoing) == [3]
 
 
-async def test_streams_that_are_expected_come_before_what_is_heavy_for_a_while() -> None:
-    turns = Turns()
-    turns.expect(2)
-    assert not turns.free(0)
-    assert turns.free(10), "however many are expected, nobody waits for longer"
-    turns.came()
-    turns.came()
-    await asyncio.sleep(0.025)
-    assert turns.free(0), "all have come"
-    turns.expect(10)
-    assert not turns.free(0)
-    await asyncio.sleep(0.03)
-    assert turns.free(0), "those that do not come back are not waited for"
+def test_streams_that_are_expected_come_before_what_is_heavy_for_a_while() -> None:
+    clock = ManualClock()
+    arrivals = Arrivals(clock)
+    assert not arrivals.are_coming
+    arrivals.expect(2)
+    assert arrivals.are_coming
+    arrivals.came()
+    arrivals.came()
+    clock.advance(0.019)
+    assert arrivals.are_coming, "one has just come"
+    clock.advance(0.002)
+    assert not arrivals.are_coming, "all have come"
+    arrivals.expect(1000)
+    clock.advance(2.4)
+    assert arrivals.are_coming
+    clock.advance(0.2)
+    assert not arrivals.are_coming, "those that do not come back are not waited for"
 
 
-async def test_what_is_late_takes_a_quarter_of_the_time_and_stands_behind_streams_that_come() -> None:
-    clock, turns, done = ManualClock(), Turns(), list[tuple[str, float]]()
-    late, loop = Late(clock, turns), asyncio.get_running_loop()
-    ended = asyncio.Event()
+async def test_what_is_heavy_waits_for_streams_that_come_and_takes_its_share_in_order() -> None:
+    clock, done, loop = ManualClock(), list[tuple[str, float]](), asyncio.get_running_loop()
+    arrivals = Arrivals(clock)
+    turns, ended = Turns(clock, arrivals, 0.25), asyncio.Event()
 
-    def work(name: str, takes_s: float = 0.01) -> None:
+    def work(name: str) -> None:
         done.append((name, loop.time()))
-        clock.advance(takes_s)
+        clock.advance(0.01)
         if name == "last":
             ended.set()
 
-    turns.came()
-    began_s = loop.time()
-    late.put(partial(work, "first"))
-    gone = late.put(partial(work, "gone"))
-    late.put(partial(work, "last"))
+    arrivals.expect(4000)
+    turns.put(partial(work, "first"))
+    gone = turns.put(partial(work, "gone"))
+    turns.put(partial(work, "last"))
     gone.cancel()
+    await asyncio.sleep(0.02)
+    assert not done, "streams are coming"
+    clock.advance(9.99)
+    await asyncio.sleep(0.02)
+    assert not done
+    clock.advance(0.02)  # nobody waits longer than ten seconds
     async with asyncio.timeout(10):
         await ended.wait()
     (first, first_s), (last, last_s) = done
     assert (first, last) == ("first", "last")
-    assert first_s - began_s >= 0.02, "a stream has just come"
     assert last_s - first_s >= 0.03, "10 ms of work, 30 ms for what is live"
+
+
+async def test_who_gives_up_while_he_waits_takes_nobodys_turn() -> None:
+    clock = ManualClock()
+    turns, order = Turns(clock, Arrivals(clock)), list[str]()
+
+    async def stream(name: str) -> None:
+        await turns.turn()
+        order.append(name)
+
+    first, gone, last = (asyncio.create_task(stream(name)) for name in ("first", "gone", "last"))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.wait((first, gone, last), timeout=10)
+    assert order == ["first", "last"]
+    assert not turns.any_wait
 
 
 texts = st.text(max_size=150)

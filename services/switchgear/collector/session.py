@@ -14,14 +14,13 @@ from switchgear.collector.clocks import Clocks
 from switchgear.collector.dictionary import dictionary_of
 from switchgear.collector.event_writer import EventWriter
 from switchgear.collector.ingest_settings import IngestSettings
-from switchgear.collector.late import Late, Work
 from switchgear.collector.metrics import CollectorMetrics
 from switchgear.collector.model import Event
 from switchgear.collector.outgoing import Outgoing
 from switchgear.collector.pressure import Pressure
 from switchgear.collector.rates import Bucket
 from switchgear.collector.taps import Taps
-from switchgear.collector.turns import Turns
+from switchgear.collector.turns import Turns, Work
 from switchgear.collector.windows import NodeWindow, Outcome, Windows
 from switchgear.core.clock import Clock
 from switchgear.core.errors import Reason, ResourceExhausted
@@ -49,8 +48,10 @@ class Shared:
     taps: Taps
     clocks: Clocks
     pressure: Pressure
+    #: For dictionaries.
     turns: Turns
-    late: Late
+    #: For what agents bring of the time before.
+    late: Turns
 
 
 class Session:

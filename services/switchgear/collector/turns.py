@@ -1,74 +1,111 @@
-"""Heavy work of many streams at once, without holding up the light."""
+"""Heavy work of many streams, without holding up the light."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
+
+from switchgear.core.clock import Clock
 
 #: Nobody has come for so long: those that are here may go on.
 _QUIET_S = 0.02
 #: Of a stream that is expected: what beginning it takes, and a little more.
 _COMING_S = 0.0025
 #: So often it is looked whether they have come.
-LOOK_S = 0.005
+_LOOK_S = 0.005
 #: However many come, who has waited for so long has his turn.
 _WAIT_S_MAX = 10.0
 
 
-class Turns:
-    """One in each round of the event loop, in the order of asking, and behind those who are just coming.
+class Arrivals:
+    """Streams that are just coming.
 
-    When thousands of agents come back at once, each has a dictionary of milliseconds, and gRPC takes one new stream in each round. So all have
-    a stream, on which events are stored, before the dictionaries are read. Bounded by the number of streams, each of which waits for one turn.
+    When thousands of agents come back at once, each has a dictionary and a backlog, and gRPC takes one new stream in each round of the event loop. So
+    all have a stream, on which events are stored, before anything heavy is done.
     """
 
-    def __init__(self) -> None:
-        self._waiting = deque[tuple[float, asyncio.Future[None]]]()
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._came_s = float("-inf")
         #: Streams that are still expected, and until when.
         self._expected, self._expected_until_s = 0, 0.0
+
+    def expect(self, streams: int) -> None:
+        """So many are about to begin, since they did before this process started."""
+        self._expected = streams
+        self._expected_until_s = self._clock.monotonic_s() + streams * _COMING_S
+
+    def came(self) -> None:
+        """A stream has begun."""
+        self._came_s = self._clock.monotonic_s()
+        self._expected -= 1
+
+    @property
+    def are_coming(self) -> bool:
+        now_s = self._clock.monotonic_s()
+        return now_s - self._came_s < _QUIET_S or (self._expected > 0 and now_s < self._expected_until_s)
+
+
+class Work:
+    """What waits for its turn."""
+
+    __slots__ = ("do", "since_s")
+
+    def __init__(self, do: Callable[[], None], since_s: float) -> None:
+        self.do: Callable[[], None] | None = do
+        self.since_s = since_s
+
+    def cancel(self) -> None:
+        """It is not done; whatever it holds is free at once."""
+        self.do = None
+
+
+class Turns:
+    """One piece of work in each round of the event loop, in the order in which they came and behind streams that are just coming.
+
+    share: of the loop's time that all work may take. Bounded by the number of streams, each of which waits for one turn. What is put must not raise.
+    """
+
+    def __init__(self, clock: Clock, arrivals: Arrivals, share: float = 1.0) -> None:
+        self._clock = clock
+        self._arrivals = arrivals
+        self._share = share
+        self._waiting = deque[Work]()
         self._scheduled = False
 
     @property
     def any_wait(self) -> bool:
         return bool(self._waiting)
 
-    def expect(self, streams: int) -> None:
-        """So many are about to begin, since they did before this process started."""
-        self._expected = streams
-        self._expected_until_s = asyncio.get_running_loop().time() + streams * _COMING_S
-
-    def came(self) -> None:
-        """A stream has begun."""
-        self._came_s = asyncio.get_running_loop().time()
-        self._expected -= 1
-
-    def free(self, waited_s: float) -> bool:
-        """Whether nobody is just coming, or whoever asks has waited for long enough."""
-        now_s = asyncio.get_running_loop().time()
-        coming = now_s - self._came_s < _QUIET_S or (self._expected > 0 and now_s < self._expected_until_s)
-        return not coming or waited_s >= _WAIT_S_MAX
-
-    async def turn(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._waiting.append((loop.time(), mine := loop.create_future()))
+    def put(self, do: Callable[[], None]) -> Work:
+        """Does it later, unless it is cancelled before."""
+        self._waiting.append(work := Work(do, self._clock.monotonic_s()))
         if not self._scheduled:
             self._scheduled = True
-            loop.call_soon(self._next)
-        await mine
+            asyncio.get_running_loop().call_soon(self._next)
+        return work
+
+    async def turn(self) -> None:
+        """Returns when it is the caller's turn."""
+        mine = asyncio.get_running_loop().create_future()
+        work = self.put(lambda: mine.set_result(None))
+        try:
+            await mine
+        finally:
+            work.cancel()  # who has gone meanwhile takes nobody's time
 
     def _next(self) -> None:
-        # Who has gone meanwhile takes nobody's time.
-        while self._waiting and self._waiting[0][1].done():
+        while self._waiting and self._waiting[0].do is None:
             self._waiting.popleft()
         self._scheduled = bool(self._waiting)
-        if not self._scheduled:
+        if not self._waiting:
             return
-        loop = asyncio.get_running_loop()
-        since_s, first = self._waiting[0]
-        if not self.free(loop.time() - since_s):
-            loop.call_later(LOOK_S, self._next)
+        loop, now_s, first = asyncio.get_running_loop(), self._clock.monotonic_s(), self._waiting[0]
+        if self._arrivals.are_coming and now_s - first.since_s < _WAIT_S_MAX:
+            loop.call_later(_LOOK_S, self._next)
             return
         self._waiting.popleft()
-        first.set_result(None)
-        loop.call_soon(self._next)
+        if first.do is not None:
+            first.do()
+        loop.call_later((self._clock.monotonic_s() - now_s) * (1 / self._share - 1), self._next)
