@@ -101,6 +101,17 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path, capsys: pytest.Captu
     assert "this is no CSV" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("given", "code"), [(["simulate"], 2), (["simulate", "foo"], 2), (["simulate", "--help"], 0)])
+def test_half_a_command_says_which_there_are(given: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(given)
+    assert ended.value.code == code
+    told = "".join(capsys.readouterr())
+    assert "placement" in told
+    assert "whatif" in told
+    assert "incidents" not in told
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = command(tmp_path)
     (tmp_path / "nodes.csv").unlink()

@@ -6,7 +6,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from importlib import import_module
 from importlib.metadata import version
@@ -246,12 +246,30 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
     return top
 
 
+def _parts_of(word: str) -> dict[str, str]:
+    """Commands of two words that begin with this one: the second word and the help of each."""
+    return {
+        name.partition(" ")[2]: help_text for name, (*_, help_text) in _COMMANDS.items() if name.startswith(f"{word} ")
+    }
+
+
+def _parts_parser(word: str, parts: Mapping[str, str]) -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog=f"switchgear {word}")
+    commands = found.add_subparsers(dest="command", required=True, metavar="|".join(parts))
+    for name, help_text in parts.items():
+        commands.add_parser(name, help=help_text)
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if " ".join(given[:2]) in _COMMANDS:
         given[:2] = [" ".join(given[:2])]
     chosen = next((word for word in given if not word.startswith("-")), None)
+    if given and chosen == given[0] and chosen not in _COMMANDS and (parts := _parts_of(chosen)):
+        _parts_parser(chosen, parts).parse_args(given[1:])  # shows its help, or says which commands there are
+        return exits.USAGE
     try:
         args = parser(chosen).parse_args(given)
         module, _, function, _ = _COMMANDS[args.command]
@@ -294,8 +312,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         what = error.strerror or str(error)
+        # What the command line names is the caller's to name anew; what it does not is where we keep things.
+        named = error.filename is not None and str(error.filename) in given
+        remedy = "name another file" if named else "choose another place (SWITCHGEAR_STATE_DIR, --state-dir, --log-dir)"
         print(
-            f"switchgear: cannot use{where}: {what}; mend that or choose another place (SWITCHGEAR_STATE_DIR, --state-dir, --log-dir)",
+            f"switchgear: cannot use{where}: {what}; mend that or {remedy}",
             file=sys.stderr,
         )
         return exits.UNUSABLE_PLACE

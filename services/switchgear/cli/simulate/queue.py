@@ -156,10 +156,8 @@ def _progress(name: str, jobs: int) -> Callable[[int, float], None]:
 
 def _read(path: Path) -> Trace:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             return read(file)
-    except OSError as error:
-        raise Invalid(f"{path}: {error.strerror}", Reason.BODY_INVALID) from error
     except UnicodeDecodeError as error:
         raise Invalid(f"{path} is no text: {error.reason}", Reason.BODY_INVALID) from error
     except Invalid as error:
