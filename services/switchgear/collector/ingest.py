@@ -68,7 +68,7 @@ class Ingest:
     ) -> None:
         settings = settings or IngestSettings()
         self._sharding = sharding or Sharding()
-        self._arrivals = Arrivals(clock)
+        self._arrivals = Arrivals()
         self._shared = Shared(
             windows,
             writer,

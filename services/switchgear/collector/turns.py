@@ -14,8 +14,7 @@ _QUIET_S = 0.02
 _COMING_S = 0.0025
 #: So often it is looked whether they have come.
 _LOOK_S = 0.005
-#: However many come, who has waited for so long has his turn.
-_WAIT_S_MAX = 10.0
+WAIT_S_MAX = 10.0
 
 
 class Arrivals:
@@ -25,8 +24,7 @@ class Arrivals:
     all have a stream, on which events are stored, before anything heavy is done.
     """
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._came_s = float("-inf")
         #: Streams that are still expected, and until when.
         self._expected, self._expected_until_s = 0, 0.0
@@ -34,16 +32,16 @@ class Arrivals:
     def expect(self, streams: int) -> None:
         """So many are about to begin, since they did before this process started."""
         self._expected = streams
-        self._expected_until_s = self._clock.monotonic_s() + streams * _COMING_S
+        self._expected_until_s = _loop_s() + streams * _COMING_S
 
     def came(self) -> None:
         """A stream has begun."""
-        self._came_s = self._clock.monotonic_s()
+        self._came_s = _loop_s()
         self._expected -= 1
 
     @property
     def are_coming(self) -> bool:
-        now_s = self._clock.monotonic_s()
+        now_s = _loop_s()
         return now_s - self._came_s < _QUIET_S or (self._expected > 0 and now_s < self._expected_until_s)
 
 
@@ -64,13 +62,15 @@ class Work:
 class Turns:
     """One piece of work in each round of the event loop, in the order in which they came and behind streams that are just coming.
 
-    share: of the loop's time that all work may take. Bounded by the number of streams, each of which waits for one turn. What is put must not raise.
+    share: of the loop's time that all work may take. wait_s_max: however many come, who has waited for so long has his turn. Bounded by the number of streams, each of which waits for one turn. What is put must not raise.
     """
 
-    def __init__(self, clock: Clock, arrivals: Arrivals, share: float = 1.0) -> None:
+    def __init__(self, clock: Clock, arrivals: Arrivals, share: float = 1.0, *, wait_s_max: float = WAIT_S_MAX) -> None:
+        #: Measures what the work takes: the loop's own time stands still meanwhile.
         self._clock = clock
         self._arrivals = arrivals
         self._share = share
+        self._wait_s_max = wait_s_max
         self._waiting = deque[Work]()
         self._scheduled = False
 
@@ -80,7 +80,7 @@ class Turns:
 
     def put(self, do: Callable[[], None]) -> Work:
         """Does it later, unless it is cancelled before."""
-        self._waiting.append(work := Work(do, self._clock.monotonic_s()))
+        self._waiting.append(work := Work(do, _loop_s()))
         if not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._next)
@@ -101,11 +101,16 @@ class Turns:
         self._scheduled = bool(self._waiting)
         if not self._waiting:
             return
-        loop, now_s, first = asyncio.get_running_loop(), self._clock.monotonic_s(), self._waiting[0]
-        if self._arrivals.are_coming and now_s - first.since_s < _WAIT_S_MAX:
+        loop, first = asyncio.get_running_loop(), self._waiting[0]
+        if self._arrivals.are_coming and loop.time() - first.since_s < self._wait_s_max:
             loop.call_later(_LOOK_S, self._next)
             return
         self._waiting.popleft()
+        begin_s = self._clock.monotonic_s()
         if first.do is not None:
             first.do()
-        loop.call_later((self._clock.monotonic_s() - now_s) * (1 / self._share - 1), self._next)
+        loop.call_later((self._clock.monotonic_s() - begin_s) * (1 / self._share - 1), self._next)
+
+
+def _loop_s() -> float:
+    return asyncio.get_running_loop().time()
