@@ -400,8 +400,8 @@ async def test_a_node_whose_agent_is_gone_for_good_is_heard_through_its_exporter
     scrape = {"name": "x", "url": exporters(Page("a 1\n")).url, "node": "n1", "interval_s": 0.2, "timeout_s": 0.2}
 
     async def is_now(verdict: str) -> bool:
-        found = await collector.health.GetNodeHealth(health_pb.GetNodeHealthRequest(name="nodes/n1/health"))
-        return health_pb.NodeHealth.Verdict.Name(found.verdict) == verdict
+        listed = await collector.health.ListNodeHealth(health_pb.ListNodeHealthRequest())
+        return [health_pb.NodeHealth.Verdict.Name(one.verdict) for one in listed.nodes] == [verdict]
 
     async with serving(sqlite, clock, {"scrape": [scrape]}) as collector:
         stream = collector.telemetry.Stream()

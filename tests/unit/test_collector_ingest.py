@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import zlib
-from functools import partial
 
 import pytest
 from hypothesis import given
@@ -20,8 +18,6 @@ from switchgear.collector.outgoing import ACK_BLOCKS_MAX, Outgoing
 from switchgear.collector.pressure import Pressure
 from switchgear.collector.rates import Bucket
 from switchgear.collector.series import Keys
-from switchgear.collector.turns import Arrivals, Turns
-from switchgear.core.clock import ManualClock
 from switchgear.core.errors import Invalid
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
@@ -193,63 +189,6 @@ def test_what_waits_on_a_stream_that_fell_silent_is_acked_in_the_end() -> None:
     assert not outgoing.wake.is_set()
     outgoing.flush(5.2)
     assert sequences(outgoing) == [3]
-
-
-async def test_streams_that_are_expected_come_before_what_is_heavy_for_a_while() -> None:
-    arrivals = Arrivals()
-    assert not arrivals.are_coming
-    arrivals.expect(2)
-    assert arrivals.are_coming
-    arrivals.came()
-    arrivals.came()
-    assert arrivals.are_coming, "one has just come"
-    await asyncio.sleep(0.03)
-    assert not arrivals.are_coming, "all have come"
-    arrivals.expect(20)
-    assert arrivals.are_coming
-    await asyncio.sleep(0.06)
-    assert not arrivals.are_coming, "those that do not come back are not waited for"
-
-
-async def test_what_is_heavy_waits_for_streams_that_come_and_takes_its_share_in_order() -> None:
-    clock, done, loop = ManualClock(), list[tuple[str, float]](), asyncio.get_running_loop()
-    arrivals = Arrivals()
-    turns, ended = Turns(clock, arrivals, 0.25, wait_s_max=0.1), asyncio.Event()
-
-    def work(name: str) -> None:
-        done.append((name, loop.time()))
-        clock.advance(0.01)
-        if name == "last":
-            ended.set()
-
-    arrivals.expect(40_000)
-    began_s = loop.time()
-    turns.put(partial(work, "first"))
-    gone = turns.put(partial(work, "gone"))
-    turns.put(partial(work, "last"))
-    gone.cancel()
-    async with asyncio.timeout(10):
-        await ended.wait()
-    (first, first_s), (last, last_s) = done
-    assert (first, last) == ("first", "last")
-    assert first_s - began_s >= 0.1, "streams are coming, and nobody waits for them for longer"
-    assert last_s - first_s >= 0.03, "10 ms of work, 30 ms for what is live"
-
-
-async def test_who_gives_up_while_he_waits_takes_nobodys_turn() -> None:
-    clock = ManualClock()
-    turns, order = Turns(clock, Arrivals()), list[str]()
-
-    async def stream(name: str) -> None:
-        await turns.turn()
-        order.append(name)
-
-    first, gone, last = (asyncio.create_task(stream(name)) for name in ("first", "gone", "last"))
-    await asyncio.sleep(0)
-    gone.cancel()
-    await asyncio.wait((first, gone, last), timeout=10)
-    assert order == ["first", "last"]
-    assert not turns.any_wait
 
 
 texts = st.text(max_size=150)
