@@ -38,9 +38,19 @@ def test_what_a_job_may_leave_out_is_not_confused_with_zero() -> None:
     assert spec_from_proto(spec_to_proto(spec)) == spec
 
 
+def test_account_partition_and_qos_are_words_that_an_engine_can_be_given() -> None:
+    spec = spec_from_proto(job_pb.JobSpec(**GOOD, account="chem-01", partition="gpu,gpu_long", qos="high"))
+    assert (spec.account, spec.partition, spec.qos) == ("chem-01", "gpu,gpu_long", "high")
+    assert spec_from_proto(spec_to_proto(spec)) == spec
+
+
 @pytest.mark.parametrize(
     ("spec", "field", "reason"),
     [
+        ({"account": "--wrap=x"}, "spec.account", Reason.BAD_FIELD),
+        ({"account": "a,b"}, "spec.account", Reason.BAD_FIELD),
+        ({"partition": "gpu,,long"}, "spec.partition", Reason.BAD_FIELD),
+        ({"qos": "x" * 101}, "spec.qos", Reason.BAD_FIELD),
         ({"argv": []}, "spec.argv", Reason.BAD_FIELD),
         ({"argv": ["x"] * 1001}, "spec.argv", Reason.LIMIT_EXCEEDED),
         ({"argv": ["x" * 70_000]}, "spec.argv", Reason.LIMIT_EXCEEDED),

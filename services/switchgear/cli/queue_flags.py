@@ -23,6 +23,7 @@ EXAMPLES = """on a cluster:
 #: Attributes that stay as they are when nothing was asked for.
 _DEFAULTS: dict[str, object] = {
     **dict.fromkeys(("queue", "key", "mig_profile", "time_limit", "not_before", "memory", "cpus", "gpu_share"), None),
+    **dict.fromkeys(("account", "partition", "qos"), None),
     **{name: [] for name in ("gpu_model", "select", "tolerate", "near", "within", "after", "after_any")},
     "priority": 0,
     "hold": False,
@@ -38,6 +39,9 @@ def add_queue_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--queue", help="queue whose share it uses; `switchgear queues` lists them")
     group.add_argument("--priority", type=int, default=0, help="higher goes first, -1000 to 1000 (default: 0)")
     group.add_argument("--key", help="name by which its run time is learned (default: that of the script)")
+    group.add_argument("--account", help="to whom its GPU time is charged; `switchgear goodput --by account`")
+    group.add_argument("--partition", metavar="NAMES", help="where Slurm is to run it; several with commas")
+    group.add_argument("--qos", help="quality of service in Slurm")
     group.add_argument("--time-limit", metavar="TIME", help="it is ended then: 90m, 4h, 2d")
     group.add_argument("--not-before", metavar="TIME", help="earliest start: 22:00, 2026-11-23T08:00, or +2h")
     group.add_argument("--hold", action="store_true", help="stay in the queue until `switchgear jobs release`")
@@ -74,6 +78,7 @@ def apply(args: argparse.Namespace, spec: jobs.JobSpec, now: datetime) -> None:
     spec.user = getpass.getuser()
     spec.queue = qualified(args.queue, "queues") if args.queue else ""
     spec.key = args.key or ""
+    spec.account, spec.partition, spec.qos = args.account or "", args.partition or "", args.qos or ""
     spec.priority = args.priority
     spec.hold, spec.harvest = args.hold, args.harvest
     spec.gpu_models.extend(args.gpu_model)

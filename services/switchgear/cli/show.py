@@ -140,14 +140,17 @@ def jobs_command(args: argparse.Namespace) -> int:
     if args.json:
         print_json(found)
         return exits.OK
+    # Columns that only some clusters fill are there when a job does.
+    charged = [field for field in ("account", "partition", "qos") if any(getattr(job.spec, field) for job in found)]
     print_table(
-        ("JOB", "STATE", "RANKS", "NODES", "CREATED", "MESSAGE"),
+        ("JOB", "STATE", "RANKS", "NODES", *map(str.upper, charged), "CREATED", "MESSAGE"),
         (
             (
                 last(job.name),
                 jobs.Job.State.Name(job.state),
                 job.spec.nnodes * job.spec.nproc_per_node,
                 ",".join(last(node.node) for node in job.placement.nodes) or "-",
+                *(getattr(job.spec, field) or "-" for field in charged),
                 local_time(job.create_time),
                 job.message or "-",
             )
@@ -170,6 +173,9 @@ def _job(client: Client, name: str, *, as_json: bool) -> int:
         return exits.OK
     print_line(f"{job.name}  {jobs.Job.State.Name(job.state)}  {job.message}".rstrip())
     print_line(f"command: {' '.join(job.spec.argv)}")
+    charged = [f"{field} {said}" for field in ("account", "partition", "qos") if (said := getattr(job.spec, field))]
+    if charged:
+        print_line(", ".join(charged))
     if progress:
         step = progress.step if progress.HasField("step") else "unknown"
         print_line(

@@ -184,6 +184,10 @@ class JobSpec:
     key: str = ""
     array: str = ""
     array_index: int = 0
+    #: For engines that have such; empty: the engine's default.
+    account: str = ""
+    partition: str = ""
+    qos: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,11 @@ USER_LENGTH_MAX = 200
 #: Of the topology, the widest first. A domain of a level is a node's label `topology/LEVEL`.
 LEVELS = ("region", "zone", "spine", "block", "rack", "leaf", "rail", "nvlink")
 TOPOLOGY_PREFIX = "topology/"
+#: What a job is charged to and where an engine runs it: words on the engine's command line, so none may begin like an option.
+_ENGINE_WORDS = ("account", "partition", "qos")
+_ENGINE_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+:-]{0,99}")
+#: Several partitions may be named; the first that starts the job has it.
+_PARTITIONS = re.compile(rf"{_ENGINE_WORD.pattern}(,{_ENGINE_WORD.pattern}){{0,15}}")
 _MIG = re.compile(r"[1-7]g\.[1-9]\d{0,3}gb(\+\w+(\.\w+)*)?")
 
 
@@ -41,6 +46,10 @@ def wishes_from_proto(spec: job_pb.JobSpec) -> dict[str, Any]:
     check_count("time_limit_seconds", spec.time_limit_seconds, 0, SECONDS_MAX)
     check_count("array_index", spec.array_index, 0, 1 << 31)
     _check_gpus(spec)
+    for field in _ENGINE_WORDS:
+        form, word = _PARTITIONS if field == "partition" else _ENGINE_WORD, getattr(spec, field)
+        if word and not form.fullmatch(word):
+            raise bad(field, f"must be a name of letters, digits and _ . @ + : -, at most 100, not {word[:50]!r}")
     for field in ("gpu_models", "tolerations"):
         _check_list(field, list(getattr(spec, field)), WISHES_MAX)
     _check_list("node_selectors", [one.key for one in spec.node_selectors], WISHES_MAX)
@@ -80,6 +89,7 @@ def wishes_from_proto(spec: job_pb.JobSpec) -> dict[str, Any]:
         "key": spec.key,
         "array": spec.array,
         "array_index": spec.array_index,
+        **{field: getattr(spec, field) for field in _ENGINE_WORDS},
     }
 
 
@@ -90,6 +100,7 @@ def wishes_to_proto(spec: JobSpec) -> dict[str, Any]:
         for name in (
             *("queue", "user", "priority", "cpu_milli", "memory_mib", "gpu_milli", "mig_profile", "gpu_models"),
             *("tolerations", "time_limit_seconds", "preemptible", "harvest", "key", "array", "array_index"),
+            *_ENGINE_WORDS,
         )
     }
     proto["node_selectors"] = [
