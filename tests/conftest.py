@@ -1,6 +1,6 @@
 """Databases for the tests that need one: SQLite always, PostgreSQL where it is installed.
 
-SWITCHGEAR_REQUIRE_SERVICES=1 turns a missing PostgreSQL from a skip into a failure.
+SWITCHGEAR_REQUIRE_SERVICES=1 turns a missing PostgreSQL from a skip into a failure; the same for Slurm (`slurm_cluster.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import asyncpg
 import hypothesis
 import pytest
+from slurm_cluster import SlurmCluster
 
 from switchgear.cli.demo.postgres import Postgres, binaries
 from switchgear.store.database import Database, sqlite_url
@@ -122,3 +123,20 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("bare")
     venv.create(folder, with_pip=False, symlinks=True)
     return str(folder / "bin/python")
+
+
+@pytest.fixture(scope="session")
+def slurm_of_session() -> Iterator[SlurmCluster]:
+    """A real Slurm that the tests of this process share."""
+    cluster = SlurmCluster()
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@pytest.fixture
+def slurm(slurm_of_session: SlurmCluster) -> SlurmCluster:
+    """A real Slurm: all nodes idle, no job. A test may end its daemons: the next test finds them mended."""
+    slurm_of_session.mend()
+    return slurm_of_session
