@@ -359,10 +359,10 @@ class World:
         await until(registered)
         return agent
 
-    async def create(self, job_id: str, *, nnodes: int = 1, checkpoints: bool = False) -> None:
+    async def create(self, job_id: str, *, nnodes: int = 1, checkpoints: bool = False, account: str = "") -> None:
         spec = job_pb.JobSpec(
             argv=["train.py"], working_directory="/w", nnodes=nnodes, nproc_per_node=2, max_restarts=3,
-            checkpoint_directory="/w/checkpoints" if checkpoints else "",
+            checkpoint_directory="/w/checkpoints" if checkpoints else "", account=account,
         )  # fmt: skip
         await self.jobs.CreateJob(job_pb.CreateJobRequest(job=job_pb.Job(spec=spec), job_id=job_id))
 

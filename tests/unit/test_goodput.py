@@ -9,8 +9,18 @@ from ledger_world import at, begun, booked, killed, now, started, steps
 from recovery_world import World
 
 from switchgear.recovery import model as m
-from switchgear.recovery.goodput import FLEET_COSTS_MAX, Goodput, Sum, duration, of_job, report, stepping_ns
-from switchgear.recovery.ledger import COSTS_MAX, Bucket, Cost, Ledger, add_cost
+from switchgear.recovery.goodput import (
+    FLEET_COSTS_MAX,
+    GROUPS_MAX,
+    Goodput,
+    Sum,
+    duration,
+    of_job,
+    report,
+    stepping_ns,
+    told_apart,
+)
+from switchgear.recovery.ledger import COSTS_MAX, OTHER, Bucket, Cost, Ledger, add_cost
 
 
 def test_causes_beyond_the_bound_are_told_as_one() -> None:
@@ -128,3 +138,13 @@ def test_of_no_job_nothing_is_known() -> None:
 )
 def test_durations_are_told_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_accounts_beyond_the_bound_are_told_as_one() -> None:
+    sums = dict[str, Sum]()
+    for number in range(GROUPS_MAX + 5):
+        sums[f"a{number:04}"] = Sum(by_node=False)
+        sums[f"a{number:04}"].add(Ledger(gpus=1, gpu_ns={Bucket.PRODUCTIVE: 10_000 - number}))
+    told = told_apart(sums)
+    assert (len(told), told[0][0], told[-1][0]) == (GROUPS_MAX, "a0000", OTHER)
+    assert (told[-1][1].jobs, told[-1][1].gpu_ns) == (6, sum(10_000 - number for number in range(999, 1005)))

@@ -118,6 +118,7 @@ def test_a_training_job_shows_its_steps_and_what_they_cost() -> None:
     page, clock = Page(), ManualClock()
     states = [training(clock)]
     RecoveryMetrics(page.registry, clock, lambda: states)
+    assert page.labels_of("switchgear_job_info") == [{"job": "train", "account": "", "user": "", "queue": ""}]
     assert page("switchgear_job_step", job="train") == 40
     assert page("switchgear_job_generation", job="train") == 2
     assert page("switchgear_job_steps_total", job="train", kind="productive") == 40

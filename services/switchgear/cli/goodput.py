@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from switchgear.cli import exits
 from switchgear.cli.client import Client, connect
 from switchgear.cli.output import last, print_json, print_line, print_table, tell
 from switchgear.cli.show import qualified
-from switchgear.core.errors import SwitchgearError
+from switchgear.core.errors import Invalid, Reason, SwitchgearError
 from switchgear.v1 import recovery_service_pb2 as recovery
 
 
@@ -16,9 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "job", nargs="?", help="one job, from its submission to now or to its end; all that are kept when left out"
     )
+    parser.add_argument("--by", choices=("account", "user", "queue"), help="all jobs, told apart by whose they are")
 
 
 def main(args: argparse.Namespace) -> int:
+    if args.job and args.by:
+        raise Invalid("--by tells all jobs apart: leave the job away", Reason.BAD_FIELD, field="by")
     with connect(args.server) as client:
         if args.job:
             found = of_job(client, qualified(args.job, "jobs"))
@@ -29,9 +33,12 @@ def main(args: argparse.Namespace) -> int:
                 for line in found.report.splitlines():
                     print_line(line)
             return exits.OK
-        reliability = client.recovery.GetReliability(recovery.GetReliabilityRequest())
+        by = args.by.upper() if args.by else None
+        reliability = client.recovery.GetReliability(recovery.GetReliabilityRequest(group_by=by))
     if args.json:
         print_json(reliability)
+    elif args.by:
+        _print_groups(args.by, reliability.groups)
     else:
         _print(reliability)
     return exits.OK
@@ -55,6 +62,21 @@ def tell_report(report: str) -> None:
 def of_job(client: Client, name: str) -> recovery.JobGoodput:
     """Of `jobs/{job}`. Raises NotFound while recovery does not know it."""
     return client.recovery.GetJobGoodput(recovery.GetJobGoodputRequest(name=f"{name}/goodput"))
+
+
+def _print_groups(by: str, groups: Sequence[recovery.GoodputGroup]) -> None:
+    """GPU hours: all, then those that waited, made new steps, and were lost to faults; goodput is the share of new steps in all."""
+    rows = []
+    for group in groups:
+        booked = {bucket.bucket: bucket.gpu_seconds for bucket in group.buckets}
+        lost_s = sum(cost.lost_gpu_seconds for cost in group.costs)
+        hours = (group.gpu_seconds, booked.get("queue", 0.0), booked.get("productive", 0.0), lost_s)
+        by_cause = f"{group.costs[0].cause} {group.costs[0].lost_gpu_seconds / 3600:.3f}" if lost_s else "-"
+        ettr = f"{group.ettr:.1%}" if group.HasField("ettr") else "-"
+        key = last(group.key) or "-"
+        rows.append((key, group.jobs, *(f"{s / 3600:.3f}" for s in hours), f"{group.goodput:.1%}", ettr, by_cause))
+    head = (by.upper(), "JOBS", "GPU HOURS", "QUEUED", "PRODUCTIVE", "LOST", "GOODPUT", "ETTR", "MOST LOST BY")
+    print_table(head, rows, "no jobs so far")
 
 
 def _print(found: recovery.Reliability) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import reduce
 
 from switchgear.recovery import model as m
@@ -10,6 +11,8 @@ from switchgear.recovery.ledger import OTHER, Bucket, Cost, Ledger, settled_at
 
 #: Lines of `Reliability.costs`.
 FLEET_COSTS_MAX = 1000
+#: Accounts, users or queues that are told apart; as many as a table for people can hold, and few clusters have more.
+GROUPS_MAX = 1000
 #: Lines about faults in a report.
 _REPORT_COSTS = 3
 
@@ -59,8 +62,9 @@ def mttr_s(cost: Cost) -> float | None:
 
 @dataclass(slots=True)
 class Sum:
-    """Adds up ledgers."""
+    """Adds up ledgers. by_node: the cost of faults is told apart by node as well as by cause."""
 
+    by_node: bool = True
     _jobs: int = 0
     _productive_wall_ns: int = 0
     _buckets: dict[Bucket, int] = field(default_factory=lambda: dict.fromkeys(Bucket, 0))
@@ -72,17 +76,44 @@ class Sum:
         self._productive_wall_ns += _productive_wall_ns(ledger)
         for bucket, booked in ledger.gpu_ns.items():
             self._buckets[bucket] += booked
-        for cost in ledger.costs:
-            known = self._costs.get((cost.cause, cost.node))
-            self._costs[cost.cause, cost.node] = known.plus(cost) if known else cost
+        self._add_costs(ledger.costs)
+
+    def merge(self, other: Sum) -> None:
+        """All that another one has added up."""
+        self._jobs += other._jobs
+        self._productive_wall_ns += other._productive_wall_ns
+        for bucket, booked in other._buckets.items():
+            self._buckets[bucket] += booked
+        self._add_costs(other._costs.values())
+
+    def _add_costs(self, costs: Iterable[Cost]) -> None:
+        for cost in costs:
+            named = cost if self.by_node else replace(cost, node="")
+            known = self._costs.get((named.cause, named.node))
+            self._costs[named.cause, named.node] = known.plus(named) if known else named
+
+    @property
+    def gpu_ns(self) -> int:
+        """Of all buckets."""
+        return sum(self._buckets.values())
 
     def told(self) -> Goodput:
         """All so far. Causes and nodes beyond `FLEET_COSTS_MAX` are told as one."""
         costs = sorted(self._costs.values(), key=lambda c: (-c.lost_gpu_ns, c.cause, c.node))
         if len(costs) > FLEET_COSTS_MAX:
             costs[FLEET_COSTS_MAX - 1 :] = [reduce(Cost.plus, costs[FLEET_COSTS_MAX - 1 :], Cost(OTHER, ""))]
-        gpu_ns = sum(self._buckets.values())
-        return Goodput(self._jobs, gpu_ns, dict(self._buckets), self._productive_wall_ns, tuple(costs))
+        return Goodput(self._jobs, self.gpu_ns, dict(self._buckets), self._productive_wall_ns, tuple(costs))
+
+
+def told_apart(sums: Mapping[str, Sum]) -> list[tuple[str, Goodput]]:
+    """By account, user or queue, most GPU time first; those beyond `GROUPS_MAX` as one, `OTHER`, which is the last."""
+    ordered = sorted(sums.items(), key=lambda item: (-item[1].gpu_ns, item[0]))
+    if len(ordered) > GROUPS_MAX:
+        rest = Sum(by_node=False)
+        for _, beyond in ordered[GROUPS_MAX - 1 :]:
+            rest.merge(beyond)
+        ordered[GROUPS_MAX - 1 :] = [(OTHER, rest)]
+    return [(key, added.told()) for key, added in ordered]
 
 
 def of_job(state: m.JobState, now: m.Now) -> Goodput:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from switchgear.recovery import model as m
 from switchgear.recovery.goodput import Goodput, mttr_s, of_job, report
 from switchgear.recovery.ledger import Bucket, Cost
@@ -15,7 +17,7 @@ def goodput_to_proto(state: m.JobState, now: m.Now) -> pb.JobGoodput:
         name=f"{state.job}/goodput",
         wall_seconds=found.gpu_ns / state.spec.world_size / 1e9,
         gpu_seconds=found.gpu_ns / 1e9,
-        buckets=[pb.GoodputBucket(bucket=b.value, gpu_seconds=found.buckets[b] / 1e9) for b in Bucket],
+        buckets=_buckets(found),
         goodput=found.goodput,
         ettr=found.ettr,
         mttf_seconds=found.mttf_s,
@@ -27,7 +29,8 @@ def goodput_to_proto(state: m.JobState, now: m.Now) -> pb.JobGoodput:
     )
 
 
-def reliability_to_proto(found: Goodput) -> pb.Reliability:
+def reliability_to_proto(found: Goodput, groups: Iterable[tuple[str, Goodput]] = ()) -> pb.Reliability:
+    """groups: the same by account, user or queue."""
     return pb.Reliability(
         jobs=found.jobs,
         gpu_seconds=found.gpu_ns / 1e9,
@@ -36,7 +39,23 @@ def reliability_to_proto(found: Goodput) -> pb.Reliability:
         mttf_seconds=found.mttf_s,
         mttr_seconds=found.mttr_s,
         costs=[_cost(cost) for cost in found.costs],
+        groups=[
+            pb.GoodputGroup(
+                key=key,
+                jobs=one.jobs,
+                gpu_seconds=one.gpu_ns / 1e9,
+                buckets=_buckets(one),
+                goodput=one.goodput,
+                ettr=one.ettr,
+                costs=[_cost(cost) for cost in one.costs],
+            )
+            for key, one in groups
+        ],
     )
+
+
+def _buckets(found: Goodput) -> list[pb.GoodputBucket]:
+    return [pb.GoodputBucket(bucket=b.value, gpu_seconds=found.buckets[b] / 1e9) for b in Bucket]
 
 
 def _cost(cost: Cost) -> pb.FaultCost:

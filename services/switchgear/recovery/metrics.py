@@ -72,6 +72,11 @@ class RecoveryMetrics(Collector):
 
 
 def _jobs(states: Sequence[m.JobState], now_ns: int) -> Iterator[Metric]:
+    info = GaugeMetricFamily(
+        "switchgear_job_info",
+        "1 for each job that has not ended: whose it is",
+        labels=["job", "account", "user", "queue"],
+    )
     generation = GaugeMetricFamily("switchgear_job_generation", "Number of the job's newest attempt", labels=["job"])
     step = GaugeMetricFamily(
         "switchgear_job_step", "Newest step that all ranks have completed; absent while unknown", labels=["job"]
@@ -92,6 +97,8 @@ def _jobs(states: Sequence[m.JobState], now_ns: int) -> Iterator[Metric]:
     )
     for state in states:
         job = _job(state.job)
+        spec = state.spec
+        info.add_metric([job, spec.account, spec.user, spec.queue.partition("/")[2]], 1)
         generation.add_metric([job], state.generation)
         if state.spec.inference:
             continue  # it makes no steps
@@ -106,7 +113,7 @@ def _jobs(states: Sequence[m.JobState], now_ns: int) -> Iterator[Metric]:
         tally = Tally(checkpoint.state for checkpoint in state.checkpoints.values())
         for kind in m.CheckpointState:
             checkpoints.add_metric([job, kind.value], tally[kind])
-    yield from (generation, step, steps, ratio, gpu_time, checkpoints)
+    yield from (info, generation, step, steps, ratio, gpu_time, checkpoints)
 
 
 def _job(name: str) -> str:

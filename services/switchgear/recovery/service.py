@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -9,12 +10,12 @@ import grpc.aio
 
 from switchgear.core import names
 from switchgear.core.clock import Clock
-from switchgear.core.errors import NotFound
+from switchgear.core.errors import Invalid, NotFound, Reason
 from switchgear.recovery import model as m
 from switchgear.recovery import store, translate
-from switchgear.recovery.goodput import Sum
+from switchgear.recovery.goodput import Sum, told_apart
 from switchgear.recovery.goodput_messages import goodput_to_proto, reliability_to_proto
-from switchgear.recovery.ledger import settled_at
+from switchgear.recovery.ledger import Ledger, settled_at
 from switchgear.recovery.machine import resume
 from switchgear.store.database import Database
 from switchgear.store.feed import ChangeFeed
@@ -145,15 +146,28 @@ class RecoveryApi(rpc.RecoveryServiceServicer):
         request: pb.GetReliabilityRequest,
         context: _Context,
     ) -> pb.Reliability:
+        grouped = pb.GetReliabilityRequest.GroupBy
+        if request.group_by not in grouped.values():
+            raise Invalid(
+                f"group_by must be ACCOUNT, USER or QUEUE, not {request.group_by}", Reason.BAD_FIELD, field="group_by"
+            )
+        owner = grouped.Name(request.group_by).lower() if request.group_by else "account"
+        sums = defaultdict[str, Sum](lambda: Sum(by_node=False))
         total = Sum()
+
+        def add(name: str, ledger: Ledger) -> None:
+            total.add(ledger)
+            if request.group_by:
+                sums[name].add(ledger)
+
         async with self._database.read() as session:
-            async for ledger in store.ended_ledgers(session):
-                total.add(ledger)
+            async for name, ledger in store.ended_ledgers(session, owner):
+                add(name, ledger)
             going = [state for state in await store.running(session) if not state.spec.inference]
         now = self._now()
         for state in going:
-            total.add(settled_at(self._live(state.job) or resume(state, now), now))
-        return reliability_to_proto(total.told())
+            add(getattr(state.spec, owner), settled_at(self._live(state.job) or resume(state, now), now))
+        return reliability_to_proto(total.told(), told_apart(sums))
 
     def _now(self) -> m.Now:
         return m.Now(self._clock.monotonic_s(), self._clock.unix_ns())

@@ -198,20 +198,20 @@ def _state(row: RecoveryJobRow) -> m.JobState:
         ) from error
 
 
-async def ended_ledgers(session: AsyncSession) -> AsyncIterator[Ledger]:
+async def ended_ledgers(session: AsyncSession, owner: str) -> AsyncIterator[tuple[str, Ledger]]:
     """The ledgers of all training jobs that are kept and have nothing left to do; of those from before there were any, none.
 
-    Only this part of each state is read, a hundred at a time, so that others get their turn: there may be 10,000 of them.
+    owner: field of `Spec` that comes with each ledger; empty in what earlier versions wrote. Only this part of each state is read, a hundred at a time, so that others get their turn: there may be 10,000 of them.
     """
     state = RecoveryJobRow.state
-    query = select(RecoveryJobRow.job, state["ledger"]).where(
+    query = select(RecoveryJobRow.job, state["spec"][owner].as_string(), state["ledger"]).where(
         RecoveryJobRow.ended, state["spec"]["inference"].as_boolean().is_not(True)
     )
     async for rows in (await session.stream(query)).partitions(100):
-        for job, dumped in rows:
+        for job, name, dumped in rows:
             try:
                 if dumped is not None:
-                    yield _LEDGER.validate_python(dumped)
+                    yield name or "", _LEDGER.validate_python(dumped)
             except ValidationError as error:
                 unfit = f"{error.error_count()} fields do not fit"
                 log.error("cannot read what a job cost", extra={"job": job, "error": unfit})

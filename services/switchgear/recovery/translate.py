@@ -39,6 +39,9 @@ def spec_from_proto(spec: job_pb.JobSpec) -> m.Spec:
         checkpoint_directory=spec.checkpoint_directory,
         inference=spec.workload == job_pb.JobSpec.INFERENCE,
         hang_seconds=spec.hang_seconds if spec.HasField("hang_seconds") else None,
+        account=spec.account,
+        user=spec.user,
+        queue=spec.queue,
     )
 
 

@@ -267,6 +267,10 @@ class Spec:
     hang_seconds: float | None = None
     #: Another node can be had in place of one that fails; false where there is no scheduler.
     replaceable: bool = True
+    #: Whose the time is that the ledger has; `queues/{queue}` for the queue. Empty: nobody said.
+    account: str = ""
+    user: str = ""
+    queue: str = ""
 
     @property
     def world_size(self) -> int:
