@@ -75,6 +75,8 @@ class Call:
     epoch: int = 0
     #: Of a `replace`: nodes that the job must not get again until they are healthy anew.
     avoid: tuple[str, ...] = ()
+    #: Of a `replace`: nodes from which nothing was heard any more.
+    lost: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

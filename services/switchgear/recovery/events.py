@@ -169,6 +169,14 @@ class NodeSignal:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeTaken:
+    """The engine has taken a node of the placement away from the job. What the job has there may still run."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ContactKnown:
     """What the scheduler says to `AskContact`: whether the node's agent is connected."""
 
@@ -208,6 +216,7 @@ Event = (
     | CheckpointSeen
     | Checked
     | NodeSignal
+    | NodeTaken
     | ContactKnown
     | CallDone
     | Tick

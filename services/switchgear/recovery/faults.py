@@ -120,6 +120,12 @@ class Faults(Records):
             self.add_evidence(f"advice: cordon {cause.node}, which policy recovery.cordon may not (mode ADVISE): {why}")
             self.save_incident()
 
+    def node_taken(self, event: m.NodeTaken) -> None:
+        if self.slot(event.node) is None or event.node in self.state.bad_nodes:
+            return
+        self.state.bad_nodes[event.node] = event.reason
+        self.fail(self.lost(event.node, event.reason, 0), f"engine: {event.reason}")
+
     def tick(self) -> None:
         """Gives up the nodes whose launchers have been silent for longer than anything of ours can run there."""
         state = self.state
@@ -403,7 +409,8 @@ class Faults(Records):
         state = self.state
         state.phase, state.vacating = m.Phase.REPLACING, ""
         avoid = tuple(node for node in bad_nodes if node in state.uncordoned)
-        self.call("replace", node=",".join(bad_nodes), reason=reason, epoch=state.epoch, avoid=avoid)
+        silent = tuple(node for node in bad_nodes if (one := state.launchers.get(node)) and one.is_lost)
+        self.call("replace", node=",".join(bad_nodes), reason=reason, epoch=state.epoch, avoid=avoid, lost=silent)
         for node in bad_nodes:
             self.effects.append(m.Finish(node, state.generation, "this node is no longer part of the job's placement"))
         state.bad_nodes, state.uncordoned = {}, []

@@ -72,9 +72,10 @@ class Records:
         outcome: m.JobOutcome | None = None,
         epoch: int = 0,
         avoid: tuple[str, ...] = (),
+        lost: tuple[str, ...] = (),
     ) -> None:
         self.state.calls_made += 1
-        self.state.outbox.append(m.Call(self.state.calls_made, kind, node, reason, outcome, epoch, avoid))
+        self.state.outbox.append(m.Call(self.state.calls_made, kind, node, reason, outcome, epoch, avoid, lost))
 
     def add_evidence(self, text: str) -> None:
         incident = self.state.incident

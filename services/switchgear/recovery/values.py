@@ -78,6 +78,11 @@ class Launcher:
     #: How we know that the ranks of other nodes need its own for each step, and miss them; empty: we do not.
     missed: str = ""
 
+    @property
+    def is_lost(self) -> bool:
+        """It was heard once, and then its node fell away."""
+        return bool(self.launcher_id) and (self.fell_silent or self.agent_gone)
+
 
 @dataclass(slots=True)
 class Rank:

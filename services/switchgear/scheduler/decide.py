@@ -20,6 +20,7 @@ from switchgear.scheduler.model import (
     NodeState,
     NodeStatus,
     Observation,
+    PlacedNode,
     Rules,
     Wanted,
     WantedLauncher,
@@ -27,6 +28,7 @@ from switchgear.scheduler.model import (
 from switchgear.scheduler.offers import offers
 from switchgear.scheduler.placement import NotPlaced, Seat, could_ever_fit, counted, place
 from switchgear.scheduler.planning import View
+from switchgear.scheduler.shared import shared
 from switchgear.scheduler.turns import turned
 
 #: How long recovery has to end the launchers of a job that has ended before they are stopped.
@@ -194,8 +196,8 @@ def replace_nodes(
     return after
 
 
-def wanted(jobs: Iterable[JobRecord]) -> dict[str, Wanted]:
-    """What should run on each node, from the placements alone."""
+def wanted(jobs: Iterable[JobRecord], nodes: Iterable[NodeRecord] = ()) -> dict[str, Wanted]:
+    """What should run on each node, from the placements alone, and which nodes we keep out of service."""
     run = defaultdict[str, list[WantedLauncher]](list)
     leave = defaultdict[str, set[LauncherRef]](set)
     for job in jobs:
@@ -205,7 +207,11 @@ def wanted(jobs: Iterable[JobRecord]) -> dict[str, Wanted]:
                 leave[seat.node].add(ref)
             else:
                 run[seat.node].append(WantedLauncher(ref, job.spec, seat.gpu_indices, job.trace_parent))
-    return {node: Wanted(tuple(run[node]), frozenset(leave[node])) for node in {*run, *leave}}
+    closed = {node.name: node_life.kept_out_by_us(node) for node in nodes}
+    closed = {name: reason for name, reason in closed.items() if reason}
+    return {
+        node: Wanted(tuple(run[node]), frozenset(leave[node]), closed.get(node, "")) for node in {*run, *leave, *closed}
+    }
 
 
 def _judged(nodes: Iterable[NodeRecord], observed: Observation, now_unix_ns: int) -> list[NodeRecord]:
@@ -214,7 +220,8 @@ def _judged(nodes: Iterable[NodeRecord], observed: Observation, now_unix_ns: int
     status = dict(observed.nodes)
     for name, seen in status.items():
         if not seen.silent:
-            judged[name] = node_life.heard(judged.get(name), name, seen.inventory, now_unix_ns)
+            heard = node_life.heard(judged.get(name), name, seen.inventory, now_unix_ns)
+            judged[name] = node_life.kept_out(heard, seen.closed)
     for name, node in judged.items():
         silent = status[name].silent if name in status else observed.complete
         if silent and node.reachable:
@@ -236,7 +243,8 @@ class _World:
         }
 
     def picture(self) -> planner.Snapshot:
-        return self._view.snapshot(self.nodes, self.jobs.values(), self._rules, self.obstacles(), self._now_unix_ns)
+        picture = self._view.snapshot(self.nodes, self.jobs.values(), self._rules, self.obstacles(), self._now_unix_ns)
+        return shared(picture, self.jobs, self.status)
 
     def placed(self, job: JobRecord, excluded: frozenset[str] = frozenset()) -> JobRecord | NotPlaced:
         """The job on nodes that are free now; `excluded` are not, nor are those that could not start its launcher."""
@@ -254,6 +262,19 @@ class _World:
         return job_life.placed(
             job, [kept.get(seat.node) or _by_index(seat, self.nodes[seat.node]) for seat in seats], self.nodes
         )
+
+    def seat(self, node: str, ref: LauncherRef) -> tuple[JobRecord, PlacedNode] | None:
+        """The job that has that launcher on the node, and its seat there; None when it has it no longer."""
+        job = self.jobs.get(ref.job)
+        if job is None or job.ended:
+            return None
+        seats = (one for one in job.placement.nodes if (one.node, one.launcher_epoch) == (node, ref.epoch))
+        return next(((job, seat) for seat in seats), None)
+
+    def cordon_lost(self, node: str, reason: str) -> None:
+        """A node that failed under a job, where its engine would hand it out again."""
+        if self._rules.cordons_lost and self.nodes[node].standing is NodeState.HEALTHY:
+            self.nodes[node] = node_life.cordon(self.nodes[node], reason, node_life.ACTOR_POLICY)
 
     def put(self, job: JobRecord) -> None:
         """Takes over a decision: the next one is made on what is left."""
@@ -282,6 +303,8 @@ class _World:
     def _obstacle(self, node: NodeRecord, status: NodeStatus | None) -> str:
         if node.state is not NodeState.HEALTHY:
             return node.state.lower()
+        if status is not None and status.obstacle:
+            return status.obstacle
         if status is None or not status.connected:
             return "without a connected agent"
         # Their ranks may hold GPUs that are free on paper.
@@ -296,19 +319,26 @@ def _by_index(seat: Seat, node: NodeRecord) -> Seat:
 
 
 def _judge_launchers(world: _World, now_unix_ns: int) -> None:
-    """A node that cannot start a launcher is left out, for this job."""
+    """What engines say of launchers. A node that cannot start one is left out, for this job."""
     for name, status in world.status.items():
         for ref, why in status.unstartable:
-            job = world.jobs.get(ref.job)
-            if (
-                job is None
-                or job.ended
-                or (name, ref.epoch) not in {(s.node, s.launcher_epoch) for s in job.placement.nodes}
-            ):
+            if (found := world.seat(name, ref)) is None:
                 continue
-            job = job_life.excluding(job, world.nodes[name], why)
+            job = job_life.excluding(found[0], world.nodes[name], why)
             after = _given_up(world, job, now_unix_ns) or world.placed(job)
             world.put(job_life.waiting(job, after.reason) if isinstance(after, NotPlaced) else after)
+        for lost in status.lost:
+            if (found := world.seat(name, lost.ref)) is None or found[1].lost:
+                continue
+            world.put(job_life.lost(*found, lost.reason))
+            if lost.by_node:
+                world.cordon_lost(name, lost.reason)
+        for ref, why in status.cancelled:
+            if found := world.seat(name, ref):
+                world.put(job_life.moved(found[0], JobState.CANCELLED, why, now_unix_ns))
+        for ref, why in status.waiting:
+            if (found := world.seat(name, ref)) and found[0].state is JobState.STARTING:
+                world.put(replace(found[0], message=f"waits for its launcher on {name}: {why}"))
 
 
 def _planned(world: _World, now_unix_ns: int) -> Planned | None:

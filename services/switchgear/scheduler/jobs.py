@@ -34,6 +34,7 @@ def request_of(job: JobRecord, nodes: Mapping[str, NodeRecord], excluded: frozen
             (rank, Seat(placed.node, placed.gpu_indices))
             for rank, placed in enumerate(job.placement.nodes)
             if placed.node not in shut
+            and not placed.lost
             and (node := nodes.get(placed.node)) is not None
             and node.state is NodeState.HEALTHY
         ),
@@ -154,6 +155,12 @@ def timed(before: JobRecord | None, after: JobRecord, now_unix_ns: int) -> JobRe
     if had and not has:
         return replace(after, turn=replace(turn, placed_unix_ns=None, ran_ns=round(turn.ran_s(now_unix_ns) * 1e9)))
     return after
+
+
+def lost(job: JobRecord, seat: PlacedNode, reason: str) -> JobRecord:
+    """The engine has taken a seat away: recovery ends what runs there, and asks for another."""
+    seats = tuple(replace(one, lost=reason) if one is seat else one for one in job.placement.nodes)
+    return replace(job, placement=replace(job.placement, nodes=seats))
 
 
 def _for(leaving: Leaving) -> str:

@@ -105,6 +105,8 @@ class PlacedNode:
     gpu_indices: tuple[int, ...]
     address: str
     launcher_epoch: int
+    #: Why the engine has taken this seat away; empty while it has not. Recovery ends what may still run there and asks for another.
+    lost: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,17 +274,58 @@ class LauncherRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Closure:
+    """A node is kept out of service by people, or by other programs than ours, of an engine that is not ours alone."""
+
+    reason: str
+    #: Who did it, as the engine knows them.
+    actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The engine has taken a launcher's seat away. Processes of it may still run."""
+
+    ref: LauncherRef
+    reason: str
+    #: It is the node that failed.
+    by_node: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignJob:
+    """What a job of the engine that is not ours holds on one node. end_unix_ns: at the latest; None: nobody knows."""
+
+    name: str
+    user: str
+    gpus: int
+    start_unix_ns: int
+    end_unix_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NodeStatus:
     """What an engine sees of a node now. All of it is lost in a restart and comes back with the node's next report."""
 
     inventory: Inventory
-    #: The agent's stream is open.
+    #: The agent's stream is open; of an engine without agents: the node answers it, as far as it knows.
     connected: bool
-    #: No report for longer than `nodes.SILENCE_LIMIT_S`.
+    #: No report for longer than `nodes.SILENCE_LIMIT_S`, or the engine says that the node is gone.
     silent: bool
     launchers: frozenset[LauncherRef] = frozenset()
-    #: Launchers that the node could not start in several tries, and why.
+    #: Launchers that the node could not start in several tries, and why. None of them runs there.
     unstartable: tuple[tuple[LauncherRef, str], ...] = ()
+    #: Launchers that wait for the engine, and what for.
+    waiting: tuple[tuple[LauncherRef, str], ...] = ()
+    lost: tuple[Lost, ...] = ()
+    #: Launchers that somebody has cancelled in the engine, and how that is known.
+    cancelled: tuple[tuple[LauncherRef, str], ...] = ()
+    closed: Closure | None = None
+    #: Why nothing can be started there now, for a reason that passes; empty when it can.
+    obstacle: str = ""
+    foreign: tuple[ForeignJob, ...] = ()
+    #: Parts of the engine that the node belongs to; a job may ask for some of them.
+    partitions: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +354,8 @@ class Wanted:
     run: tuple[WantedLauncher, ...] = ()
     #: Launchers of jobs that have just ended: recovery lets them finish.
     leave: frozenset[LauncherRef] = frozenset()
+    #: Why we keep the node out of service; empty when we do not.
+    closed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,3 +420,5 @@ class Rules:
     ended: Mapping[str, JobState | None] = field(default_factory=dict)
     #: By node, 1 well to 0 useless; absent: not known.
     health: Mapping[str, float] = field(default_factory=dict)
+    #: Nodes that failed under a job are cordoned, where their engine would hand them out again as soon as they answer.
+    cordons_lost: bool = False

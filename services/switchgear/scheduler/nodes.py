@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from switchgear.scheduler.model import Inventory, NodeRecord, NodeState
+from switchgear.scheduler.model import Closure, Inventory, NodeRecord, NodeState
 
 #: Ten missed heartbeats of 1 s: a network that drops for a moment or an agent that restarts is no lost node.
 SILENCE_LIMIT_S = 10.0
@@ -16,6 +16,8 @@ NODES_MAX = 10_000
 FORGET_S = 7 * 24 * 3600.0
 ACTOR_AGENT = "agent"
 ACTOR_POLICY = "policy:scheduler"
+#: Before the name of whoever keeps a node out of service by the means of an engine that is not ours alone.
+ACTOR_ENGINE = "engine:"
 
 
 def heard(node: NodeRecord | None, name: str, inventory: Inventory, now_unix_ns: int) -> NodeRecord:
@@ -61,6 +63,22 @@ def uncordon(node: NodeRecord, actor: str) -> NodeRecord:
     It counts as HEALTHY anew even when it was not cordoned (`Transaction.put_node`): jobs that excluded it may have it again.
     """
     return replace(node, standing=NodeState.HEALTHY, reason="", actor=actor)
+
+
+def kept_out(node: NodeRecord, closed: Closure | None) -> NodeRecord:
+    """As its engine's own people keep it. What we have decided about it ourselves stays."""
+    ours = node.standing is not NodeState.HEALTHY and not node.actor.startswith(ACTOR_ENGINE)
+    if ours or (closed is None and node.standing is NodeState.HEALTHY):
+        return node
+    if closed is None:
+        return uncordon(node, node.actor)
+    actor = f"{ACTOR_ENGINE}{closed.actor}"
+    return node if (node.reason, node.actor) == (closed.reason, actor) else cordon(node, closed.reason, actor)
+
+
+def kept_out_by_us(node: NodeRecord) -> str:
+    """Why we keep it out of service; empty when we do not, or its engine's own people do."""
+    return "" if node.standing is NodeState.HEALTHY or node.actor.startswith(ACTOR_ENGINE) else node.reason
 
 
 def reason(node: NodeRecord) -> str:

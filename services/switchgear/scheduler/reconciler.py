@@ -102,7 +102,7 @@ class Reconciler:
             if decisions.planned and (decisions.planned.decisions.starts or decisions.planned.decisions.preemptions):
                 await asyncio.to_thread(self._decided, decisions.planned)
         self._seen(snapshot, asyncio.get_running_loop().time() - begin_s)
-        self._engine.want(wanted(snapshot.jobs), warm_kinds(snapshot))
+        self._engine.want(wanted(snapshot.jobs, snapshot.nodes), warm_kinds(snapshot))
         # What was written may allow more (a node is back for a job that had excluded it), and a job that has just ended
         # changes what is wanted by the passing of time alone.
         restless |= _stirred(decisions, before) or any(job.ended for job in snapshot.jobs)

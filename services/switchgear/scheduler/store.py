@@ -230,7 +230,7 @@ def _job(row: JobRow) -> JobRecord:
         placement=PlacementRecord(
             row.placement_epoch,
             tuple(
-                PlacedNode(seat["node"], tuple(seat["gpu_indices"]), seat["address"], seat["launcher_epoch"])
+                PlacedNode(**{**seat, "gpu_indices": tuple(seat["gpu_indices"])})
                 for seat in row.placed_nodes
             ),
         ),

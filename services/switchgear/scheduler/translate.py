@@ -158,6 +158,7 @@ def job_to_proto(job: JobRecord) -> job_pb.Job:
                     gpu_indices=seat.gpu_indices,
                     address=seat.address,
                     launcher_epoch=seat.launcher_epoch,
+                    lost=seat.lost,
                 )
                 for seat in job.placement.nodes
             ],

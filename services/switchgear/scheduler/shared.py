@@ -1,0 +1,59 @@
+"""Nodes that we share with others, as the planner is to see them: what jobs that are not ours hold, and where a job of ours may go."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from switchgear.planner import model as p
+from switchgear.scheduler.model import ForeignJob, JobRecord, NodeStatus
+
+
+def shared(snapshot: p.Snapshot, jobs: Mapping[str, JobRecord], status: Mapping[str, NodeStatus]) -> p.Snapshot:
+    """The snapshot with the foreign jobs of its nodes as running ones that nobody preempts, until their time limit, and without the
+    nodes outside of the partitions that a waiting job asks for. Where no engine knows either, it is the same object.
+    """
+    foreign = {name: one.foreign for name, one in status.items() if one.foreign}
+    if foreign:
+        snapshot = replace(snapshot, running=(*snapshot.running, *_held(snapshot, foreign)))
+    bound = {job.name: frozenset(job.spec.partition.split(",")) for job in jobs.values() if job.spec.partition}
+    if bound and any(one.partitions for one in status.values()):
+        outside = {
+            wanted: frozenset(name for name, one in status.items() if not one.partitions & wanted)
+            for wanted in set(bound.values())
+        }
+        pending = tuple(
+            replace(job, excluded=job.excluded | outside[bound[job.name]]) if job.name in bound else job
+            for job in snapshot.pending
+        )
+        snapshot = replace(snapshot, pending=pending)
+    return snapshot
+
+
+def _held(snapshot: p.Snapshot, foreign: Mapping[str, tuple[ForeignJob, ...]]) -> Iterator[p.Running]:
+    """Foreign jobs on GPUs that none of ours has: ours may be on other GPUs than we had planned, of the same number."""
+    taken = defaultdict[str, set[int]](set)
+    for one in snapshot.running:
+        for seat in one.seats:
+            taken[seat.node].update(seat.gpus)
+    for node in snapshot.nodes:
+        free = [gpu for gpu in reversed(range(node.gpus)) if gpu not in taken[node.name]]
+        for job in foreign.get(node.name, ()):
+            held, free = tuple(free[: job.gpus]), free[job.gpus :]
+            start_s = job.start_unix_ns / 1e9
+            limit_s = None if job.end_unix_ns is None else max(0.0, job.end_unix_ns / 1e9 - start_s)
+            yield p.Running(
+                # It counts in no quota of ours.
+                p.Job(
+                    f"{job.name}@{node.name.rpartition('/')[2]}",
+                    p.Task(gpus=len(held)),
+                    start_s,
+                    user=job.user,
+                    time_limit_s=limit_s,
+                    preemptible=False,
+                    harvest=True,
+                ),
+                (p.Seat(node.name, held),),
+                start_s,
+            )
