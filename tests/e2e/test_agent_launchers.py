@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -262,3 +263,16 @@ async def test_what_cannot_be_started_is_reported_with_the_reason(node: Node) ->
     messages = [report.launcher_failed.message for report in node.reports]
     assert "jobs/*" in messages[0]
     assert "No such file" in messages[1]
+
+
+async def test_a_command_that_comes_when_the_one_before_has_just_been_done_is_not_lost(node: Node) -> None:
+    node.settings = replace(node.settings, command=("/nowhere/launcher",))
+    node.launchers = Launchers(node.settings, node.reports.append)
+    for turns in range(4):
+        node.start("jobs/llama", 2 * turns + 1)
+        # Of the loop: the work on a command takes one, and what becomes of its task another.
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        last = 2 * turns + 2
+        node.start("jobs/llama", last)
+        await until(lambda: bool(node.reports) and node.reports[-1].launcher_failed.placement_epoch == last)  # noqa: B023 - in this turn

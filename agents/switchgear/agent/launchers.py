@@ -143,9 +143,14 @@ class Launchers:
 
     def _converge_soon(self, job: str) -> None:
         if job not in self._tasks:
-            task = asyncio.get_running_loop().create_task(self._converge(job))
-            self._tasks[job] = task
-            task.add_done_callback(lambda _: self._tasks.pop(job, None))
+            self._tasks[job] = asyncio.get_running_loop().create_task(self._converge_once(job))
+
+    async def _converge_once(self, job: str) -> None:
+        try:
+            await self._converge(job)
+        finally:
+            # Not in a callback when the task is done: until that ran, a command would be left to a task that has returned.
+            del self._tasks[job]
 
     async def _converge(self, job: str) -> None:
         """Stops what is not wanted any more, then starts what is; commands that arrive meanwhile are seen."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -11,32 +11,25 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from switchgear.scheduler import rules_store, store
 from switchgear.scheduler.decide import FINISH_GRACE_S, Snapshot
 from switchgear.scheduler.model import JobRecord, NodeRecord, Rules
-from switchgear.store.revisions import current_revision
+from switchgear.store.revisions import current_revisions
 
 #: Rows of one read; a changed record is read again with the next one.
 _ROWS_MAX = 100_000
 
 
 class RecordCache:
-    """All nodes, the jobs that count, and the rules. Only the process that holds the scheduler's lease writes them, and it tells what it deletes."""
+    """All nodes, the jobs that count, and the rules. What of it is old is told by counters that are written together with what they count."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
         self.clear()
 
     def clear(self) -> None:
-        """Another process may have written meanwhile: the next snapshot is read anew."""
-        self._revision = -1
+        """The next snapshot is read anew."""
+        self._revision = self._rules_revision = self._deletions = -1
         self._nodes: dict[str, NodeRecord] = {}
         self._jobs: dict[str, JobRecord] = {}
-        self._rules: Rules | None = None
-
-    def deleted_nodes(self, names: Iterable[str]) -> None:
-        for name in names:
-            self._nodes.pop(name, None)
-
-    def rules_changed(self) -> None:
-        self._rules = None
+        self._rules = Rules()
 
     def seen(self, last_seen_unix_ns: Mapping[str, int]) -> None:
         """When nodes were last heard, which is written without a revision."""
@@ -47,12 +40,20 @@ class RecordCache:
     async def snapshot(self, session: AsyncSession, now_unix_ns: int) -> tuple[int, Snapshot]:
         """All that counts, as committed; at least as new as what the session sees. session: nothing was written in it yet."""
         async with self._lock:
-            revision = await current_revision(session, store.SERVICE)
+            # Counters first: what is written before the rows are read is read again with the next snapshot, and nothing is missed.
+            counters = store.SERVICE, store.RULES, store.DELETIONS
+            revision, rules_revision, deletions = await current_revisions(session, *counters)
             if revision > self._revision:
                 await self._read(session, now_unix_ns)
                 self._revision = revision
-            rules = self._rules or await rules_store.load_rules(session)
-            self._rules = rules
+            if deletions > self._deletions:
+                left = await store.node_names(session)
+                self._nodes = {name: node for name, node in self._nodes.items() if name in left}
+                self._deletions = deletions
+            if rules_revision > self._rules_revision:
+                self._rules = await rules_store.load_rules(session)
+                self._rules_revision = rules_revision
+            rules = self._rules
             since_unix_ns = now_unix_ns - int(FINISH_GRACE_S * 1e9)
             self._jobs = {
                 name: job

@@ -119,7 +119,7 @@ class PlannerServicer(pb_grpc.PlannerServiceServicer):
                     user=users[0],
                 )
             await rules_store.delete_queue(transaction.session, request.name)
-            await _changed(transaction)
+            await transaction.rules_changed()
             return pb.DeleteQueueResponse()
 
         return await mutate(self._repository, request.request_id, request, pb.DeleteQueueResponse, act)
@@ -160,7 +160,7 @@ class PlannerServicer(pb_grpc.PlannerServiceServicer):
         async def act(transaction: Transaction) -> pb.DeleteReservationResponse:
             _find(request.name, await rules_store.reservations(transaction.session))
             await rules_store.delete_reservation(transaction.session, request.name)
-            await _changed(transaction)
+            await transaction.rules_changed()
             return pb.DeleteReservationResponse()
 
         return await mutate(self._repository, request.request_id, request, pb.DeleteReservationResponse, act)
@@ -195,20 +195,15 @@ async def _put_queue(transaction: Transaction, queue: QueueRecord, known: Sequen
     require_tree([*(one for one in known if one.name != queue.name), queue])
     snapshot = await transaction.snapshot()
     await rules_store.save_queue(transaction.session, queue)
-    await _changed(transaction)
+    await transaction.rules_changed()
     return _shown(snapshot, [queue])[0]
 
 
 async def _put_reservation(transaction: Transaction, reservation: ReservationRecord) -> pb.Reservation:
     await rules_store.save_reservation(transaction.session, reservation)
     await rules_store.forget_reservations(transaction.session, transaction.now_unix_ns)
-    await _changed(transaction)
+    await transaction.rules_changed()
     return reservation_to_proto(reservation)
-
-
-async def _changed(transaction: Transaction) -> None:
-    transaction.rules_changed = True
-    await transaction.next_revision()  # the next pass goes by it
 
 
 def _shown(snapshot: Snapshot, queues: Sequence[QueueRecord]) -> list[pb.Queue]:

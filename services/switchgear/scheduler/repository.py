@@ -39,8 +39,6 @@ class Transaction:
     half_life_s: float
     #: Jobs that were written: as they were, None when they were created, and as they are.
     jobs_changed: list[tuple[JobRecord | None, JobRecord]] = field(default_factory=list)
-    nodes_forgotten: list[str] = field(default_factory=list)
-    rules_changed: bool = False
 
     async def node(self, name: str) -> NodeRecord:
         """Raises NotFound."""
@@ -73,7 +71,7 @@ class Transaction:
     async def forget_node(self, name: str) -> None:
         """Deletes the node; if its agent comes back, it is a new one."""
         await store.delete_node(self.session, name)
-        self.nodes_forgotten.append(name)
+        await next_revision(self.session, store.DELETIONS)
         await self.next_revision()
 
     async def put_job(self, job: JobRecord) -> JobRecord:
@@ -101,7 +99,12 @@ class Transaction:
         if ran_s > 0:
             run = EndedRun(spec.user, key_of(spec), spec.queue, gpus_of(job), ran_s, self.now_unix_ns)
             await rules_store.book_end(self.session, job, run, self.half_life_s)
-            self.rules_changed = True
+            await next_revision(self.session, store.RULES)
+
+    async def rules_changed(self) -> None:
+        """Queues or reservations were written; the next pass goes by it."""
+        await next_revision(self.session, store.RULES)
+        await self.next_revision()
 
     async def put_jobs(self, jobs: Sequence[JobRecord], known: Snapshot) -> list[JobRecord]:
         """As `put_job` for each, in a few statements. known: what `snapshot` answered in this transaction, with all of them."""
@@ -189,9 +192,6 @@ class Repository:
             revision = await lock_revision(session, SERVICE)
             transaction = Transaction(session, revision, self.clock.unix_ns(), self.cache, self.policy.half_life_s)
             yield transaction
-        self.cache.deleted_nodes(transaction.nodes_forgotten)
-        if transaction.rules_changed:
-            self.cache.rules_changed()
         if transaction.revision != revision:
             for before, after in transaction.jobs_changed:
                 for job_listener in self.job_listeners:

@@ -30,6 +30,10 @@ from switchgear.scheduler.wishes import wishes_from_stored
 
 #: Whose revisions its records take.
 SERVICE = "scheduler"
+#: Counts the writes of what `rules_store` keeps.
+RULES = "scheduler/rules"
+#: Counts the nodes that were deleted, which leave no row with a revision.
+DELETIONS = "scheduler/deletions"
 
 
 async def get_node(session: AsyncSession, name: str) -> NodeRecord | None:
@@ -47,6 +51,10 @@ async def nodes_after_revision(session: AsyncSession, after: int, limit: int) ->
     return await _nodes(
         session, select(NodeRow).where(NodeRow.revision > after).order_by(NodeRow.revision).limit(limit)
     )
+
+
+async def node_names(session: AsyncSession) -> set[str]:
+    return set(await session.scalars(select(NodeRow.name)))
 
 
 async def save_node(session: AsyncSession, node: NodeRecord) -> None:
@@ -229,10 +237,7 @@ def _job(row: JobRow) -> JobRecord:
         message=row.message,
         placement=PlacementRecord(
             row.placement_epoch,
-            tuple(
-                PlacedNode(**{**seat, "gpu_indices": tuple(seat["gpu_indices"])})
-                for seat in row.placed_nodes
-            ),
+            tuple(PlacedNode(**{**seat, "gpu_indices": tuple(seat["gpu_indices"])}) for seat in row.placed_nodes),
         ),
         excluded=tuple(ExcludedNode(**entry) for entry in row.excluded_nodes),
         end_time_unix_ns=row.end_time_unix_ns,

@@ -39,6 +39,15 @@ async def current_revision(session: AsyncSession, service: str) -> int:
     return value or 0
 
 
+async def current_revisions(session: AsyncSession, *services: str) -> tuple[int, ...]:
+    """As `current_revision` for each, all of one moment."""
+    rows = await session.execute(
+        select(RevisionRow.service, RevisionRow.value).where(RevisionRow.service.in_(services))
+    )
+    values = {row.service: row.value for row in rows}
+    return tuple(values.get(service, 0) for service in services)
+
+
 async def _advance(session: AsyncSession, service: str, by: int) -> int:
     result = await session.execute(_ADVANCE, {"service": service, "by": by})
     return int(result.scalar_one())
