@@ -19,8 +19,8 @@ class Slurm(Protocol):
     async def ping(self) -> Controller:
         """Who answers."""
 
-    async def nodes(self) -> Sequence[SlurmNode]:
-        """All nodes."""
+    async def nodes(self, names: Sequence[str] = ()) -> Sequence[SlurmNode]:
+        """All nodes, or those of these names that Slurm knows."""
 
     async def jobs(self, ids: Sequence[int] = ()) -> Sequence[SlurmJob]:
         """All jobs that this user may see, or those of these ids that Slurm still knows; also such as ended lately.

@@ -180,6 +180,8 @@ class SlurmJob:
     flags: frozenset[str]
     #: Why it waits or how it ended, in Slurm's word, for example Resources or NonZeroExitCode; "" for none.
     reason: str
+    #: The same in Slurm's own words, where it has more to say; else "".
+    reason_detail: str
     comment: str
     #: Names of the nodes that it has, or had; empty while it waits.
     nodes: tuple[str, ...]

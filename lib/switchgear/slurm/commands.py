@@ -1,0 +1,267 @@
+"""Slurm asked by its own programs: squeue, sinfo, scontrol, sbatch, scancel."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from switchgear.core.errors import FailedPrecondition, Reason, ResourceExhausted, SwitchgearError, Unavailable
+from switchgear.slurm import parse, refusals, sbatch, scontrol
+from switchgear.slurm.hostlist import compress
+from switchgear.slurm.model import Controller, NodeFlag, SlurmJob, SlurmNode, Submission
+
+#: Slurm's own programs give up after some nine seconds when nobody answers (MessageTimeout, 10 s unless configured).
+TIMEOUT_S = 30.0
+#: A job takes 4 KiB of JSON, a node 1 KiB: room for 60,000 jobs.
+OUTPUT_MAX_BYTES = 256 << 20
+#: Enough for one line about each of a thousand jobs.
+_ERRORS_MAX_BYTES = 128 << 10
+#: What the programs need of our own environment. All else stays here: sbatch hands its environment to the job.
+_PASSED = ("PATH", "HOME", "USER", "LOGNAME", "TZ", "LD_LIBRARY_PATH", "SLURM_CONF", "SLURM_JWT")
+#: A command line has room for many more.
+_IDS_AT_ONCE = 1_000
+
+
+@dataclass(frozen=True)
+class _Ended:
+    code: int
+    out: bytes
+    errors: str
+
+
+class _TimedOut(Exception):
+    """A program was killed. Its argument: what it had complained of until then."""
+
+
+class Commands:
+    """The Slurm that the programs on PATH speak to.
+
+    slurm_conf: file of another Slurm than the default one; None: as SLURM_CONF of this process says.
+    timeout_s: after which a program is killed; each call takes at most twice that.
+    """
+
+    def __init__(self, *, slurm_conf: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
+        self._environment = {name: os.environ[name] for name in _PASSED if name in os.environ}
+        if slurm_conf is not None:
+            self._environment["SLURM_CONF"] = slurm_conf
+        #: What this Slurm cannot do is learned once, from what it says.
+        self._scontrol_writes_json = True
+        self._squeue_writes_json = True
+
+    async def ping(self) -> Controller:
+        ended = await self._ask("scontrol", "show", "config")
+        pairs = (line.partition("=") for line in ended.out.decode(errors="replace").splitlines())
+        values = {key.strip(): value.strip() for key, _, value in pairs}
+        return Controller(version=values.get("SLURM_VERSION", ""), cluster=values.get("ClusterName", ""))
+
+    async def nodes(self, names: Sequence[str] = ()) -> Sequence[SlurmNode]:
+        wanted = frozenset(names)
+        return [node for node in await self._nodes() if not wanted or node.name in wanted]
+
+    async def jobs(self, ids: Sequence[int] = ()) -> Sequence[SlurmJob]:
+        wanted = frozenset(ids)
+        # One job is answered without the others; several are picked from all, since a single unknown id among them fails.
+        only = str(ids[0]) if len(wanted) == 1 else None
+        try:
+            found = await self._jobs(only)
+        except SwitchgearError as error:
+            if only is None or "invalid job id" not in error.message.lower():
+                raise
+            return []
+        return [job for job in found if not wanted or wanted & {job.id, job.array_job_id, job.het_job_id}]
+
+    async def submit(self, script: str, submission: Submission) -> int:
+        try:
+            ended = await self._run(
+                "sbatch", *sbatch.options(submission), stdin=script, environment=submission.environment
+            )
+        except _TimedOut as late:
+            said = f" (it said: {' '.join(str(late).split())[:300]})" if str(late) else ""
+            raise refusals.unknown(f"sbatch did not end within {self._timeout_s:g} s and was killed{said}") from None
+        if ended.code < 0:
+            raise refusals.unknown(f"sbatch was ended by signal {-ended.code}")
+        if ended.code:
+            raise refusals.of_submission(refusals.error("sbatch", ended.errors))
+        text = ended.out.decode(errors="replace").strip().rpartition("\n")[2]
+        number = text.partition(";")[0]
+        if not number.isdecimal():
+            raise refusals.unknown(f"sbatch printed {text[:200]!r} where the job's id was expected")
+        return int(number)
+
+    async def cancel(self, ids: Sequence[int]) -> None:
+        texts = [str(each) for each in ids]
+        for start in range(0, len(texts), _IDS_AT_ONCE):
+            ended = await self._finish("scancel", "--quiet", *texts[start : start + _IDS_AT_ONCE])
+            lines = [line for line in ended.errors.splitlines() if "invalid job id" not in line.lower()]
+            if ended.code and any(line.strip() for line in lines):
+                raise refusals.error("scancel", "\n".join(lines))
+
+    async def drain(self, node: str, reason: str) -> None:
+        await self._update(f"NodeName={node}", "State=DRAIN", f"Reason={' '.join(reason.split())}")
+
+    async def resume(self, node: str) -> None:
+        try:
+            await self._update(f"NodeName={node}", "State=RESUME")
+        except FailedPrecondition:
+            # So Slurm answers when there is nothing to resume.
+            for each in await self.nodes([node]):
+                if each.is_drained or (each.state == "DOWN" and NodeFlag.NOT_RESPONDING not in each.flags):
+                    raise
+
+    async def requeue(self, job: int) -> None:
+        await self._ask("scontrol", "requeue", str(job))
+
+    async def exclude(self, job: int, nodes: Sequence[str]) -> None:
+        await self._update(f"JobId={job}", f"ExcNodeList={compress(nodes)}")
+
+    async def start_now(self, job: int) -> None:
+        await self._update(f"JobId={job}", "StartTime=now")
+
+    async def _update(self, *values: str) -> None:
+        await self._ask("scontrol", "update", *values)
+
+    async def _nodes(self) -> Sequence[SlurmNode]:
+        # From 23.02 on sinfo summarises in its JSON, and scontrol can write it; before, it is the other way round.
+        if self._scontrol_writes_json:
+            ended = await self._finish("scontrol", "--json", "--all", "show", "nodes")
+            if not _lacks_json(ended):
+                return parse.nodes(self._answer("scontrol", ended, "nodes"))
+            self._scontrol_writes_json = False
+        if self._squeue_writes_json:
+            ended = await self._finish("sinfo", "--json")
+            if not _lacks_json(ended):
+                return parse.nodes(self._answer("sinfo", ended, "nodes"))
+            self._squeue_writes_json = False
+        ended = await self._ask("scontrol", "--oneliner", "--details", "--all", "show", "node")
+        return scontrol.nodes(ended.out.decode(errors="replace"))
+
+    async def _jobs(self, only: str | None) -> Sequence[SlurmJob]:
+        if self._squeue_writes_json:
+            options = [f"--jobs={only}"] if only else []
+            ended = await self._finish("squeue", "--json", "--all", "--states=all", *options)
+            if not _lacks_json(ended):
+                return parse.jobs(self._answer("squeue", ended, "jobs"))
+            self._squeue_writes_json = False
+        ended = await self._ask(
+            "scontrol", "--oneliner", "--details", "--all", "show", "job", *([only] if only else [])
+        )
+        return scontrol.jobs(ended.out.decode(errors="replace"))
+
+    def _answer(self, program: str, ended: _Ended, key: str) -> parse.Fields:
+        if ended.code:
+            raise refusals.error(program, ended.errors or ended.out[:500].decode(errors="replace"))
+        answer = parse.document(ended.out)
+        # With the controller away it ends with 0, says so in here, and has an empty list.
+        if complaints := parse.complaints(answer):
+            raise refusals.error(program, "; ".join(complaints))
+        if not isinstance(answer.get(key), list):
+            raise FailedPrecondition(
+                f"{program} --json wrote no list of {key}; ask for this version's support", Reason.SLURM_OUTPUT
+            )
+        return answer
+
+    async def _ask(self, program: str, *arguments: str) -> _Ended:
+        ended = await self._finish(program, *arguments)
+        if ended.code:
+            raise refusals.error(
+                " ".join((program, *arguments[:2])), ended.errors or ended.out[:500].decode(errors="replace")
+            )
+        return ended
+
+    async def _finish(self, program: str, *arguments: str) -> _Ended:
+        try:
+            ended = await self._run(program, *arguments)
+        except _TimedOut as late:
+            if str(late):
+                raise refusals.error(program, str(late)) from None
+            raise Unavailable(
+                f"{program} did not end within {self._timeout_s:g} s and was killed; look whether slurmctld is overloaded (`sdiag`)",
+                Reason.SLURM_UNREACHABLE,
+            ) from None
+        if ended.code < 0:
+            raise Unavailable(f"{program} was ended by signal {-ended.code}; try again", Reason.SLURM_UNREACHABLE)
+        return ended
+
+    async def _run(
+        self, program: str, *arguments: str, stdin: str = "", environment: Mapping[str, str] | None = None
+    ) -> _Ended:
+        path = shutil.which(program, path=self._environment.get("PATH"))
+        if path is None:
+            raise FailedPrecondition(
+                f"{program} is not on PATH; install Slurm's programs here (Debian: slurm-client) or ask slurmrestd",
+                Reason.SLURM_UNREACHABLE,
+                program=program,
+            )
+        process = await asyncio.create_subprocess_exec(
+            path,
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=self._environment | ({"SLURM_TIME_FORMAT": "%s"} if environment is None else dict(environment)),
+            start_new_session=True,
+        )
+        out, errors = bytearray(), bytearray()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                *_, code = await asyncio.gather(
+                    _write(process, stdin),
+                    _read(process, process.stdout, out, OUTPUT_MAX_BYTES),
+                    _read(process, process.stderr, errors, _ERRORS_MAX_BYTES),
+                    process.wait(),
+                )
+        except TimeoutError:
+            raise _TimedOut(errors.decode(errors="replace")) from None
+        finally:
+            if process.returncode is None:
+                _kill(process)
+                await process.wait()
+        if max(len(out) - OUTPUT_MAX_BYTES, len(errors) - _ERRORS_MAX_BYTES) > 0:
+            raise ResourceExhausted(
+                f"{program} wrote more than {OUTPUT_MAX_BYTES >> 20} MiB and was killed; ask for fewer jobs, or shorten MinJobAge",
+                Reason.LIMIT_EXCEEDED,
+            )
+        return _Ended(code, bytes(out), errors.decode(errors="replace"))
+
+
+_NO_JSON = re.compile(r"unrecognized option|serializer|openapi|data_parser|mime|plugin", re.IGNORECASE)
+
+
+def _lacks_json(ended: _Ended) -> bool:
+    return ended.code != 0 and _NO_JSON.search(ended.errors) is not None
+
+
+async def _write(process: asyncio.subprocess.Process, text: str) -> None:
+    if process.stdin is None:
+        return
+    try:
+        process.stdin.write(text.encode())
+        await process.stdin.drain()
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # it has ended without reading; its code says why
+    finally:
+        process.stdin.close()
+
+
+async def _read(
+    process: asyncio.subprocess.Process, stream: asyncio.StreamReader | None, into: bytearray, max_bytes: int
+) -> None:
+    """All that it writes; one that writes more than that is killed."""
+    while stream is not None and (chunk := await stream.read(1 << 20)):
+        into += chunk
+        if len(into) > max_bytes:
+            _kill(process)
+            break
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
