@@ -1,6 +1,6 @@
 """A real Slurm of a test's own: munged, slurmctld and four slurmd with eight GPUs each, all on 127.0.0.1.
 
-Needs root and Debian's packages slurm-wlm and munge. SWITCHGEAR_REQUIRE_SERVICES=1 turns their absence from a skip into a failure.
+Needs root and Debian's packages slurm-wlm, slurmrestd and munge. SWITCHGEAR_REQUIRE_SERVICES=1 turns their absence from a skip into a failure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from switchgear.core.process import stat_fields
 
 NODES = ("n1", "n2", "n3", "n4")
 GPUS = 8
-_PROGRAMS = {"munged": "munge", "slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "sbatch": "slurm-wlm"}
+_PROGRAMS = {"munged": "munge", "slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "slurmrestd": "slurmrestd"}
 #: In the environment of each slurmd, and so of its slurmstepd, which says nowhere else whose they are.
 _MARK = "SLURM_TEST_NODE"
 _START_TIMEOUT_S = 60
@@ -158,6 +158,17 @@ class SlurmCluster:
         for name in NODES:
             self.command("scontrol", "update", f"nodename={name}", "state=resume", check=False)
         wait_for(self._is_idle, _START_TIMEOUT_S)
+
+    def start_rest(self) -> str:
+        """Address of a slurmrestd that does as root what root asks of it; of one user alone it would be, in earnest."""
+        path = self.folder / "run/rest"
+        if "slurmrestd" not in self._processes or not self._runs("slurmrestd"):
+            path.unlink(missing_ok=True)
+            # Without -s it wants a slurmdbd.
+            command = ["slurmrestd", "-s", "openapi/v0.0.38", "-a", "rest_auth/local", f"unix:{path}"]
+            self._start("slurmrestd", command, {"SLURMRESTD_SECURITY": "disable_user_check"})
+            wait_for(path.exists, _START_TIMEOUT_S)
+        return f"unix:{path}"
 
     def logs(self) -> str:
         """The last words of each daemon, for the message of a test that fails."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from switchgear.core.errors import FailedPrecondition, Reason, ResourceExhausted, SwitchgearError, Unavailable
 from switchgear.slurm import parse, refusals, sbatch, scontrol
 from switchgear.slurm.hostlist import compress
-from switchgear.slurm.model import Controller, NodeFlag, SlurmJob, SlurmNode, Submission
+from switchgear.slurm.model import Controller, SlurmJob, SlurmNode, Submission
 
 #: Slurm's own programs give up after some nine seconds when nobody answers (MessageTimeout, 10 s unless configured).
 TIMEOUT_S = 30.0
@@ -110,9 +110,8 @@ class Commands:
             await self._update(f"NodeName={node}", "State=RESUME")
         except FailedPrecondition:
             # So Slurm answers when there is nothing to resume.
-            for each in await self.nodes([node]):
-                if each.is_drained or (each.state == "DOWN" and NodeFlag.NOT_RESPONDING not in each.flags):
-                    raise
+            if not all(each.is_open for each in await self.nodes([node])):
+                raise
 
     async def requeue(self, job: int) -> None:
         await self._ask("scontrol", "requeue", str(job))

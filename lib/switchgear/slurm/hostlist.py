@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator
 
@@ -10,10 +11,12 @@ from switchgear.core.errors import Invalid, Reason
 
 #: As Slurm's own MAX_RANGE: more is a typing error, and would fill the memory.
 NAMES_MAX = 65_536
+#: Longer than any name of a host (RFC 1035).
+NAME_MAX_CHARACTERS = 255
 _NOTHING = frozenset({"", "(null)", "None", "N/A"})
 _PART = re.compile(r"\[([^\[\]]*)\]|([^\[\],]+)|(,)|(.)")
-_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
-_NUMBERED = re.compile(r"(.*?)(\d{1,18})(\D*)", re.DOTALL)
+_RANGE = re.compile(r"(\d{1,18})(?:-(\d{1,18}))?", re.ASCII)
+_NUMBERED = re.compile(r"(.*?)(\d{1,18})(\D*)", re.DOTALL | re.ASCII)
 
 
 def expand(text: str) -> tuple[str, ...]:
@@ -25,10 +28,7 @@ def expand(text: str) -> tuple[str, ...]:
         return ()
     names: list[str] = []
     for parts in _entries(text.strip()):
-        size = 1
-        for part in parts:
-            size *= len(part)
-        if len(names) + size > NAMES_MAX:
+        if len(names) + math.prod(map(len, parts)) > NAMES_MAX:
             raise _invalid(text, f"it stands for more than {NAMES_MAX} names")
         names += map("".join, itertools.product(*parts))
     return tuple(names)
@@ -64,6 +64,11 @@ def _entries(text: str) -> Iterator[list[list[str]]]:
             raise _invalid(text, f"{other!r} has no partner")
         else:
             parts.append([plain] if inside is None else _numbers(inside, text))
+            # Here already, since the text may come from anybody and a few kilobytes can stand for more than the memory holds.
+            if math.prod(map(len, parts)) > NAMES_MAX or sum(len(part[-1]) for part in parts) > NAME_MAX_CHARACTERS:
+                raise _invalid(
+                    text, f"it stands for more than {NAMES_MAX} names, or one of over {NAME_MAX_CHARACTERS} characters"
+                )
     if not parts:
         raise _invalid(text, "a name is missing at the end")
     yield parts
@@ -76,7 +81,7 @@ def _numbers(inside: str, text: str) -> list[str]:
         if found is None:
             raise _invalid(text, f"{each!r} is no number and no range")
         first, last = int(found[1]), int(found[2] or found[1])
-        if last < first or last - first >= NAMES_MAX:
+        if last < first or len(numbers) + last - first >= NAMES_MAX:
             raise _invalid(text, f"the range {each!r} is empty or too long")
         numbers += (str(number).zfill(len(found[1])) for number in range(first, last + 1))
     return numbers
@@ -100,7 +105,7 @@ def _range(run: list[str]) -> str:
 
 def _invalid(text: str, why: str) -> Invalid:
     return Invalid(
-        f"{text!r} is not a list of nodes: {why}; write it as gpu[01-03,7] or gpu01,gpu02",
+        f"{text[:200]!r} is not a list of nodes: {why[:200]}; write it as gpu[01-03,7] or gpu01,gpu02",
         Reason.BAD_FIELD,
-        nodes=text[:1000],
+        nodes=text[:200],
     )

@@ -151,6 +151,12 @@ class SlurmNode:
         return NodeFlag.DRAIN in self.flags or NodeFlag.FAIL in self.flags
 
     @property
+    def is_open(self) -> bool:
+        """There is nothing to resume: it is neither drained nor was it put down."""
+        silent = NodeFlag.NOT_RESPONDING in self.flags
+        return not self.is_drained and (self.state != NodeState.DOWN or silent)
+
+    @property
     def is_up(self) -> bool:
         """Its slurmd answers, and Slurm would run something there, were it neither drained nor full."""
         return self.state in _UP and not self.flags & _OUT
