@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from switchgear.agent.association.identity import Marks, Owner, marks_of
-from switchgear.agent.association.job_mapping import mapped_jobs
+from switchgear.agent.association.job_mapping import Given, mapped_jobs
 from switchgear.agent.association.kubernetes import DeviceIds, Place, PodResources, container_owners
 from switchgear.agent.association.processes import Processes
 from switchgear.agent.association.table import (
@@ -175,9 +175,9 @@ def test_jobs_are_in_the_files_of_a_prolog(tmp_path: Path) -> None:
     (tmp_path / "2").write_bytes(b"\xff\xfe not an id\n")
     (tmp_path / "3").mkdir()
     assert list(mapped_jobs(tmp_path)) == [
-        (Place(0), Owner(hpc_job="17")),
-        (Place(0), Owner(hpc_job="18")),
-        (Place(1, 5), Owner(hpc_job="19")),
+        Given(Owner(hpc_job="17"), (Place(0),)),
+        Given(Owner(hpc_job="18"), (Place(0),)),
+        Given(Owner(hpc_job="19"), (Place(1, 5),)),
     ]
     assert list(mapped_jobs(tmp_path / "missing")) == []
 

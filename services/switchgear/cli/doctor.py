@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _print(report: Report) -> None:
-    wheres = [f"{_numbers(check.gpus)}{check.topic}" for check in report.checks]
+    wheres = [f"{numbers(check.gpus)}{check.topic}" for check in report.checks]
     indent = " " * (len("problem") + 2 + max(map(len, wheres)) + 2)
     for check, where in zip(report.checks, wheres, strict=True):
         head = f"{check.state.value:<7}  {where}".ljust(len(indent))
@@ -73,8 +73,8 @@ def _verdict(problems: int) -> str:
     return "no problem found" if not problems else f"{problems} problem{'s' if problems > 1 else ''} found"
 
 
-def _numbers(gpus: Sequence[int]) -> str:
-    """`GPU 0-2,5: ` of (0, 1, 2, 5); nothing of none."""
+def numbers(gpus: Sequence[int]) -> str:
+    """Whose a check is, before its topic: `GPU 0-2,5: ` of (0, 1, 2, 5), nothing of none."""
     ranges = list[list[int]]()
     for gpu in gpus:
         if ranges and ranges[-1][1] == gpu - 1:

@@ -61,6 +61,12 @@ _COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "main",
         "what the agent can and cannot see on this node, and what helps",
     ),
+    "slurm health": (
+        "switchgear.cli.slurm_health",
+        "add_arguments",
+        "main",
+        "whether Slurm may start jobs on this node, and drain it when not",
+    ),
     "nodes": ("switchgear.cli.show", "add_nodes", "nodes", "list nodes, or show one with its telemetry"),
     "jobs": ("switchgear.cli.show", "add_jobs", "jobs_command", "list jobs, or show one with its attempts"),
     "jobs hold": ("switchgear.cli.queueing", "add_hold", "hold", "keep a job in the queue"),

@@ -92,13 +92,22 @@ def users_by_gpu(associations: Iterable[telemetry.Association]) -> dict[int, lis
     """Jobs, pods, and processes of which neither is known."""
     users = dict[int, list[str]]()
     for one in associations:
-        if one.job or one.pod:
-            name = one.job or f"pod {one.namespace}/{one.pod}"
-        else:
-            name = f"Slurm job {one.hpc_job}" if one.hpc_job else f"pid {', '.join(map(str, one.pids))}"
+        known = (one.job, f"pod {one.namespace}/{one.pod}" if one.pod else "", slurm_job(one) if one.hpc_job else "")
+        name = " in ".join(text for text in known if text) or f"pid {', '.join(map(str, one.pids))}"
         instance = f" (instance {one.mig_gpu_instance})" if one.HasField("mig_gpu_instance") else ""
         users.setdefault(one.gpu, []).append(name + instance)
     return users
+
+
+def slurm_job(one: telemetry.Association) -> str:
+    """As `squeue` names it, with whose it is: `Slurm job 16_3 (ada, chem, gpu)`."""
+    slurm, name = one.slurm, one.hpc_job
+    if slurm.array_job and slurm.HasField("array_task"):
+        name = f"{slurm.array_job}_{slurm.array_task}"
+    elif slurm.het_job and slurm.HasField("het_offset"):
+        name = f"{slurm.het_job}+{slurm.het_offset}"
+    whose = [text for text in (slurm.user, slurm.account, slurm.partition, slurm.qos) if text]
+    return f"Slurm job {name} ({', '.join(whose)})" if whose else f"Slurm job {name}"
 
 
 def telemetry_rows(values: Iterable[telemetry.SeriesValue]) -> list[tuple[str, str, str]]:

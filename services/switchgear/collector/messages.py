@@ -67,7 +67,11 @@ def block_of(message: pb.Block, time_unix_ns: int | None = None) -> Block:
 def associations_of(message: pb.Associations) -> tuple[pb.Association, ...]:
     """They go out as they came: nothing here reads them."""
     for item in message.associations:
-        texts = (item.job, item.pod, item.namespace, item.container, item.pod_uid, item.hpc_job)
+        slurm = item.slurm
+        texts = (
+            *(item.job, item.pod, item.namespace, item.container, item.pod_uid, item.hpc_job),
+            *(slurm.user, slurm.account, slurm.partition, slurm.qos, slurm.array_job, slurm.het_job),
+        )
         if item.gpu < 0 or len(item.pids) > PIDS_MAX or any(len(text) > NAME_CHARS_MAX for text in texts):
             raise protocol(
                 f"an association names a GPU from 0 on, at most {PIDS_MAX} processes, and texts of {NAME_CHARS_MAX} characters"

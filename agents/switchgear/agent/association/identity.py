@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from switchgear.agent.association import slurm as slurm_variables
+from switchgear.agent.association.slurm import UNKNOWN, SlurmJob
 from switchgear.core import names
 from switchgear.core.errors import Invalid
 
@@ -26,12 +28,13 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What a process bears of its job. container_id: 64 hexadecimal digits."""
+    """What a process bears of its job. container_id: 64 hexadecimal digits. slurm: as its environment says, which its user can set."""
 
     job: str = ""
     hpc_job: str = ""
     pod_uid: str = ""
     container_id: str = ""
+    slurm: SlurmJob = UNKNOWN
 
 
 # /slurm/uid_1000/job_17/step_0 (v1), /system.slice/n1_slurmstepd.scope/job_17/step_0/user/task_0 (v2)
@@ -43,19 +46,26 @@ _POD = re.compile(
     re.MULTILINE,
 )
 _CONTAINER = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
-_SLURM_ID = re.compile(r"[0-9]{1,20}")
 
 
 def marks_of(cgroup: str, environment: bytes) -> Marks:
     """What `/proc/PID/cgroup` (proc(5)) and `/proc/PID/environ` say. The cgroup wins: a user can set the environment."""
     entries = (entry.partition(b"=") for entry in environment.split(b"\0"))
     variables = {name: value for name, _, value in entries}
+    of_slurm = {
+        name.decode("ascii", "replace"): value.decode("ascii", "replace")
+        for name, value in variables.items()
+        if name.startswith(b"SLURM")
+    }
+    told = slurm_variables.job_id(of_slurm)
     slurm, pod, container = _SLURM.search(cgroup), _POD.search(cgroup), _CONTAINER.search(cgroup)
     return Marks(
         job=_job(variables.get(b"SWITCHGEAR_JOB", b"")),
-        hpc_job=slurm[1] if slurm else _slurm_id(variables.get(b"SLURM_JOB_ID", b"")),
+        hpc_job=slurm[1] if slurm else told,
         pod_uid=pod[1].replace("_", "-") if pod else "",
         container_id=container[0] if container else "",
+        # An environment that names another job than the cgroup says nothing of this one.
+        slurm=slurm_variables.job_of(of_slurm) if told and (not slurm or slurm[1] == told) else UNKNOWN,
     )
 
 
@@ -66,8 +76,3 @@ def _job(value: bytes) -> str:
     except Invalid:
         return ""
     return text
-
-
-def _slurm_id(value: bytes) -> str:
-    text = value.decode("ascii", "replace")
-    return text if _SLURM_ID.fullmatch(text) else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from switchgear.agent.association.identity import Owner
-from switchgear.agent.association.job_mapping import mapped_jobs
+from switchgear.agent.association.job_mapping import Given, mapped_jobs
 from switchgear.agent.association.kubernetes import DeviceIds, Place, PodResources, container_owners
 from switchgear.agent.association.processes import Processes
 from switchgear.agent.association.table import Association, Labels, associate, labels_by_place
@@ -111,17 +111,26 @@ class AssociationSource:
         marks = self._processes.marks(pid for reported in processes.values() for pid, _, _ in reported)
         containers = container_owners(one.container_id for one in marks.values() if one.pod_uid)
         before = self.table.associations
-        table = associate(processes, marks, containers, self._given(), before=before, now_unix_ns=self._clock.unix_ns())
+        mapped = list(mapped_jobs(self._mapping)) if self._mapping is not None else []
+        table = associate(
+            processes,
+            marks,
+            containers,
+            self._given(mapped),
+            slurm_jobs={given.owner.hpc_job: given.slurm for given in mapped},
+            before=before,
+            now_unix_ns=self._clock.unix_ns(),
+        )
         if table != before:
             self.table = Table(table, labels_by_place(table))
             self._changed()
         return []
 
-    def _given(self) -> Iterator[tuple[Place, Owner]]:
+    def _given(self, mapped: Iterable[Given]) -> Iterator[tuple[Place, Owner]]:
         yield from self._pods.list(self._ids)
-        if self._mapping is not None:
-            known_gpus = self._ids.by_uuid.values()
-            yield from ((place, owner) for place, owner in mapped_jobs(self._mapping) if place.gpu in known_gpus)
+        known_gpus = self._ids.by_uuid.values()
+        for given in mapped:
+            yield from ((place, given.owner) for place in given.places if place.gpu in known_gpus)
 
 
 class UserMetrics(Collector):
@@ -131,12 +140,17 @@ class UserMetrics(Collector):
         self._table = table
 
     def collect(self) -> Iterator[Metric]:
-        names = ("gpu", "GPU_I_ID", "pod", "namespace", "container", "pod_uid", "hpc_job", "switchgear_job")
+        of_slurm = ("user", "account", "partition", "qos")
+        names = (
+            *("gpu", "GPU_I_ID", "pod", "namespace", "container", "pod_uid", "hpc_job", "switchgear_job"),
+            *(f"hpc_{field}" for field in of_slurm),
+        )
         family = GaugeMetricFamily(
             "switchgear_gpu_user_info", "1 for each user of the GPU, or of its MIG instance", labels=names
         )
         for one in self._table().associations:
             mig = "" if one.place.mig is None else str(one.place.mig)
             told = {"gpu": str(one.place.gpu), "GPU_I_ID": mig, **dict(one.labels)}
+            told |= {f"hpc_{field}": getattr(one.slurm, field) for field in of_slurm}
             family.add_metric([told.get(name, "") for name in names], 1)
         yield family

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 from switchgear.agent.association.identity import Marks, Owner
 from switchgear.agent.association.kubernetes import Place
+from switchgear.agent.association.slurm import UNKNOWN, SlurmJob
 from switchgear.agent.messages import NAME_CHARS_MAX
 from switchgear.agent.sources.gpu import Process
 from switchgear.v1alpha import telemetry_service_pb2 as pb
@@ -31,12 +32,16 @@ Labels = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Association:
-    """One user of one GPU, or of one MIG instance of it. pids: sorted, none when it was given the GPU and has not begun."""
+    """One user of one GPU, or of one MIG instance of it. pids: sorted, none when it was given the GPU and has not begun.
+
+    slurm: what else is known of `owner.hpc_job`.
+    """
 
     place: Place
     owner: Owner
     pids: tuple[int, ...]
     since_unix_ns: int
+    slurm: SlurmJob = UNKNOWN
 
     @property
     def labels(self) -> Labels:
@@ -49,14 +54,20 @@ def associate(
     containers: Mapping[str, Owner],
     given: Iterable[tuple[Place, Owner]],
     *,
+    slurm_jobs: Mapping[str, SlurmJob] | None = None,
     before: Sequence[Association] = (),
     now_unix_ns: int,
 ) -> tuple[Association, ...]:
     """The table, in the order of its places.
 
     processes: what each GPU's driver reports. marks: of those that live. containers: names of containers by id. given: who was given
-    a GPU by Kubernetes or by a prolog. before: the last table, of which times are kept.
+    a GPU by Kubernetes or by a prolog. slurm_jobs: what a prolog said of jobs by id; it wins over environments, which users can set.
+    before: the last table, of which times are kept.
     """
+    slurm = dict(slurm_jobs or {})
+    for one in marks.values():
+        if one.hpc_job:
+            slurm[one.hpc_job] = slurm.get(one.hpc_job, UNKNOWN).or_else(one.slurm)
     users = dict[Place, dict[Owner, list[int]]]()
     for place, owner in given:
         _add(users.setdefault(place, {}), owner)
@@ -67,7 +78,13 @@ def associate(
                 _add(here, _owner(marks[pid], containers, here), pid)
     since_unix_ns = {(one.place, one.owner): one.since_unix_ns for one in before}
     table = [
-        Association(place, owner, tuple(sorted(set(pids))[:PIDS_MAX]), since_unix_ns.get((place, owner), now_unix_ns))
+        Association(
+            place,
+            owner,
+            tuple(sorted(set(pids))[:PIDS_MAX]),
+            since_unix_ns.get((place, owner), now_unix_ns),
+            slurm.get(owner.hpc_job, UNKNOWN),
+        )
         for place, owners in users.items()
         for owner, pids in owners.items()
     ]
@@ -90,9 +107,25 @@ def to_proto(table: Iterable[Association]) -> pb.Associations:
                 hpc_job=one.owner.hpc_job,
                 pids=one.pids,
                 since_unix_ns=one.since_unix_ns,
+                slurm=_slurm_to_proto(one.slurm),
             )
             for one in table
         ]
+    )
+
+
+def _slurm_to_proto(job: SlurmJob) -> pb.SlurmJob | None:
+    if job == UNKNOWN:
+        return None
+    return pb.SlurmJob(
+        user=job.user,
+        account=job.account,
+        partition=job.partition,
+        qos=job.qos,
+        array_job=job.array_job,
+        array_task=job.array_task,
+        het_job=job.het_job,
+        het_offset=job.het_offset,
     )
 
 

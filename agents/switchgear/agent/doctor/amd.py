@@ -44,7 +44,8 @@ def examine(root: Path, first_index: int, *, deadline_s: float) -> tuple[list[Ch
         text = f"what amdsmi answers is not understood: {type(error).__name__}: {error}"
         return [problem("AMD driver", text, _LIBRARY)], []
     if hangs:
-        return [problem("AMD driver", f"{hangs} does not come back within {deadline_s:g} s", _REBOOT)], []
+        text = f"{hangs} does not come back within {deadline_s:g} s"
+        return [problem("AMD driver", text, _REBOOT, unfit=True)], []
     gpus = [_examine(drivers[0], Gpu(device.index, device), deadline_s) for device in drivers[0].devices()]
     version = next((gpu.device.driver_version for gpu in gpus if gpu.device is not None), "")
     return [ok("AMD driver", f"amdgpu {version}; {len(gpus)} GPUs")], gpus
@@ -64,7 +65,7 @@ def _examine(driver: AmdDriver, gpu: Gpu, deadline_s: float) -> Gpu:
     gpu.times = timed.times
     if gpu.hangs:
         text = f"the {gpu.hangs} does not come back within {deadline_s:g} s; nothing more was asked of this GPU"
-        gpu.checks.append(problem("driver calls", text, _REBOOT))
+        gpu.checks.append(problem("driver calls", text, _REBOOT, unfit=True))
         return gpu
     gpu.take(values, _ASKED)
     if not values:

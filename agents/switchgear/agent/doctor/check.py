@@ -18,7 +18,7 @@ class State(Enum):
 class Check:
     """topic: what was looked at, in a word or two. remedy: what helps, "" when nothing is to be done.
 
-    gpus: indices, () for what is the node's.
+    gpus: indices, () for what is the node's. unfit: no job should start on this node before it is mended.
     """
 
     topic: str
@@ -26,6 +26,7 @@ class Check:
     text: str
     remedy: str = ""
     gpus: tuple[int, ...] = ()
+    unfit: bool = False
 
 
 def ok(topic: str, text: str) -> Check:
@@ -36,5 +37,5 @@ def note(topic: str, text: str, remedy: str = "") -> Check:
     return Check(topic, State.NOTE, text, remedy)
 
 
-def problem(topic: str, text: str, remedy: str) -> Check:
-    return Check(topic, State.PROBLEM, text, remedy)
+def problem(topic: str, text: str, remedy: str, *, unfit: bool = False) -> Check:
+    return Check(topic, State.PROBLEM, text, remedy, unfit=unfit)

@@ -23,7 +23,7 @@ def judge(values: Values) -> Iterator[Check]:
     action = _number(values, "switchgear_gpu_recovery_action")
     if action:
         name = ACTIONS[int(action)] if int(action) < len(ACTIONS) else f"action {int(action)}"
-        yield problem("recovery", f"the driver wants {name}", RESET)
+        yield problem("recovery", f"the driver wants {name}", RESET, unfit=True)
 
 
 def events(supported: int | None) -> Check:
@@ -90,12 +90,17 @@ def _modes(values: Values) -> Iterator[Check]:
 def _memory(values: Values) -> Iterator[Check]:
     if _number(values, "DCGM_FI_DEV_ROW_REMAP_FAILURE"):
         yield problem(
-            "memory", "a row could not be remapped", "the board is due for exchange: run the vendor's field diagnostic"
+            "memory",
+            "a row could not be remapped",
+            "the board is due for exchange: run the vendor's field diagnostic",
+            unfit=True,
         )
     if _number(values, "DCGM_FI_DEV_ROW_REMAP_PENDING") or _number(values, "DCGM_FI_DEV_RETIRED_PENDING"):
         yield problem("memory", "rows or pages with errors are taken out at the next reset", RESET)
     if _number(values, "DCGM_FI_DEV_THRESHOLD_SRM"):
-        yield problem("memory", "the SRAM had more uncorrectable errors than it may", "the board is due for exchange")
+        yield problem(
+            "memory", "the SRAM had more uncorrectable errors than it may", "the board is due for exchange", unfit=True
+        )
 
 
 def _links(values: Values) -> Iterator[Check]:
@@ -106,6 +111,7 @@ def _links(values: Values) -> Iterator[Check]:
                 "NVLink",
                 f"{active:g} of {links:g} links are up",
                 "look for SXids and XID 74 in the kernel log, and whether nvidia-fabricmanager runs; then reset all GPUs of the node",
+                unfit=True,
             )
         else:
             yield ok("NVLink", f"all {links:g} links are up")
@@ -115,12 +121,14 @@ def _links(values: Values) -> Iterator[Check]:
             "NVLink fabric",
             "this GPU is not registered with it, and CUDA does not start",
             "`systemctl enable --now nvidia-fabricmanager`, in the version of the driver",
+            unfit=True,
         )
     elif status:
         yield problem(
             "NVLink fabric",
             f"registration failed with NVML code {status:g}",
             "`journalctl -u nvidia-fabricmanager` says why",
+            unfit=True,
         )
     elif state is not None:
         yield ok("NVLink fabric", "registered")

@@ -70,9 +70,9 @@ def examine(root: Path, *, expected: bool, deadline_s: float) -> tuple[list[Chec
     except NvmlUnavailable as error:
         return [*checks, _unavailable(error) if wanted else note("driver", "no sign of an NVIDIA GPU on this node")], []
     except Exception as error:  # whatever it answers; all the rest of the node is to be seen nevertheless
-        return [*checks, problem("driver", f"does not say what GPUs there are: {error}", _REBOOT)], []
+        return [*checks, problem("driver", f"does not say what GPUs there are: {error}", _REBOOT, unfit=True)], []
     if hangs:
-        return [*checks, problem("driver", _hanging(hangs, deadline_s), _REBOOT)], []
+        return [*checks, problem("driver", _hanging(hangs, deadline_s), _REBOOT, unfit=True)], []
     asleep = sleepers(count, root / "sys")
     gpus = [_asleep(index) if index in asleep else _examine(module, index, deadline_s) for index in range(count)]
     return [*checks, *seen, *_count(count, on_bus, expected=expected), *_slow(timed.times)], gpus
@@ -90,7 +90,8 @@ def _examine(module: ModuleType, index: int, deadline_s: float) -> Gpu:
         gpu.hangs = run(lambda: _ask(nvml, gpu), timed, deadline_s)
     except nvml.Error as error:
         lost = code_of(error) in library.LOST
-        gpu.checks.append(problem("driver calls", f"does not answer: {error}", judgement.RESET if lost else _REBOOT))
+        remedy = judgement.RESET if lost else _REBOOT
+        gpu.checks.append(problem("driver calls", f"does not answer: {error}", remedy, unfit=True))
     except Exception as error:  # of ours; whoever runs this on new hardware is to see all the rest
         text = f"what it answers is not understood: {type(error).__name__}: {error}"
         gpu.checks.append(
@@ -103,7 +104,7 @@ def _examine(module: ModuleType, index: int, deadline_s: float) -> Gpu:
     gpu.times = timed.times
     if gpu.hangs:
         text = f"{_hanging(gpu.hangs, deadline_s)}; nothing more was asked of this GPU"
-        gpu.checks.append(problem("driver calls", text, _REBOOT))
+        gpu.checks.append(problem("driver calls", text, _REBOOT, unfit=True))
     gpu.checks.extend(_slow(gpu.times))
     return gpu
 
@@ -148,7 +149,8 @@ def _driver(nvml: Nvml) -> list[Check]:
 
 def _unavailable(error: NvmlUnavailable) -> Check:
     text, colon, remedy = str(error).partition(": ")
-    return problem("driver", text if colon else str(error), remedy or _REBOOT)
+    unfit = error.code != library.NO_PERMISSION  # ours; jobs may have it
+    return problem("driver", text if colon else str(error), remedy or _REBOOT, unfit=unfit)
 
 
 def _bus(on_bus: Sequence[PciGpu]) -> list[Check]:
@@ -165,12 +167,13 @@ def _bus(on_bus: Sequence[PciGpu]) -> list[Check]:
 
 def _count(count: int, on_bus: Sequence[PciGpu], *, expected: bool) -> list[Check]:
     if expected and count == 0:
-        return [problem("GPUs", "the driver has none", "look for them with `lspci -d 10de:`, then into the kernel log")]
+        remedy = "look for them with `lspci -d 10de:`, then into the kernel log"
+        return [problem("GPUs", "the driver has none", remedy, unfit=True)]
     missing = len(on_bus) - count
     if missing > 0:
         text = f"the PCI bus has {len(on_bus)}, the driver {count}"
         remedy = "look for `RmInitAdapter failed` and XID 79 in the kernel log, then reboot; a container may have been given only some"
-        return [problem("GPUs", text, remedy)]
+        return [problem("GPUs", text, remedy, unfit=True)]
     return [ok("GPUs", f"the driver has {count}")]
 
 

@@ -24,6 +24,11 @@ class Report:
     def problems(self) -> int:
         return sum(check.state is State.PROBLEM for check in self.checks)
 
+    @property
+    def unfit(self) -> Sequence[Check]:
+        """Why no job should start on this node; none when jobs may."""
+        return [check for check in self.checks if check.unfit]
+
     def slowest_ms(self) -> Mapping[str, float]:
         """Of each NVML function that the agent calls, the longest that any GPU took; slowest first."""
         slowest = dict[str, float]()
@@ -42,6 +47,7 @@ class Report:
                     "text": check.text,
                     "remedy": check.remedy,
                     "gpus": list(check.gpus),
+                    "unfit": check.unfit,
                 }
                 for check in self.checks
             ],

@@ -1,0 +1,109 @@
+"""`switchgear slurm health`: whether Slurm may start jobs on this node. What `deploy/slurm/health.sh` asks."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import math
+import os
+import shlex
+import socket
+from collections.abc import Sequence
+
+from switchgear.agent.doctor.check import Check
+from switchgear.agent.doctor.report import examine
+from switchgear.cli import exits
+from switchgear.cli.doctor import PROBLEM_FOUND, numbers
+from switchgear.cli.output import print_line
+from switchgear.core.errors import Invalid, NotFound, Reason
+from switchgear.slurm.commands import Commands
+from switchgear.slurm.model import SlurmNode
+
+#: Begins the reason of each drain that is made here.
+OURS = "switchgear health: "
+#: Share of a cluster's nodes that are drained here by themselves, one at least: more at once is rather an error of ours, or
+#: something that a person should look at.
+DRAINED_SHARE_MAX = 0.1
+#: A line of `sinfo -R`.
+_REASON_LENGTH_MAX = 200
+#: health.sh gives up after 40 s; a call of Slurm's may take 9 s when slurmctld is away.
+_SLURM_TIMEOUT_S = 10.0
+
+_EPILOG = """It runs `switchgear doctor` and goes by those of its findings after which no job should start here.
+
+examples:
+  switchgear slurm health --gpu
+  switchgear slurm health --gpu --drain act
+
+exit code: 0 when the node is fit, 1 when it is not"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EPILOG
+    parser.add_argument("--gpu", action="store_true", help="this node should have GPUs: to find none makes it unfit")
+    parser.add_argument(
+        "--drain", choices=("advise", "act"), default="advise", help="say what to do (default), or drain an unfit node"
+    )
+    parser.add_argument(
+        "--node",
+        default=os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0],
+        help="this node's name in Slurm (default: $SLURMD_NODENAME, or the host's name)",
+    )
+    parser.add_argument(
+        "--deadline-s",
+        type=float,
+        default=2.0,
+        metavar="S",
+        help="how long one call of the driver may take before it counts as hanging (default: 2)",
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    if not 0 < args.deadline_s <= 60:
+        raise Invalid("deadline_s must be more than 0 and at most 60 seconds", Reason.BAD_FIELD, field="deadline_s")
+    unfit = examine(gpus_expected=args.gpu, deadline_s=args.deadline_s).unfit
+    if not unfit:
+        print_line(f"{args.node} is fit for jobs")
+        return exits.OK
+    reason = reason_of(unfit)
+    if args.drain == "act":
+        print_line(asyncio.run(_drain(args.node, reason)))
+    else:
+        print_line(advice(args.node, reason))
+    return PROBLEM_FOUND
+
+
+def reason_of(unfit: Sequence[Check]) -> str:
+    """In one line, in the order of the findings."""
+    told = "; ".join(f"{numbers(check.gpus)}{check.topic}: {check.text}" for check in unfit)
+    text = OURS + " ".join(told.split())
+    return text if len(text) <= _REASON_LENGTH_MAX else f"{text[: _REASON_LENGTH_MAX - 1]}…"
+
+
+def advice(node: str, reason: str) -> str:
+    """What a person would type."""
+    return f"{node} is not fit for jobs; to keep them off: scontrol update nodename={node} state=drain reason={shlex.quote(reason)}"
+
+
+def refusal(nodes: Sequence[SlurmNode], node: str) -> str:
+    """Why the node is not drained by us, as things stand; "" when it may be. Raises NotFound when Slurm does not know it."""
+    found = next((one for one in nodes if one.name == node), None)
+    if found is None:
+        raise NotFound(f"nodes/{node}", f"Slurm has no node {node}: name this node as Slurm does, with --node")
+    if found.is_drained:
+        return f"it is drained already ({found.reason or 'no reason given'})"
+    ours = sum(one.is_drained and one.reason.startswith(OURS) for one in nodes)
+    most = max(1, math.floor(DRAINED_SHARE_MAX * len(nodes)))
+    return (
+        f"{ours} of {len(nodes)} nodes are drained by this check already, and it drains at most {most}"
+        if ours >= most
+        else ""
+    )
+
+
+async def _drain(node: str, reason: str) -> str:
+    slurm = Commands(timeout_s=_SLURM_TIMEOUT_S)
+    if why := refusal(await slurm.nodes(), node):
+        return f"{advice(node, reason)}; not done: {why}"
+    await slurm.drain(node, reason)
+    return f"{node} is not fit for jobs and drained: {reason}"
