@@ -10,6 +10,8 @@ JOB_FAILED = 1
 #: argparse's own code for a wrong command line, and ours for a wrong value.
 USAGE = 2
 INTERRUPTED = 130
+#: The run has ended and its job has not: it goes on from its newest checkpoint (as EX_TEMPFAIL of sysexits.h).
+CONTINUES = 75
 #: A file, folder or disk that cannot be read or written.
 UNUSABLE_PLACE = 22
 INTERNAL = 70
@@ -47,7 +49,8 @@ TABLE = """exit codes:
   13  state of a newer version           20  name taken
   21  refused for another reason         22  file, folder or disk not usable
   23  database not usable                24  no valid token, or its role is too low
-  70  our own error: please report it   130  ended by Ctrl-C, 143: by SIGTERM"""
+  70  our own error: please report it   130  ended by Ctrl-C, 143: by SIGTERM
+  75  out of time or nodes in a Slurm job: goes on from its newest checkpoint"""
 
 
 def exit_code(reason: Reason) -> int:

@@ -99,12 +99,17 @@ class Gathering:
         if not self._places and self.joined < self._fewest:
             self._called_s = None
 
-    def give_up(self, nodes: Collection[str], now_s: float) -> None:
+    def nothing_else_runs(self) -> None:
+        """Ranks that others started have ended, wherever they were."""
+        self._quiet_s = -math.inf
+
+    def give_up(self, nodes: Collection[str], now_s: float, *, waits: bool = True) -> None:
         """Empties the places of these nodes, which must join again to be given one.
 
-        Without any, recovery only asks whether missing nodes have come meanwhile: nobody is waited for.
+        Without any, recovery only asks whether missing nodes have come meanwhile: nobody is waited for. waits: as nobody is either
+        when no others can come.
         """
-        self._settled, self._called_s = False, now_s if nodes else -math.inf
+        self._settled, self._called_s = False, now_s if nodes and waits else -math.inf
         self._places = [None if place and place.node in nodes else place for place in self._places]
         for node in nodes:
             self._present.pop(node, None)

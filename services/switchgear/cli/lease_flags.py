@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 
 from switchgear.core.errors import Invalid, Reason
 from switchgear.recovery.values import LEASE_MARGIN_S, LEASE_S, Timing
@@ -33,6 +34,12 @@ def timing_from(args: argparse.Namespace) -> Timing:
         _seconds("--lease-seconds", args.lease_seconds),
         _seconds("--lease-margin-seconds", args.lease_margin_seconds),
     )
+
+
+def timing_of(environment: Mapping[str, str]) -> Timing:
+    """What the variables say. Raises Invalid as `timing_from` does."""
+    lease, margin = ((_variable(flag), default) for flag, default, _ in _FLAGS)
+    return Timing(*(_seconds(name, environment.get(name, f"{default:g}")) for name, default in (lease, margin)))
 
 
 def _seconds(flag: str, text: str) -> float:

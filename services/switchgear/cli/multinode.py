@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from switchgear.cli.output import tell
 from switchgear.cli.rendezvous import Rendezvous
 from switchgear.cli.run_options import Rendezvous as Meeting
 from switchgear.cli.run_options import Stopping
+from switchgear.cli.slurm.ride import Ride
 from switchgear.cli.standalone import SPEC_FILE, forget_old
 from switchgear.cli.state import default_state_dir
 from switchgear.cli.stop_signals import StopSignal
@@ -37,6 +39,8 @@ from switchgear.v1.job_service_pb2 import Job, JobSpec
 from switchgear.v1alpha import rendezvous_service_pb2 as pb
 from switchgear.v1alpha import rendezvous_service_pb2_grpc as pb_grpc
 
+Borrow = Callable[[], Awaitable[Ride]]
+
 RETRY_S = 0.5
 #: How long the last reports may take to leave.
 LAST_WORDS_S = 1.0
@@ -44,38 +48,46 @@ LAST_WORDS_S = 1.0
 PLACES_MAX = 64
 
 
-async def run(name: str, spec: JobSpec, meeting: Meeting, echo: EchoRule, stopping: Stopping) -> int:
+async def run(
+    name: str, spec: JobSpec, meeting: Meeting, echo: EchoRule, stopping: Stopping, *, borrow: Borrow | None = None
+) -> int:
     """Takes part in the job until it ends; returns the exit code, after a signal 128 and its number.
 
+    borrow: begins the run in an engine's allocation, where the nodes are part of one; called on the node that keeps the job together.
     Raises FailedPrecondition when the address is beyond loopback and there are no certificates, its port is in use, or the job has
     no place for this node; Unavailable when nobody answers there in time.
     """
     stop = StopSignal(stopping)
-    code = await stop.watch(_take_part(name, spec, meeting, echo, stop))
+    code = await stop.watch(_take_part(name, spec, meeting, echo, stop, borrow=borrow))
     if code is None:
         print(f"{names.job_name(name)} was stopped on this node", file=sys.stderr)
         return stop.exit_code
     return code
 
 
-async def _take_part(name: str, spec: JobSpec, meeting: Meeting, echo: EchoRule, stop: StopSignal) -> int:
+async def _take_part(
+    name: str, spec: JobSpec, meeting: Meeting, echo: EchoRule, stop: StopSignal, *, borrow: Borrow | None
+) -> int:
     tls = _tls(meeting.host)
     job, endpoint = names.job_name(name), f"{meeting.host}:{meeting.port}"
     async with AsyncExitStack() as stack:
         kept: asyncio.Task[None] | None = None
+        ride: Ride | None = None
         member = _Member(job, name, spec, meeting, tls=tls, echo=echo)
         grace_s = 0.0
         try:
             await member.start()  # its imports run while the others come
             if meeting.hosts or (meeting.hosts is None and _is_here(meeting.host)):
+                ride = await borrow() if borrow else None
                 place = Rendezvous(
                     job,
-                    name,
+                    meeting.run_id or name,
                     spec,
                     SystemClock(),
                     generation=member.generation,
                     last_call_s=meeting.last_call_s,
                     join_timeout_s=meeting.join_timeout_s,
+                    allocation=ride,
                 )
                 try:
                     server = await place.serve(endpoint, None if tls is None else _server_credentials(tls))
@@ -87,17 +99,26 @@ async def _take_part(name: str, spec: JobSpec, meeting: Meeting, echo: EchoRule,
                     stack.push_async_callback(server.stop)
                     kept = asyncio.create_task(place.run())
                     stack.push_async_callback(_cancelled, kept)
+                    if ride:
+                        watching = asyncio.create_task(ride.watch(place))
+                        stack.push_async_callback(_cancelled, watching)
             code = await member.run()
             grace_s = stop.grace_s if member.cancelled else 0.0
         except asyncio.CancelledError:
             grace_s = stop.grace_s
             if kept is not None:
+                if ride:
+                    await ride.vacate(place, grace_s)
                 await _cancelled(kept)  # before ranks end here: else they would be started again
             raise
         finally:
             await member.close(grace_s, stop.for_ranks)
+            if ride:
+                await ride.closed(place.nodes)
         if kept is not None:
             await kept
+            # The job may have gone on, or ended well, without this node.
+            code = _exit_code(place.ended) if place.ended else code
         return code
 
 
@@ -110,16 +131,16 @@ class _Member:
     """This node: a supervisor of its ranks, and where it is told what to do."""
 
     def __init__(
-        self, job: str, run_id: str, spec: JobSpec, meeting: Meeting, *, tls: TlsFiles | None, echo: EchoRule
+        self, job: str, name: str, spec: JobSpec, meeting: Meeting, *, tls: TlsFiles | None, echo: EchoRule
     ) -> None:
         self._job, self._meeting, self._tls = job, meeting, tls
         self._endpoint = f"{meeting.host}:{meeting.port}"
-        folder, node = _folder_and_node(job, meeting.node_rank)
-        forget_old(folder.parent)
+        folder, node = _folder_and_node(job, meeting)
+        forget_old(folder.parent, f"*@{meeting.node}" if meeting.node else "*")
         if not spec.log_directory:
             spec.log_directory = str(folder / "logs")
         self._request = pb.JoinRequest(
-            run_id=run_id,
+            run_id=meeting.run_id or name,
             node=node,
             address=meeting.local_address or _own_address(meeting.host, meeting.port),
             nproc_per_node=spec.nproc_per_node,
@@ -219,7 +240,7 @@ class _Member:
             self._tell(response.said)
         if response.ended:
             self.cancelled = response.ended == Job.CANCELLED
-            return exits.OK if response.ended == Job.SUCCEEDED else exits.JOB_FAILED
+            return _exit_code(response)
         if response.placement_epoch and (self._connection is None or self._connection.done()):
             spans = Spans(self._settings, "", time.time_ns(), SystemClock())
             self._connection = asyncio.create_task(
@@ -233,6 +254,12 @@ class _Member:
         if line != self._told:
             tell(f"switchgear: {line}")
         self._told = line
+
+
+def _exit_code(ended: pb.JoinResponse) -> int:
+    if ended.continues:
+        return exits.CONTINUES
+    return exits.OK if ended.ended == Job.SUCCEEDED else exits.JOB_FAILED
 
 
 def _tls(host: str) -> TlsFiles | None:
@@ -282,9 +309,12 @@ def _own_address(host: str, port: int) -> str:
         ) from error
 
 
-def _folder_and_node(job: str, node_rank: int | None) -> tuple[Path, str]:
+def _folder_and_node(job: str, meeting: Meeting) -> tuple[Path, str]:
     """Where this run keeps its state, and its node's name: a run that is started again finds those of the one before."""
-    base, host = default_state_dir() / "standalone", names.to_id(socket.gethostname())[:50].rstrip(".-")
+    base, node_rank = default_state_dir() / "standalone", meeting.node_rank
+    if meeting.node:
+        return base / f"{job.rpartition('/')[2]}@{meeting.node}", names.node_name(meeting.node)
+    host = names.to_id(socket.gethostname())[:50].rstrip(".-")
     for place in range(1, PLACES_MAX + 1):
         part = f"r{node_rank}" if node_rank is not None else str(place)
         node = host if part == "1" else f"{host}-{part}"

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc.aio
 
+from switchgear.cli.allocation import Allocation
 from switchgear.cli.gathering import Gathering, Member
 from switchgear.cli.goodput import tell_report
 from switchgear.cli.standalone import TICK_S, line_of, lines_of, report_at_end
@@ -37,7 +38,7 @@ class Rendezvous(rendezvous_service_pb2_grpc.RendezvousServiceServicer):
     """Serves `RendezvousService` and, for the same nodes, `LauncherService`.
 
     run_id: what all nodes must name alike. generation: newest that this machine has accepted. join_timeout_s: how long places may stay
-    empty before the job ends.
+    empty before the job ends. allocation: what it has its nodes from; None: they come by themselves.
     """
 
     def __init__(
@@ -50,14 +51,23 @@ class Rendezvous(rendezvous_service_pb2_grpc.RendezvousServiceServicer):
         generation: int,
         last_call_s: float,
         join_timeout_s: float,
+        allocation: Allocation | None = None,
     ) -> None:
         self.job = job
         self._run_id, self._spec, self._clock, self._join_timeout_s = run_id, spec, clock, join_timeout_s
-        # Whoever kept the job together before us has granted its last lease by now.
-        self._quiet_s = clock.monotonic_s() + m.Timing().silence_s_max
+        self._allocation = allocation
+        self._timing = allocation.timing if allocation else m.Timing()
+        silence_s_max = allocation.silence_s_max if allocation else self._timing.silence_s_max
+        # Whoever kept the job together before us has granted its last lease by then.
+        self._quiet_s = clock.monotonic_s() + silence_s_max
+        newest = max(generation, allocation.generation if allocation else 0)
         self._gathering = Gathering(
-            spec.nnodes_min or spec.nnodes, spec.nnodes, last_call_s, generation=generation, quiet_s=self._quiet_s
+            spec.nnodes_min or spec.nnodes, spec.nnodes, last_call_s, generation=newest, quiet_s=self._quiet_s
         )
+        self._given_up: set[str] = set()
+        #: Why this run is to end although the job is not over; empty: it is not.
+        self._leaving = ""
+        self._fenced = False
         self._streams: dict[str, asyncio.Queue[pb.JoinResponse | None]] = {}
         self._sessions = LauncherSessions(self._find)
         self._actor: JobActor | None = None
@@ -73,18 +83,15 @@ class Rendezvous(rendezvous_service_pb2_grpc.RendezvousServiceServicer):
         return server
 
     async def run(self) -> None:
-        """Until the job has ended and every member that is here knows."""
-        state, said = Job.CANCELLED, "the node that keeps the job together was stopped"
+        """Until the job, or its time in this allocation, has ended and every member that is here knows."""
+        ended = pb.JoinResponse(
+            job=self.job, ended=Job.CANCELLED, said="the node that keeps the job together was stopped"
+        )
         try:
-            nodes = await self._first_nodes()
-            if nodes is None:
-                state, said = Job.FAILED, self._too_few()
-                return
-            outcome, said = await self._recover(nodes)
-            state = Job.SUCCEEDED if outcome is m.JobOutcome.SUCCEEDED else Job.FAILED
+            ended = await self._run()
         finally:
-            self._ended = pb.JoinResponse(job=self.job, ended=state, said=said)
-            self._tell_all(self._ended)
+            self._ended = ended
+            self._tell_all(ended)
             for queue in list(self._streams.values()):
                 _put(queue, None)
             try:
@@ -93,6 +100,49 @@ class Rendezvous(rendezvous_service_pb2_grpc.RendezvousServiceServicer):
                         await asyncio.sleep(0.02)
             except TimeoutError:
                 pass
+
+    async def _run(self) -> pb.JoinResponse:
+        ended = pb.JoinResponse(job=self.job, ended=Job.FAILED)
+        nodes = await self._first_nodes()
+        if nodes is None:
+            ended.said = self._leaving or self._too_few()
+        elif await self._recover(nodes) is m.JobOutcome.SUCCEEDED:
+            ended.ended = Job.SUCCEEDED
+        if self._allocation and not self._fenced:
+            state = self._actor.state if self._actor else None
+            is_over = state.outcome is not None if state else not self._leaving
+            said, ended.continues = await self._allocation.after(state, is_over=is_over)
+            ended.said = "; ".join(filter(None, (ended.said, said)))
+        return ended
+
+    @property
+    def ended(self) -> pb.JoinResponse | None:
+        """How it ended; None: it has not."""
+        return self._ended
+
+    @property
+    def nodes(self) -> list[str]:
+        """Where the newest attempt runs or ran."""
+        attempt = self._actor.state.attempt if self._actor else None
+        return attempt.nodes if attempt else []
+
+    async def leave(self, reason: str) -> None:
+        """Ends this run, though not the job: its ranks get time to save, and nothing is started again."""
+        self._leaving = self._leaving or reason
+        self._say(reason)
+        if self._actor:
+            await self._actor.post(m.Vacate(reason))
+
+    async def abandon(self, reason: str) -> None:
+        """Ends this run at once: another one has the job."""
+        self._fenced, self._leaving = True, reason
+        self._say(reason)
+        if self._actor:
+            await self._actor.post(m.EndedOutside(reason))
+
+    def is_vacant(self) -> bool:
+        """Nothing of the job lives, as far as this run has started it."""
+        return self._actor is None or self._actor.state.phase is m.Phase.REPLACING
 
     async def Join(  # noqa: N802
         self,
@@ -122,6 +172,10 @@ class Rendezvous(rendezvous_service_pb2_grpc.RendezvousServiceServicer):
 
     def _admit(self, request: pb.JoinRequest) -> Member:
         names.parse(request.node, "nodes/*")
+        if self._allocation and request.node in self._given_up:
+            raise FailedPrecondition(
+                f"{request.node} was given up and is no part of this run any more", Reason.BAD_FIELD, node=request.node
+            )
         if request.run_id != self._run_id:
             raise FailedPrecondition(
                 f"this address is of the job {self._run_id!r}, not of {printable(request.run_id[:100])!r}; give all nodes of a job the "
@@ -150,6 +204,10 @@ class Rendezvous(rendezvous_service_pb2_grpc.RendezvousServiceServicer):
     async def _first_nodes(self) -> Sequence[Member] | None:
         deadline_s, said = self._clock.monotonic_s() + self._join_timeout_s, False
         while not (nodes := self._gathering.place(now_s := self._clock.monotonic_s())):
+            if self._leaving:
+                return None
+            if self._allocation and self._allocation.is_quiet():
+                self._gathering.nothing_else_runs()
             held_back = self._gathering.holds_back(now_s)
             if held_back and not said:
                 said = True
@@ -162,12 +220,13 @@ class Rendezvous(rendezvous_service_pb2_grpc.RendezvousServiceServicer):
             await asyncio.sleep(LOOK_S)
         return nodes
 
-    async def _recover(self, nodes: Sequence[Member]) -> tuple[m.JobOutcome | None, str]:
+    async def _recover(self, nodes: Sequence[Member]) -> m.JobOutcome | None:
         state = m.JobState(
             self.job,
             translate.spec_from_proto(self._spec),
             self._clock.unix_ns(),
             generation=self._gathering.newest,
+            timing=self._timing,
         )
         actor = self._actor = JobActor(
             state,
@@ -187,7 +246,7 @@ class Rendezvous(rendezvous_service_pb2_grpc.RendezvousServiceServicer):
                     loop.cancel()
         finally:
             tell_report(report_at_end(actor.state, self._clock))
-        return actor.state.outcome, ""
+        return actor.state.outcome
 
     async def _place(self, actor: JobActor, nodes: Sequence[Member]) -> None:
         self._epoch += 1
@@ -203,11 +262,16 @@ class Rendezvous(rendezvous_service_pb2_grpc.RendezvousServiceServicer):
         while True:
             await asyncio.sleep(LOOK_S)
             now_s = self._clock.monotonic_s()
+            if self._leaving:
+                if self.is_vacant():
+                    await actor.post(m.EndedOutside(self._leaving))
+                    return
+                continue
             if nodes := self._gathering.place(now_s):
                 await self._place(actor, nodes)
             if self._gathering.settled:
                 settled_s = now_s
-            elif now_s - settled_s > self._join_timeout_s:
+            elif now_s - settled_s > self._join_timeout_s or not self._enough_left():
                 self._say(self._too_few())
                 await actor.post(m.EndedOutside(self._too_few()))
                 return
@@ -217,29 +281,48 @@ class Rendezvous(rendezvous_service_pb2_grpc.RendezvousServiceServicer):
             await asyncio.sleep(TICK_S)
             actor.tick()
 
-    async def _keep(self, state: m.JobState, records: Sequence[m.Effect]) -> None:  # noqa: ARG002
+    async def _keep(self, state: m.JobState, records: Sequence[m.Effect]) -> None:
         """Told, not stored: each launcher keeps the generation, and a rendezvous that is started again asks anew for the rest."""
+        if self._allocation:
+            await self._allocation.keep(state, records)
         for line in lines_of(records):
             self._say(line)
 
     async def _carry(self, call: m.Call) -> None:
         if line := line_of(call):
             self._say(line)
-        if call.kind == "replace":
+        if call.kind == "cordon" and self._allocation:
+            self._allocation.give_up(call.node, call.reason)
+        if call.kind == "replace" and not self._leaving:
             lost = [node for node in call.node.split(",") if node]
-            self._gathering.give_up(lost, self._clock.monotonic_s())
+            self._given_up.update(lost)
+            self._gathering.give_up(lost, self._clock.monotonic_s(), waits=self._more_may_come())
             for node in lost:
                 if queue := self._streams.pop(node, None):
                     _put(queue, None)
+                if self._allocation:
+                    self._allocation.give_up(node, call.reason)
             if lost:
                 self._say(f"{', '.join(lost)} given up; {self._gathering.joined} of {self._spec.nnodes} nodes are here")
 
     def _ask(self, asked: m.AskContact) -> None:
-        """A node whose process is gone is not waited for when another one waits for its place."""
-        if self._actor and asked.node not in self._streams and self._gathering.has_spare():
+        """A node whose process is gone is not waited for when another one waits for its place, or nobody would start it again."""
+        replaced = self._gathering.has_spare() or self._allocation is not None
+        if self._actor and asked.node not in self._streams and replaced:
             self._tasks.create_task(self._actor.post(m.ContactKnown(asked.node, connected=False)))
 
+    def _enough_left(self) -> bool:
+        fewest = self._spec.nnodes_min or self._spec.nnodes
+        return self._allocation is None or self._allocation.left(self._given_up) >= fewest
+
+    def _more_may_come(self) -> bool:
+        """Than are here and have not been given up."""
+        return self._allocation is None or self._allocation.left(self._given_up) > self._gathering.joined
+
     def _too_few(self) -> str:
+        if self._allocation and not self._enough_left():
+            left = self._allocation.left(self._given_up)
+            return f"{left} of the allocation's nodes are left, and {self._spec.nnodes_min or self._spec.nnodes} are needed"
         return (
             f"{self._gathering.joined} of {self._spec.nnodes} nodes are here after {self._join_timeout_s:g} s "
             "(--rdzv-conf join_timeout=SECONDS)"

@@ -18,6 +18,9 @@ from switchgear.cli.client import connect, whole_list
 from switchgear.cli.goodput import tell_at_end
 from switchgear.cli.logs import Shown
 from switchgear.cli.output import tell
+from switchgear.cli.slurm.flags import add_slurm_flags
+from switchgear.cli.slurm.flags import given as given_for_slurm
+from switchgear.cli.slurm.task import Task, is_silent, task_from
 from switchgear.cli.state import DEFAULT_GRPC, default_state_dir, read_running
 from switchgear.cli.torchrun_flags import add_flags, ignored
 from switchgear.core import names
@@ -72,12 +75,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="interpreter of the ranks (default: $PYTHON_EXEC, or the one of this command)",
     )
     parser.add_argument("--detach", action="store_true", help="with a server: submit and return at once")
+    add_slurm_flags(parser)
     queue_flags.add_queue_flags(parser)
     parser.add_argument("script", help="the training script")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments")
 
 
 def main(args: argparse.Namespace) -> int:
+    try:
+        task = _slurm_task(args)
+        if task:
+            return _ride(args, task)
+    except Invalid as error:
+        if is_silent(os.environ):  # each task of the step has it, and one of them says it
+            return exits.exit_code(error.reason)
+        raise
+    if given := given_for_slurm(args):
+        raise Invalid(
+            f"{', '.join(given)}: counts inside of a Slurm job, and this runs in none",
+            Reason.BAD_FIELD,
+            field=given[0].removeprefix("--"),
+        )
     _, most = run_options.nodes(args)
     nproc = run_options.ranks(args)
     meeting = run_options.rendezvous(args)
@@ -118,6 +136,25 @@ def main(args: argparse.Namespace) -> int:
     if not args.standalone:
         tell("switchgear: runs on this machine alone; a server is named with --server or started with `switchgear up`")
     return asyncio.run(run(name, spec, echo, stopping))
+
+
+def _slurm_task(args: argparse.Namespace) -> Task | None:
+    if args.standalone or args.server or args.detach:
+        return None
+    return task_from(os.environ, socket.gethostname())
+
+
+def _ride(args: argparse.Namespace, task: Task) -> int:
+    from switchgear.cli.slurm import start
+
+    start.fill(args, task)
+    nproc = run_options.ranks(args)
+    spec = run_options.job_spec(args, devices.ranks_here(nproc, os.environ) if isinstance(nproc, str) else nproc)
+    _name(args, unique=False)
+    if args.log_dir:
+        run_options.require_log_folder(Path(args.log_dir))
+    echo, stopping = run_options.echo(args), run_options.stopping(args, os.environ)
+    return asyncio.run(start.run(task, args, spec, echo=echo, stopping=stopping, environment=os.environ))
 
 
 def _require_alone(args: argparse.Namespace, nodes: int) -> None:

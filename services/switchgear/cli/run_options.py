@@ -45,7 +45,7 @@ T = TypeVar("T")
 class Rendezvous:
     """How the nodes of a job without a server meet.
 
-    run_id: empty when none was given. hosts: whether this node is the one that keeps the job together; None: it is, when
+    run_id: what they name alike; empty: the job's name. node: name of this one; empty: its host's. hosts: whether this node is the one that keeps the job together; None: it is, when
     the address is of this machine. join_timeout_s: what may pass without the others; last_call_s: what more nodes get to
     come once there are enough.
     """
@@ -56,6 +56,7 @@ class Rendezvous:
     node_rank: int | None = None
     hosts: bool | None = None
     local_address: str = ""
+    node: str = ""
     join_timeout_s: float = 600.0
     last_call_s: float = 30.0
 
@@ -109,7 +110,6 @@ def rendezvous(args: argparse.Namespace) -> Rendezvous | None:
     return Rendezvous(
         host=host,
         port=port,
-        run_id=args.rdzv_id or "",
         node_rank=node_rank,
         hosts=hosts,
         local_address=args.local_addr or "",

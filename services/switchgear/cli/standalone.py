@@ -166,10 +166,13 @@ def line_of(call: m.Call) -> str:
     return f"{call.reason}; stopping the attempt" if recovering else ""
 
 
-def forget_old(folder: Path) -> None:
-    """Removes what the oldest jobs there left, beyond JOBS_KEPT; those that run are left alone."""
+def forget_old(folder: Path, pattern: str = "*") -> None:
+    """Removes what the oldest jobs there left, beyond JOBS_KEPT; those that run are left alone.
+
+    pattern: of the names of their folders, where other machines keep theirs in the same place.
+    """
     try:
-        ended = [path for path in folder.iterdir() if path.is_dir() and not is_held(path)]
+        ended = [path for path in folder.glob(pattern) if path.is_dir() and not is_held(path)]
         old = sorted(ended, key=lambda path: path.stat().st_mtime)[:-JOBS_KEPT]
     except OSError:
         return

@@ -1,0 +1,70 @@
+"""`python -m switchgear.cli.slurm.leave JOB [NODE,…]`: requeues the Slurm job that it runs in, without these nodes.
+
+A process of its own, since the one that asks for it is ended by what it asks for. The nodes can only be excluded once the job is
+requeued and while it still ends, so this ignores SIGTERM. Slurm then lets the job wait for two minutes; where this process outlives
+the job (proctrack/linuxproc, proctrack/pgid), it takes that wait away. Prints one line: empty, or why the job was not requeued.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from switchgear.core.errors import SwitchgearError
+from switchgear.slurm.client import Slurm
+from switchgear.slurm.commands import Commands
+from switchgear.slurm.model import JobFlag, JobState
+
+#: Slurm's KillWait is 30 s; a job that has not ended long after that waits for a node that does not answer.
+PATIENCE_S = 600.0
+POLL_S = 0.5
+
+
+async def leave(slurm: Slurm, job: int, nodes: Sequence[str]) -> None:
+    """Raises SwitchgearError when the job stays as it is."""
+    before = await slurm.jobs([job])
+    await slurm.requeue(job)
+    excluded = {*nodes, *(before[0].excluded_nodes if before else ())}
+    if excluded:
+        await slurm.exclude(job, sorted(excluded))
+
+
+async def start_soon(slurm: Slurm, job: int) -> None:
+    """Once it has ended, it need not wait for its start time."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            found = await slurm.jobs([job])
+            if not found or found[0].state == JobState.RUNNING:
+                return
+            if found[0].state == JobState.PENDING and JobFlag.COMPLETING not in found[0].flags:
+                await slurm.start_now(job)
+                return
+            await asyncio.sleep(POLL_S)
+
+
+def _ends_with(job: int) -> bool:
+    """Whether Slurm ends this process with the job: then to wait for the job's end would only delay it."""
+    return f"job_{job}/" in Path("/proc/self/cgroup").read_text(encoding="utf-8")
+
+
+async def _main(job: int, nodes: Sequence[str]) -> None:
+    slurm = Commands()
+    try:
+        await leave(slurm, job, nodes)
+        print(flush=True)
+    except SwitchgearError as error:
+        print(error.message, flush=True)
+        return
+    if not _ends_with(job):
+        await start_soon(slurm, job)
+
+
+if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if os.fork() == 0:  # no descendant of the job's processes any more, once the parent has ended
+        asyncio.run(_main(int(sys.argv[1]), [node for node in sys.argv[2].split(",") if node]))

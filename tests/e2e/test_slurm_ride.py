@@ -1,0 +1,78 @@
+"""`switchgear run` inside of a real Slurm's allocation, from a plain batch script."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from launcher_world import TRAIN
+from slurm_cluster import SlurmCluster
+from terminal import SWITCHGEAR, wait_for
+
+from switchgear.cli.demo import proofs
+
+#: Ranks of a lost node are waited for as long, when nobody vouches for their end.
+LEASE = {"SWITCHGEAR_LEASE_SECONDS": "3", "SWITCHGEAR_LEASE_MARGIN_SECONDS": "3"}
+
+
+class Batch:
+    """A batch script of one line of ours, which trains."""
+
+    def __init__(self, slurm: SlurmCluster, folder: Path, *options: str, run: Sequence[str] = (), steps: int = 60) -> None:
+        self.slurm, self.folder = slurm, folder
+        (folder / "train.py").write_text(TRAIN)
+        self.checkpoints = folder / "checkpoints"
+        self.checkpoints.mkdir(exist_ok=True)
+        command = [*SWITCHGEAR, "run", "--checkpoint-dir", str(self.checkpoints), *run, "train.py", str(steps), "0.05"]
+        environment = {"SWITCHGEAR_STATE_DIR": str(folder / "state"), "OMP_NUM_THREADS": "1", **LEASE}
+        exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in environment.items())
+        script = f"cd {folder}\n{exports}\nsrun --no-kill --ntasks-per-node=1 {shlex.join(command)}\n"
+        options = ("--gres=gpu:2", "--no-kill", "--requeue", "--open-mode=append", *options)
+        self.id = slurm.submit(script, "--job-name=train", *options)
+
+    @property
+    def output(self) -> str:
+        path = self.slurm.folder / f"slurm-{self.id}.out"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def says(self, text: str, timeout_s: float = 60) -> None:
+        try:
+            wait_for(lambda: re.search(text, self.output), timeout_s)
+        except AssertionError:
+            pytest.fail(f"never said {text!r}:\n{self.output}{self.slurm.logs()}")
+
+    def ends(self, state: str = "COMPLETED", timeout_s: float = 60) -> str:
+        """What it has said."""
+        wait_for(lambda: self.slurm.job_state(self.id) not in {"PENDING", "RUNNING", "COMPLETING"}, timeout_s)
+        assert self.slurm.job_state(self.id) == state, self.output
+        return self.output
+
+    def rank_pids(self, node: str) -> list[int]:
+        (state,) = (self.folder / "state/standalone").glob(f"*@{node}/generation.json")
+        return [process["pid"] for process in json.loads(state.read_text())["processes"]][:2]
+
+    def spans(self) -> list[proofs.Span]:
+        return proofs.read_spans(sorted((self.folder / "state/standalone").glob("*@*")))
+
+    def has_checkpoints(self, count: int = 1) -> None:
+        wait_for(lambda: len(list(self.checkpoints.glob("step-*.pt"))) >= count)
+
+
+def test_a_batch_script_without_flags_trains_and_a_killed_rank_costs_a_restart_in_the_same_allocation(
+    slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    batch = Batch(slurm, tmp_path, "--nodes=2")
+    batch.has_checkpoints()
+    os.kill(batch.rank_pids("n2")[0], signal.SIGKILL)
+    said = batch.ends()
+    assert re.search(r"Rank \d on nodes/n2 was killed by SIGKILL after step \d+ .* restarted in place", said), said
+    assert all(f"[rank {rank}] done 60" in said for rank in range(4)), said
+    spans = batch.spans()
+    assert sorted((span.generation, span.rank) for span in spans) == [(g, r) for g in (1, 2) for r in range(4)]
+    assert proofs.no_overlap(spans).held
