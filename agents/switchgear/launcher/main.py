@@ -57,7 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--placement-epoch", type=int, required=True)
     parser.add_argument("--node", required=True, help="nodes/NAME")
     parser.add_argument("--address", required=True, help="address of this node at which other ranks reach rank 0")
-    parser.add_argument("--gpu-indices", required=True, help="0,1,...: GPUs of this node that the job has; empty: none")
+    parser.add_argument(
+        "--gpu-indices",
+        help="0,1,...: GPUs of this node that the job has; empty: none (default: those that the engine which started this has given it)",
+    )
     parser.add_argument("--recovery", required=True, help="HOST:PORT")
     parser.add_argument("--autoscaler", default="", help="HOST:PORT; for replicas of inference services")
     parser.add_argument("--spec", type=Path, required=True, help="file with the job's JobSpec in canonical proto JSON")
@@ -92,7 +95,8 @@ def settings_from(args: argparse.Namespace) -> LauncherSettings:
     names.parse(args.job, "jobs/*")
     names.parse(args.node, "nodes/*")
     try:
-        gpu_indices = tuple(int(index) for index in args.gpu_indices.split(",") if index)
+        indices = args.gpu_indices
+        gpu_indices = None if indices is None else tuple(int(index) for index in indices.split(",") if index)
         spec = json_format.Parse(args.spec.read_text(encoding="utf-8"), JobSpec())
     except (OSError, ValueError, json_format.ParseError) as error:
         raise Invalid(f"cannot read the job: {error}", Reason.BAD_FIELD, spec=str(args.spec)) from error

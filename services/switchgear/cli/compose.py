@@ -35,6 +35,7 @@ from switchgear.planner.model import Policy
 from switchgear.recovery import main as recovery
 from switchgear.recovery.values import Timing
 from switchgear.scheduler import main as scheduler
+from switchgear.scheduler.engines.slurm.settings import SlurmSettings
 from switchgear.store.database import Database
 from switchgear.store.holder import Candidate
 from switchgear.store.policies import PolicyModes
@@ -54,6 +55,7 @@ class PlaneSettings:
     elsewhere: gRPC addresses of the services of other processes. policies: modes of the configuration.
     metrics: HOST:PORT of `/metrics`; beyond loopback it takes clients with a certificate of ours only.
     timing: the leases of jobs that begin from now on. planner: what operators choose of it. collector: what its configuration file says.
+    slurm: the Slurm whose nodes are used; None: agents start the launchers.
     """
 
     services: tuple[str, ...]
@@ -68,6 +70,7 @@ class PlaneSettings:
     timing: Timing = field(default_factory=Timing)
     planner: Policy = field(default_factory=Policy)
     collector: CollectorConfig = field(default_factory=CollectorConfig)
+    slurm: SlurmSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +105,11 @@ SERVICES: Mapping[str, Callable[[Parts], Service]] = {
     "scheduler": lambda parts: scheduler.build(
         parts.database,
         parts.clock,
-        scheduler.SchedulerSettings(state_dir=parts.settings.state_dir, policy=parts.settings.planner),
+        scheduler.SchedulerSettings(
+            state_dir=parts.settings.state_dir, policy=parts.settings.planner, slurm=parts.settings.slurm
+        ),
         registry=parts.registry,
+        modes=parts.modes,
     ),
     "recovery": lambda parts: recovery.build(
         parts.database, parts.clock, registry=parts.registry, modes=parts.modes, timing=parts.settings.timing

@@ -11,6 +11,7 @@ from pathlib import Path
 from switchgear.cli import exits
 from switchgear.cli.collector_flags import add_collector_arguments, collector_config_from
 from switchgear.cli.compose import DEFAULT_METRICS, ENDPOINTS, PlaneSettings, running
+from switchgear.cli.engine_flags import add_engine_arguments, policies_of, slurm_from
 from switchgear.cli.lease_flags import add_lease_arguments, timing_from
 from switchgear.cli.planner_flags import add_planner_argument, policy_from
 from switchgear.cli.policies import add_policy_argument, configured_policies
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add(parser, "--metrics", DEFAULT_METRICS, "address of /metrics; port 0: a free one")
     add_lease_arguments(parser)
     add_planner_argument(parser)
+    add_engine_arguments(parser)
     add_collector_arguments(parser)
     add_policy_argument(parser)
 
@@ -83,19 +85,21 @@ def settings_from(args: argparse.Namespace) -> PlaneSettings:
     for address in elsewhere.values():
         split_address(address)
         target(address)
+    state_dir = (args.state_dir or default_state_dir()).absolute()
     return PlaneSettings(
         services=(args.service,),
-        state_dir=(args.state_dir or default_state_dir()).absolute(),
+        state_dir=state_dir,
         database_url=args.database_url,
         grpc=args.grpc or elsewhere[args.service],
         http=args.http,
         machines=args.machines,
         elsewhere=elsewhere,
-        policies=configured_policies(args.policy),
+        policies=policies_of(args, configured_policies(args.policy)),
         metrics=args.metrics,
         timing=timing_from(args),
         planner=policy_from(args),
         collector=collector_config_from(args),
+        slurm=slurm_from(args, state_dir, args.database_url),
     )
 
 

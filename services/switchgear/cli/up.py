@@ -19,6 +19,7 @@ from switchgear.agent.settings import AgentSettings
 from switchgear.cli import exits
 from switchgear.cli.collector_flags import add_collector_arguments, collector_config_from
 from switchgear.cli.compose import DEFAULT_METRICS, SERVICES, PlaneSettings, running
+from switchgear.cli.engine_flags import add_engine_arguments, policies_of, slurm_from
 from switchgear.cli.lease_flags import add_lease_arguments, timing_from
 from switchgear.cli.planner_flags import add_planner_argument, policy_from
 from switchgear.cli.policies import add_policy_argument, configured_policies
@@ -41,6 +42,7 @@ from switchgear.core.service import Endpoints
 from switchgear.core.tls import TlsFiles
 from switchgear.planner.model import Policy
 from switchgear.recovery.values import Timing
+from switchgear.scheduler.engines.slurm.settings import SlurmSettings
 from switchgear.serve import router
 from switchgear.serve.router import DEFAULT_LISTEN
 from switchgear.sim import profiles
@@ -54,11 +56,12 @@ ROUTER_GRACE_S = 5.0
 class UpSettings:
     """grpc, http, router: HOST:PORT to listen on, port 0 takes a free one. database_url: empty for SQLite in the state directory.
 
-    agent: whether this process is also the agent of this machine; None: as long as there is no TLS. Jobs run as the agent's user, and
-    with TLS that user has the CA's key. sim_gpus: simulated GPUs of that agent, of the model sim_profile.
+    agent: whether this process is also the agent of this machine; None: as long as there is no TLS and no Slurm. Jobs run as the agent's
+    user, and with TLS that user has the CA's key. sim_gpus: simulated GPUs of that agent, of the model sim_profile.
     policies: modes of the configuration. metrics: HOST:PORT of `/metrics`. machines: with TLS, HOST:PORT at which agents and
     launchers bring certificates. router_key_file: keys of the router's clients, which it must have beyond loopback.
     timing: the leases of jobs that begin from now on. planner: what operators choose of it. collector: what its configuration file says.
+    slurm: the Slurm whose nodes are used; None: agents start the launchers.
     """
 
     state_dir: Path
@@ -77,6 +80,7 @@ class UpSettings:
     timing: Timing = field(default_factory=Timing)
     planner: Policy = field(default_factory=Policy)
     collector: CollectorConfig = field(default_factory=CollectorConfig)
+    slurm: SlurmSettings | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -146,14 +150,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_lease_arguments(parser)
     add_planner_argument(parser)
+    add_engine_arguments(parser)
     add_collector_arguments(parser)
     add_policy_argument(parser)
 
 
 def main(args: argparse.Namespace) -> int:
     """Serves until SIGTERM or SIGINT; jobs and their launchers go on."""
+    state_dir = (args.state_dir or default_state_dir()).absolute()
     settings = UpSettings(
-        state_dir=(args.state_dir or default_state_dir()).absolute(),
+        state_dir=state_dir,
         grpc=args.grpc,
         http=args.http,
         router=args.router,
@@ -162,13 +168,14 @@ def main(args: argparse.Namespace) -> int:
         node=args.node or names.to_id(socket.gethostname()),
         sim_gpus=args.sim_gpus,
         sim_profile=args.sim_profile,
-        policies=configured_policies(args.policy),
+        policies=policies_of(args, configured_policies(args.policy)),
         metrics=args.metrics,
         machines=args.machines,
         router_key_file=args.router_key_file,
         timing=timing_from(args),
         planner=policy_from(args),
         collector=collector_config_from(args),
+        slurm=slurm_from(args, state_dir, args.database_url),
     )
     loop.run(until_signal(serve(settings)))
     return exits.OK
@@ -192,6 +199,7 @@ async def serve(settings: UpSettings) -> None:
         timing=settings.timing,
         planner=settings.planner,
         collector=settings.collector,
+        slurm=settings.slurm,
     )
     with only_one(settings.state_dir, "`switchgear up`"):
         async with (
@@ -202,7 +210,8 @@ async def serve(settings: UpSettings) -> None:
             asyncio.TaskGroup() as tasks,
         ):
             grpc, guard = plane.grpc, plane.parts.guard
-            with_agent = guard.tls_files is None if settings.agent is None else settings.agent
+            alone = guard.tls_files is None and settings.slurm is None
+            with_agent = alone if settings.agent is None else settings.agent
             if with_agent:
                 files = await guard.own_node(names.node_name(settings.node), settings.state_dir / "agent" / TLS_FOLDER)
                 tasks.create_task(run_agent(_agent_settings(settings, plane.endpoints, files)))

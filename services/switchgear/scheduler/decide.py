@@ -196,6 +196,13 @@ def replace_nodes(
     return after
 
 
+def unanswered(job: JobRecord, lost: Iterable[str], observed: Observation) -> list[str]:
+    """Those of the lost nodes on which the engine still believes the job's launcher to run: it is not the launcher alone that has ended."""
+    seats = {seat.node: LauncherRef(job.name, seat.launcher_epoch) for seat in job.placement.nodes}
+    status = dict(observed.nodes)
+    return [name for name in lost if name in seats and name in status and seats[name] in status[name].launchers]
+
+
 def wanted(jobs: Iterable[JobRecord], nodes: Iterable[NodeRecord] = ()) -> dict[str, Wanted]:
     """What should run on each node, from the placements alone, and which nodes we keep out of service."""
     run = defaultdict[str, list[WantedLauncher]](list)

@@ -11,11 +11,15 @@ import grpc.aio
 from prometheus_client import CollectorRegistry
 
 from switchgear.core.clock import Clock
+from switchgear.core.modes import Mode
 from switchgear.core.service import Endpoints, Service
 from switchgear.planner.model import Policy
 from switchgear.scheduler import tracing
 from switchgear.scheduler.decision_log import DecisionLog
+from switchgear.scheduler.engines.base import Engine
 from switchgear.scheduler.engines.local import LocalEngine
+from switchgear.scheduler.engines.slurm.engine import SlurmEngine
+from switchgear.scheduler.engines.slurm.settings import SlurmSettings
 from switchgear.scheduler.fleet_service import FleetServicer
 from switchgear.scheduler.metrics import SchedulerMetrics
 from switchgear.scheduler.placement_service import PlacementServicer
@@ -24,7 +28,9 @@ from switchgear.scheduler.reconciler import Reconciler
 from switchgear.scheduler.repository import Repository
 from switchgear.scheduler.service import JobServicer
 from switchgear.scheduler.trust import Trust
+from switchgear.slurm.commands import Commands
 from switchgear.store.database import Database
+from switchgear.store.policies import CORDON, PolicyModes
 from switchgear.v1 import fleet_service_pb2_grpc, job_service_pb2_grpc
 from switchgear.v1alpha import node_agent_service_pb2_grpc, placement_service_pb2_grpc, planner_service_pb2_grpc
 
@@ -39,6 +45,8 @@ class SchedulerSettings:
     pass_interval_s: float = 1.0
     #: What operators choose of the planner.
     policy: Policy = field(default_factory=Policy)
+    #: The Slurm whose nodes these are; None: agents start the launchers.
+    slurm: SlurmSettings | None = None
 
 
 class Scheduler:
@@ -53,16 +61,24 @@ class Scheduler:
     )
 
     def __init__(
-        self, database: Database, clock: Clock, settings: SchedulerSettings, registry: CollectorRegistry
+        self,
+        database: Database,
+        clock: Clock,
+        settings: SchedulerSettings,
+        registry: CollectorRegistry,
+        modes: PolicyModes,
     ) -> None:
-        self._settings = settings
+        self._settings, self._modes = settings, modes
         metrics = SchedulerMetrics(registry)
         self._trust = Trust()
         self._repository = Repository(database, clock, settings.policy, health=lambda: self._trust.health)
         self._repository.job_listeners += [metrics.job_changed, tracing.job_changed]
         wake = asyncio.Event()
         self._repository.listeners.append(wake.set)
-        self._engine = LocalEngine(clock, changed=wake.set)
+        self._agents = LocalEngine(clock, changed=wake.set)
+        self._engine: Engine = self._agents
+        if settings.slurm:
+            self._engine = SlurmEngine(Commands(), settings.slurm, self._agents, clock, changed=wake.set)
         self._reconciler = Reconciler(
             self._repository,
             self._engine,
@@ -70,6 +86,7 @@ class Scheduler:
             interval_s=settings.pass_interval_s,
             seen=metrics.seen,
             decided=DecisionLog(settings.state_dir / "scheduler" / "plans").append,
+            cordons_lost=self._cordons_lost,
         )
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -78,22 +95,33 @@ class Scheduler:
             JobServicer(self._repository, self._settings.state_dir), server
         )
         placement_service_pb2_grpc.add_PlacementServiceServicer_to_server(
-            PlacementServicer(self._repository, self._engine), server
+            PlacementServicer(self._repository, self._engine, self._cordons_lost), server
         )
         planner_service_pb2_grpc.add_PlannerServiceServicer_to_server(
             PlannerServicer(self._repository, self._engine), server
         )
-        node_agent_service_pb2_grpc.add_NodeAgentServiceServicer_to_server(self._engine, server)
+        node_agent_service_pb2_grpc.add_NodeAgentServiceServicer_to_server(self._agents, server)
 
     async def run(self, endpoints: Endpoints) -> None:
-        self._engine.serve(endpoints.recovery)
         async with endpoints.channel("collector") as collector, asyncio.TaskGroup() as tasks:
             tasks.create_task(self._trust.run(collector))
+            tasks.create_task(self._engine.run(endpoints))
             await self._reconciler.run()
+
+    async def _cordons_lost(self) -> bool:
+        """An agent's node that failed is unreachable, and comes back when it is well; Slurm's come back by themselves."""
+        return self._settings.slurm is not None and await self._modes.of(CORDON) is Mode.ACT
 
 
 def build(
-    database: Database, clock: Clock, settings: SchedulerSettings, registry: CollectorRegistry | None = None
+    database: Database,
+    clock: Clock,
+    settings: SchedulerSettings,
+    registry: CollectorRegistry | None = None,
+    modes: PolicyModes | None = None,
 ) -> Service:
-    """The scheduler on a migrated database. registry: where its metrics go; a private one when left out."""
-    return Scheduler(database, clock, settings, registry or CollectorRegistry())
+    """The scheduler on a migrated database.
+
+    registry: where its metrics go; a private one when left out. modes: of its policies; without a configuration when left out.
+    """
+    return Scheduler(database, clock, settings, registry or CollectorRegistry(), modes or PolicyModes(database))

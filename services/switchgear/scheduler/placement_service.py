@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from switchgear.core import names
 from switchgear.core.errors import Aborted, FailedPrecondition, Invalid, NotFound, Reason
 from switchgear.scheduler import jobs as job_life
-from switchgear.scheduler.decide import replace_nodes
+from switchgear.scheduler import nodes as node_life
+from switchgear.scheduler.decide import replace_nodes, unanswered
 from switchgear.scheduler.edges import REASON_LENGTH_MAX, Context, mutate
 from switchgear.scheduler.engines.base import Engine
-from switchgear.scheduler.model import JobState
+from switchgear.scheduler.model import JobState, NodeState
 from switchgear.scheduler.repository import Repository, Transaction
 from switchgear.scheduler.translate import clean, job_to_proto
 from switchgear.v1 import job_service_pb2 as job_pb
@@ -27,9 +30,11 @@ _REPORTABLE = frozenset({JobState.STARTING, JobState.RUNNING, JobState.RECOVERIN
 class PlacementServicer(placement_grpc.PlacementServiceServicer):
     """What recovery asks for."""
 
-    def __init__(self, repository: Repository, engine: Engine) -> None:
+    def __init__(self, repository: Repository, engine: Engine, cordons_lost: Callable[[], Awaitable[bool]]) -> None:
+        """cordons_lost: see `Rules`."""
         self._repository = repository
         self._engine = engine
+        self._cordons_lost = cordons_lost
 
     async def ReplaceNodes(self, request: placement_pb.ReplaceNodesRequest, context: Context) -> job_pb.Job:
         names.parse(request.job, "jobs/*")
@@ -39,6 +44,8 @@ class PlacementServicer(placement_grpc.PlacementServiceServicer):
             )
         for node in request.exclude_nodes:
             names.parse(node, "nodes/*")
+        cordons_lost = await self._cordons_lost()
+        reason = clean(request.reason, REASON_LENGTH_MAX)
 
         async def act(transaction: Transaction) -> job_pb.Job:
             job = await transaction.job(request.job)
@@ -53,15 +60,21 @@ class PlacementServicer(placement_grpc.PlacementServiceServicer):
                     job=job.name,
                     placement_epoch=str(job.placement.epoch),
                 )
+            observed = self._engine.observe()
+            lost = unanswered(job, request.lost_nodes, observed)
             job = replace_nodes(
                 job,
                 request.exclude_nodes,
                 await transaction.snapshot(),
-                self._engine.observe(),
-                reason=clean(request.reason, REASON_LENGTH_MAX),
+                observed,
+                reason=reason,
                 avoided=request.avoid_nodes,
                 now_unix_ns=transaction.now_unix_ns,
             )
+            for name in lost if cordons_lost else ():
+                node = await transaction.node(name)
+                if node.standing is NodeState.HEALTHY:
+                    await transaction.put_node(node_life.cordon(node, reason, node_life.ACTOR_POLICY))
             return job_to_proto(await transaction.put_job(job))
 
         return await mutate(self._repository, request.request_id, request, job_pb.Job, act)

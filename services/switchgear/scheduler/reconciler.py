@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from switchgear.core.errors import Unavailable
@@ -29,12 +29,17 @@ JOBS_PER_WRITE_MAX = 200
 REST_S_MAX = 2.0
 
 
+async def never() -> bool:
+    return False
+
+
 class Reconciler:
     """Makes the stored nodes and jobs agree with what the engine sees, and the engine run what is stored.
 
     wake: set by whoever changes something, so that the next pass comes at once.
     interval_s: the longest time between two passes: silence and the grace of ended jobs come by time alone.
     seen: called with what each pass leaves behind, and how long it took. decided: with each plan that starts or preempts somebody, in a thread.
+    cordons_lost: see `Rules`.
     """
 
     def __init__(
@@ -46,12 +51,13 @@ class Reconciler:
         interval_s: float,
         seen: Callable[[Snapshot, float], None],
         decided: Callable[[Planned], None] = lambda _: None,
+        cordons_lost: Callable[[], Awaitable[bool]] = never,
     ) -> None:
         self._repository = repository
         self._engine = engine
         self._wake = wake
         self._interval_s = interval_s
-        self._seen, self._decided = seen, decided
+        self._seen, self._decided, self._cordons_lost = seen, decided, cordons_lost
         self._settled: tuple[int, Observation] | None = None
         #: What is settled is looked at again then, whatever happens or does not.
         self._due_unix_ns = 0
@@ -89,6 +95,7 @@ class Reconciler:
             return
         begin_s = asyncio.get_running_loop().time()
         revision, snapshot = await self._repository.snapshot()
+        snapshot = replace(snapshot, rules=replace(snapshot.rules, cordons_lost=await self._cordons_lost()))
         read_revision = revision
         # In a thread: heartbeats are taken and calls answered while it thinks.
         decisions = await asyncio.to_thread(decide, snapshot, observed, now_unix_ns, self._view)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from switchgear.core.service import Endpoints
 from switchgear.core.warm import WarmKind
 from switchgear.scheduler.model import Observation, Wanted
 
@@ -26,3 +27,6 @@ class Engine(Protocol):
 
         warm: kinds of launchers that each node should have ready, the most useful first.
         """
+
+    async def run(self, endpoints: Endpoints) -> None:
+        """Does so until cancelled. endpoints: where launchers report."""

@@ -16,6 +16,7 @@ import grpc.aio
 from switchgear.core import identity, names
 from switchgear.core.clock import Clock
 from switchgear.core.errors import AlreadyExists, Invalid, Reason, ResourceExhausted
+from switchgear.core.service import Endpoints
 from switchgear.core.warm import WarmKind
 from switchgear.scheduler import translate
 from switchgear.scheduler.model import Inventory, LauncherRef, NodeStatus, Observation, Wanted, WantedLauncher
@@ -87,10 +88,11 @@ class LocalEngine(pb_grpc.NodeAgentServiceServicer):
         self._warm: Mapping[str, Sequence[WarmKind]] = {}
         self._recovery_address = ""
 
-    def serve(self, recovery_address: str) -> None:
-        """From now on launchers are started; they report to that address."""
-        self._recovery_address = recovery_address
+    async def run(self, endpoints: Endpoints) -> None:
+        """From now on launchers are started."""
+        self._recovery_address = endpoints.recovery
         self._wake_all()
+        await asyncio.Event().wait()
 
     def observe(self) -> Observation:
         now_s = self._clock.monotonic_s()

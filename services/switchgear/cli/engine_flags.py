@@ -1,0 +1,89 @@
+"""Whose nodes the scheduler uses, as options of `up` and `serve`."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from sqlalchemy.engine import make_url
+
+from switchgear.core import names
+from switchgear.core.errors import Invalid, Reason
+from switchgear.core.modes import Mode
+from switchgear.core.tls import NodeFiles, write_private
+from switchgear.scheduler.engines.slurm.settings import SlurmSettings
+from switchgear.store.policies import CORDON
+
+#: Of our own environment what launchers in Slurm find as well; all else may hold secrets.
+_PASSED = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "SLURM_CONF")
+_NAME_FILE = "slurm-name"
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """The same for all processes of an installation."""
+    group = parser.add_argument_group("engine")
+    group.add_argument(
+        "--engine",
+        choices=("local", "slurm"),
+        default=os.environ.get("SWITCHGEAR_ENGINE", "local"),
+        help="who starts launchers: the agents of our own nodes, or Slurm on its nodes (or $SWITCHGEAR_ENGINE; default: local)",
+    )
+    group.add_argument(
+        "--slurm-partition",
+        action="append",
+        default=[],
+        metavar="P",
+        help="with slurm: use the nodes of this partition and submit to it; repeatable (default: all nodes, Slurm's default partition)",
+    )
+    group.add_argument(
+        "--slurm-name",
+        default=os.environ.get("SWITCHGEAR_SLURM_NAME", ""),
+        metavar="NAME",
+        help="with slurm: by which this installation knows its Slurm jobs again, another one than those of other installations "
+        "(or $SWITCHGEAR_SLURM_NAME; default: made once)",
+    )
+    group.add_argument(
+        "--slurm-tls",
+        type=Path,
+        metavar="DIR",
+        help="with slurm and TLS: folder on each node with what `switchgear agent --join` got there",
+    )
+
+
+def slurm_from(args: argparse.Namespace, state_dir: Path, database_url: str) -> SlurmSettings | None:
+    """None with another engine. database_url: empty for SQLite in the state directory. Raises Invalid for a name that cannot be one."""
+    if args.engine != "slurm":
+        if args.slurm_partition or args.slurm_tls:
+            raise Invalid("--slurm-… is for --engine slurm: give that too", Reason.BAD_FIELD, field="engine")
+        return None
+    return SlurmSettings(
+        cluster=names.check_id(args.slurm_name or _own_name(state_dir, database_url), "--slurm-name"),
+        state_dir=state_dir / "slurm",
+        command=(sys.executable, "-m", "switchgear.launcher"),
+        environment={name: os.environ[name] for name in _PASSED if name in os.environ},
+        partitions=tuple(args.slurm_partition),
+        tls=NodeFiles(args.slurm_tls.absolute()).tls if args.slurm_tls else None,
+    )
+
+
+def policies_of(args: argparse.Namespace, configured: Mapping[str, Mode]) -> Mapping[str, Mode]:
+    """With the defaults of an engine whose nodes are not ours alone: they are drained once somebody says so."""
+    return {CORDON: Mode.ADVISE, **configured} if args.engine == "slurm" else configured
+
+
+def _own_name(state_dir: Path, database_url: str) -> str:
+    """Processes that share a database have one name, wherever they run; a state directory keeps its own."""
+    if database_url.startswith("postgresql"):
+        url = make_url(database_url)
+        place = f"{url.host or url.query.get('host')}:{url.port or 5432}/{url.database}"
+        return hashlib.sha256(place.encode()).hexdigest()[:8]
+    file = state_dir / _NAME_FILE
+    if not file.exists():
+        state_dir.mkdir(parents=True, exist_ok=True)
+        write_private(file, secrets.token_hex(4))
+    return file.read_text().strip()

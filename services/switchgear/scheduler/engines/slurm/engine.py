@@ -1,0 +1,197 @@
+"""Looks at Slurm, tells what it sees, and asks for what misses. All that it knows comes back with the next look."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+
+from switchgear.core.clock import Clock
+from switchgear.core.errors import Reason, SwitchgearError
+from switchgear.core.service import Endpoints
+from switchgear.core.warm import WarmKind
+from switchgear.scheduler.engines.base import Engine
+from switchgear.scheduler.engines.slurm.keys import Key
+from switchgear.scheduler.engines.slurm.look import Look, is_gone, look
+from switchgear.scheduler.engines.slurm.plan import Plan, Refusal, fates_of, plan, wanted_launchers
+from switchgear.scheduler.engines.slurm.script import script, submission
+from switchgear.scheduler.engines.slurm.settings import SlurmSettings
+from switchgear.scheduler.engines.slurm.sight import observation
+from switchgear.scheduler.model import Observation, Wanted, WantedLauncher
+from switchgear.slurm.client import Slurm
+from switchgear.slurm.model import SlurmNode
+
+log = logging.getLogger(__name__)
+
+#: Between two looks while something of ours is in Slurm, and while nothing is: then foreign jobs and drains are all that changes.
+POLL_S = 1.0
+IDLE_POLL_S = 5.0
+#: A look costs slurmctld what it costs us: no more than a tenth of the time is spent on it.
+_POLL_SHARE = 10
+POLL_S_MAX = 30.0
+#: After an effect, so that its success is seen soon.
+_AFTER_EFFECT_S = 0.2
+#: A submission whose answer was lost may still be on its way.
+UNKNOWN_S = 10.0
+#: After a refusal, doubled with each.
+REFUSED_S = 1.0
+#: Of a drain or its end that Slurm refused: somebody has to be given the right to do it.
+KEEP_RETRY_S = 60.0
+
+
+class SlurmEngine:
+    """See `engines.base.Engine`.
+
+    agents: what the agents of the same nodes say, where they run. changed: called whenever `observe` would answer something new, except for what only time brings.
+    """
+
+    def __init__(
+        self,
+        slurm: Slurm,
+        settings: SlurmSettings,
+        agents: Engine,
+        clock: Clock,
+        changed: Callable[[], None],
+    ) -> None:
+        self._slurm, self._settings, self._agents, self._clock = slurm, settings, agents, clock
+        self._changed = changed
+        self._seen: Look | None = None
+        self._away = ""
+        self._looked_unix_ns = 0
+        self._wanted: Mapping[str, Wanted] | None = None
+        #: Until a launcher has its job, or is not wanted any more.
+        self._refusals: dict[Key, Refusal] = {}
+        #: When nodes may be drained or resumed again of which Slurm refused it, by monotonic time.
+        self._keep_after_s: dict[str, float] = {}
+        self._wake = asyncio.Event()
+
+    def observe(self) -> Observation:
+        if self._seen is None:
+            return Observation()
+        # While Slurm is away no time passes for what it said.
+        fates = fates_of(self._seen, self._wanted or {}, self._refusals, self._looked_unix_ns / 1e9)
+        agents = dict(self._agents.observe().nodes)
+        return observation(self._seen, fates, agents, self._settings.cluster, away=self._away)
+
+    def last_heard(self) -> Mapping[str, int]:
+        if self._seen is None or self._away:
+            return {}
+        return {name: self._looked_unix_ns for name, node in self._seen.nodes.items() if not is_gone(node)}
+
+    def want(self, wanted: Mapping[str, Wanted], warm: Mapping[str, Sequence[WarmKind]]) -> None:  # noqa: ARG002 - what is ready but runs no job would have to hold GPUs of Slurm
+        if wanted == self._wanted:
+            return
+        self._wanted = wanted
+        keys = {key for key, _ in wanted_launchers(wanted)}
+        self._refusals = {key: refusal for key, refusal in self._refusals.items() if key in keys}
+        self._wake.set()
+
+    async def run(self, endpoints: Endpoints) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._wake.clear()
+            begin_s, acted = loop.time(), False
+            try:
+                await self._look()
+                acted = await self._act(endpoints)
+            except SwitchgearError as error:
+                self._lost_sight(error)
+            except Exception:
+                log.exception("a look at Slurm failed; trying again")
+            pause_s = min(max(self._poll_s(), (loop.time() - begin_s) * _POLL_SHARE), POLL_S_MAX)
+            try:
+                async with asyncio.timeout(_AFTER_EFFECT_S if acted else pause_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def _look(self) -> None:
+        # Nodes first: what starts in between is seen as running on a node that looks free, and not the other way round.
+        nodes, jobs = await self._slurm.nodes(), await self._slurm.jobs()
+        seen = look(nodes, jobs, self._settings.cluster, self._settings.partitions)
+        self._refusals = {key: one for key, one in self._refusals.items() if not _is_there(seen, key)}
+        if self._away:
+            log.info("Slurm answers again")
+        changed = seen != self._seen or bool(self._away)
+        self._seen, self._away, self._looked_unix_ns = seen, "", self._clock.unix_ns()
+        if changed:
+            self._changed()
+
+    def _lost_sight(self, error: SwitchgearError) -> None:
+        if not self._away:
+            log.warning("Slurm does not answer: what runs goes on, and nothing is started: %s", error.message)
+            self._away = "out of sight: Slurm does not answer"
+            self._changed()
+
+    async def _act(self, endpoints: Endpoints) -> bool:
+        """Whether anything was asked of Slurm."""
+        if self._seen is None or self._wanted is None:
+            return False  # not knowing what is wanted is not the same as wanting nothing
+        todo = plan(self._seen, self._wanted, self._refusals, self._settings.cluster, self._now_s())
+        await self._keep_nodes(todo)
+        if todo.cancel:
+            log.info("cancelling Slurm jobs", extra={"slurm_jobs": list(todo.cancel)})
+            await self._slurm.cancel(todo.cancel)
+        for key, launcher in todo.submit:
+            if self._wanted is not None and launcher in self._wanted.get(key.node, Wanted()).run:
+                await self._submit(key, launcher, endpoints)
+        return bool(todo)
+
+    async def _submit(self, key: Key, launcher: WantedLauncher, endpoints: Endpoints) -> None:
+        seen, settings = self._seen, self._settings
+        node = seen.nodes[key.node] if seen else None
+        if node is None:
+            return
+        job = submission(launcher, key, node, settings)
+        text = script(launcher, key, node, settings, endpoints)
+        about = {"job": key.job, "node": key.node, "placement_epoch": key.epoch}
+        try:
+            number = await self._slurm.submit(text, job)
+        except SwitchgearError as error:
+            if error.reason is Reason.SLURM_UNREACHABLE:
+                raise
+            log.warning("a launcher was not submitted: %s", error.message, extra=about)
+            if error.reason is Reason.SLURM_OUTCOME_UNKNOWN:
+                self._refusals[key] = Refusal(0, error.message, self._now_s() + UNKNOWN_S)
+            else:
+                count = self._refusals[key].count + 1 if key in self._refusals else 1
+                delay_s = REFUSED_S * 2 ** (count - 1)
+                self._refusals[key] = Refusal(count, error.message, self._now_s() + delay_s)
+                self._changed()
+        else:
+            log.info("submitted a launcher", extra={**about, "slurm_job": number})
+
+    async def _keep_nodes(self, todo: Plan) -> None:
+        """A user who may submit need not be one who may drain: then jobs go on all the same."""
+        nodes = self._seen.nodes if self._seen else {}
+        for name, reason in todo.drain:
+            await self._keep(name, f"drain it ({reason})", partial(self._slurm.drain, reason=reason), nodes)
+        for name in todo.resume:
+            await self._keep(name, "resume it", self._slurm.resume, nodes)
+
+    async def _keep(
+        self, name: str, what: str, effect: Callable[[str], Awaitable[None]], nodes: Mapping[str, SlurmNode]
+    ) -> None:
+        now_s = self._clock.monotonic_s()
+        if now_s < self._keep_after_s.get(name, now_s):
+            return
+        try:
+            await effect(nodes[name].name)
+            log.info("asked Slurm to %s", what, extra={"node": name})
+        except SwitchgearError as error:
+            if error.reason is Reason.SLURM_UNREACHABLE:
+                raise
+            self._keep_after_s[name] = now_s + KEEP_RETRY_S
+            log.warning("Slurm refused to %s: %s", what, error.message, extra={"node": name})
+
+    def _poll_s(self) -> float:
+        idle = not (self._seen and self._seen.ours) and not any(one.run for one in (self._wanted or {}).values())
+        return IDLE_POLL_S if idle else POLL_S
+
+    def _now_s(self) -> float:
+        return self._clock.unix_ns() / 1e9
+
+
+def _is_there(seen: Look, key: Key) -> bool:
+    return any(not job.has_ended for job in seen.ours.get(key, ()))

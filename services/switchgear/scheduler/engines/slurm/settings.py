@@ -1,0 +1,31 @@
+"""How the engine uses its Slurm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from switchgear.core.tls import TlsFiles
+from switchgear.scheduler.engines.slurm.keys import Key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlurmSettings:
+    """cluster: name of this installation in comments, another one than that of each other installation on this Slurm.
+    state_dir: each launcher has a folder of its own below it, on its node; it need not be shared.
+    command: how a launcher is called there, before its arguments. environment: what it finds besides what Slurm sets.
+    partitions: nodes and submissions of these alone; empty: all nodes, and Slurm's default partition.
+    tls: files on each node with which its launchers prove that they are of that node; None: services are plain, on loopback.
+    """
+
+    cluster: str
+    state_dir: Path
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    partitions: tuple[str, ...] = ()
+    tls: TlsFiles | None = None
+
+    def folder(self, key: Key) -> Path:
+        """Private to a job and a node, as launchers need it."""
+        return self.state_dir / "launchers" / f"{key.job_id}@{key.node_id}"
