@@ -205,6 +205,8 @@ def test_frames_are_read_from_faulthandler_without_ours() -> None:
         Frame("forward", "/job/my, line 2 in x/train.py", 12),
     ]
     assert stacks.from_faulthandler("  <no Python frame>\n", "/sg/train/") == []
+    later = 'Stack (most recent call first):\n  File "/job/train.py", line 41 in <module>\n'
+    assert stacks.from_faulthandler(text + later, "/sg/train/") == [Frame("<module>", "/job/train.py", 41)]
 
 
 def test_the_main_thread_is_read_from_py_spy() -> None:

@@ -60,8 +60,16 @@ def held_threads(pid: int) -> dict[int, int]:
 
 def catches(pid: int, number: int) -> bool:
     """Whether it has a handler for that signal: without one most signals end a process."""
-    mask = _status(f"/proc/{pid}/status").get("SigCgt", "0")
-    return bool(int(mask, 16) >> (number - 1) & 1)
+    return _in_mask(pid, "SigCgt", number)
+
+
+def blocks(pid: int, number: int) -> bool:
+    """Whether its main thread blocks that signal, as it does while the handler runs."""
+    return _in_mask(pid, "SigBlk", number)
+
+
+def _in_mask(pid: int, mask: str, number: int) -> bool:
+    return bool(int(_status(f"/proc/{pid}/status").get(mask, "0"), 16) >> (number - 1) & 1)
 
 
 def oom_kills() -> int:

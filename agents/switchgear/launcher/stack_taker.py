@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 _PY_SPY_TIMEOUT_S = 10.0
 #: Until it is tried again after a failure: mostly it lacks a right, but a machine may only have been too busy.
 _PY_SPY_RETRY_S = 60.0
-#: A rank answers within a millisecond, a starved machine later.
+#: A rank answers within a millisecond. One that waits for a processor does when it gets one.
 _ANSWER_TIMEOUT_S = 1.0
+_STARVED_TIMEOUT_S = 5.0
 _ANSWER_POLL_S = 0.01
 #: Ranks that are asked at the same time: each takes a core for a moment.
 _AT_ONCE = 2
@@ -94,19 +95,21 @@ def _ask(process: Process, answer: str) -> str:
         with open(answer, "r+b", buffering=0) as file:  # noqa: PTH123  # the same
             file.truncate(0)
             signal.pidfd_send_signal(pidfd, steplog.STACK_SIGNAL)
-            return _when_complete(answer)
+            return _when_complete(answer, process.pid)
     finally:
         os.close(pidfd)
 
 
-def _when_complete(answer: str) -> str:
-    """What is written in there, as soon as nothing is added."""
-    deadline = time.monotonic() + _ANSWER_TIMEOUT_S
+def _when_complete(answer: str, pid: int) -> str:
+    """What is written in there, as soon as the handler has returned and nothing is added."""
+    begin_s = time.monotonic()
     before = b""
     while True:
         time.sleep(_ANSWER_POLL_S)
+        writing = proc.blocks(pid, steplog.STACK_SIGNAL)
         now = Path(answer).read_bytes()
-        if (now and now == before) or time.monotonic() > deadline:
+        patience_s = _STARVED_TIMEOUT_S if proc.state(pid) == "R" else _ANSWER_TIMEOUT_S
+        if (now and now == before and not writing) or time.monotonic() - begin_s > patience_s:
             return now.decode("utf-8", "replace")
         before = now
 

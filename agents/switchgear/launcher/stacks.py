@@ -45,8 +45,10 @@ Stack = Sequence[Frame]
 
 
 def from_faulthandler(text: str, ours: str) -> list[Frame]:
-    """The stack that faulthandler has written of one thread. ours: folder of the frames that are left out."""
-    frames = [Frame(m["function"], m["file"], int(m["line"])) for m in _FAULTHANDLER.finditer(text)]
+    """The stack that faulthandler has written of one thread, the newest of several. ours: folder of the frames that are left out."""
+    # One that was asked for before, and given up, may have come together with it.
+    newest = text.rpartition("(most recent call first):")[2]
+    frames = [Frame(m["function"], m["file"], int(m["line"])) for m in _FAULTHANDLER.finditer(newest)]
     return [frame for frame in reversed(frames) if not frame.file.startswith(ours)]
 
 
