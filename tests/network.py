@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -96,10 +97,20 @@ def network(count: int) -> Iterator[Network]:
         for machine in machines:
             _run("ip", "-n", machine.namespace, "addr", "add", f"{machine.address}/24", "dev", machine.device)
             _run("ip", "-n", machine.namespace, "link", "set", machine.device, "up")
+        for machine in machines[1:]:
+            _wait_until_up(machine)
         yield Network(machines)
     finally:
         for machine in made:
             _run("ip", "netns", "del", machine.namespace)
+
+
+def _wait_until_up(machine: Machine) -> None:
+    """A busy kernel takes up to seconds to say that a carrier that is there is there."""
+    deadline_s = time.monotonic() + 20
+    while " UP " not in _run("ip", "-n", machine.namespace, "-br", "link", "show", machine.device):
+        assert time.monotonic() < deadline_s, f"{machine.device} does not come up"
+        time.sleep(0.02)
 
 
 def _port(index: int) -> str:
