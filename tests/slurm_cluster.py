@@ -73,6 +73,9 @@ class SlurmCluster:
         self.configuration = self.folder / "slurm.conf"
         #: What a program needs in its environment to speak to this Slurm.
         self.environment = {"SLURM_CONF": str(self.configuration)}
+        #: The same Slurm for programs that give up at once when nobody answers, not after nine seconds.
+        self.impatient_configuration = self.folder / "impatient.conf"
+        self.takes_tokens = any(Path("/usr/lib").glob("*/slurm*/auth_jwt.so"))
         self._extra = extra
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         try:
@@ -128,6 +131,17 @@ class SlurmCluster:
         """Returns when it has ended; jobs and slurmd go on."""
         self._end("slurmctld", number)
 
+    def pause_controller(self) -> None:
+        """Connections are taken, and no request is read until `continue_controller`."""
+        self._processes["slurmctld"].send_signal(signal.SIGSTOP)
+
+    def continue_controller(self) -> None:
+        self._processes["slurmctld"].send_signal(signal.SIGCONT)
+
+    def stop_munge(self) -> None:
+        """Nobody can prove from now on who it is."""
+        self._end("munged", signal.SIGTERM)
+
     def start_node(self, name: str) -> None:
         self._start(name, ["slurmd", "-D", "-N", name], {_MARK: self._mark(name)})
 
@@ -148,8 +162,13 @@ class SlurmCluster:
 
     def mend(self) -> None:
         """All daemons run, all nodes are idle, and no job is left: what the next test expects."""
-        if not self._runs("slurmctld"):
+        if not self._runs("munged"):
+            self._start_munge()
+        if self._runs("slurmctld"):
+            self.continue_controller()
+        else:
             self.start_controller()
+            self.command("scontrol", "reconfigure")  # else it takes seconds until it looks for the nodes
         self.command("scancel", "--user=root", check=False)
         for name in NODES:
             if not self._runs(name):
@@ -159,16 +178,27 @@ class SlurmCluster:
             self.command("scontrol", "update", f"nodename={name}", "state=resume", check=False)
         wait_for(self._is_idle, _START_TIMEOUT_S)
 
-    def start_rest(self) -> str:
+    def start_rest(self, *, impatient: bool = False) -> str:
         """Address of a slurmrestd that does as root what root asks of it; of one user alone it would be, in earnest."""
-        path = self.folder / "run/rest"
-        if "slurmrestd" not in self._processes or not self._runs("slurmrestd"):
-            path.unlink(missing_ok=True)
-            # Without -s it wants a slurmdbd.
-            command = ["slurmrestd", "-s", "openapi/v0.0.38", "-a", "rest_auth/local", f"unix:{path}"]
-            self._start("slurmrestd", command, {"SLURMRESTD_SECURITY": "disable_user_check"})
+        name = "impatient-slurmrestd" if impatient else "slurmrestd"
+        path = self.folder / "run" / name
+        if name not in self._processes:
+            self._start_rest(name, ["-a", "rest_auth/local", f"unix:{path}"], impatient=impatient)
             wait_for(path.exists, _START_TIMEOUT_S)
         return f"unix:{path}"
+
+    def start_rest_with_tokens(self) -> str:
+        """Address of a slurmrestd over HTTP, which wants a token (`token`)."""
+        if not self.takes_tokens:
+            _missing("slurmrestd takes no tokens here; install the package slurm-wlm-jwt-plugin to run this test")
+        (port,) = _free_ports(1)
+        self._start_rest("slurmrestd-jwt", ["-a", "rest_auth/jwt", f"127.0.0.1:{port}"], {"SLURM_JWT": "daemon"})
+        wait_for(lambda: _listens(port), _START_TIMEOUT_S)
+        return f"http://127.0.0.1:{port}"
+
+    def token(self, user: str) -> str:
+        """As `scontrol token` writes it."""
+        return self.command("scontrol", "token", "lifespan=600", f"username={user}")
 
     def logs(self) -> str:
         """The last words of each daemon, for the message of a test that fails."""
@@ -197,8 +227,16 @@ class SlurmCluster:
             f"CoresPerSocket=8 ThreadsPerCore=1 RealMemory=4000 Gres=gpu:h100:{GPUS}"
             for node, own in zip(NODES, ports, strict=True)
         )
-        text = _CONFIGURATION.format(host=host, port=port, folder=self.folder, nodes=nodes, extra=self._extra)
-        self.configuration.write_text(_last_of_each(text.splitlines()))
+        lines = _CONFIGURATION.format(
+            host=host, port=port, folder=self.folder, nodes=nodes, extra=self._extra
+        ).splitlines()
+        if self.takes_tokens:
+            key = self.folder / "jwt.key"
+            key.write_bytes(os.urandom(32))
+            key.chmod(0o600)
+            lines += ["AuthAltTypes=auth/jwt", f"AuthAltParameters=jwt_key={key}"]
+        self.configuration.write_text(_last_of_each(lines))
+        self.impatient_configuration.write_text(_last_of_each([*lines, "MessageTimeout=1"]))
 
     def _start_munge(self) -> None:
         folder = self.folder / "munge"
@@ -213,6 +251,19 @@ class SlurmCluster:
         # In the foreground, so that it is our child; it complains when it cannot lock its memory, and works.
         self._start("munged", [*as_munge, "munged", "--foreground", "--force", *options])
         wait_for((folder / "s").exists, _START_TIMEOUT_S)
+
+    def _start_rest(
+        self,
+        name: str,
+        options: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        *,
+        impatient: bool = False,
+    ) -> None:
+        conf = self.impatient_configuration if impatient else self.configuration
+        own = {"SLURM_CONF": str(conf), "SLURMRESTD_SECURITY": "disable_user_check"}
+        # Without -s it wants a slurmdbd.
+        self._start(name, ["slurmrestd", "-s", "openapi/v0.0.38", *options], {**own, **(environment or {})})
 
     def _start(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         with (self.folder / "log" / name).open("ab") as log:
@@ -294,11 +345,19 @@ def _require() -> None:
     missing = sorted({package for program, package in _PROGRAMS.items() if shutil.which(program) is None})
     if not missing and os.geteuid() == 0:
         return
-    reason = (
+    _missing(
         f"a real Slurm is needed; install the packages {' '.join(missing)} to run this test"
         if missing
         else "a real Slurm of our own runs jobs as root; run this test as root"
     )
+
+
+def _missing(reason: str) -> None:
     if os.environ.get("SWITCHGEAR_REQUIRE_SERVICES") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

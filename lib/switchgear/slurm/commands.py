@@ -158,7 +158,7 @@ class Commands:
         answer = parse.document(ended.out)
         # With the controller away it ends with 0, says so in here, and has an empty list.
         if complaints := parse.complaints(answer):
-            raise refusals.error(program, "; ".join(complaints))
+            raise refusals.error(program, "\n".join((ended.errors, *complaints)))
         if not isinstance(answer.get(key), list):
             raise FailedPrecondition(
                 f"{program} --json wrote no list of {key}; ask for this version's support", Reason.SLURM_OUTPUT

@@ -17,8 +17,8 @@ _NOT_SENT = re.compile(
 _AWAY = re.compile(
     r"unable to contact|communication|timed out|zero bytes|connection (?:refused|reset|closed)|not responding|unexpected message received|"
     r"unable to (?:resolve|determine|establish|connect)|in standby mode|temporarily unable|resource temporarily unavailable|"
-    r"slurm_load_|unspecified error|no such file or directory|could not establish a configuration source",
-    re.IGNORECASE,
+    r"slurm_load_|config is unable to load|^unspecified error|no such file or directory|could not establish a configuration source",
+    re.IGNORECASE | re.MULTILINE,
 )
 _FORBIDDEN = re.compile(
     r"permission denied|invalid user id|not authorized|authentication (?:failure|failed)", re.IGNORECASE

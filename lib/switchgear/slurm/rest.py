@@ -77,15 +77,9 @@ class Rest:
         return Controller(version=str(slurm.get("release", "")), cluster=str(slurm.get("cluster", "")))
 
     async def nodes(self, names: Sequence[str] = ()) -> Sequence[SlurmNode]:
-        path = f"node/{quote(names[0], safe='')}" if len(names) == 1 else "nodes"
-        try:
-            answer = await self._ask("GET", path)
-        except Invalid:
-            if not names:
-                raise
-            return []
+        # Never `node/NAME`: 22.05 gives that one the partitions of the first node.
         wanted = frozenset(names)
-        return [node for node in parse.nodes(answer) if not wanted or node.name in wanted]
+        return [node for node in parse.nodes(await self._ask("GET", "nodes")) if not wanted or node.name in wanted]
 
     async def jobs(self, ids: Sequence[int] = ()) -> Sequence[SlurmJob]:
         wanted = frozenset(ids)
@@ -98,8 +92,9 @@ class Rest:
         return [job for job in parse.jobs(answer) if not wanted or wanted & {job.id, job.array_job_id, job.het_job_id}]
 
     async def submit(self, script: str, submission: Submission) -> int:
-        version = await self._newest()
-        body = rest_fields.submission_body(script, submission, version)
+        if not script.startswith("#!"):  # slurmrestd would take it, and slurmd could not start it
+            raise refusals.error("slurmrestd job/submit", "This does not look like a batch script")
+        body = rest_fields.submission_body(script, submission, await self._newest())
         try:
             answer = await self._ask("POST", "job/submit", body)
         except SwitchgearError as refused:
@@ -118,11 +113,15 @@ class Rest:
                     raise
 
     async def drain(self, node: str, reason: str) -> None:
-        await self._update_node(node, {"state": ["DRAIN"], "reason": " ".join(reason.split())})
+        await self._can_update_nodes()
+        await self._ask(
+            "POST", f"node/{quote(node, safe='')}", {"state": ["DRAIN"], "reason": " ".join(reason.split())}
+        )
 
     async def resume(self, node: str) -> None:
+        await self._can_update_nodes()
         try:
-            await self._update_node(node, {"state": ["RESUME"]})
+            await self._ask("POST", f"node/{quote(node, safe='')}", {"state": ["RESUME"]})
         except FailedPrecondition:
             # So Slurm answers when there is nothing to resume.
             if not all(each.is_open for each in await self.nodes([node])):
@@ -136,11 +135,10 @@ class Rest:
         await self._ask("POST", f"job/{job}", rest_fields.exclusion(nodes, await self._newest()))
 
     async def start_now(self, job: int) -> None:
-        await self._ask("POST", f"job/{job}", {"begin_time": int(time.time())})
+        await self._ask("POST", f"job/{job}", rest_fields.start_at(int(time.time()), await self._newest()))
 
-    async def _update_node(self, node: str, values: Mapping[str, Any]) -> None:
+    async def _can_update_nodes(self) -> None:
         await self._can("post", "node/{node_name}", "drain or resume nodes", "23.02")
-        await self._ask("POST", f"node/{quote(node, safe='')}", values)
 
     async def _newest(self) -> rest_fields.Version:
         if self._version is None:
@@ -172,9 +170,9 @@ class Rest:
         return await self._send(method, f"/slurm/v{version}/{path}", body)
 
     async def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> parse.Fields:
-        what = f"slurmrestd {method} {path}"
+        what, headers = f"slurmrestd {method} {path}", self._headers()
         try:
-            async with self._http.stream(method, path, json=body, headers=self._headers()) as response:
+            async with self._http.stream(method, path, json=body, headers=headers) as response:
                 read = bytearray()
                 async for chunk in response.aiter_bytes():
                     read += chunk
@@ -195,7 +193,14 @@ class Rest:
                 Reason.SLURM_UNREACHABLE,
                 said=type(error).__name__,
             ) from error
-        return _answer(what, response.status_code, bytes(read))
+        try:
+            return _answer(what, response.status_code, bytes(read))
+        except Unavailable as error:
+            if not headers:
+                raise
+            # 22.05 says no more of a token that slurmctld refuses.
+            hint = "or the token has expired: renew it with `scontrol token`"
+            raise Unavailable(f"{error.message}; {hint}", error.reason, **error.metadata) from None
 
     def _headers(self) -> Mapping[str, str]:
         token = os.environ.get("SLURM_JWT", "")

@@ -64,6 +64,12 @@ def exclusion(nodes: Sequence[str], version: Version) -> Mapping[str, Any]:
     return {"exclude_nodes": compress(nodes)} if version <= OLD else {"excluded_nodes": list(nodes)}
 
 
+def start_at(now_s: int, version: Version) -> Mapping[str, Any]:
+    """For POST job/ID: when it may start, in Unix seconds."""
+    # The old one reads what sbatch reads, and sbatch reads no Unix seconds.
+    return {"begin_time": "now" if version <= OLD else now_s}
+
+
 def _requeue(requeue: bool, version: Version) -> Mapping[str, Any]:
     if version > OLD:
         return {"requeue": requeue}
