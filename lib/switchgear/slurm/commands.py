@@ -6,14 +6,14 @@ import asyncio
 import os
 import re
 import shutil
-import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 
 from switchgear.core.errors import FailedPrecondition, Reason, ResourceExhausted, SwitchgearError, Unavailable
 from switchgear.slurm import parse, refusals, sbatch, scontrol
 from switchgear.slurm.hostlist import compress
 from switchgear.slurm.model import Controller, SlurmJob, SlurmNode, Submission
+from switchgear.slurm.program import Ended, Program
 
 #: Slurm's own programs give up after some nine seconds when nobody answers (MessageTimeout, 10 s unless configured).
 TIMEOUT_S = 30.0
@@ -25,13 +25,8 @@ _ERRORS_MAX_BYTES = 128 << 10
 _PASSED = ("PATH", "HOME", "USER", "LOGNAME", "TZ", "LD_LIBRARY_PATH", "SLURM_CONF", "SLURM_JWT")
 #: A command line has room for many more.
 _IDS_AT_ONCE = 1_000
-
-
-@dataclass(frozen=True)
-class _Ended:
-    code: int
-    out: bytes
-    errors: str
+#: Further calls wait: slurmctld answers one after the other, and its operators ask not to be flooded.
+_PROGRAMS_AT_ONCE = 4
 
 
 class _TimedOut(Exception):
@@ -42,7 +37,7 @@ class Commands:
     """The Slurm that the programs on PATH speak to.
 
     slurm_conf: file of another Slurm than the default one; None: as SLURM_CONF of this process says.
-    timeout_s: after which a program is killed; each call takes at most twice that.
+    timeout_s: after which a program is killed. A call runs one program, the first ones up to three.
     """
 
     def __init__(self, *, slurm_conf: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
@@ -50,6 +45,7 @@ class Commands:
         self._environment = {name: os.environ[name] for name in _PASSED if name in os.environ}
         if slurm_conf is not None:
             self._environment["SLURM_CONF"] = slurm_conf
+        self._threads = ThreadPoolExecutor(_PROGRAMS_AT_ONCE, thread_name_prefix="slurm")
         #: What this Slurm cannot do is learned once, from what it says.
         self._scontrol_writes_json = True
         self._squeue_writes_json = True
@@ -152,7 +148,7 @@ class Commands:
         )
         return scontrol.jobs(ended.out.decode(errors="replace"))
 
-    def _answer(self, program: str, ended: _Ended, key: str) -> parse.Fields:
+    def _answer(self, program: str, ended: Ended, key: str) -> parse.Fields:
         if ended.code:
             raise refusals.error(program, ended.errors or ended.out[:500].decode(errors="replace"))
         answer = parse.document(ended.out)
@@ -165,7 +161,7 @@ class Commands:
             )
         return answer
 
-    async def _ask(self, program: str, *arguments: str) -> _Ended:
+    async def _ask(self, program: str, *arguments: str) -> Ended:
         ended = await self._finish(program, *arguments)
         if ended.code:
             raise refusals.error(
@@ -173,7 +169,7 @@ class Commands:
             )
         return ended
 
-    async def _finish(self, program: str, *arguments: str) -> _Ended:
+    async def _finish(self, program: str, *arguments: str) -> Ended:
         try:
             ended = await self._run(program, *arguments)
         except _TimedOut as late:
@@ -189,7 +185,7 @@ class Commands:
 
     async def _run(
         self, program: str, *arguments: str, stdin: str = "", environment: Mapping[str, str] | None = None
-    ) -> _Ended:
+    ) -> Ended:
         path = shutil.which(program, path=self._environment.get("PATH"))
         if path is None:
             raise FailedPrecondition(
@@ -197,70 +193,28 @@ class Commands:
                 Reason.SLURM_UNREACHABLE,
                 program=program,
             )
-        process = await asyncio.create_subprocess_exec(
-            path,
-            *arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=self._environment | ({"SLURM_TIME_FORMAT": "%s"} if environment is None else dict(environment)),
-            start_new_session=True,
+        own = {"SLURM_TIME_FORMAT": "%s"} if environment is None else environment
+        running = Program([path, *arguments], {**self._environment, **own}, stdin)
+        work = asyncio.get_running_loop().run_in_executor(
+            self._threads, running.run, self._timeout_s, OUTPUT_MAX_BYTES, _ERRORS_MAX_BYTES
         )
-        out, errors = bytearray(), bytearray()
         try:
-            async with asyncio.timeout(self._timeout_s):
-                *_, code = await asyncio.gather(
-                    _write(process, stdin),
-                    _read(process, process.stdout, out, OUTPUT_MAX_BYTES),
-                    _read(process, process.stderr, errors, _ERRORS_MAX_BYTES),
-                    process.wait(),
-                )
-        except TimeoutError:
-            raise _TimedOut(errors.decode(errors="replace")) from None
-        finally:
-            if process.returncode is None:
-                _kill(process)
-                await process.wait()
-        if max(len(out) - OUTPUT_MAX_BYTES, len(errors) - _ERRORS_MAX_BYTES) > 0:
+            ended = await work
+        except asyncio.CancelledError:
+            running.stop()
+            raise
+        if ended.timed_out:
+            raise _TimedOut(ended.errors)
+        if ended.overflowed:
             raise ResourceExhausted(
                 f"{program} wrote more than {OUTPUT_MAX_BYTES >> 20} MiB and was killed; ask for fewer jobs, or shorten MinJobAge",
                 Reason.LIMIT_EXCEEDED,
             )
-        return _Ended(code, bytes(out), errors.decode(errors="replace"))
+        return ended
 
 
 _NO_JSON = re.compile(r"unrecognized option|serializer|openapi|data_parser|mime|plugin", re.IGNORECASE)
 
 
-def _lacks_json(ended: _Ended) -> bool:
+def _lacks_json(ended: Ended) -> bool:
     return ended.code != 0 and _NO_JSON.search(ended.errors) is not None
-
-
-async def _write(process: asyncio.subprocess.Process, text: str) -> None:
-    if process.stdin is None:
-        return
-    try:
-        process.stdin.write(text.encode())
-        await process.stdin.drain()
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # it has ended without reading; its code says why
-    finally:
-        process.stdin.close()
-
-
-async def _read(
-    process: asyncio.subprocess.Process, stream: asyncio.StreamReader | None, into: bytearray, max_bytes: int
-) -> None:
-    """All that it writes; one that writes more than that is killed."""
-    while stream is not None and (chunk := await stream.read(1 << 20)):
-        into += chunk
-        if len(into) > max_bytes:
-            _kill(process)
-            break
-
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
