@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from nvml_double.fixtures import scenario_or_skip
 from slurm_cluster import NODES, SlurmCluster
 from terminal import wait_for
 
@@ -17,6 +20,7 @@ from switchgear.agent.association.job_mapping import mapped_jobs
 from switchgear.agent.association.kubernetes import Place
 from switchgear.agent.association.processes import Processes
 from switchgear.agent.association.slurm import SlurmJob
+from switchgear.core.metrics import ADDRESS_FILE
 
 GLUE = Path(__file__).parents[2] / "deploy/slurm"
 SWITCHGEAR = f"{sys.executable} -m switchgear.cli.main"
@@ -29,13 +33,13 @@ class Glue:
         self.settings, self.log = folder / "slurm.env", folder / "log"
         #: Each of the four nodes has a folder of its own, as if it were a machine.
         self.run = folder / "run"
-        lines = []
-        for setting, script in (("Prolog", "prolog"), ("Epilog", "epilog"), ("HealthCheckProgram", "health")):
-            (folder / script).write_text(
-                f"#!/bin/sh\nexport SWITCHGEAR_SLURM_SETTINGS={self.settings}\nexec {GLUE / script}.sh\n"
-            )
-            (folder / script).chmod(0o755)
-            lines.append(f"{setting}={folder / script}")
+        for script in ("prolog", "epilog", "health"):
+            own = folder / f"{script}.d" / script
+            own.parent.mkdir()
+            own.write_text(f"#!/bin/sh\nexport SWITCHGEAR_SLURM_SETTINGS={self.settings}\nexec {GLUE / script}.sh\n")
+            own.chmod(0o755)
+        lines = [f"Prolog={folder}/prolog.d/*", f"Epilog={folder}/epilog.d/*"]
+        lines.append(f"HealthCheckProgram={folder}/health.d/health")
         self.set("SWITCHGEAR_DRAIN=off")
         # It runs as slurmd starts as well, which is when these tests look.
         self.slurm = SlurmCluster(extra="\n".join([*lines, "PrologFlags=Alloc", "HealthCheckInterval=3600"]))
@@ -121,7 +125,8 @@ def test_the_agent_knows_the_jobs_of_batch_scripts_steps_arrays_and_components(g
 
 
 def test_whatever_is_wrong_with_our_side_jobs_run_and_their_nodes_stay(glue: Glue) -> None:
-    wrong = {"n1": 'eval "if then ("', "n2": "exit 1", "n3": "rm -rf $SWITCHGEAR_RUN", "n4": "sleep 300"}
+    wrong = {"n1": 'eval "if then ("', "n2": "exit 1", "n3": "rm -rf $SWITCHGEAR_RUN"}
+    wrong["n4"] = "[ $SLURM_SCRIPT_CONTEXT = epilog_slurmd ] || sleep 300"
     cases = "".join(f"{node}) {what} ;;\n" for node, what in wrong.items())
     glue.set(f"case $SLURMD_NODENAME in\n{cases}esac")
     jobs = [glue.slurm.submit("echo done", f"--nodelist={node}") for node in wrong]
@@ -130,40 +135,68 @@ def test_whatever_is_wrong_with_our_side_jobs_run_and_their_nodes_stay(glue: Glu
     assert set(glue.slurm.node_states().values()) <= {"idle", "comp"}
 
 
-def test_a_health_check_that_fails_or_is_missing_says_nothing_about_the_node(glue: Glue) -> None:
-    glue.set("SWITCHGEAR_DRAIN=act", 'SWITCHGEAR="/nowhere/switchgear"')
-    glue.check("n1")
-    glue.said("/nowhere/switchgear")
-    assert glue.state("n1") == "idle"
+def test_the_agent_finds_a_step_on_a_gpu_and_shows_whose_it_is(glue: Glue, tmp_path: Path) -> None:
+    node = scenario_or_skip(tmp_path / "nvml", gpus=2)
+    glue.slurm.submit(
+        "srun sh -c 'echo $$ >rank; exec sleep 60'", "--nodelist=n1", "--gres=gpu:1", "--account=chem", "--array=7"
+    )
+    rank = pid_in(glue.slurm.folder / "rank")
+    node.set(0, processes=f"{rank}:1073741824")
+    state = tmp_path / "agent"
+    flags = ["--node", "n1", "--state-dir", str(state), "--hpc-job-mapping-dir", str(glue.jobs_on("n1"))]
+    command = [sys.executable, "-m", "switchgear.agent", *flags, "--interval", "0.2", "--server", "127.0.0.1:1"]
+    agent = subprocess.Popen(command, env=node.environment, stderr=subprocess.DEVNULL)
+    try:
+        wait_for((state / ADDRESS_FILE).exists, 20)
+        wait_for(lambda: 'hpc_account="chem"' in users_at((state / ADDRESS_FILE).read_text()), 20)
+        (line,) = users_at((state / ADDRESS_FILE).read_text()).splitlines()
+        assert {'gpu="0"', 'hpc_user="root"', 'hpc_partition="gpu"'} <= set(re.findall(r'\w+="\w*"', line))
+    finally:
+        agent.terminate()
+        agent.wait(20)
 
 
-def test_an_unfit_node_is_told_of_by_default_and_drained_in_act_but_not_many_at_once(glue: Glue) -> None:
-    glue.set("SWITCHGEAR_HEALTH_OPTIONS=--gpu")  # this machine has none
-    glue.check("n1")
-    glue.said("n1 is not fit for jobs; to keep them off: scontrol update nodename=n1 state=drain")
-    assert glue.state("n1") == "idle"
+def users_at(address: str) -> str:
+    with urllib.request.urlopen(f"http://{address}/metrics") as page:
+        lines = page.read().decode().splitlines()
+    return "\n".join(line for line in lines if line.startswith("switchgear_gpu_user_info{"))
 
-    glue.set("SWITCHGEAR_HEALTH_OPTIONS=--gpu", "SWITCHGEAR_DRAIN=act")
+
+def test_an_unfit_node_is_told_of_by_default_and_drained_in_act_but_not_many_at_once(
+    glue: Glue, tmp_path: Path
+) -> None:
+    node = scenario_or_skip(tmp_path, gpus=4)
+    node.hang(3, "nvmlDeviceGetPowerUsage")
+    double = ["LD_LIBRARY_PATH", "SWITCHGEAR_NVML_DOUBLE"]
+    glue.set(
+        *(f"export {name}={node.environment[name]}" for name in double),
+        'SWITCHGEAR_HEALTH_OPTIONS="--gpu --deadline-s 0.5"',
+        "[ $SLURMD_NODENAME = n4 ] || SWITCHGEAR_DRAIN=act",
+    )
     glue.check("n1")
+    glue.check("n4")
     glue.said("n1 is not fit for jobs and drained: switchgear health: ")
-    assert glue.state("n1") == "drain"
-    assert glue.reason("n1").startswith("switchgear health: driver: libnvidia-ml.so.1 is not found")
-
-    glue.check("n2")
-    glue.said("not done: 1 of 4 nodes are drained by this check already")
-    assert glue.state("n2") == "idle"
+    why = "GPU 3: driver calls: nvmlDeviceGetPowerUsage does not come back within 0.5 s"
+    assert (glue.state("n1"), glue.reason("n1").startswith(f"switchgear health: {why}")) == ("drain", True)
+    glue.said("n4 is not fit for jobs; to keep them off: scontrol update nodename=n4 state=drain")
+    assert glue.state("n4") == "idle"
 
     glue.slurm.command("scontrol", "update", "nodename=n3", "state=drain", "reason=new fan")
+    glue.check("n2")
     glue.check("n3")
+    glue.said("not done: 1 of 4 nodes are drained by this check already")
+    assert glue.state("n2") == "idle"
     glue.said("not done: it is drained already (new fan)")
     assert glue.reason("n3") == "new fan"
 
 
-def test_a_node_that_is_fit_stays_in_act_and_off_does_nothing(glue: Glue) -> None:
-    glue.set("SWITCHGEAR_DRAIN=act")
+def test_a_node_that_is_fit_stays_and_a_check_that_is_broken_says_nothing_about_it(glue: Glue) -> None:
+    glue.set("SWITCHGEAR_DRAIN=act", "[ $SLURMD_NODENAME = n1 ] || SWITCHGEAR=/nowhere/switchgear")
     glue.check("n1")
+    glue.check("n2")
     glue.said("n1 is fit for jobs")
-    assert glue.state("n1") == "idle"
+    glue.said("/nowhere/switchgear")
+    assert (glue.state("n1"), glue.state("n2")) == ("idle", "idle")
 
 
 def test_who_submits_torchrun_gets_a_word_and_the_job_runs_all_the_same(glue: Glue) -> None:

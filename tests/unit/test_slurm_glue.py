@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from switchgear.core.errors import NotFound
 from switchgear.slurm.model import Gpus, NodeFlag, NodeState, SlurmNode
 from switchgear.v1alpha import telemetry_service_pb2 as pb
 
+GLUE = Path(__file__).parents[2] / "deploy/slurm"
 ADA = {"SLURM_JOB_ID": "17", "SLURM_JOB_USER": "ada", "SLURM_JOB_ACCOUNT": "chem", "SLURM_JOB_PARTITION": "gpu"}
 OF_ADA = SlurmJob("ada", "chem", "gpu")
 #: As a step's second component sees it: the plain variables are those of the first.
@@ -151,3 +154,13 @@ def test_what_only_costs_speed_or_safety_keeps_no_job_off() -> None:
     assert [check.unfit for check in off] == [False, False]
     sick = judgement.judge({"DCGM_FI_DEV_ROW_REMAP_FAILURE": 1, "switchgear_gpu_recovery_action": 1})
     assert [check.unfit for check in sick] == [True, True]
+
+
+@pytest.mark.parametrize("script", sorted(GLUE.glob("*.sh")), ids=lambda path: path.name)
+def test_scripts_that_root_runs_are_plain_shell_without_complaints(script: Path) -> None:
+    subprocess.run(["sh", "-n", script], check=True)
+    if shutil.which("shellcheck"):
+        found = subprocess.run(
+            ["shellcheck", "-x", script], cwd=GLUE.parents[1], capture_output=True, text=True, check=False
+        )
+        assert found.stdout == ""
