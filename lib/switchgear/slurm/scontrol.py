@@ -36,19 +36,19 @@ _TIME_LIMIT = re.compile(r"(?:(\d+)-)?(\d+):(\d+):(\d+)")
 def nodes(text: str) -> tuple[SlurmNode, ...]:
     """Those of `scontrol --oneliner --details show node`."""
     return tuple(
-        parse.node(_node(pairs)) for pairs in map(_pairs, text.splitlines()) if pairs and pairs[0][0] == "NodeName"
+        parse.node(_node(pairs)) for pairs in map(_pairs, text.split("\n")) if pairs and pairs[0][0] == "NodeName"
     )
 
 
 def jobs(text: str) -> tuple[SlurmJob, ...]:
     """Those of `scontrol --oneliner --details show job`."""
-    return tuple(parse.job(_job(pairs)) for pairs in map(_pairs, text.splitlines()) if pairs and pairs[0][0] == "JobId")
+    return tuple(parse.job(_job(pairs)) for pairs in map(_pairs, text.split("\n")) if pairs and pairs[0][0] == "JobId")
 
 
 def _pairs(line: str) -> list[tuple[str, str]]:
     found = list(_KEY.finditer(line))
-    ends = [each.start() for each in found[1:]] + [len(line)]
-    return [(each[1], line[each.end() : end].strip()) for each, end in zip(found, ends, strict=True)]
+    ends = [*(each.start() for each in found[1:]), len(line)]
+    return [(each[1], line[each.end() : end].strip()) for each, end in zip(found, ends, strict=False)]
 
 
 def _node(pairs: list[tuple[str, str]]) -> Mapping[str, Any]:
@@ -72,12 +72,11 @@ def _job(pairs: list[tuple[str, str]]) -> Mapping[str, Any]:
     code, _, signal = first.get("ExitCode", "").partition(":")
     if code:
         fields["exit_code"] = {"return_code": code, "signal": {"id": signal}}
-    held = dict(_held(pairs))
     try:
-        own = expand(first.get("NodeList", ""))
+        held, own = dict(_held(pairs)), expand(first.get("NodeList", ""))
     except Invalid:
-        own = ()
-    if held and not held.keys() - set(own):
+        return fields  # a form of names that we do not know
+    if held and held.keys() <= set(own):
         fields["gres_detail"] = [held.get(node, "") for node in own]
     return fields
 
