@@ -149,6 +149,18 @@ def _time() -> list[AnyPanel]:
             unit="short",
             width=12,
         ),
+        timeline(
+            "GPUs at new steps, by account",
+            "How many GPUs made new steps within the last hour, by the account that their job is charged to. The jobs chosen above do not matter here.",
+            Query(
+                'sum by (account) (rate(switchgear_job_gpu_seconds_total{bucket="productive"}[1h])'
+                " * on (job) group_left (account) max by (job, account) (switchgear_job_info))",
+                "{{account}}",
+            ),
+            unit="short",
+            width=24,
+            stacked=True,
+        ),
     ]
 
 
