@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import pwd
 import secrets
 import sys
 from collections.abc import Mapping
@@ -63,6 +64,7 @@ def slurm_from(args: argparse.Namespace, state_dir: Path, database_url: str) -> 
         return None
     return SlurmSettings(
         cluster=names.check_id(args.slurm_name or _own_name(state_dir, database_url), "--slurm-name"),
+        user=_user(),
         state_dir=state_dir / "slurm",
         command=(sys.executable, "-m", "switchgear.launcher"),
         environment={name: os.environ[name] for name in _PASSED if name in os.environ},
@@ -74,6 +76,14 @@ def slurm_from(args: argparse.Namespace, state_dir: Path, database_url: str) -> 
 def policies_of(args: argparse.Namespace, configured: Mapping[str, Mode]) -> Mapping[str, Mode]:
     """With the defaults of an engine whose nodes are not ours alone: they are drained once somebody says so."""
     return {CORDON: Mode.ADVISE, **configured} if args.engine == "slurm" else configured
+
+
+def _user() -> str:
+    """As Slurm names us."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # one that this machine does not know by name is unknown to Slurm as well
+        return str(os.geteuid())
 
 
 def _own_name(state_dir: Path, database_url: str) -> str:

@@ -109,7 +109,7 @@ class SlurmEngine:
     async def _look(self) -> None:
         # Nodes first: what starts in between is seen as running on a node that looks free, and not the other way round.
         nodes, jobs = await self._slurm.nodes(), await self._slurm.jobs()
-        seen = look(nodes, jobs, self._settings.cluster, self._settings.partitions)
+        seen = look(nodes, jobs, self._settings)
         self._refusals = {key: one for key, one in self._refusals.items() if not _is_there(seen, key)}
         if self._away:
             log.info("Slurm answers again")
@@ -132,7 +132,11 @@ class SlurmEngine:
         await self._keep_nodes(todo)
         if todo.cancel:
             log.info("cancelling Slurm jobs", extra={"slurm_jobs": list(todo.cancel)})
-            await self._slurm.cancel(todo.cancel)
+            try:
+                await self._slurm.cancel(todo.cancel)
+            except SwitchgearError as error:
+                _require_reached(error)
+                log.warning("Slurm refused to cancel jobs of ours: %s", error.message)
         for key, launcher in todo.submit:
             if self._wanted is not None and launcher in self._wanted.get(key.node, Wanted()).run:
                 await self._submit(key, launcher, endpoints)
@@ -149,8 +153,7 @@ class SlurmEngine:
         try:
             number = await self._slurm.submit(text, job)
         except SwitchgearError as error:
-            if error.reason is Reason.SLURM_UNREACHABLE:
-                raise
+            _require_reached(error)
             log.warning("a launcher was not submitted: %s", error.message, extra=about)
             if error.reason is Reason.SLURM_OUTCOME_UNKNOWN:
                 self._refusals[key] = Refusal(0, error.message, self._now_s() + UNKNOWN_S)
@@ -180,8 +183,7 @@ class SlurmEngine:
             await effect(nodes[name].name)
             log.info("asked Slurm to %s", what, extra={"node": name})
         except SwitchgearError as error:
-            if error.reason is Reason.SLURM_UNREACHABLE:
-                raise
+            _require_reached(error)
             self._keep_after_s[name] = now_s + KEEP_RETRY_S
             log.warning("Slurm refused to %s: %s", what, error.message, extra={"node": name})
 
@@ -191,6 +193,12 @@ class SlurmEngine:
 
     def _now_s(self) -> float:
         return self._clock.unix_ns() / 1e9
+
+
+def _require_reached(error: SwitchgearError) -> None:
+    """Raises what says that Slurm is away: then nothing else can be asked of it either."""
+    if error.reason is Reason.SLURM_UNREACHABLE:
+        raise error
 
 
 def _is_there(seen: Look, key: Key) -> bool:

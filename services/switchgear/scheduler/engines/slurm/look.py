@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from switchgear.core import names
 from switchgear.scheduler.engines.slurm.keys import Key, key_of
+from switchgear.scheduler.engines.slurm.settings import SlurmSettings
 from switchgear.slurm.model import NodeFlag, NodeState, SlurmJob, SlurmNode
 
 #: Nodes in these states are not there at all: cloud nodes that are off, and such as are only configured.
@@ -27,19 +28,21 @@ class Look:
     foreign: tuple[SlurmJob, ...] = ()
 
 
-def look(nodes: Iterable[SlurmNode], jobs: Iterable[SlurmJob], cluster: str, partitions: Collection[str] = ()) -> Look:
-    """partitions: nodes of these alone; empty: all nodes."""
+def look(nodes: Iterable[SlurmNode], jobs: Iterable[SlurmJob], settings: SlurmSettings) -> Look:
+    """Anybody may write a comment like ours, so only jobs of the user that submits ours count."""
     ours = defaultdict[Key, list[SlurmJob]](list)
     foreign = []
     for job in sorted(jobs, key=lambda job: job.id):
-        if key := key_of(job.comment, cluster):
+        key = key_of(job.comment, settings.cluster) if job.user == settings.user else None
+        if key:
             ours[key].append(job)
         elif job.holds_nodes:
             foreign.append(job)
     seen = {
         resource_name(node.name): node
         for node in nodes
-        if node.state != NodeState.FUTURE and (not partitions or set(partitions) & set(node.partitions))
+        if node.state != NodeState.FUTURE
+        and (not settings.partitions or set(settings.partitions) & set(node.partitions))
     }
     return Look(seen, {key: tuple(found) for key, found in ours.items()}, tuple(foreign))
 

@@ -13,6 +13,7 @@ from switchgear.scheduler.engines.slurm.keys import Key
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlurmSettings:
     """cluster: name of this installation in comments, another one than that of each other installation on this Slurm.
+    user: as whom it submits, by Slurm's name.
     state_dir: each launcher has a folder of its own below it, on its node; it need not be shared.
     command: how a launcher is called there, before its arguments. environment: what it finds besides what Slurm sets.
     partitions: nodes and submissions of these alone; empty: all nodes, and Slurm's default partition.
@@ -20,6 +21,7 @@ class SlurmSettings:
     """
 
     cluster: str
+    user: str
     state_dir: Path
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
