@@ -252,6 +252,7 @@ async def test_a_signal_is_dealt_with_once_also_when_it_comes_again_after_a_cras
     await agent.event(code=79, text="fallen off the bus")
     await launcher.has("stop", 1)
     cordoned = await world.node("nodes/a", fleet_pb.Node.CORDONED)
+    await until(world.signals_read)
     await world.stop_recovery()
     async with world.database.write() as session:
         assert await signal_cursor(session) == 1

@@ -129,6 +129,7 @@ async def test_a_job_is_ended_at_its_time_limit_and_what_it_used_is_booked(plane
     snapshot, _ = await live(plane)
     (run,) = snapshot.ended
     assert (run.user, run.key, run.gpus, run.seconds) == ("ann", "bert", 2.0, pytest.approx(61.0))
+    assert run.submit_s == pytest.approx(run.end_s - 61.0)
     assert snapshot.used_gpu_s["", "ann"] == pytest.approx(122.0, rel=1e-3)
 
 

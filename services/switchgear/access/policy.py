@@ -73,7 +73,7 @@ _BY_NEED: dict[Needs, dict[str, str]] = {
         "opentelemetry.proto.collector.metrics.v1.MetricsService": "Export",
     },
     Needs.SERVICE: {
-        "switchgear.v1alpha.PlacementService": "ReplaceNodes UpdateJobState GetNodeContact ReportCheckpoint",
+        "switchgear.v1alpha.PlacementService": "ReplaceNodes UpdateJobState GetNodeContact ReportCheckpoint ReportAttempt",
     },
     Needs.ROUTER: {
         "switchgear.v1alpha.ServingService": "ConnectRouter",

@@ -22,6 +22,7 @@ from switchgear.core.service import Endpoints
 from switchgear.recovery import model as m
 from switchgear.recovery import store, tracing, translate
 from switchgear.recovery.actor import JobActor
+from switchgear.recovery.evidence import known_of_attempts
 from switchgear.recovery.launchers import LauncherSessions, not_known_yet
 from switchgear.recovery.machine import resume
 from switchgear.recovery.metrics import RecoveryMetrics
@@ -170,6 +171,8 @@ class RecoveryService:
         async with self._database.write() as session:
             await store.save(session, state, records)
         self._report_checkpoints(state.job, records)
+        for known in known_of_attempts(state.job, records):
+            self._tasks.create_task(self._report_attempt(known))
         self._metrics.kept(records)
         tracing.kept(records)
         self._feed.changed()
@@ -190,6 +193,13 @@ class RecoveryService:
             await self._placement.ReportCheckpoint(request, timeout=CALL_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             log.debug("cannot tell of a checkpoint", extra={"job": job, "error": error.details()})
+
+    async def _report_attempt(self, request: placement_service_pb2.ReportAttemptRequest) -> None:
+        """Statistics of many: one that is lost is not missed."""
+        try:
+            await self._placement.ReportAttempt(request, timeout=CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            log.debug("cannot tell of an attempt", extra={"job": request.job, "error": error.details()})
 
     def _send(self, job: str, command: m.Command) -> None:
         self._sessions.send(job, command, self._trace_parent(job))

@@ -71,7 +71,7 @@ class Scheduler:
         self._settings, self._modes = settings, modes
         metrics = SchedulerMetrics(registry)
         self._trust = Trust()
-        self._repository = Repository(database, clock, settings.policy, health=lambda: self._trust.health)
+        self._repository = Repository(database, clock, settings.policy, with_news=self._trust.added_to)
         self._repository.job_listeners += [metrics.job_changed, tracing.job_changed]
         wake = asyncio.Event()
         self._repository.listeners.append(wake.set)
@@ -103,8 +103,10 @@ class Scheduler:
         node_agent_service_pb2_grpc.add_NodeAgentServiceServicer_to_server(self._agents, server)
 
     async def run(self, endpoints: Endpoints) -> None:
-        async with endpoints.channel("collector") as collector, asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._trust.run(collector))
+        collector, recovery = endpoints.channel("collector"), endpoints.channel("recovery")
+        async with collector, recovery, asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._trust.follow_health(collector))
+            tasks.create_task(self._trust.follow_incidents(recovery))
             tasks.create_task(self._engine.run(endpoints))
             await self._reconciler.run()
 

@@ -394,6 +394,31 @@ class EndedRun:
     gpus: float
     seconds: float
     end_unix_ns: int
+    #: None in what earlier versions wrote.
+    submit_unix_ns: int | None = None
+
+
+#: Jobs for which it is equal are taken for the same work: user, key, nodes, processes on each, part of a GPU that each has.
+Alike = tuple[str, str, int, int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """What is known of one start of a job that is over.
+
+    gpu_model: of all its nodes; empty: of several models, or not known. steps_per_s: None: not known, or of too few steps to tell.
+    held_up_by: node whose fault ended it, or empty.
+    """
+
+    job: str
+    #: Of the job: a name may be used again.
+    create_revision: int
+    generation: int
+    alike: Alike
+    nodes: tuple[str, ...] = ()
+    gpu_model: str = ""
+    steps_per_s: float | None = None
+    held_up_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,9 +441,13 @@ class Rules:
     queues: tuple[QueueRecord, ...] = ()
     reservations: tuple[ReservationRecord, ...] = ()
     history: tuple[EndedRun, ...] = ()
+    #: In the order of their ends.
+    attempts: tuple[AttemptRecord, ...] = ()
     usage: tuple[Usage, ...] = ()
     ended: Mapping[str, JobState | None] = field(default_factory=dict)
     #: By node, 1 well to 0 useless; absent: not known.
     health: Mapping[str, float] = field(default_factory=dict)
+    #: Nodes that an open incident accuses.
+    incidents: frozenset[str] = frozenset()
     #: Nodes that failed under a job are cordoned, where their engine would hand them out again as soon as they answer.
     cordons_lost: bool = False

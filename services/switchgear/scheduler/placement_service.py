@@ -11,7 +11,9 @@ from switchgear.scheduler import nodes as node_life
 from switchgear.scheduler.decide import replace_nodes, unanswered
 from switchgear.scheduler.edges import REASON_LENGTH_MAX, Context, mutate
 from switchgear.scheduler.engines.base import Engine
-from switchgear.scheduler.model import JobState, NodeState
+from switchgear.scheduler.evidence import steps_per_s
+from switchgear.scheduler.model import AttemptRecord, JobState, NodeState
+from switchgear.scheduler.planning import alike_of
 from switchgear.scheduler.repository import Repository, Transaction
 from switchgear.scheduler.translate import clean, job_to_proto
 from switchgear.v1 import job_service_pb2 as job_pb
@@ -25,6 +27,10 @@ _SKEW_NS_MAX = 60_000_000_000
 
 #: States that recovery may report.
 _REPORTABLE = frozenset({JobState.STARTING, JobState.RUNNING, JobState.RECOVERING, JobState.SUCCEEDED, JobState.FAILED})
+
+
+#: More nodes than a placement can have.
+_NODES_MAX = 10_000
 
 
 class PlacementServicer(placement_grpc.PlacementServiceServicer):
@@ -113,3 +119,29 @@ class PlacementServicer(placement_grpc.PlacementServiceServicer):
             if not job.ended and 0 < request.commit_time_unix_ns <= transaction.now_unix_ns + _SKEW_NS_MAX:
                 await transaction.put_job(job_life.saved(job, request.commit_time_unix_ns))
         return placement_pb.ReportCheckpointResponse()
+
+    async def ReportAttempt(
+        self, request: placement_pb.ReportAttemptRequest, context: Context
+    ) -> placement_pb.ReportAttemptResponse:
+        names.parse(request.job, "jobs/*")
+        if len(request.nodes) > _NODES_MAX:
+            raise Invalid(f"at most {_NODES_MAX} nodes", Reason.LIMIT_EXCEEDED, field="nodes")
+        for node in (*request.nodes, *filter(None, [request.held_up_by])):
+            names.parse(node, "nodes/*")
+        async with self._repository.write() as transaction:
+            job = await transaction.job(request.job)
+            gpus = {node.name: node.inventory.gpus for node in (await transaction.snapshot()).nodes}
+            models = {one[0].model if (one := gpus.get(name)) else "" for name in request.nodes}
+            await transaction.add_attempt(
+                AttemptRecord(
+                    job.name,
+                    job.create_revision,
+                    request.generation,
+                    alike_of(job.spec, len(request.nodes)),
+                    tuple(request.nodes),
+                    models.pop() if len(models) == 1 else "",
+                    steps_per_s(request.steps, request.seconds),
+                    request.held_up_by,
+                )
+            )
+        return placement_pb.ReportAttemptResponse()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from switchgear.planner import model as p
 from switchgear.scheduler import jobs as job_life
+from switchgear.scheduler.evidence import speeds, straggling
 from switchgear.scheduler.model import (
+    Alike,
+    AttemptRecord,
     EndedRun,
     JobRecord,
     JobSpec,
@@ -26,15 +30,30 @@ from switchgear.scheduler.wishes import LEVELS, TOPOLOGY_PREFIX
 RESTART_S = 60.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Of a node, beside its record."""
+
+    obstacle: str
+    levels: tuple[str, ...]
+    health: float | None
+    straggling: float | None
+    incident: bool
+
+
 class View:
     """Turns records into a snapshot of the planner. What has not changed since the last one is not made again, and equal tasks are one object."""
 
     def __init__(self, policy: p.Policy | None = None) -> None:
         self.policy = policy or p.Policy()
-        self._nodes: dict[str, tuple[NodeRecord, str, tuple[str, ...], float | None, p.Node]] = {}
-        self._jobs: dict[str, tuple[JobRecord, frozenset[str], frozenset[str], p.Job]] = {}
+        self._nodes: dict[str, tuple[NodeRecord, _Known, p.Node]] = {}
+        self._jobs: dict[str, tuple[JobRecord, frozenset[str], frozenset[str], Alike, p.Job]] = {}
         self._tasks: dict[p.Task, p.Task] = {}
         self._history: tuple[Sequence[EndedRun], tuple[p.Ended, ...]] = ((), ())
+        self._attempts: Sequence[AttemptRecord] = ()
+        #: Of these attempts.
+        self._speeds: Mapping[Alike, Mapping[str, float]] = {}
+        self._straggling: Mapping[str, float] = {}
 
     def snapshot(
         self,
@@ -49,9 +68,19 @@ class View:
             level for level in LEVELS if any(f"{TOPOLOGY_PREFIX}{level}" in node.all_labels for node in nodes.values())
         )
         models = frozenset(gpu.model for node in nodes.values() for gpu in node.inventory.gpus)
+        self._learn(rules.attempts)
         shown = tuple(
-            self._node(node, obstacles.get(node.name, ""), levels, rules.health.get(node.name))
-            for node in sorted(nodes.values(), key=lambda node: node.name)
+            self._node(
+                node,
+                _Known(
+                    obstacles.get(name, ""),
+                    levels,
+                    rules.health.get(name),
+                    self._straggling.get(name),
+                    name in rules.incidents,
+                ),
+            )
+            for name, node in sorted(nodes.items())
         )
         pending, running = [], []
         alive = {job.name: job for job in jobs if not job.ended}
@@ -75,10 +104,14 @@ class View:
             self.policy,
         )
 
-    def _node(self, record: NodeRecord, obstacle: str, levels: tuple[str, ...], health: float | None) -> p.Node:
-        known = self._nodes.get(record.name)
-        if known and _matches_alike(known[0], record) and known[1:4] == (obstacle, levels, health):
-            return known[4]
+    def _learn(self, attempts: Sequence[AttemptRecord]) -> None:
+        if self._attempts is not attempts:
+            self._attempts, self._speeds, self._straggling = attempts, speeds(attempts), straggling(attempts)
+
+    def _node(self, record: NodeRecord, known: _Known) -> p.Node:
+        before = self._nodes.get(record.name)
+        if before and _matches_alike(before[0], record) and before[1] == known:
+            return before[2]
         labels = record.all_labels
         gpus = record.inventory.gpus
         node = p.Node(
@@ -90,18 +123,22 @@ class View:
             record.inventory.memory_mib,
             labels,
             record.taints,
-            tuple(labels.get(f"{TOPOLOGY_PREFIX}{level}", "") for level in levels),
+            tuple(labels.get(f"{TOPOLOGY_PREFIX}{level}", "") for level in known.levels),
             {position: gpu.mig_profiles for position, gpu in enumerate(gpus) if gpu.mig_profiles},
-            obstacle,
-            health,
+            known.obstacle,
+            known.health,
+            known.straggling,
+            known.incident,
         )
-        self._nodes[record.name] = record, obstacle, levels, health, node
+        self._nodes[record.name] = record, known, node
         return node
 
     def _job(self, record: JobRecord, excluded: frozenset[str], models: frozenset[str]) -> p.Job:
         known = self._jobs.get(record.name)
-        if known and known[0] is record and known[1:3] == (excluded, models):
-            return known[3]
+        alike = known[3] if known and known[0] is record else alike_of(record.spec, record.spec.nnodes)
+        measured = self._speeds.get(alike, {})
+        if known and known[0] is record and known[1:3] == (excluded, models) and known[4].speeds == measured:
+            return known[4]
         spec = record.spec
         task = _task(spec, models)
         job = p.Job(
@@ -120,17 +157,27 @@ class View:
             not_before_s=spec.not_before_unix_ns / 1e9,
             preemptible=is_preemptible(spec),
             harvest=spec.harvest,
+            speeds=measured,
             excluded=excluded,
             held=record.turn.held,
             after=frozenset(one.job for one in record.turn.waits_for),
         )
-        self._jobs[record.name] = record, excluded, models, job
+        self._jobs[record.name] = record, excluded, models, alike, job
         return job
 
     def _ended(self, history: Sequence[EndedRun]) -> tuple[p.Ended, ...]:
         if self._history[0] is not history:
             ended = tuple(
-                p.Ended(run.user, run.key, run.queue, run.gpus, run.seconds, run.end_unix_ns / 1e9) for run in history
+                p.Ended(
+                    run.user,
+                    run.key,
+                    run.queue,
+                    run.gpus,
+                    run.seconds,
+                    run.end_unix_ns / 1e9,
+                    None if run.submit_unix_ns is None else run.submit_unix_ns / 1e9,
+                )
+                for run in history
             )
             self._history = history, ended
         return self._history[1]
@@ -144,6 +191,12 @@ def key_of(spec: JobSpec) -> str:
     """Name by which its run time is learned: given, or that of its program."""
     program = next((item for item in spec.argv if item != "-m"), "")
     return spec.key or PurePosixPath(program).stem
+
+
+def alike_of(spec: JobSpec, nodes: int) -> Alike:
+    """What tells its work from that of others, on so many nodes."""
+    part = str(spec.gpu_milli) if spec.gpu_milli else spec.mig_profile
+    return spec.user, key_of(spec), nodes, spec.nproc_per_node, part
 
 
 def is_preemptible(spec: JobSpec) -> bool:

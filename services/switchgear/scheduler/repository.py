@@ -11,11 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from switchgear.core.clock import Clock
 from switchgear.core.errors import AlreadyExists, NotFound, Reason, ResourceExhausted
 from switchgear.planner.model import Policy
+from switchgear.scheduler import evidence_store, rules_store, store
 from switchgear.scheduler import jobs as job_life
-from switchgear.scheduler import rules_store, store
 from switchgear.scheduler.cache import RecordCache
 from switchgear.scheduler.decide import Snapshot
-from switchgear.scheduler.model import EndedRun, JobRecord, NodeRecord, NodeState
+from switchgear.scheduler.model import AttemptRecord, EndedRun, JobRecord, NodeRecord, NodeState, Rules
 from switchgear.scheduler.planning import gpus_of, key_of
 from switchgear.scheduler.store import SERVICE
 from switchgear.store.database import Database
@@ -66,6 +66,9 @@ class Transaction:
         before = await store.get_node(self.session, node.name)
         if node == before and not healthy_anew:
             return node
+        if before and node.standing is NodeState.HEALTHY and before.standing is not NodeState.HEALTHY:
+            await evidence_store.forgive(self.session, node.name)
+            await self.rules_changed()
         return await self._write_node(before, node, healthy_anew=healthy_anew)
 
     async def forget_node(self, name: str) -> None:
@@ -97,12 +100,18 @@ class Transaction:
     async def _book_end(self, job: JobRecord) -> None:
         spec, ran_s = job.spec, job.turn.ran_s(self.now_unix_ns)
         if ran_s > 0:
-            run = EndedRun(spec.user, key_of(spec), spec.queue, gpus_of(job), ran_s, self.now_unix_ns)
+            run = EndedRun(
+                spec.user, key_of(spec), spec.queue, gpus_of(job), ran_s, self.now_unix_ns, job.create_time_unix_ns
+            )
             await rules_store.book_end(self.session, job, run, self.half_life_s)
             await next_revision(self.session, store.RULES)
 
+    async def add_attempt(self, told: AttemptRecord) -> None:
+        if await evidence_store.add_attempt(self.session, told, self.now_unix_ns):
+            await self.rules_changed()
+
     async def rules_changed(self) -> None:
-        """Queues or reservations were written; the next pass goes by it."""
+        """What `rules_store` reads was written; the next pass goes by it."""
         await next_revision(self.session, store.RULES)
         await self.next_revision()
 
@@ -174,8 +183,8 @@ class Repository:
     clock: Clock
     policy: Policy = field(default_factory=Policy)
     cache: RecordCache = field(default_factory=RecordCache)
-    #: What is known of the health of nodes now.
-    health: Callable[[], Mapping[str, float]] = dict
+    #: Adds what is known of nodes now and stored nowhere.
+    with_news: Callable[[Rules], Rules] = lambda rules: rules
     feed: ChangeFeed = field(init=False)
     #: Called after each write has been committed.
     listeners: list[Callable[[], None]] = field(default_factory=list)
@@ -203,7 +212,7 @@ class Repository:
         """All that counts now, with its revision."""
         async with self.database.read() as session:
             revision, snapshot = await self.cache.snapshot(session, self.clock.unix_ns())
-        return revision, replace(snapshot, rules=replace(snapshot.rules, health=self.health()))
+        return revision, replace(snapshot, rules=self.with_news(snapshot.rules))
 
     async def revision(self) -> int:
         async with self.database.read() as session:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from switchgear.scheduler.evidence_store import newest_attempts
 from switchgear.scheduler.model import (
     FINAL_STATES,
     EndedRun,
@@ -28,15 +29,16 @@ USAGE_MAX = 10_000
 
 
 async def load_rules(session: AsyncSession) -> Rules:
-    """All but `Rules.ended`."""
+    """All that is stored, but `Rules.ended`."""
     columns = RunRow.user, RunRow.key, RunRow.queue, RunRow.gpus, RunRow.seconds, RunRow.end_unix_ns
-    newest = select(*columns).order_by(RunRow.end_unix_ns.desc(), RunRow.job).limit(RUNS_MAX)
+    newest = select(*columns, RunRow.submit_unix_ns).order_by(RunRow.end_unix_ns.desc(), RunRow.job).limit(RUNS_MAX)
     runs = [EndedRun(*row) for row in await session.execute(newest)]
     usage = await session.scalars(select(UsageRow).order_by(UsageRow.queue, UsageRow.user))
     return Rules(
         tuple(await queues(session)),
         tuple(await reservations(session)),
         tuple(reversed(runs)),
+        await newest_attempts(session),
         tuple(Usage(row.queue, row.user, row.gpu_s, row.time_unix_ns) for row in usage),
     )
 

@@ -84,6 +84,23 @@ class RunRow(Base):
     gpus: Mapped[float]
     seconds: Mapped[float]
     end_unix_ns: Mapped[int] = mapped_column(BigInteger, index=True)
+    submit_unix_ns: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class EvidenceRow(Base):
+    """Of an attempt that is over."""
+
+    __tablename__ = "attempt_evidence"
+
+    job: Mapped[str] = mapped_column(String(80), primary_key=True)
+    create_revision: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    generation: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    alike: Mapped[list[Any]] = mapped_column(Json)
+    nodes: Mapped[list[Any]] = mapped_column(Json)
+    gpu_model: Mapped[str] = mapped_column(Text)
+    steps_per_s: Mapped[float | None]
+    held_up_by: Mapped[str] = mapped_column(String(80))
+    told_unix_ns: Mapped[int] = mapped_column(BigInteger, index=True)
 
 
 class UsageRow(Base):
