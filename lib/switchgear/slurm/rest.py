@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import os
 import re
@@ -172,7 +173,11 @@ class Rest:
     async def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> parse.Fields:
         what, headers = f"slurmrestd {method} {path}", self._headers()
         try:
-            async with self._http.stream(method, path, json=body, headers=headers) as response:
+            # A timeout of httpx is for each part of an answer, this one for all of it.
+            async with (
+                asyncio.timeout(self._timeout_s),
+                self._http.stream(method, path, json=body, headers=headers) as response,
+            ):
                 read = bytearray()
                 async for chunk in response.aiter_bytes():
                     read += chunk
@@ -187,12 +192,14 @@ class Rest:
                 Reason.SLURM_UNREACHABLE,
                 said="connect failure",
             ) from error
-        except httpx.TransportError as error:
+        except (httpx.TransportError, TimeoutError) as error:
             raise Unavailable(
                 f"{what} had no answer within {self._timeout_s:g} s ({type(error).__name__} {error}); look whether slurmctld runs",
                 Reason.SLURM_UNREACHABLE,
                 said=type(error).__name__,
             ) from error
+        if response.status_code == httpx.codes.NOT_FOUND:
+            self._version = None  # another Slurm may have been installed there
         try:
             return _answer(what, response.status_code, bytes(read))
         except Unavailable as error:
@@ -236,7 +243,11 @@ def _answer(what: str, status: int, body: bytes) -> parse.Fields:
             f"{what}: slurmrestd does not let this user in ({complaints or status}); renew the token with `scontrol token`",
             Reason.SLURM_REFUSED,
         )
+    if status >= 500 and not complaints:  # a proxy between us
+        text = body[:200].decode("ascii", errors="replace")
+        raise Unavailable(
+            f"{what} was answered with {status} {text!r}; look whether slurmrestd runs", Reason.SLURM_UNREACHABLE
+        )
     if status >= 400 or complaints:
-        text = complaints or body[:200].decode("ascii", errors="replace")
-        raise refusals.error(what, text or f"HTTP status {status}")
+        raise refusals.error(what, complaints or f"HTTP status {status}")
     return answer

@@ -61,13 +61,20 @@ def submission_body(script: str, submission: Submission, version: Version) -> Ma
 
 def exclusion(nodes: Sequence[str], version: Version) -> Mapping[str, Any]:
     """For POST job/ID: nodes that it shall not start on."""
-    return {"exclude_nodes": compress(nodes)} if version <= OLD else {"excluded_nodes": list(nodes)}
+    if version <= OLD:
+        return {"exclude_nodes": compress(nodes)}
+    return {"excluded_nodes": list(nodes), **_required(version)}
 
 
 def start_at(now_s: int, version: Version) -> Mapping[str, Any]:
     """For POST job/ID: when it may start, in Unix seconds."""
     # The old one reads what sbatch reads, and sbatch reads no Unix seconds.
-    return {"begin_time": "now" if version <= OLD else now_s}
+    return {"begin_time": "now" if version <= OLD else now_s, **_required(version)}
+
+
+def _required(version: Version) -> Mapping[str, Any]:
+    """v0.0.39 takes no change of a job that does not speak of its environment, which it then leaves alone."""
+    return {"environment": None} if version == (0, 0, 39) else {}
 
 
 def _requeue(requeue: bool, version: Version) -> Mapping[str, Any]:
