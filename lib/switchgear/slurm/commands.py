@@ -30,7 +30,7 @@ _PROGRAMS_AT_ONCE = 4
 
 
 class _TimedOut(Exception):
-    """A program was killed. Its argument: what it had complained of until then."""
+    """A program was killed. Its text says so, with what the program had complained of until then."""
 
 
 class Commands:
@@ -78,8 +78,7 @@ class Commands:
                 "sbatch", *sbatch.options(submission), stdin=script, environment=submission.environment
             )
         except _TimedOut as late:
-            said = f" (it said: {' '.join(str(late).split())[:300]})" if str(late) else ""
-            raise refusals.unknown(f"sbatch did not end within {self._timeout_s:g} s and was killed{said}") from None
+            raise refusals.unknown(str(late)) from None
         if ended.code < 0:
             raise refusals.unknown(f"sbatch was ended by signal {-ended.code}")
         if ended.code:
@@ -126,12 +125,12 @@ class Commands:
         if self._scontrol_writes_json:
             ended = await self._finish("scontrol", "--json", "--all", "show", "nodes")
             if not _lacks_json(ended):
-                return parse.nodes(self._answer("scontrol", ended, "nodes"))
+                return await asyncio.to_thread(lambda: parse.nodes(_answer("scontrol", ended, "nodes")))
             self._scontrol_writes_json = False
         if self._squeue_writes_json:
             ended = await self._finish("sinfo", "--json")
             if not _lacks_json(ended):
-                return parse.nodes(self._answer("sinfo", ended, "nodes"))
+                return await asyncio.to_thread(lambda: parse.nodes(_answer("sinfo", ended, "nodes")))
             self._squeue_writes_json = False
         ended = await self._ask("scontrol", "--oneliner", "--details", "--all", "show", "node")
         return scontrol.nodes(ended.out.decode(errors="replace"))
@@ -141,25 +140,13 @@ class Commands:
             options = [f"--jobs={only}"] if only else []
             ended = await self._finish("squeue", "--json", "--all", "--states=all", *options)
             if not _lacks_json(ended):
-                return parse.jobs(self._answer("squeue", ended, "jobs"))
+                # Ten thousand jobs take most of a second.
+                return await asyncio.to_thread(lambda: parse.jobs(_answer("squeue", ended, "jobs")))
             self._squeue_writes_json = False
         ended = await self._ask(
             "scontrol", "--oneliner", "--details", "--all", "show", "job", *([only] if only else [])
         )
         return scontrol.jobs(ended.out.decode(errors="replace"))
-
-    def _answer(self, program: str, ended: Ended, key: str) -> parse.Fields:
-        if ended.code:
-            raise refusals.error(program, ended.errors or ended.out[:500].decode(errors="replace"))
-        answer = parse.document(ended.out)
-        # With the controller away it ends with 0, says so in here, and has an empty list.
-        if complaints := parse.complaints(answer):
-            raise refusals.error(program, "\n".join((ended.errors, *complaints)))
-        if not isinstance(answer.get(key), list):
-            raise FailedPrecondition(
-                f"{program} --json wrote no list of {key}; ask for this version's support", Reason.SLURM_OUTPUT
-            )
-        return answer
 
     async def _ask(self, program: str, *arguments: str) -> Ended:
         ended = await self._finish(program, *arguments)
@@ -173,12 +160,8 @@ class Commands:
         try:
             ended = await self._run(program, *arguments)
         except _TimedOut as late:
-            if str(late):
-                raise refusals.error(program, str(late)) from None
-            raise Unavailable(
-                f"{program} did not end within {self._timeout_s:g} s and was killed; look whether slurmctld is overloaded (`sdiag`)",
-                Reason.SLURM_UNREACHABLE,
-            ) from None
+            remedy = "look whether slurmctld is overloaded (`sdiag`) and munged runs here"
+            raise Unavailable(f"{late}; {remedy}", Reason.SLURM_UNREACHABLE) from None
         if ended.code < 0:
             raise Unavailable(f"{program} was ended by signal {-ended.code}; try again", Reason.SLURM_UNREACHABLE)
         return ended
@@ -204,13 +187,28 @@ class Commands:
             running.stop()
             raise
         if ended.timed_out:
-            raise _TimedOut(ended.errors)
+            said = f" (it said: {' '.join(ended.errors.split())[:300]})" if ended.errors else ""
+            raise _TimedOut(f"{program} did not end within {self._timeout_s:g} s and was killed{said}")
         if ended.overflowed:
             raise ResourceExhausted(
                 f"{program} wrote more than {OUTPUT_MAX_BYTES >> 20} MiB and was killed; ask for fewer jobs, or shorten MinJobAge",
                 Reason.LIMIT_EXCEEDED,
             )
         return ended
+
+
+def _answer(program: str, ended: Ended, key: str) -> parse.Fields:
+    if ended.code:
+        raise refusals.error(program, ended.errors or ended.out[:500].decode(errors="replace"))
+    answer = parse.document(ended.out)
+    # With the controller away it ends with 0, says so in here, and has an empty list.
+    if complaints := parse.complaints(answer):
+        raise refusals.error(program, "\n".join((ended.errors, *complaints)))
+    if not isinstance(answer.get(key), list):
+        raise FailedPrecondition(
+            f"{program} --json wrote no list of {key}; ask for this version's support", Reason.SLURM_OUTPUT
+        )
+    return answer
 
 
 _NO_JSON = re.compile(r"unrecognized option|serializer|openapi|data_parser|mime|plugin", re.IGNORECASE)

@@ -6,6 +6,7 @@ Forms of all versions: `gpu:8`, `gpu:h100:8(S:0-1)`, `gpu:h100:3(IDX:0-2)`, `gpu
 
 from __future__ import annotations
 
+import functools
 import re
 
 from switchgear.core.errors import Invalid
@@ -19,6 +20,8 @@ _GPU = re.compile(
 _INDICES = re.compile(r"\(IDX:([\d,-]+)\)")
 
 
+# A cluster has few forms of nodes and jobs, and each is seen again at every look.
+@functools.lru_cache(maxsize=4096)
 def gpus(text: str | None) -> Gpus:
     """The GPUs among these resources; none where the text speaks of none."""
     by_type: dict[str, int] = {}

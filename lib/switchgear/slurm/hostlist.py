@@ -15,6 +15,7 @@ NAMES_MAX = 65_536
 NAME_MAX_CHARACTERS = 255
 _NOTHING = frozenset({"", "(null)", "None", "N/A"})
 _PART = re.compile(r"\[([^\[\]]*)\]|([^\[\],]+)|(,)|(.)")
+_PLAIN = re.compile(r"[^\[\],]{1,255}")
 _RANGE = re.compile(r"(\d{1,18})(?:-(\d{1,18}))?", re.ASCII)
 _NUMBERED = re.compile(r"(.*?)(\d{1,18})(\D*)", re.DOTALL | re.ASCII)
 
@@ -24,10 +25,13 @@ def expand(text: str) -> tuple[str, ...]:
 
     Raises Invalid when it is not such a form, or stands for more than `NAMES_MAX` names.
     """
-    if text.strip() in _NOTHING:
+    text = text.strip()
+    if text in _NOTHING:
         return ()
+    if _PLAIN.fullmatch(text):
+        return (text,)  # most jobs have one node
     names: list[str] = []
-    for parts in _entries(text.strip()):
+    for parts in _entries(text):
         if len(names) + math.prod(map(len, parts)) > NAMES_MAX:
             raise _invalid(text, f"it stands for more than {NAMES_MAX} names")
         names += map("".join, itertools.product(*parts))

@@ -80,7 +80,8 @@ class Rest:
     async def nodes(self, names: Sequence[str] = ()) -> Sequence[SlurmNode]:
         # Never `node/NAME`: 22.05 gives that one the partitions of the first node.
         wanted = frozenset(names)
-        return [node for node in parse.nodes(await self._ask("GET", "nodes")) if not wanted or node.name in wanted]
+        found = await asyncio.to_thread(parse.nodes, await self._ask("GET", "nodes"))
+        return [node for node in found if not wanted or node.name in wanted]
 
     async def jobs(self, ids: Sequence[int] = ()) -> Sequence[SlurmJob]:
         wanted = frozenset(ids)
@@ -90,7 +91,8 @@ class Rest:
             if not wanted:
                 raise
             return []
-        return [job for job in parse.jobs(answer) if not wanted or wanted & {job.id, job.array_job_id, job.het_job_id}]
+        found = await asyncio.to_thread(parse.jobs, answer)
+        return [job for job in found if not wanted or wanted & {job.id, job.array_job_id, job.het_job_id}]
 
     async def submit(self, script: str, submission: Submission) -> int:
         if not script.startswith("#!"):  # slurmrestd would take it, and slurmd could not start it
@@ -201,7 +203,7 @@ class Rest:
         if response.status_code == httpx.codes.NOT_FOUND:
             self._version = None  # another Slurm may have been installed there
         try:
-            return _answer(what, response.status_code, bytes(read))
+            return await asyncio.to_thread(_answer, what, response.status_code, bytes(read))
         except Unavailable as error:
             if not headers:
                 raise
