@@ -15,7 +15,7 @@ wait)
     ;;
 esac
 
-PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+PATH=/opt/switchgear/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 settings=${SWITCHGEAR_SLURM_SETTINGS:-/etc/switchgear/slurm.env}
 # shellcheck source=deploy/slurm/slurm.env
 if [ -r "$settings" ]; then . "$settings"; fi
