@@ -7,7 +7,7 @@ import re
 from switchgear.core.errors import FailedPrecondition, Invalid, PermissionDenied, Reason, SwitchgearError, Unavailable
 
 _MUNGE = re.compile(
-    r"munge|invalid authentication credential|protocol authentication error|unable to (?:create|verify) .*credential",
+    r"munge|authentication credential|protocol authentication error|unable to (?:create|verify) .*credential",
     re.IGNORECASE,
 )
 #: Nothing has left this machine.
@@ -21,10 +21,11 @@ _AWAY = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _FORBIDDEN = re.compile(
-    r"permission denied|invalid user id|not authorized|authentication (?:failure|failed)", re.IGNORECASE
+    r"permission denied|access denied|not permitted|invalid user id|not authorized|authentication (?:failure|failed)",
+    re.IGNORECASE,
 )
 _WRONG = (
-    (re.compile(r"invalid partition|partition specified", re.IGNORECASE), "`sinfo --summarize` lists the partitions"),
+    (re.compile(r"invalid partition|partition specified|not in this partition", re.IGNORECASE), "`sinfo --summarize` lists the partitions"),
     (re.compile(r"invalid node name|node .*not found|unable to find node", re.IGNORECASE), "`sinfo --Node` lists the nodes"),
     (re.compile(r"invalid account", re.IGNORECASE), "`sacctmgr show associations user=$USER` lists the accounts"),
     (re.compile(r"invalid qos", re.IGNORECASE), "`sacctmgr show qos` lists them"),
