@@ -117,6 +117,10 @@ class Commands:
     async def start_now(self, job: int) -> None:
         await self._update(f"JobId={job}", "StartTime=now")
 
+    async def set_node_count(self, job: int, nodes: int) -> None:
+        """The waiting job needs so many nodes. Slurm lowers that by itself for a requeued job that has lost nodes."""
+        await self._update(f"JobId={job}", f"NumNodes={nodes}")
+
     async def _update(self, *values: str) -> None:
         await self._ask("scontrol", "update", *values)
 
