@@ -352,3 +352,26 @@ def test_nodes_that_are_lost_between_two_attempts_are_no_attempts_without_progre
         world.place("nodes/a", node, epoch=epoch, joined={"nodes/a": 1})
         world.hello(node, epoch=epoch)
     assert len(world.state.failures) == 1
+
+
+def test_a_node_that_the_engine_takes_away_is_left_once_its_ranks_have_ended_there() -> None:
+    world = running()
+    effects = world.happen(m.NodeTaken("nodes/b", "Slurm job 7 ended as NODE_FAIL"))
+    assert {effect.node for effect in effects if isinstance(effect, m.Stop)} == {"nodes/a", "nodes/b"}
+    world.stopped("nodes/a")
+    assert world.state.phase is m.Phase.STOPPING  # its launcher is well, and has yet to say that nothing runs any more
+    world.happen(m.NodeTaken("nodes/b", "told again"))
+    world.stopped("nodes/b")
+    incident = world.last_incident()
+    assert (incident.fault, incident.node, incident.decision) == ("NODE_LOST", "nodes/b", "REPLACE_NODE")
+    assert "Slurm job 7 ended as NODE_FAIL" in incident.summary
+    call = world.state.outbox[-1]
+    assert (call.kind, call.node, call.lost) == ("replace", "nodes/b", ())
+    assert world.happen(m.NodeTaken("nodes/b", "told late")) == []
+
+
+def test_of_the_nodes_that_are_replaced_those_are_told_that_were_heard_once_and_fell_silent() -> None:
+    world = running()
+    later(world, LEASE_S + LEASE_MARGIN_S + 1)
+    calls = [call for call in world.state.outbox if call.kind == "replace"]
+    assert {(call.node, call.lost) for call in calls} == {("nodes/a,nodes/b", ("nodes/a", "nodes/b"))}

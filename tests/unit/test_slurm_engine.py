@@ -1,0 +1,326 @@
+"""What the engine makes of one look at Slurm: pure, one moment at a time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from switchgear.core.service import Endpoints
+from switchgear.core.tls import NodeFiles
+from switchgear.scheduler.engines.slurm import keys
+from switchgear.scheduler.engines.slurm.fate import PATIENCE_S, Kind, fate
+from switchgear.scheduler.engines.slurm.keys import Key
+from switchgear.scheduler.engines.slurm.look import Look, look
+from switchgear.scheduler.engines.slurm.plan import REFUSALS_MAX, SUBMISSIONS_MAX, Plan, Refusal, fates_of, plan
+from switchgear.scheduler.engines.slurm.script import EXIT_NO_FOLDER, script, submission
+from switchgear.scheduler.engines.slurm.settings import SlurmSettings
+from switchgear.scheduler.engines.slurm.sight import observation
+from switchgear.scheduler.model import (
+    Closure,
+    ForeignJob,
+    GpuRecord,
+    Inventory,
+    JobSpec,
+    LauncherRef,
+    NodeStatus,
+    Observation,
+    Wanted,
+    WantedLauncher,
+)
+from switchgear.slurm.model import Gpus, JobFlag, JobState, NodeFlag, NodeState, SlurmJob, SlurmNode
+
+NOW_S = 1_700_000_000
+SETTINGS = SlurmSettings(cluster="c1", user="ops", state_dir=Path("/state"), command=("python", "-m", "launcher"))
+SPEC = JobSpec(("train.py",), "/w", (("A", "it's\n$(one)"),), "", 2, 2, 0, "", "/logs")
+REF = LauncherRef("jobs/llama", 3)
+KEY = Key("jobs/llama", 3, "nodes/n1")
+LAUNCHER = WantedLauncher(REF, SPEC, (0, 1))
+WANTED = {"nodes/n1": Wanted((LAUNCHER,))}
+
+
+def _node(name: str = "n1", state: str = NodeState.IDLE, *flags: str, **fields: Any) -> SlurmNode:
+    node = SlurmNode(
+        name, "10.0.0.1", name, state, frozenset(flags), 64, 1000, Gpus({"h100": 8}), Gpus(), ("gpu",), (), "", "",
+        None, None, None, "22.05.8",
+    )  # fmt: skip
+    return replace(node, **fields)
+
+
+def _job(number: int, state: str = JobState.RUNNING, *flags: str, key: Key = KEY, **fields: Any) -> SlurmJob:
+    waits = state == JobState.PENDING
+    job = SlurmJob(
+        number, keys.name_of(key), "ops", "", "gpu", "", state, frozenset(flags), "", "", keys.comment_of(key, "c1"),
+        () if waits else (key.node_id,), {}, Gpus({"h100": 2}), 1, (key.node_id,), (), 1, NOW_S - 100,
+        None if waits else NOW_S - 90, None, None, 0, None, None, None, None, None, None,
+    )  # fmt: skip
+    return replace(job, **fields)
+
+
+def _ended(number: int, state: str, end_s: int = NOW_S - 50, **fields: Any) -> SlurmJob:
+    return _job(number, state, end_s=end_s, **fields)
+
+
+def _look(*jobs: SlurmJob, nodes: tuple[SlurmNode, ...] = (_node(),)) -> Look:
+    return look(nodes, jobs, SETTINGS)
+
+
+def _plan(*jobs: SlurmJob, wanted: Any = WANTED, **more: Any) -> Plan:
+    return plan(_look(*jobs, **more), wanted, {}, "c1", NOW_S)
+
+
+def _see(*jobs: SlurmJob, wanted: Any = WANTED, agents: Any = None, away: str = "", **more: Any) -> NodeStatus:
+    seen = _look(*jobs, **more)
+    observed = observation(seen, fates_of(seen, wanted, {}, NOW_S), agents or {}, "c1", away=away)
+    return dict(observed.nodes)["nodes/n1"]
+
+
+SUBMIT = Plan(submit=((KEY, LAUNCHER),))
+
+
+def test_a_comment_names_the_launcher_and_nothing_that_only_looks_like_one_does() -> None:
+    assert keys.key_of(keys.comment_of(KEY, "c1"), "c1") == KEY
+    for other in ("", "switchgear:c1:llama:3", "switchgear:c2:llama:3:n1", "switchgear:c1:llama:x:n1", "a job of mine"):
+        assert keys.key_of(other, "c1") is None
+
+
+def test_a_comment_of_somebody_else_is_a_foreign_job_whatever_it_says() -> None:
+    theirs = _job(7, user="eve")
+    assert _look(theirs).foreign == (theirs,)
+    assert _plan(theirs) == SUBMIT
+
+
+def test_a_launcher_that_misses_is_submitted_once() -> None:
+    assert _plan() == SUBMIT
+    assert _plan(_job(1, JobState.PENDING)) == Plan()
+    assert _plan(_job(1)) == Plan()
+
+
+def test_of_a_launcher_that_was_submitted_twice_the_later_job_is_cancelled_unless_it_runs() -> None:
+    assert _plan(_job(1), _job(2, JobState.PENDING)).cancel == (2,)
+    assert _plan(_job(1, JobState.PENDING), _job(2, JobState.PENDING)).cancel == (2,)
+    assert _plan(_job(1, JobState.PENDING), _job(2)).cancel == (1,)
+
+
+def test_an_answer_that_was_lost_is_waited_for_before_it_is_asked_again() -> None:
+    lost = {KEY: Refusal(0, "nobody knows", NOW_S + 5)}
+    assert plan(_look(), WANTED, lost, "c1", NOW_S) == Plan()
+    assert plan(_look(), WANTED, lost, "c1", NOW_S + 5) == SUBMIT
+
+
+def test_launchers_that_are_not_wanted_any_more_are_cancelled_and_those_that_shall_finish_are_not() -> None:
+    assert _plan(_job(1), wanted={}).cancel == (1,)
+    assert _plan(_job(1), wanted={"nodes/n1": Wanted(leave=frozenset({REF}))}) == Plan()
+    older = _job(1, key=replace(KEY, epoch=2))
+    assert _plan(older) == Plan(SUBMIT.submit, (1,))
+    # Of one that is ending, or has, nothing is left to cancel.
+    assert _plan(_job(1, JobState.UNKNOWN, JobFlag.COMPLETING), wanted={}) == Plan()
+    assert _plan(_ended(1, JobState.COMPLETED), wanted={}) == Plan()
+
+
+def test_nothing_new_starts_while_slurm_still_cleans_up_after_the_last() -> None:
+    assert _plan(_job(1, JobState.UNKNOWN, JobFlag.COMPLETING)) == Plan()
+
+
+@pytest.mark.parametrize("state", [JobState.FAILED, JobState.TIMEOUT, JobState.PREEMPTED, JobState.OUT_OF_MEMORY])
+def test_a_launcher_that_ended_by_itself_is_submitted_again_after_a_while(state: str) -> None:
+    ended = [_ended(number, state, exit_signal=9) for number in range(1, 5)]
+    assert _plan(*ended[:1]) == SUBMIT
+    just_now = replace(ended[3], end_s=NOW_S - 3)
+    assert _plan(*ended[:3], just_now) == Plan()
+    assert _plan(*ended[:3], replace(just_now, end_s=NOW_S - 4)) == SUBMIT
+
+
+def test_a_launcher_that_fails_at_once_three_times_cannot_be_started_there() -> None:
+    failures = [_ended(n, JobState.FAILED, NOW_S - 85 + n, exit_code=EXIT_NO_FOLDER) for n in (1, 2, 3)]
+    assert _see(*failures[:2]).unstartable == ()
+    ((ref, why),) = _see(*failures).unstartable
+    assert ref == REF
+    assert "cannot make its folder" in why
+    # It has run before: what is left of that must be seen to by whoever leads the job.
+    ran = _ended(0, JobState.TIMEOUT, NOW_S - 95, start_s=NOW_S - 1000)
+    status = _see(ran, *failures)
+    assert (status.unstartable, [lost.ref for lost in status.lost]) == ((), [REF])
+
+
+def test_a_job_that_waits_for_more_than_its_turn_has_a_minute() -> None:
+    waits = _job(1, JobState.PENDING, reason="QOSMaxJobsPerUserLimit", submit_s=NOW_S - int(PATIENCE_S))
+    assert _see(waits).waiting == ((REF, "Slurm job 1 waits: QOSMaxJobsPerUserLimit"),)
+    status = _see(replace(waits, submit_s=NOW_S - int(PATIENCE_S) - 1))
+    assert status.unstartable == ((REF, "Slurm job 1 waits: QOSMaxJobsPerUserLimit, for 61 s"),)
+    for passing in ("Resources", "Priority", "Dependency"):
+        assert _see(replace(waits, reason=passing, submit_s=NOW_S - 10_000)).unstartable == ()
+
+
+def test_a_refusal_that_repeats_makes_the_launcher_unstartable_there() -> None:
+    refused = {KEY: Refusal(REFUSALS_MAX, "Slurm says: Invalid account", NOW_S)}
+    found = fates_of(_look(), WANTED, refused, NOW_S)[KEY]
+    assert (found.kind, found.why) == (Kind.UNSTARTABLE, "Slurm says: Invalid account")
+    assert plan(_look(), WANTED, refused, "c1", NOW_S) == Plan()
+
+
+@pytest.mark.parametrize(
+    ("job", "node"),
+    [
+        (_ended(1, JobState.NODE_FAIL), _node()),
+        (_ended(1, JobState.FAILED), _node("n1", NodeState.DOWN, NodeFlag.NOT_RESPONDING)),
+        (_job(1, JobState.UNKNOWN, JobFlag.COMPLETING), _node("n1", NodeState.DOWN, NodeFlag.NOT_RESPONDING)),
+    ],
+    ids=["given up", "ended when the node went", "never seen to end"],
+)
+def test_a_seat_on_a_node_that_slurm_has_given_up_is_lost_and_nothing_is_submitted(
+    job: SlurmJob, node: SlurmNode
+) -> None:
+    (lost,) = _see(job, nodes=(node,)).lost
+    assert (lost.ref, lost.by_node) == (REF, True)
+    assert _plan(job, nodes=(node,)) == Plan()
+
+
+def test_a_node_that_is_away_without_a_job_of_ours_says_nothing_about_the_launcher() -> None:
+    """Slurm forgets jobs after some minutes: the launcher may run there all the same."""
+    status = _see(nodes=(_node("n1", NodeState.DOWN, NodeFlag.NOT_RESPONDING),))
+    assert (status.silent, status.lost, status.unstartable) == (True, (), ())
+    assert _plan(nodes=()) == Plan()
+
+
+def test_somebody_who_cancels_the_slurm_job_of_a_launcher_is_heard() -> None:
+    assert _see(_ended(1, JobState.CANCELLED)).cancelled == ((REF, "Slurm job 1 was cancelled there"),)
+    # The double that we cancelled ourselves says nothing while the other lives, nor when that ends later.
+    assert _see(_job(1), _ended(2, JobState.CANCELLED)).cancelled == ()
+    assert _see(_ended(1, JobState.TIMEOUT, NOW_S - 5), _ended(2, JobState.CANCELLED)).cancelled == ()
+
+
+def test_states_that_a_newer_slurm_may_have_are_taken_for_alive() -> None:
+    assert _plan(_job(1, "TELEPORTING", "SPARKLING")) == Plan()
+    status = _see(nodes=(_node("n1", "SLEEPY", "HUMMING"),))
+    assert (status.obstacle, status.silent, status.closed) == ("sleepy in Slurm", False, None)
+
+
+def test_our_cordon_is_a_drain_that_is_undone_only_when_it_is_ours() -> None:
+    closed = {"nodes/n1": Wanted(closed="GPU_LOST: xid 79")}
+    assert _plan(wanted=closed).drain == (("nodes/n1", "switchgear: GPU_LOST: xid 79 [c1]"),)
+    ours = _node("n1", NodeState.IDLE, NodeFlag.DRAIN, reason="switchgear: GPU_LOST: xid 79 [c1]", reason_user="ops")
+    assert _plan(wanted=closed, nodes=(ours,)) == Plan()
+    assert _see(wanted=closed, nodes=(ours,)).closed is None
+    assert _plan(wanted={}, nodes=(ours,)).resume == ("nodes/n1",)
+    for reason in ("bad fan", "switchgear run: GPU_LOST", "switchgear: GPU_LOST [c2]"):
+        theirs = replace(ours, reason=reason, reason_user="root")
+        assert _plan(wanted={}, nodes=(theirs,)) == Plan()
+        assert _plan(wanted=closed, nodes=(theirs,)) == Plan()
+        assert _see(nodes=(theirs,)).closed == Closure(f"drained in Slurm by root: {reason}", "slurm:root")
+
+
+def test_a_launcher_that_was_never_there_is_not_sent_to_a_drained_node() -> None:
+    drained = _node("n1", NodeState.IDLE, NodeFlag.DRAIN, reason="bad fan")
+    assert _plan(nodes=(drained,)) == Plan()
+    assert _see(nodes=(drained,)).unstartable == ((REF, "the node is drained in Slurm: bad fan"),)
+
+
+@pytest.mark.parametrize(
+    ("node", "obstacle"),
+    [
+        (_node(), ""),
+        (_node("n1", NodeState.IDLE, NodeFlag.PLANNED), "planned by Slurm for another job"),
+        (_node("n1", NodeState.IDLE, NodeFlag.MAINTENANCE), "in maintenance by a reservation of Slurm"),
+        (_node("n1", NodeState.ALLOCATED), "without a free CPU in Slurm"),
+        (_node("n1", NodeState.IDLE, NodeFlag.NOT_RESPONDING), "not answering Slurm"),
+    ],
+)
+def test_a_node_that_slurm_keeps_for_others_takes_nothing_of_ours(node: SlurmNode, obstacle: str) -> None:
+    status = _see(nodes=(node,), wanted={})
+    assert (status.obstacle, status.silent, status.closed) == (obstacle, False, None)
+
+
+def test_while_slurm_is_away_nobody_is_judged() -> None:
+    away = "out of sight: Slurm does not answer"
+    status = _see(_job(1), nodes=(_node("n1", NodeState.DOWN, NodeFlag.NOT_RESPONDING),), away=away)
+    assert (status.silent, status.obstacle, status.launchers) == (False, away, frozenset({REF}))
+
+
+def test_foreign_jobs_hold_their_gpus_until_their_time_limit_also_those_that_we_may_not_see() -> None:
+    theirs = _job(7, comment="", user="ann", gpus={"n1": Gpus({"h100": 3})}, start_s=NOW_S, end_s=NOW_S + 60)
+    busy = _node("n1", NodeState.MIXED, gpus_used=Gpus({"h100": 6}))
+    assert _see(_job(1), theirs, nodes=(busy,)).foreign == (
+        ForeignJob("slurm/7", "slurm:ann", 3, NOW_S * 10**9, (NOW_S + 60) * 10**9),
+        ForeignJob("slurm/hidden", "slurm:somebody", 1, 0),
+    )
+
+
+def test_an_agent_on_the_node_knows_more_than_slurm_as_long_as_both_count_the_same_gpus() -> None:
+    own = tuple(GpuRecord(index, f"GPU-{index}", "H100 80GB", 80 << 30) for index in range(8))
+    agent = NodeStatus(Inventory("n1", own, "1.0", "n1:9100", labels=(("topology/rack", "r1"),)), True, False)
+    told = _see(agents={"nodes/n1": agent}, nodes=(_node("n1", features=("nvlink",)),)).inventory
+    assert (told.gpus, told.agent_version, told.metrics_address) == (own, "1.0", "n1:9100")
+    assert (told.address, told.cpu_milli, told.memory_mib) == ("10.0.0.1", 64_000, 1000)
+    assert told.labels == (("slurm/nvlink", "yes"), ("topology/rack", "r1"))
+    fewer = replace(agent, inventory=replace(agent.inventory, gpus=own[:4]), connected=False)
+    status = _see(agents={"nodes/n1": fewer})
+    assert [gpu.model for gpu in status.inventory.gpus] == ["h100"] * 8
+    assert not status.connected
+    assert _see(agents={"nodes/n1": replace(fewer, silent=True)}).connected
+
+
+def test_only_the_nodes_of_the_partitions_that_are_ours_to_use_are_seen() -> None:
+    nodes = (_node("n1"), _node("n2", partitions=("cpu",)), _node("GPU_3", state=NodeState.FUTURE))
+    assert set(look(nodes, (), SETTINGS).nodes) == {"nodes/n1", "nodes/n2"}
+    assert set(look(nodes, (), replace(SETTINGS, partitions=("gpu",))).nodes) == {"nodes/n1"}
+    assert set(look([_node("GPU_3")], (), SETTINGS).nodes) == {"nodes/gpu-3"}
+
+
+def test_a_round_submits_so_few_that_the_next_look_comes_soon() -> None:
+    launchers = [WantedLauncher(LauncherRef(f"jobs/j{n}", 1), SPEC, (0, 1)) for n in range(SUBMISSIONS_MAX + 1)]
+    assert len(_plan(wanted={"nodes/n1": Wanted(tuple(launchers))}).submit) == SUBMISSIONS_MAX
+
+
+def test_a_submission_asks_for_the_node_and_as_large_a_share_of_it_as_of_its_gpus() -> None:
+    asked = submission(LAUNCHER, KEY, _node(), SETTINGS)
+    assert (asked.name, asked.comment, asked.nodes) == ("llama:n1", "switchgear:c1:llama:3:n1", ("n1",))
+    assert (asked.gpus_per_node, asked.cpus_per_task, asked.memory_per_node_mib) == (2, 16, 250)
+    assert (asked.dependency, asked.requeue, asked.partition) == ("singleton", False, "")
+    whole = submission(replace(LAUNCHER, gpu_indices=tuple(range(8))), KEY, _node(), SETTINGS)
+    assert (whole.cpus_per_task, whole.memory_per_node_mib) == (64, 0)
+    wishes = replace(
+        SPEC, cpu_milli=1500, memory_mib=77, account="ai", qos="high", partition="a,b", time_limit_seconds=90
+    )
+    tls = NodeFiles(Path("/etc/sg")).tls
+    settings = replace(SETTINGS, partitions=("gpu", "big"), tls=tls, environment={"PATH": "/bin"})
+    asked = submission(replace(LAUNCHER, spec=wishes), KEY, _node(), settings)
+    assert (asked.cpus_per_task, asked.memory_per_node_mib, asked.time_limit_s) == (2, 77, 90)
+    assert (asked.account, asked.qos, asked.partition) == ("ai", "high", "a,b")
+    assert asked.environment == {"PATH": "/bin", **tls.environment()}
+    assert submission(LAUNCHER, KEY, _node(), settings).partition == "gpu,big"
+
+
+def test_a_share_of_a_gpu_is_not_asked_of_slurm() -> None:
+    wanted = {"nodes/n1": Wanted((replace(LAUNCHER, spec=replace(SPEC, gpu_milli=500)),))}
+    assert _plan(wanted=wanted) == Plan()
+    ((_, why),) = _see(wanted=wanted).unstartable
+    assert "whole GPUs only" in why
+
+
+def test_the_script_hands_over_the_specification_as_it_is_and_becomes_the_launcher(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, state_dir=tmp_path / "it's here", command=("/bin/echo", "launcher"))
+    text = script(LAUNCHER, KEY, _node(), settings, Endpoints.all_at("10.0.0.9:7070"))
+    assert subprocess.run(["/bin/sh"], input=text, text=True, check=False).returncode == 0
+    folder = settings.folder(KEY)
+    spec = json.loads((folder / "spec.json").read_text())
+    assert (spec["argv"], spec["environment"]) == (["train.py"], {"A": "it's\n$(one)"})
+    said = (folder / "launcher.log").read_text()
+    assert said.startswith(
+        "launcher --job jobs/llama --placement-epoch 3 --node nodes/n1 --address 10.0.0.1 --recovery 10.0.0.9:7070"
+    )
+    (tmp_path / "file").touch()
+    text = script(LAUNCHER, KEY, _node(), replace(settings, state_dir=tmp_path / "file"), Endpoints.all_at("h:1"))
+    assert (
+        subprocess.run(["/bin/sh"], input=text, text=True, check=False, stderr=subprocess.DEVNULL).returncode
+        == EXIT_NO_FOLDER
+    )
+
+
+def test_nothing_was_seen_before_the_first_look() -> None:
+    assert Observation().complete is False
+    assert fate((), None, NOW_S).kind is Kind.RESTING
