@@ -70,6 +70,12 @@ def test_what_is_no_name_or_number_is_left_out(variables: dict[str, str]) -> Non
     assert job_of(variables) == UNKNOWN
 
 
+def test_not_more_nodes_of_components_are_looked_at_than_clusters_have() -> None:
+    lists = {f"SLURM_JOB_NODELIST_HET_GROUP_{number}": "a[1-30000]" for number in range(128)}
+    assert job_of({**lists, "SLURM_JOB_NODELIST_HET_GROUP_1": "b", "SLURMD_NODENAME": "b"}).het_offset == 1
+    assert job_of({**lists, "SLURM_JOB_NODELIST_HET_GROUP_2": "b", "SLURMD_NODENAME": "b"}).het_offset is None
+
+
 def test_an_environment_that_names_another_job_than_the_cgroup_says_nothing() -> None:
     cgroup = "0::/system.slice/slurmstepd.scope/job_17/step_0/user/task_0\n"
     assert marks_of(cgroup, environ(ADA)).slurm == OF_ADA

@@ -11,8 +11,10 @@ from switchgear.slurm import hostlist
 
 _NUMBER = re.compile(r"[0-9]{1,20}")
 _WORD = re.compile(r"[!-~]{1,128}")
-#: Components of a heterogeneous job that are looked at; Slurm allows 128.
+#: Slurm allows as many components of a heterogeneous job.
 _COMPONENTS_MAX = 128
+#: Of all components: more than the largest clusters have, and a user who writes more into an environment costs us no more than this.
+_NODES_MAX = 50_000
 #: Slurm's largest array has fewer.
 _TASKS_MAX = 1 << 32
 
@@ -75,16 +77,18 @@ def job_of(variables: Mapping[str, str]) -> SlurmJob:
 
 def _component(variables: Mapping[str, str]) -> int | None:
     """Number of the component that has this node: no variable says it, but each component's nodes are told."""
-    node = variables.get("SLURMD_NODENAME", "")
+    node, looked_at = variables.get("SLURMD_NODENAME", ""), 0
     for number in range(_COMPONENTS_MAX):
         nodes = variables.get(f"SLURM_JOB_NODELIST_HET_GROUP_{number}")
-        if nodes is None:
+        if nodes is None or looked_at > _NODES_MAX:
             return None
         try:
-            if node in hostlist.expand(nodes):
-                return number
+            names = hostlist.expand(nodes)
         except Invalid:
             return None
+        if node in names:
+            return number
+        looked_at += len(names)
     return None
 
 
