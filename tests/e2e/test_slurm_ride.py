@@ -24,7 +24,9 @@ LEASE = {"SWITCHGEAR_LEASE_SECONDS": "3", "SWITCHGEAR_LEASE_MARGIN_SECONDS": "3"
 class Batch:
     """A batch script of one line of ours, which trains."""
 
-    def __init__(self, slurm: SlurmCluster, folder: Path, *options: str, run: Sequence[str] = (), steps: int = 60) -> None:
+    def __init__(
+        self, slurm: SlurmCluster, folder: Path, *options: str, run: Sequence[str] = (), steps: int = 60
+    ) -> None:
         self.slurm, self.folder = slurm, folder
         (folder / "train.py").write_text(TRAIN)
         self.checkpoints = folder / "checkpoints"
@@ -76,3 +78,32 @@ def test_a_batch_script_without_flags_trains_and_a_killed_rank_costs_a_restart_i
     spans = batch.spans()
     assert sorted((span.generation, span.rank) for span in spans) == [(g, r) for g in (1, 2) for r in range(4)]
     assert proofs.no_overlap(spans).held
+
+
+def test_a_lost_node_is_drained_and_a_spare_of_the_allocation_takes_its_place(
+    slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    batch = Batch(slurm, tmp_path, "--nodes=3", run=("--nnodes", "2", "--drain", "act"))
+    batch.has_checkpoints()
+    slurm.kill_node("n2")
+    said = batch.ends()
+    assert all(f"[rank {rank}] done 60" in said for rank in range(4)), said
+    assert "nodes/n2 given up; 2 of 2 nodes are here" in said, said
+    assert (
+        slurm.command("sinfo", "--list-reasons", "--noheader", "--Node", "--format=%N %E")
+        == "n2 switchgear: contact with nodes/n2 was lost"
+    )
+    assert {span.generation for span in batch.spans()} == {1, 2}
+    assert proofs.no_overlap(batch.spans()).held
+
+
+def test_with_too_few_nodes_left_the_job_is_requeued_without_the_lost_one(slurm: SlurmCluster, tmp_path: Path) -> None:
+    batch = Batch(slurm, tmp_path, "--nodes=2")
+    batch.has_checkpoints()
+    slurm.kill_node("n2")
+    batch.says("requeues the job without n2; run 2 goes on from the newest checkpoint")
+    said = batch.ends()
+    assert "advice: scontrol update nodename=n2 state=drain reason='switchgear: contact with nodes/n2 was lost'" in said
+    assert all(f"[rank {rank}] done 60" in said for rank in range(4)), said
+    assert "ExcNodeList=n2" in slurm.command("scontrol", "show", "job", str(batch.id))
+    assert proofs.no_overlap(batch.spans()).held

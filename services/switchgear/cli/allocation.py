@@ -31,9 +31,9 @@ class Allocation(Protocol):
     def give_up(self, node: str, reason: str) -> None:
         """The job goes on without the node."""
 
-    async def after(self, state: m.JobState | None, *, is_over: bool) -> tuple[str, bool]:
-        """Told when nothing of this run lives any more, before its nodes are.
+    async def after(self, *, is_over: bool) -> tuple[str, bool]:
+        """Told once when nothing of this run lives any more.
 
-        state: None: it never started. is_over: by the job's own end; else it might go on, with other nodes or more time.
+        is_over: by the job's own end; else it might go on, with other nodes or more time.
         Returns what people are told about that, and whether the job goes on.
         """

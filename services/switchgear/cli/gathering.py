@@ -28,19 +28,29 @@ class Gathering:
     The last call lasts `last_call_s` from when there are enough, and again from when a node was given up. Those who come when all
     places are taken wait as spares.
 
-    generation: newest that this machine has accepted. quiet_s: when ranks that others started have ended, wherever they are: until
-    then those of the newest generation are not replaced by anybody.
+    order_s: how long those without a rank leave the places at first to those that have one. generation: newest that this machine has
+    accepted. quiet_s: when ranks that others started have ended, wherever they are: until then those of the newest generation are not
+    replaced by anybody.
     """
 
     def __init__(
-        self, fewest: int, most: int, last_call_s: float, *, generation: int = 0, quiet_s: float = -math.inf
+        self,
+        fewest: int,
+        most: int,
+        last_call_s: float,
+        *,
+        order_s: float = 0.0,
+        generation: int = 0,
+        quiet_s: float = -math.inf,
     ) -> None:
-        self._fewest, self._most, self._last_call_s = fewest, most, last_call_s
+        self._fewest, self._most, self._last_call_s, self._order_s = fewest, most, last_call_s, order_s
         self._newest, self._quiet_s = generation, quiet_s
         self._present: dict[str, Member] = {}
         #: By node rank; None: given up.
         self._places: list[Member | None] = []
         self._settled = False
+        #: When the first one came; None: nobody yet.
+        self._began_s: float | None = None
         #: When the last call began; None: not yet.
         self._called_s: float | None = None
 
@@ -89,6 +99,7 @@ class Gathering:
         if member.node not in self._present and self.joined >= self._most + SPARES_MAX:
             raise _refused(f"{self.joined} nodes are here already and {self._most} are asked for", member)
         self._present[member.node] = member
+        self._began_s = now_s if self._began_s is None else self._began_s
         self._newest = max(self._newest, member.generation)
         if not self._places and self._called_s is None and self.joined >= self._fewest:
             self._called_s = now_s
@@ -122,6 +133,8 @@ class Gathering:
         waiting.sort(key=lambda member: -member.generation)
         missing = self._most - len(self._places)
         nodes = [member for member in _filled([*self._places, *[None] * missing], waiting) if member is not None]
+        if not self._places and any(node.node_rank is None for node in nodes) and self._is_ordering(now_s):
+            return None
         called = self._called_s is not None and now_s - self._called_s >= self._last_call_s
         if len(nodes) < (self._fewest if called else self._most):
             return None
@@ -129,6 +142,9 @@ class Gathering:
             return None
         self._places, self._settled = list(nodes), True
         return nodes
+
+    def _is_ordering(self, now_s: float) -> bool:
+        return self._began_s is not None and now_s - self._began_s < self._order_s
 
     def _is_early(self, now_s: float) -> bool:
         return not self._places and self._newest > 0 and now_s < self._quiet_s

@@ -30,6 +30,8 @@ SERVICES = ("switchgear.v1alpha.RendezvousService", "switchgear.v1alpha.Launcher
 SAID_MAX = 100
 #: How often it is looked whether the last call is over.
 LOOK_S = 0.25
+#: What an allocation's nodes get to come in the engine's order, which follows the network's: it has started all of them at once.
+ORDER_S = 10.0
 #: How long the news of the end may take to reach everybody.
 FAREWELL_S = 3.0
 
@@ -62,12 +64,17 @@ class Rendezvous(rendezvous_service_pb2_grpc.RendezvousServiceServicer):
         self._quiet_s = clock.monotonic_s() + silence_s_max
         newest = max(generation, allocation.generation if allocation else 0)
         self._gathering = Gathering(
-            spec.nnodes_min or spec.nnodes, spec.nnodes, last_call_s, generation=newest, quiet_s=self._quiet_s
+            spec.nnodes_min or spec.nnodes,
+            spec.nnodes,
+            last_call_s,
+            order_s=ORDER_S if allocation else 0.0,
+            generation=newest,
+            quiet_s=self._quiet_s,
         )
         self._given_up: set[str] = set()
         #: Why this run is to end although the job is not over; empty: it is not.
         self._leaving = ""
-        self._fenced = False
+        self._fenced = self._closed = self._continues = False
         self._streams: dict[str, asyncio.Queue[pb.JoinResponse | None]] = {}
         self._sessions = LauncherSessions(self._find)
         self._actor: JobActor | None = None
@@ -92,6 +99,8 @@ class Rendezvous(rendezvous_service_pb2_grpc.RendezvousServiceServicer):
         finally:
             self._ended = ended
             self._tell_all(ended)
+            if self._allocation and ended.ended != Job.CANCELLED and not (self._closed or self._fenced):
+                await self._allocation.after(is_over=True)
             for queue in list(self._streams.values()):
                 _put(queue, None)
             try:
@@ -108,12 +117,17 @@ class Rendezvous(rendezvous_service_pb2_grpc.RendezvousServiceServicer):
             ended.said = self._leaving or self._too_few()
         elif await self._recover(nodes) is m.JobOutcome.SUCCEEDED:
             ended.ended = Job.SUCCEEDED
-        if self._allocation and not self._fenced:
-            state = self._actor.state if self._actor else None
-            is_over = state.outcome is not None if state else not self._leaving
-            said, ended.continues = await self._allocation.after(state, is_over=is_over)
-            ended.said = "; ".join(filter(None, (ended.said, said)))
+        if self._leaving and self._actor is None:
+            await self._close()
+        ended.continues = self._continues and ended.ended != Job.SUCCEEDED
         return ended
+
+    async def _close(self) -> None:
+        """Gives the allocation back, once nothing of the job lives and before anybody goes."""
+        if self._allocation and not self._fenced:
+            said, self._continues = await self._allocation.after(is_over=False)
+            self._closed = True
+            self._say(said)
 
     @property
     def ended(self) -> pb.JoinResponse | None:
@@ -264,6 +278,7 @@ class Rendezvous(rendezvous_service_pb2_grpc.RendezvousServiceServicer):
             now_s = self._clock.monotonic_s()
             if self._leaving:
                 if self.is_vacant():
+                    await self._close()
                     await actor.post(m.EndedOutside(self._leaving))
                     return
                 continue
@@ -273,6 +288,7 @@ class Rendezvous(rendezvous_service_pb2_grpc.RendezvousServiceServicer):
                 settled_s = now_s
             elif now_s - settled_s > self._join_timeout_s or not self._enough_left():
                 self._say(self._too_few())
+                await self._close()
                 await actor.post(m.EndedOutside(self._too_few()))
                 return
 

@@ -1,4 +1,4 @@
-"""`python -m switchgear.cli.slurm.leave JOB [NODE,…]`: requeues the Slurm job that it runs in, without these nodes.
+"""`python -m switchgear.cli.slurm.leave JOB COUNT [NODE …]`: requeues the Slurm job that it runs in, for as many nodes, without these.
 
 A process of its own, since the one that asks for it is ended by what it asks for. The nodes can only be excluded once the job is
 requeued and while it still ends, so this ignores SIGTERM. Slurm then lets the job wait for two minutes; where this process outlives
@@ -24,13 +24,15 @@ PATIENCE_S = 600.0
 POLL_S = 0.5
 
 
-async def leave(slurm: Slurm, job: int, nodes: Sequence[str]) -> None:
+async def leave(slurm: Commands, job: int, count: int, nodes: Sequence[str]) -> None:
     """Raises SwitchgearError when the job stays as it is."""
     before = await slurm.jobs([job])
     await slurm.requeue(job)
     excluded = {*nodes, *(before[0].excluded_nodes if before else ())}
     if excluded:
         await slurm.exclude(job, sorted(excluded))
+    if before and len(before[0].nodes) < count:
+        await slurm.set_node_count(job, count)
 
 
 async def start_soon(slurm: Slurm, job: int) -> None:
@@ -46,19 +48,28 @@ async def start_soon(slurm: Slurm, job: int) -> None:
             await asyncio.sleep(POLL_S)
 
 
+def _answer(text: str) -> None:
+    """To whoever asked, when they have not been ended yet; they read until we let go."""
+    try:
+        os.write(sys.stdout.fileno(), f"{text}\n".encode())
+    except BrokenPipeError:
+        pass
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _ends_with(job: int) -> bool:
     """Whether Slurm ends this process with the job: then to wait for the job's end would only delay it."""
     return f"job_{job}/" in Path("/proc/self/cgroup").read_text(encoding="utf-8")
 
 
-async def _main(job: int, nodes: Sequence[str]) -> None:
+async def _main(job: int, count: int, nodes: Sequence[str]) -> None:
     slurm = Commands()
     try:
-        await leave(slurm, job, nodes)
-        print(flush=True)
+        await leave(slurm, job, count, nodes)
     except SwitchgearError as error:
-        print(error.message, flush=True)
+        _answer(error.message)
         return
+    _answer("")
     if not _ends_with(job):
         await start_soon(slurm, job)
 
@@ -67,4 +78,4 @@ if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     if os.fork() == 0:  # no descendant of the job's processes any more, once the parent has ended
-        asyncio.run(_main(int(sys.argv[1]), [node for node in sys.argv[2].split(",") if node]))
+        asyncio.run(_main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from switchgear.cli.rendezvous import Rendezvous
 from switchgear.cli.slurm.drain import Drains
 from switchgear.cli.slurm.flags import RideOptions
 from switchgear.cli.slurm.pace import Pace, stop_reason
+from switchgear.cli.slurm.requeue import requeue
 from switchgear.cli.slurm.task import Task
 from switchgear.cli.slurm.turns import Turn, Turns
 from switchgear.core import names
@@ -31,8 +31,6 @@ GUARD_S = 1.0
 #: How often Slurm is asked when the job ends: people may change its time limit. One job is asked for, so this may be often.
 ASK_S = 60.0
 TICK_S = 0.5
-#: What a requeue may take to be accepted: Slurm's programs wait 10 s for a controller, and there are three to run.
-REQUEUE_S_MAX = 60.0
 
 
 class Ride:
@@ -108,11 +106,11 @@ class Ride:
     def give_up(self, node: str, reason: str) -> None:
         self._drains.put(self._slurm_names.get(node, ""), reason)
 
-    async def after(self, state: m.JobState | None, *, is_over: bool) -> tuple[str, bool]:
+    async def after(self, *, is_over: bool) -> tuple[str, bool]:
         given_up = tuple(sorted({*self._turn.given_up, *self._drains.nodes}))
         await self._save(stopped=True, given_up=given_up)
         await self._drains.finish()
-        if is_over or self._signalled or (state is None and not self._out_of_time):
+        if is_over or self._signalled:
             return "", False
         if self._out_of_time and not self._options.chains:
             return "submit the job again, or use --chain: it goes on from its newest checkpoint", True
@@ -120,11 +118,10 @@ class Ride:
         if self._task.restarts >= self._options.restarts_max:
             which = "--chain" if self._options.chains else "--max-requeues"
             return f"this was run {runs} of the job, so that it is not requeued ({which})", self._out_of_time
-        refused = await self._requeue(given_up)
+        refused = await requeue(self._task, given_up, self._slurm, tell)
         if refused:
             return f"the job cannot be requeued: {refused}", self._out_of_time
-        without = f" without {', '.join(given_up)}" if given_up else ""
-        return f"requeued{without}; run {runs + 1} goes on from the newest checkpoint", True
+        return "the job is requeued", True
 
     # Beside the rendezvous.
 
@@ -218,22 +215,6 @@ class Ride:
             turn = replace(self._turn, **changes)  # type: ignore[arg-type]  # fields of a Turn, from the callers above
             await asyncio.to_thread(self._turns.write, turn)
             self._turn = turn
-
-    async def _requeue(self, given_up: Sequence[str]) -> str:
-        """Why Slurm does not; empty when it does, and will end this process soon."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "switchgear.cli.slurm.leave", str(self._task.job_id), ",".join(given_up)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
-        assert process.stdout is not None  # noqa: S101  # asked for
-        try:
-            async with asyncio.timeout(REQUEUE_S_MAX):
-                answer = await process.stdout.readline()
-        except TimeoutError:
-            return f"Slurm has not answered within {REQUEUE_S_MAX:g} s"
-        return "" if answer == b"\n" else answer.decode(errors="replace").strip() or "the program for it has failed"
 
 
 async def _require_ended(slurm: Slurm, earlier: Turn, folder: Path) -> None:

@@ -34,6 +34,8 @@ class Task:
     gpus: int
     restarts: int
     end_unix_s: float | None
+    #: Nodes that the whole job has, which may have more than one step.
+    job_nodes: int
 
     @property
     def name(self) -> str:
@@ -89,6 +91,7 @@ def task_from(environment: Mapping[str, str], hostname: str) -> Task | None:
         gpus=_gpus(environment),
         restarts=_number(environment.get("SLURM_RESTART_COUNT", "")),
         end_unix_s=float(end) if end.isdigit() else None,
+        job_nodes=len(expand(listed)),
     )
 
 
