@@ -9,7 +9,7 @@ WORKERS ?= $(shell expr $$(nproc) + 1)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo kill-each up test test-slow check bench hook load soak campaign wire outage ingest agent-footprint dashboards lint type dist clean help
+.PHONY: setup demo kill-each up test test-slow check bench hook load soak campaign slurm-chaos wire outage ingest agent-footprint dashboards lint type dist clean help
 
 $(STAMP): pyproject.toml constraints.txt proto/build.py $(shell find proto/switchgear -name '*.proto')
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -59,6 +59,9 @@ soak: $(STAMP)  ## rounds of random faults, each with the proofs
 
 campaign: $(STAMP)  ## one long job, eight faults a minute for ten minutes, with all proofs
 	$(BIN)/python benchmarks/campaign.py
+
+slurm-chaos: $(STAMP)  ## SIGKILL of a scheduler that drives a real Slurm, a hundred rounds: the same result each round
+	$(BIN)/python benchmarks/slurm_chaos.py --rounds 100 --seed 1
 
 wire: $(STAMP)  ## bytes and CPU of the telemetry wire, beside OTLP with zstd and remote write
 	$(BIN)/python benchmarks/wire.py

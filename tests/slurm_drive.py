@@ -211,7 +211,7 @@ class SlurmLine:
     @property
     def seat(self) -> tuple[str, str, str]:
         """Job, placement epoch and node."""
-        job, epoch, node = self.comment.split(":")[2:]
+        job, epoch, node = self.comment.split(":")[2:5]
         return job, epoch, node
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from slurm_cluster import NODES, SlurmCluster
@@ -215,3 +218,10 @@ def test_a_killed_rank_of_four_is_recovered_in_the_same_allocation_as_fast_as_wi
     alone.wait(30)
     drive.cancel("ddp")
     _no_two_generations_at_once(drive, "ddp")
+
+
+@pytest.mark.usefixtures("cluster")  # where it cannot be had, this cannot either
+def test_a_scheduler_that_is_killed_wherever_it_asks_something_of_slurm_asks_it_once() -> None:
+    command = [sys.executable, str(Path(__file__).parents[2] / "benchmarks/slurm_chaos.py"), "--rounds", "5"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -38,8 +38,8 @@ NOW_S = 1_700_000_000
 SETTINGS = SlurmSettings(cluster="c1", user="ops", state_dir=Path("/state"), command=("python", "-m", "launcher"))
 SPEC = JobSpec(("train.py",), "/w", (("A", "it's\n$(one)"),), "", 2, 2, 0, "", "/logs")
 REF = LauncherRef("jobs/llama", 3)
-KEY = Key("jobs/llama", 3, "nodes/n1")
-LAUNCHER = WantedLauncher(REF, SPEC, (0, 1))
+KEY = Key("jobs/llama", 3, "nodes/n1", 0xABC)
+LAUNCHER = WantedLauncher(REF, SPEC, (0, 1), create_time_unix_ns=0xABC)
 WANTED = {"nodes/n1": Wanted((LAUNCHER,))}
 
 
@@ -84,7 +84,13 @@ SUBMIT = Plan(submit=((KEY, LAUNCHER),))
 
 def test_a_comment_names_the_launcher_and_nothing_that_only_looks_like_one_does() -> None:
     assert keys.key_of(keys.comment_of(KEY, "c1"), "c1") == KEY
-    for other in ("", "switchgear:c1:llama:3", "switchgear:c2:llama:3:n1", "switchgear:c1:llama:x:n1", "a job of mine"):
+    for other in (
+        "",
+        "switchgear:c1:llama:3:n1",
+        "switchgear:c2:llama:3:n1:abc",
+        "switchgear:c1:llama:x:n1:abc",
+        "a job of mine",
+    ):
         assert keys.key_of(other, "c1") is None
 
 
@@ -120,6 +126,12 @@ def test_launchers_that_are_not_wanted_any_more_are_cancelled_and_those_that_sha
     # Of one that is ending, or has, nothing is left to cancel.
     assert _plan(_job(1, JobState.UNKNOWN, JobFlag.COMPLETING), wanted={}) == Plan()
     assert _plan(_ended(1, JobState.COMPLETED), wanted={}) == Plan()
+
+
+def test_a_job_of_the_same_name_before_is_another_one() -> None:
+    before = replace(KEY, created=0xAAA)
+    assert _plan(_ended(1, JobState.CANCELLED, key=before)) == SUBMIT
+    assert _plan(_job(1, key=before)) == Plan(SUBMIT.submit, (1,))
 
 
 def test_nothing_new_starts_while_slurm_still_cleans_up_after_the_last() -> None:
@@ -278,7 +290,7 @@ def test_a_round_submits_so_few_that_the_next_look_comes_soon() -> None:
 
 def test_a_submission_asks_for_the_node_and_as_large_a_share_of_it_as_of_its_gpus() -> None:
     asked = submission(LAUNCHER, KEY, _node(), SETTINGS)
-    assert (asked.name, asked.comment, asked.nodes) == ("llama:n1", "switchgear:c1:llama:3:n1", ("n1",))
+    assert (asked.name, asked.comment, asked.nodes) == ("llama:n1", "switchgear:c1:llama:3:n1:abc", ("n1",))
     assert (asked.gpus_per_node, asked.cpus_per_task, asked.memory_per_node_mib) == (2, 16, 250)
     assert (asked.dependency, asked.requeue, asked.partition) == ("singleton", False, "")
     whole = submission(replace(LAUNCHER, gpu_indices=tuple(range(8))), KEY, _node(), SETTINGS)

@@ -49,6 +49,13 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "(or $SWITCHGEAR_SLURM_NAME; default: made once)",
     )
     group.add_argument(
+        "--slurm-rest",
+        default=os.environ.get("SWITCHGEAR_SLURM_REST", ""),
+        metavar="ADDRESS",
+        help="with slurm: ask slurmrestd at unix:/PATH or http://HOST:PORT instead of Slurm's programs, with the token in $SLURM_JWT "
+        "(or $SWITCHGEAR_SLURM_REST)",
+    )
+    group.add_argument(
         "--slurm-tls",
         type=Path,
         metavar="DIR",
@@ -69,6 +76,7 @@ def slurm_from(args: argparse.Namespace, state_dir: Path, database_url: str) -> 
         command=(sys.executable, "-m", "switchgear.launcher"),
         environment={name: os.environ[name] for name in _PASSED if name in os.environ},
         partitions=tuple(args.slurm_partition),
+        rest=args.slurm_rest,
         tls=NodeFiles(args.slurm_tls.absolute()).tls if args.slurm_tls else None,
     )
 

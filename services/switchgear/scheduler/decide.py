@@ -213,7 +213,9 @@ def wanted(jobs: Iterable[JobRecord], nodes: Iterable[NodeRecord] = ()) -> dict[
             if job.ended:
                 leave[seat.node].add(ref)
             else:
-                run[seat.node].append(WantedLauncher(ref, job.spec, seat.gpu_indices, job.trace_parent))
+                run[seat.node].append(
+                    WantedLauncher(ref, job.spec, seat.gpu_indices, job.trace_parent, job.create_time_unix_ns)
+                )
     closed = {node.name: node_life.kept_out_by_us(node) for node in nodes}
     closed = {name: reason for name, reason in closed.items() if reason}
     return {

@@ -28,7 +28,7 @@ from switchgear.scheduler.reconciler import Reconciler
 from switchgear.scheduler.repository import Repository
 from switchgear.scheduler.service import JobServicer
 from switchgear.scheduler.trust import Trust
-from switchgear.slurm.commands import Commands
+from switchgear.slurm.client import Slurm
 from switchgear.store.database import Database
 from switchgear.store.policies import CORDON, PolicyModes
 from switchgear.v1 import fleet_service_pb2_grpc, job_service_pb2_grpc
@@ -67,6 +67,8 @@ class Scheduler:
         settings: SchedulerSettings,
         registry: CollectorRegistry,
         modes: PolicyModes,
+        *,
+        slurm: Slurm | None = None,
     ) -> None:
         self._settings, self._modes = settings, modes
         metrics = SchedulerMetrics(registry)
@@ -78,7 +80,9 @@ class Scheduler:
         self._agents = LocalEngine(clock, changed=wake.set)
         self._engine: Engine = self._agents
         if settings.slurm:
-            self._engine = SlurmEngine(Commands(), settings.slurm, self._agents, clock, changed=wake.set)
+            self._engine = SlurmEngine(
+                slurm or settings.slurm.client(), settings.slurm, self._agents, clock, changed=wake.set
+            )
         self._reconciler = Reconciler(
             self._repository,
             self._engine,
@@ -121,9 +125,14 @@ def build(
     settings: SchedulerSettings,
     registry: CollectorRegistry | None = None,
     modes: PolicyModes | None = None,
+    *,
+    slurm: Slurm | None = None,
 ) -> Service:
     """The scheduler on a migrated database.
 
     registry: where its metrics go; a private one when left out. modes: of its policies; without a configuration when left out.
+    slurm: who is asked; left out: whom its settings name.
     """
-    return Scheduler(database, clock, settings, registry or CollectorRegistry(), modes or PolicyModes(database))
+    return Scheduler(
+        database, clock, settings, registry or CollectorRegistry(), modes or PolicyModes(database), slurm=slurm
+    )

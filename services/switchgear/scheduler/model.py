@@ -345,6 +345,8 @@ class WantedLauncher:
     spec: JobSpec
     gpu_indices: tuple[int, ...]
     trace_parent: str = ""
+    #: When its job was created, which tells it from one of the same name before.
+    create_time_unix_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,12 @@ _REASON_LENGTH_MAX = 200
 
 @dataclass(frozen=True, slots=True, order=True)
 class Key:
-    """A launcher. job, node: resource names; epoch: of the placement that it was started for."""
+    """A launcher. job, node: resource names; epoch: of the placement that it was started for; created: when its job was, in nanoseconds."""
 
     job: str
     epoch: int
     node: str
+    created: int
 
     @property
     def job_id(self) -> str:
@@ -29,13 +30,13 @@ class Key:
 
 def comment_of(key: Key, cluster: str) -> str:
     """The idempotency key of a submission. cluster: name of the installation; two on one Slurm have different ones."""
-    return f"{_PREFIX}{cluster}:{key.job_id}:{key.epoch}:{key.node_id}"
+    return f"{_PREFIX}{cluster}:{key.job_id}:{key.epoch}:{key.node_id}:{key.created:x}"
 
 
 def key_of(comment: str, cluster: str) -> Key | None:
     """None when the job is not ours."""
-    match = re.fullmatch(f"{_PREFIX}{re.escape(cluster)}:([^:]+):([0-9]{{1,18}}):([^:]+)", comment)
-    return Key(f"jobs/{match[1]}", int(match[2]), f"nodes/{match[3]}") if match else None
+    match = re.fullmatch(f"{_PREFIX}{re.escape(cluster)}:([^:]+):([0-9]{{1,18}}):([^:]+):([0-9a-f]{{1,16}})", comment)
+    return Key(f"jobs/{match[1]}", int(match[2]), f"nodes/{match[3]}", int(match[4], 16)) if match else None
 
 
 def name_of(key: Key) -> str:

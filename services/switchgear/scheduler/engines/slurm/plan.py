@@ -73,7 +73,7 @@ def plan(seen: Look, wanted: Mapping[str, Wanted], refusals: Mapping[Key, Refusa
 def wanted_launchers(wanted: Mapping[str, Wanted]) -> Iterator[tuple[Key, WantedLauncher]]:
     for node, one in wanted.items():
         for launcher in one.run:
-            yield Key(launcher.ref.job, launcher.ref.epoch, node), launcher
+            yield Key(launcher.ref.job, launcher.ref.epoch, node, launcher.create_time_unix_ns), launcher
 
 
 def fates_of(
@@ -94,7 +94,7 @@ def fates_of(
 def _unwanted(seen: Look, wanted: Mapping[str, Wanted]) -> Iterator[int]:
     """Jobs of launchers that should not run. One that should is cancelled by nobody here: a job that has been is taken for a wish."""
     run = {key for key, _ in wanted_launchers(wanted)}
-    leave = {Key(ref.job, ref.epoch, node) for node, one in wanted.items() for ref in one.leave}
+    leave = {(ref.job, ref.epoch, node) for node, one in wanted.items() for ref in one.leave}
     for key, jobs in seen.ours.items():
-        if key not in run and key not in leave:
+        if key not in run and (key.job, key.epoch, key.node) not in leave:
             yield from (job.id for job in jobs if not job.has_ended and not is_ending(job))

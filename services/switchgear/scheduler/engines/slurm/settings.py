@@ -8,6 +8,9 @@ from pathlib import Path
 
 from switchgear.core.tls import TlsFiles
 from switchgear.scheduler.engines.slurm.keys import Key
+from switchgear.slurm.client import Slurm
+from switchgear.slurm.commands import Commands
+from switchgear.slurm.rest import Rest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +20,7 @@ class SlurmSettings:
     state_dir: each launcher has a folder of its own below it, on its node; it need not be shared.
     command: how a launcher is called there, before its arguments. environment: what it finds besides what Slurm sets.
     partitions: nodes and submissions of these alone; empty: all nodes, and Slurm's default partition.
+    rest: address of slurmrestd, `unix:/path` or `http://host:port`; empty: Slurm's programs are asked.
     tls: files on each node with which its launchers prove that they are of that node; None: services are plain, on loopback.
     """
 
@@ -26,7 +30,11 @@ class SlurmSettings:
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     partitions: tuple[str, ...] = ()
+    rest: str = ""
     tls: TlsFiles | None = None
+
+    def client(self) -> Slurm:
+        return Rest(self.rest) if self.rest else Commands()
 
     def folder(self, key: Key) -> Path:
         """Private to a job and a node, as launchers need it."""
