@@ -16,7 +16,7 @@ from switchgear.agent.association.table import associate, to_proto
 from switchgear.agent.doctor import judgement
 from switchgear.agent.doctor.check import problem
 from switchgear.cli.show import users_by_gpu
-from switchgear.cli.slurm_health import OURS, advice, reason_of, refusal
+from switchgear.cli.slurm_health import OURS, advice, reason_of, refusal, surplus
 from switchgear.core.errors import NotFound
 from switchgear.slurm.model import Gpus, NodeFlag, NodeState, SlurmNode
 from switchgear.v1alpha import telemetry_service_pb2 as pb
@@ -125,10 +125,10 @@ def test_users_of_gpus_are_named_as_squeue_names_them() -> None:
     }
 
 
-def node(name: str, reason: str = "") -> SlurmNode:
+def node(name: str, reason: str = "", reason_s: int | None = None, state: str = NodeState.IDLE) -> SlurmNode:
     flags = frozenset({NodeFlag.DRAIN}) if reason else frozenset[str]()
     return SlurmNode(
-        name, "", name, NodeState.IDLE, flags, 8, 1000, Gpus(), Gpus(), ("gpu",), (), reason, "", None, None, None, ""
+        name, "", name, state, flags, 8, 1000, Gpus(), Gpus(), ("gpu",), (), reason, "", reason_s, None, None, ""
     )
 
 
@@ -141,8 +141,18 @@ def test_a_tenth_of_the_nodes_is_drained_by_health_checks_and_one_at_least() -> 
     assert "2 of 21 nodes" in refusal([*fit, node("x", sick), node("y", sick)], "n0")
 
 
+def test_of_nodes_that_are_drained_at_the_same_moment_the_first_stay_so() -> None:
+    sick = [node("a", f"{OURS}x", 7), node("b", f"{OURS}x", 6), node("c", f"{OURS}x", 7), node("d", "new fan", 1)]
+    assert surplus(sick, "b") == ""
+    assert "2 of 4 nodes" in surplus(sick, "a")
+    assert "2 of 4 nodes" in surplus(sick, "c")
+    assert surplus(sick, "d") == "", "somebody else's"
+    assert surplus([*sick, *(node(f"n{number}") for number in range(16))], "a") == ""
+
+
 def test_a_node_that_is_drained_stays_as_it_is_and_one_that_slurm_lacks_is_told() -> None:
     assert refusal([node("n1", "new fan")], "n1") == "it is drained already (new fan)"
+    assert refusal([node("n1", state=NodeState.DOWN)], "n1") == "it is down already (no reason given)"
     with pytest.raises(NotFound, match="--node"):
         refusal([node("n1")], "gpu-01.cluster")
 

@@ -17,7 +17,7 @@ from switchgear.cli.doctor import PROBLEM_FOUND, numbers
 from switchgear.cli.output import print_line
 from switchgear.core.errors import Invalid, NotFound, Reason
 from switchgear.slurm.commands import Commands
-from switchgear.slurm.model import SlurmNode
+from switchgear.slurm.model import NodeState, SlurmNode
 
 #: Begins the reason of each drain that is made here.
 OURS = "switchgear health: "
@@ -28,6 +28,8 @@ DRAINED_SHARE_MAX = 0.1
 _REASON_LENGTH_MAX = 200
 #: health.sh gives up after 40 s; a call of Slurm's may take 9 s when slurmctld is away.
 _SLURM_TIMEOUT_S = 10.0
+#: Slurm checks all nodes at once. Whoever drains waits for so long and looks whether others did, so that not all of them stay drained.
+_SETTLE_S = 2.0
 
 _EPILOG = """It runs `switchgear doctor` and goes by those of its findings after which no job should start here.
 
@@ -90,15 +92,32 @@ def refusal(nodes: Sequence[SlurmNode], node: str) -> str:
     found = next((one for one in nodes if one.name == node), None)
     if found is None:
         raise NotFound(f"nodes/{node}", f"Slurm has no node {node}: name this node as Slurm does, with --node")
-    if found.is_drained:
-        return f"it is drained already ({found.reason or 'no reason given'})"
-    ours = sum(one.is_drained and one.reason.startswith(OURS) for one in nodes)
-    most = max(1, math.floor(DRAINED_SHARE_MAX * len(nodes)))
-    return (
-        f"{ours} of {len(nodes)} nodes are drained by this check already, and it drains at most {most}"
-        if ours >= most
-        else ""
-    )
+    if found.is_drained or found.state == NodeState.DOWN:
+        state = "drained" if found.is_drained else "down"
+        return f"it is {state} already ({found.reason or 'no reason given'})"
+    ours = _ours(nodes)
+    return _too_many(len(ours), len(nodes)) if len(ours) >= _most(nodes) else ""
+
+
+def surplus(nodes: Sequence[SlurmNode], node: str) -> str:
+    """Why the drain that we have made is to be undone; "" when it stays: others may have been checked at the same moment."""
+    ours = _ours(nodes)
+    later = node in ours[_most(nodes) :]
+    return _too_many(len(ours) - 1, len(nodes)) if later else ""
+
+
+def _ours(nodes: Sequence[SlurmNode]) -> list[str]:
+    """Nodes that health checks have drained, in the order in which they did."""
+    drained = sorted((one.reason_s or 0, one.name) for one in nodes if one.is_drained and one.reason.startswith(OURS))
+    return [name for _, name in drained]
+
+
+def _most(nodes: Sequence[SlurmNode]) -> int:
+    return max(1, math.floor(DRAINED_SHARE_MAX * len(nodes)))
+
+
+def _too_many(ours: int, nodes: int) -> str:
+    return f"{ours} of {nodes} nodes are drained by health checks already, which is as many as they may drain"
 
 
 async def _drain(node: str, reason: str) -> str:
@@ -106,4 +125,8 @@ async def _drain(node: str, reason: str) -> str:
     if why := refusal(await slurm.nodes(), node):
         return f"{advice(node, reason)}; not done: {why}"
     await slurm.drain(node, reason)
+    await asyncio.sleep(_SETTLE_S)
+    if why := surplus(await slurm.nodes(), node):
+        await slurm.resume(node)
+        return f"{advice(node, reason)}; undone: {why}"
     return f"{node} is not fit for jobs and drained: {reason}"
