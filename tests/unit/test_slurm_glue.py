@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -180,3 +181,12 @@ def test_scripts_that_root_runs_are_plain_shell_without_complaints(script: Path)
             ["shellcheck", "-x", script], cwd=GLUE.parents[1], capture_output=True, text=True, check=False
         )
         assert found.stdout == ""
+
+
+def test_the_settings_of_the_scripts_are_those_of_the_example_and_hold_without_it() -> None:
+    scripts = "".join(path.read_text() for path in GLUE.glob("*.sh"))
+    defaults = dict(re.findall(r"\$\{(SWITCHGEAR\w*):?[-=]([^}]*)\}", scripts))
+    del defaults["SWITCHGEAR_SLURM_SETTINGS"]  # says where the others are
+    defaults.update(dict.fromkeys(re.findall(r"\$\{(SWITCHGEAR\w*)-\}", scripts), ""))
+    example = re.findall(r'^#(SWITCHGEAR\w*)="?([^"\n]*)', (GLUE / "slurm.env").read_text(), re.MULTILINE)
+    assert dict(example) == defaults
