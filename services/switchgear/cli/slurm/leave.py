@@ -11,8 +11,9 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from switchgear.core.errors import SwitchgearError
 from switchgear.slurm.client import Slurm
@@ -22,29 +23,38 @@ from switchgear.slurm.model import JobFlag, JobState
 #: Slurm's KillWait is 30 s; a job that has not ended long after that waits for a node that does not answer.
 PATIENCE_S = 600.0
 POLL_S = 0.5
+T = TypeVar("T")
 
 
-async def leave(slurm: Commands, job: int, count: int, nodes: Sequence[str]) -> None:
-    """Raises SwitchgearError when the job stays as it is."""
-    before = await slurm.jobs([job])
-    await slurm.requeue(job)
-    excluded = {*nodes, *(before[0].excluded_nodes if before else ())}
-    if excluded:
-        await slurm.exclude(job, sorted(excluded))
-    if before and len(before[0].nodes) < count:
-        await slurm.set_node_count(job, count)
+async def excuse(slurm: Commands, job: int, count: int, nodes: Sequence[str]) -> None:
+    """Has the requeued job start without these nodes, on `count` others."""
+    async with asyncio.timeout(PATIENCE_S):
+        found = await _until_done(lambda: slurm.jobs([job]))
+        excluded = {*nodes, *(found[0].excluded_nodes if found else ())}
+        if nodes:
+            await _until_done(lambda: slurm.exclude(job, sorted(excluded)))
+            await _until_done(lambda: slurm.set_node_count(job, count))
 
 
 async def start_soon(slurm: Slurm, job: int) -> None:
     """Once it has ended, it need not wait for its start time."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
-            found = await slurm.jobs([job])
+            found = await _until_done(lambda: slurm.jobs([job]))
             if not found or found[0].state == JobState.RUNNING:
                 return
             if found[0].state == JobState.PENDING and JobFlag.COMPLETING not in found[0].flags:
-                await slurm.start_now(job)
+                await _until_done(lambda: slurm.start_now(job))
                 return
+            await asyncio.sleep(POLL_S)
+
+
+async def _until_done(call: Callable[[], Awaitable[T]]) -> T:
+    """Again and again: a controller that is away comes back, and one that writes to its accounting refuses updates meanwhile."""
+    while True:
+        try:
+            return await call()
+        except SwitchgearError:
             await asyncio.sleep(POLL_S)
 
 
@@ -65,11 +75,12 @@ def _ends_with(job: int) -> bool:
 async def _main(job: int, count: int, nodes: Sequence[str]) -> None:
     slurm = Commands()
     try:
-        await leave(slurm, job, count, nodes)
+        await slurm.requeue(job)
     except SwitchgearError as error:
         _answer(error.message)
         return
     _answer("")
+    await excuse(slurm, job, count, nodes)
     if not _ends_with(job):
         await start_soon(slurm, job)
 
