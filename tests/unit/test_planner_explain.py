@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from dataclasses import replace
+from typing import Any
 
 import planner_causes
 import planner_world
@@ -148,3 +149,22 @@ def test_a_job_that_starts_now_is_told_so_and_one_that_nobody_knows_is_not_found
     assert explain(snapshot, "jobs/a", 20.0).text.startswith("it starts now on n")
     with pytest.raises(NotFound):
         explain(snapshot, "jobs/b", 20.0)
+
+
+def test_a_plan_that_is_made_for_one_job_ends_when_that_cannot_start_and_else_looks_only_at_those_that_are_named() -> (
+    None
+):
+    free, wide, narrow, last = (
+        Job(name, Task(gpus=gpus), 0.0) for name, gpus in (("a", 1), ("b", 9), ("c", 1), ("d", 1))
+    )
+    snapshot = Snapshot(
+        (Node("n", 8),), pending=tuple(replace(job, priority=-at) for at, job in enumerate((free, wide, narrow, last)))
+    )
+
+    def starts(**options: Any) -> list[str]:
+        return [start.job.name for start in plan(snapshot, 0.0, told=False, **options).starts]
+
+    assert starts() == ["a", "c", "d"]
+    assert starts(only_if="b") == ["a"]
+    assert starts(only_if="c") == ["a", "c", "d"]
+    assert starts(only_if="a", then=["d"]) == ["a", "d"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -96,7 +96,7 @@ def cheapest(site: Site, may_stop: Mask, costs: Reals, tasks: int) -> list[int] 
     if room_then.sum() < tasks:
         return None
     pieces = np.flatnonzero(may_stop[site.job] & (room_then > room)[site.node])
-    groups = [_options(site, group, costs, missing) for group in _groups(site, pieces)]
+    groups = _options(site, pieces, _roots(site, pieces), costs, missing)
     return _combined(_worthwhile(groups, missing), missing)
 
 
@@ -138,8 +138,8 @@ def without_needless(
     return sorted(needed)
 
 
-def _groups(site: Site, pieces: Ints) -> list[Ints]:
-    """Pieces by group."""
+def _roots(site: Site, pieces: Ints) -> Ints:
+    """A number for each piece, equal for those of a group."""
     root = list(range(len(site.rows)))
 
     def find(node: int) -> int:
@@ -152,7 +152,7 @@ def _groups(site: Site, pieces: Ints) -> list[Ints]:
     for job, node in zip(site.job[pieces].tolist(), site.node[pieces].tolist(), strict=True):
         one, other = find(first.setdefault(job, node)), find(node)
         root[max(one, other)] = min(one, other)
-    return list(_by(np.array([find(node) for node in range(len(root))], np.int64)[site.node], pieces).values())
+    return np.array([find(node) for node in site.node[pieces].tolist()], np.int64)
 
 
 def _by(key: Ints, pieces: Ints) -> dict[int, Ints]:
@@ -164,26 +164,63 @@ def _by(key: Ints, pieces: Ints) -> dict[int, Ints]:
     return dict(zip(values.tolist(), np.split(order, starts[1:]), strict=True))
 
 
-def _options(site: Site, pieces: Ints, costs: Reals, missing: int) -> list[_Option]:
-    jobs, job = np.unique(site.job[pieces], return_inverse=True)
-    nodes, node = np.unique(site.node[pieces], return_inverse=True)
-    width = site.free.shape[1]
-    if len(jobs) > _TOGETHER_MAX or len(nodes) * width << len(jobs) > _CELLS_MAX:
-        return _chain(site, pieces, costs, missing)
-    amount = np.zeros((len(jobs), len(nodes), width), np.int64)
-    amount[job, node] = site.amount[pieces]
-    stopped = _subsets(len(jobs))
-    free = site.free[nodes] + (stopped @ amount.reshape(len(jobs), -1)).reshape(-1, len(nodes), width)
+def _options(site: Site, pieces: Ints, roots: Ints, costs: Reals, missing: int) -> list[list[_Option]]:
+    """Of each group. roots: of each piece, equal within a group. Groups with as many jobs and as many nodes are worked out at once."""
+    _, group = np.unique(roots, return_inverse=True)
+    jobs, job, first_job = _within(group, site.job[pieces])
+    nodes, node, first_node = _within(group, site.node[pieces])
+    count, width = len(first_job) - 1, site.free.shape[1]
+    job_count, node_count = np.diff(first_job), np.diff(first_node)
+    large = (job_count > _TOGETHER_MAX) | (node_count * width << np.minimum(job_count, _TOGETHER_MAX) > _CELLS_MAX)
+    found: list[list[_Option]] = [[] for _ in range(count)]
+    for at in np.flatnonzero(large).tolist():
+        found[at] = _chain(site, pieces[group == at], costs, missing)
+    for of_jobs, of_nodes in sorted(set(zip(job_count[~large].tolist(), node_count[~large].tolist(), strict=True))):
+        alike = np.flatnonzero(~large & (job_count == of_jobs) & (node_count == of_nodes))
+        step = max(_CELLS_MAX // (of_nodes * width << of_jobs), 1)
+        for part in (alike[begin : begin + step] for begin in range(0, len(alike), step)):
+            place = np.full(count, -1, np.int64)
+            place[part] = np.arange(len(part))
+            here = np.flatnonzero(place[group] >= 0)
+            amount = np.zeros((len(part), of_jobs, of_nodes, width), np.int64)
+            amount[place[group[here]], job[here], node[here]] = site.amount[pieces[here]]
+            jobs_of = jobs[first_job[part][:, None] + np.arange(of_jobs)]
+            nodes_of = nodes[first_node[part][:, None] + np.arange(of_nodes)]
+            options = _subset_options(site, jobs_of, nodes_of, amount, costs, missing=missing)
+            for at, of_group in zip(part.tolist(), options, strict=True):
+                found[at] = of_group
+    return found
+
+
+def _within(group: Ints, what: Ints) -> tuple[Ints, Ints, Ints]:
+    """What occurs in each group, in order, group after group; the place of each in its own group; and where in the first each group begins."""
+    span = int(what.max(initial=0)) + 1
+    pairs, at = np.unique(group * span + what, return_inverse=True)
+    first: Ints = np.searchsorted(pairs // span, np.arange(group.max(initial=-1) + 2))
+    return pairs % span, at - first[group], first
+
+
+def _subset_options(
+    site: Site, jobs: Ints, nodes: Ints, amount: Ints, costs: Reals, *, missing: int
+) -> Iterator[list[_Option]]:
+    """Of each group the subsets that no other beats. Shapes (groups, jobs), (groups, nodes), (groups, jobs, nodes, GPUs + 3)."""
+    stopped = _subsets(jobs.shape[1])
+    freed = stopped @ amount.reshape(*jobs.shape, -1)
+    free = site.free[nodes][:, None] + freed.reshape(len(jobs), len(stopped), *amount.shape[2:])
     room = site.fits(free).sum(axis=-1)
-    gains = np.minimum(room - room[0], missing)
-    cost = stopped @ costs[jobs]
+    gains = np.minimum(room - room[:, :1], missing)
+    cost = costs[jobs] @ stopped.T
     order = np.lexsort((-gains, cost))
-    best = np.maximum.accumulate(gains[order])
-    better = order[np.flatnonzero(np.diff(best, prepend=0) > 0)]
-    return [
-        _Option(int(gains[at]), float(cost[at]), jobs[stopped[at] > 0].tolist(), int(stopped[at].sum()))
-        for at in better.tolist()
-    ]
+    best = np.maximum.accumulate(np.take_along_axis(gains, order, axis=1), axis=1)
+    better = np.diff(best, prepend=0, axis=1) > 0
+    for at, subsets in enumerate(order):
+        chosen = subsets[better[at]].tolist()
+        yield [
+            _Option(
+                int(gains[at, one]), float(cost[at, one]), jobs[at, stopped[one] > 0].tolist(), int(stopped[one].sum())
+            )
+            for one in chosen
+        ]
 
 
 def _chain(site: Site, pieces: Ints, costs: Reals, missing: int) -> list[_Option]:

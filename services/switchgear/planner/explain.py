@@ -67,8 +67,7 @@ def explain(snapshot: Snapshot, name: str, now_s: float) -> Explanation:
 
 def _alone(snapshot: Snapshot, job: Job, now_s: float) -> Start | None:
     """Its start if nobody else waited."""
-    others_held = tuple(one if one.name == job.name else replace(one, held="others") for one in snapshot.pending)
-    starts = plan(replace(snapshot, pending=others_held), now_s, told=False).starts
+    starts = plan(replace(snapshot, pending=(job,)), now_s, told=False).starts
     return next((start for start in starts if start.job.name == job.name), None)
 
 

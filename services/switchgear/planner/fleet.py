@@ -75,12 +75,8 @@ class Fleet:
         self._rows: dict[frozenset[str], Ints] = {}
         self._meant: dict[tuple[frozenset[str], tuple[Selector, ...], frozenset[str]], Mask] = {}
         self._vacant = self.copy()
-        for job in running:
-            for seat in job.seats:
-                self.take(seat, job.job.task)
-        for waiting in pending:
-            for _, seat in waiting.kept:
-                self.take(seat, waiting.task)
+        self._fill((seat, one.job.task) for one in running for seat in one.seats)
+        self._fill((seat, job.task) for job in pending for _, seat in job.kept)
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -175,6 +171,32 @@ class Fleet:
     def take(self, seat: Seat, task: Task) -> None:
         """The seat's task has it from now on. Seats of nodes that are gone hold nothing."""
         self._change(seat, task, -1)
+
+    def _fill(self, held: Iterable[tuple[Seat, Task]]) -> None:
+        """As `take` for each, at once."""
+        rows, cpu_milli, memory_mib = list[int](), list[int](), list[int]()
+        gpu_rows, gpus, milli = list[int](), list[int](), list[int]()
+        for seat, task in held:
+            row = self.at.get(seat.node)
+            if row is None:
+                continue
+            if task.mig_profile:
+                self.take(seat, task)
+                continue
+            rows.append(row)
+            cpu_milli.append(task.cpu_milli)
+            memory_mib.append(task.memory_mib)
+            gpu_rows += [row] * len(seat.gpus)
+            gpus += seat.gpus
+            milli += [WHOLE if task.gpus else task.gpu_milli] * len(seat.gpus)
+        if not rows:
+            return
+        np.subtract.at(self.gpu_free, (gpu_rows, gpus), milli)
+        np.subtract.at(self.cpu_free, rows, cpu_milli)
+        np.subtract.at(self.memory_free, rows, memory_mib)
+        self.whole_free[rows] = np.count_nonzero(self.gpu_free[rows] == WHOLE, axis=1)
+        self.changes += len(rows)
+        self.changed_at[rows] = self.changes
 
     def give(self, seat: Seat, task: Task) -> None:
         """The seat is free again."""

@@ -25,7 +25,7 @@ class Holdings:
         self.at = {one.job.name: number for number, one in enumerate(self.running)}
         width = fleet.gpu_free.shape[1] + 3
         keys: dict[tuple[int, int], int] = {}
-        cells: list[tuple[int, int, int]] = []
+        rows, columns, much = list[int](), list[int](), list[int]()
         self._instances: dict[str, list[int]] = {}
         for number, one in enumerate(self.running):
             task = one.job.task
@@ -38,15 +38,17 @@ class Holdings:
                 if task.mig_profile:
                     self._instances.setdefault(task.mig_profile, []).append(row)
                 elif milli:
-                    cells.extend((row, gpu, milli) for gpu in seat.gpus)
+                    rows += [row] * len(seat.gpus)
+                    columns += seat.gpus
+                    much += [milli] * len(seat.gpus)
                 if task.cpu_milli or task.memory_mib:
-                    cells.append((row, width + CPU, task.cpu_milli))
-                    cells.append((row, width + MEMORY, task.memory_mib))
+                    rows += (row, row)
+                    columns += (width + CPU, width + MEMORY)
+                    much += (task.cpu_milli, task.memory_mib)
         pairs: Ints = np.array(list(keys), np.int64).reshape(-1, 2)
         self.job, self.node = pairs[:, 0], pairs[:, 1]
         self.amount: Ints = np.zeros((len(keys), width), np.int64)
-        row_of, column, much = np.array(cells, np.int64).reshape(-1, 3).T
-        np.add.at(self.amount, (row_of, column), much)
+        np.add.at(self.amount, (np.array(rows, np.int64), np.array(columns, np.int64)), much)
         self.gpus: Reals = np.array([len(one.seats) * one.job.task.gpu_share for one in self.running], np.float64)
         self.priority: Ints = np.array([one.job.priority for one in self.running], np.int64)
         self.start_s: Reals = np.array([one.start_s for one in self.running], np.float64)
@@ -71,18 +73,14 @@ class Holdings:
         within `wait_s`, since that is awaited. One whose checkpoint is overdue by more than an interval is not waited for. Then its restart.
         Inference does no work again.
         """
-        rows = [
-            (
-                one.start_s if one.checkpoint_s is None else max(one.checkpoint_s, one.start_s),
-                np.inf if one.checkpoint_interval_s is None else max(one.checkpoint_interval_s, 1e-3),
-                one.restart_s,
-                one.job.workload is Workload.INFERENCE,
-            )
-            for one in self.running
-        ]
-        saved_s, interval_s, restart_s, inference = np.array(rows, np.float64).reshape(-1, 4).T
+        newest_s = [one.start_s if one.checkpoint_s is None else one.checkpoint_s for one in self.running]
+        saved_s = np.maximum(np.array(newest_s, np.float64), self.start_s)
+        every_s = [np.inf if one.checkpoint_interval_s is None else one.checkpoint_interval_s for one in self.running]
+        interval_s = np.maximum(np.array(every_s, np.float64), 1e-3)
+        restart_s = np.array([one.restart_s for one in self.running], np.float64)
+        inference = np.array([one.job.workload is Workload.INFERENCE for one in self.running], bool)
         since_s = np.maximum(now_s - saved_s, 0.0)
         due_s = np.where(since_s <= interval_s, interval_s - since_s, 0.0)
-        awaited = (due_s <= wait_s) & (since_s <= 2 * interval_s) & (inference == 0)
-        redone_s = np.where(awaited | (inference > 0), 0.0, since_s)
+        awaited = (due_s <= wait_s) & (since_s <= 2 * interval_s) & ~inference
+        redone_s = np.where(awaited | inference, 0.0, since_s)
         return (redone_s + restart_s) * self.gpus, now_s + np.where(awaited, wait_s, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 
 from switchgear.planner.cycle import Cycle
@@ -15,12 +16,21 @@ from switchgear.planner.runtimes import RunTimes
 from switchgear.planner.turns import by_guarantee
 
 
-def plan(snapshot: Snapshot, now_s: float, *, run_times: RunTimes | None = None, told: bool = True) -> Decisions:
+def plan(
+    snapshot: Snapshot,
+    now_s: float,
+    *,
+    run_times: RunTimes | None = None,
+    told: bool = True,
+    only_if: str = "",
+    then: Collection[str] | None = None,
+) -> Decisions:
     """What to do now: each pending job either starts or waits. The same snapshot and time give the same decisions.
 
     Nothing that starts goes over what its nodes have, is part of a gang, or exceeds a quota.
     run_times: what was learned, when that is known already; else it is learned from the snapshot. told: with causes and expected starts;
-    without, the decisions are the same and the waits say less.
+    without, the decisions are the same and the waits say less. only_if: a job without whose start nobody cares for the rest: the plan ends
+    when it does not start. then: the only jobs that are considered after that one; None: all.
     Raises Invalid when the queues make no tree (`quota.Tree`).
     """
     run_times = run_times or RunTimes.of(snapshot, now_s)
@@ -29,8 +39,14 @@ def plan(snapshot: Snapshot, now_s: float, *, run_times: RunTimes | None = None,
     obstacles = {job.name: obstacle for job in snapshot.pending if (obstacle := _obstacle(job, live, now_s))}
     ready = [job for job in snapshot.pending if job.name not in obstacles]
     turns = by_guarantee(cycle.ledger, order(snapshot, shares(snapshot), run_times, now_s, jobs=ready))
+    others = None
     for job in turns:
+        if others is not None and job.name not in others:
+            continue
         cycle.consider(job)
+        if job.name == only_if and all(one.job.name != only_if for one in cycle.decisions(told=False).starts):
+            break
+        others = then if job.name == only_if else others
     found = cycle.decisions(told=told)
     if told:
         found = with_forecasts(found, snapshot, turns, run_times, now_s)

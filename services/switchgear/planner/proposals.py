@@ -17,7 +17,7 @@ from switchgear.planner.wording import amount, named
 
 #: Proposals for one job: more is no help.
 PROPOSALS_MAX = 5
-#: Plans that are made to find them; fewer where nodes and jobs are more than `_SIZE` / so many, since each plan takes seconds there.
+#: Plans that are made to find them; fewer where nodes and jobs are more than `_SIZE` / so many, since each plan takes a second there.
 PROOFS_MAX, _PROOFS_LEAST = 16, 6
 _SIZE = 100_000
 #: Ways to let a job in, tried together with the end of others when nothing alone does, and rounds in which more others wait for it.
@@ -64,6 +64,8 @@ class _Search:
         snapshot = standing.snapshot
         size = len(snapshot.nodes) + len(snapshot.pending) + len(snapshot.running)
         self._proofs_left = min(max(_SIZE // max(size, 1), _PROOFS_LEAST), PROOFS_MAX)
+        #: On a large fleet those who wait as things are are taken to wait on, once the job has started.
+        self._then = standing.starts if self._proofs_left < PROOFS_MAX else None
         self._name = job.name
         #: The plan that was made last.
         self._tried = standing.decisions
@@ -193,7 +195,8 @@ class _Search:
             return None
         self._proofs_left -= 1
         standing = self._standing
-        after = self._tried = plan(apply(standing.snapshot, idea.changes), standing.now_s, told=False)
+        changed = apply(standing.snapshot, idea.changes)
+        after = self._tried = plan(changed, standing.now_s, told=False, only_if=self._name, then=self._then)
         started = {start.job.name for start in after.starts}
         if self._name not in started:
             return None
@@ -202,8 +205,8 @@ class _Search:
         text = idea.text
         if more:
             text += f"; {named([one.job for one in more])} would have to leave"
-        changed = {change.job for change in idea.changes if isinstance(change, Set)}
-        if unsaid := [name for name in instead_of if name not in changed]:
+        named_already = {change.job for change in idea.changes if isinstance(change, Set)}
+        if unsaid := [name for name in instead_of if name not in named_already]:
             text += f"; {named(unsaid)} would not start now"
         return Proposal(idea.changes, text, idea.cost_gpu_s + sum(one.lost_gpu_s for one in more), instead_of)
 

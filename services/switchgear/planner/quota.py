@@ -35,6 +35,8 @@ class Tree:
             self.chain[number, : len(path)] = path
         self.names = ("", *(queue.name for queue in queues))
         self.limit: Reals = np.array([np.inf, *(np.inf if one.limit is None else one.limit for one in queues)])
+        #: Whether a queue has a limit, or one above it.
+        self.limited = [bool(np.isfinite(self.limit[path]).any()) for path in paths]
         self.weight: Reals = np.array([1.0, *(queue.weight for queue in queues)])
         self.lends = np.array([True, *(queue.lends for queue in queues)], bool)
         self.deepest_first = sorted(range(1, len(paths)), key=lambda number: -self.depth[number])
@@ -100,14 +102,21 @@ class Ledger:
         self._keepers = [number for number in self.tree.deepest_first if not self.tree.lends[number]]
         closed = {node.name for node in snapshot.nodes if node.closed}
         self.capacity = float(sum(node.gpus for node in snapshot.nodes if not node.closed))
+        of_queue = np.zeros(len(self.tree))
         for running in sorted(snapshot.running, key=lambda one: (one.start_s, one.job.name)):
-            share = running.job.task.gpu_share
+            job, gpus = running.job, len(running.seats) * running.job.task.gpu_share
             if closed:
-                self.capacity += share * sum(seat.node in closed for seat in running.seats)
+                self.capacity += running.job.task.gpu_share * sum(seat.node in closed for seat in running.seats)
             if running.leaving:
-                self.leaving[running.job.name] = running.leaving_for
+                self.leaving[job.name] = running.leaving_for
+                continue
+            self._charges[job.name] = job, gpus
+            if job.harvest:
+                self._harvested += gpus
             else:
-                self.charge(running.job, len(running.seats) * share)
+                of_queue[self.tree.of(job)] += gpus
+        for queue in range(len(self.tree)):
+            self.used[self.tree.path(queue)] += of_queue[queue]
         promised = set(self.leaving.values())
         for job in snapshot.pending:
             if job.name in promised:
@@ -149,6 +158,8 @@ class Ledger:
 
     def excess(self, job: Job, gpus: float) -> tuple[int, float] | None:
         """The widest queue below which others would have to give up GPUs before this job may have so many, and how many; None: none would."""
+        if not self._keepers and (job.harvest or not self.tree.limited[self.tree.of(job)]):
+            return None
         more = gpus - self.charged(job)
         used = self.used.copy()
         if not job.harvest:

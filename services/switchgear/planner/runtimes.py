@@ -122,7 +122,14 @@ class RunTimes:
 
     def means_s(self, jobs: Sequence[Job], most_s: float) -> Reals:
         """Expected run time of each; longer than most_s, or than its time limit, counts as that. Shape (jobs,)."""
-        return mean_s(self.curves(jobs), np.minimum(limits_s(jobs), most_s))
+        if not jobs:
+            return np.empty(0)
+        curve_of, curves = self._distinct(jobs)
+        longest_s, longest_of = np.unique(np.minimum(limits_s(jobs), most_s), return_inverse=True)
+        # Thousands of jobs have a few curves and limits.
+        pairs, at = np.unique(curve_of * len(longest_s) + longest_of, return_inverse=True)
+        found: Reals = mean_s(curves[pairs // len(longest_s)], longest_s[pairs % len(longest_s)])[at]
+        return found
 
     def left_s(self, jobs: Sequence[Job], elapsed_s: Reals) -> Reals:
         """Seconds that each is expected to go on, after so many. Shapes (jobs,)."""
@@ -131,6 +138,11 @@ class RunTimes:
 
     def curves(self, jobs: Sequence[Job]) -> Reals:
         """Shape (jobs, BINS + 1): `survival`. O(jobs), and O(blocks) for each campaign that is asked for the first time."""
+        curve_of, curves = self._distinct(jobs)
+        return curves[curve_of]
+
+    def _distinct(self, jobs: Sequence[Job]) -> tuple[Ints, Reals]:
+        """The curve of each job, shape (jobs,), in those that differ, shape (curves, BINS + 1)."""
         rows: dict[_Group, list[int]] = {}
         for row, job in enumerate(jobs):
             rows.setdefault(_group(job), []).append(row)
@@ -152,7 +164,9 @@ class RunTimes:
                     new.append((like, block))
         if new:
             self._curves.update(zip(new, survival(np.concatenate(hazards)), strict=True))
-        return np.stack([self._curves[key] for key in keys]) if keys else np.empty((0, BINS + 1))
+        at = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        curves: Reals = np.array([self._curves[key] for key in at]).reshape(-1, BINS + 1)
+        return np.array([at[key] for key in keys], np.int64), curves
 
     def _base(self, group: _Group) -> Reals:
         """Shape (BINS,): the hazards of the coarser groups, each with the one before as prior."""

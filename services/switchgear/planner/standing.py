@@ -71,7 +71,9 @@ class Standing:
         first = 1 + max((one.job.priority for one in (*snapshot.running, *self.starting)), default=job.priority)
         boss = replace(job, priority=max(first, job.priority), harvest=False, queue="" if job.harvest else job.queue)
         running = tuple(
-            replace(one, job=replace(one.job, preemptible=one.job.name in names))
+            one
+            if one.job.preemptible is (one.job.name in names)
+            else replace(one, job=replace(one.job, preemptible=not one.job.preemptible))
             for one in (*snapshot.running, *self.starting)
         )
         # What is guaranteed protects from others; what is kept by those that do not lend cannot be had by stopping anybody.

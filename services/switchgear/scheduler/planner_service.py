@@ -40,6 +40,8 @@ class PlannerServicer(pb_grpc.PlannerServiceServicer):
         self._repository, self._engine = repository, engine
         # An answer takes several plans: questions wait for each other, and not the scheduler for them.
         self._thinking = asyncio.Semaphore(1)
+        # What has not changed since the last question is not worked out again.
+        self._view, self._viewing = View(repository.policy), asyncio.Lock()
 
     async def ExplainJob(self, request: pb.ExplainJobRequest, context: Context) -> pb.Explanation:
         names.parse(request.name, "jobs/*")
@@ -69,9 +71,9 @@ class PlannerServicer(pb_grpc.PlannerServiceServicer):
         """What a plan would be made from now, and its time."""
         _, snapshot = await self._repository.snapshot()
         now_unix_ns = self._repository.clock.unix_ns()
-        view = View(self._repository.policy)
         seen = self._engine.observe()
-        return await asyncio.to_thread(picture, snapshot, seen, now_unix_ns, view), now_unix_ns / 1e9
+        async with self._viewing:
+            return await asyncio.to_thread(picture, snapshot, seen, now_unix_ns, self._view), now_unix_ns / 1e9
 
     async def CreateQueue(self, request: pb.CreateQueueRequest, context: Context) -> pb.Queue:
         queue = queue_from_proto(request.queue)
