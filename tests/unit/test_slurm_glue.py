@@ -16,6 +16,8 @@ from switchgear.agent.association.slurm import UNKNOWN, SlurmJob, job_id, job_of
 from switchgear.agent.association.table import associate, to_proto
 from switchgear.agent.doctor import judgement
 from switchgear.agent.doctor.check import problem
+from switchgear.cli import exits
+from switchgear.cli.main import main
 from switchgear.cli.show import users_by_gpu
 from switchgear.cli.slurm_health import OURS, advice, reason_of, refusal, surplus
 from switchgear.core.errors import NotFound
@@ -190,3 +192,14 @@ def test_the_settings_of_the_scripts_are_those_of_the_example_and_hold_without_i
     defaults.update(dict.fromkeys(re.findall(r"\$\{(SWITCHGEAR\w*)-\}", scripts), ""))
     example = re.findall(r'^#(SWITCHGEAR\w*)="?([^"\n]*)', (GLUE / "slurm.env").read_text(), re.MULTILINE)
     assert dict(example) == defaults
+
+
+def test_wishes_that_slurm_has_decided_on_are_refused_inside_of_a_job(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name, value in {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n1", "SLURMD_NODENAME": "n1"}.items():
+        monkeypatch.setenv(name, value)
+    script = tmp_path / "train.py"
+    script.touch()
+    assert main(["run", "--account", "chem", "--qos", "high", str(script)]) == exits.USAGE
+    assert "--account, --qos: Slurm has decided that for this job already" in capsys.readouterr().err

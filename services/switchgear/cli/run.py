@@ -147,6 +147,12 @@ def _slurm_task(args: argparse.Namespace) -> Task | None:
 def _ride(args: argparse.Namespace, task: Task) -> int:
     from switchgear.cli.slurm import start
 
+    if given := queue_flags.asked_for(args):
+        raise Invalid(
+            f"{', '.join(given)}: Slurm has decided that for this job already; give sbatch the like, or submit to a server with --server",
+            Reason.BAD_FIELD,
+            field=given[0].removeprefix("--"),
+        )
     start.fill(args, task)
     nproc = run_options.ranks(args)
     spec = run_options.job_spec(args, devices.ranks_here(nproc, os.environ) if isinstance(nproc, str) else nproc)
