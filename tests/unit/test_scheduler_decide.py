@@ -34,6 +34,7 @@ from switchgear.scheduler.model import (
     Observation,
     PlacedNode,
     PlacementRecord,
+    Rules,
     TopologyWish,
     Wanted,
 )
@@ -425,6 +426,16 @@ def test_a_node_that_recovery_has_taken_meanwhile_is_not_given_away_twice() -> N
     x = next(job for job in decide(world.snapshot(), world.seen, NOW).jobs if job.name == "jobs/x")
     fresh = replace(world.snapshot(), jobs=(x, world.jobs["jobs/y"], world.jobs["jobs/z"]))
     assert _upheld(world, fresh, written=(x,)) == ["jobs/x", "jobs/y"]
+
+
+def test_a_replacement_is_the_node_that_can_be_trusted_most_and_a_doubtful_one_only_where_there_is_no_other() -> None:
+    world = _World("abc", _job("x", 1))
+    world.settle()
+    x, known = world.jobs["jobs/x"], Rules(health={"nodes/b": 0.5})
+    assert _where(x) == ["nodes/a"]
+    snapshot = replace(world.snapshot(), rules=known)
+    assert _where(replace_nodes(x, ["nodes/a"], snapshot, world.seen, reason="it broke")) == ["nodes/c"]
+    assert _where(replace_nodes(x, ["nodes/a", "nodes/c"], snapshot, world.seen, reason="it broke")) == ["nodes/b"]
 
 
 def test_a_replacement_has_what_the_job_asks_for() -> None:

@@ -24,7 +24,7 @@ def offers(fleet: Fleet, job: Job, kept: Collection[str]) -> list[Offer]:
         obstacle = node.closed or elsewhere.get(row, "")
         if not obstacle and not room[row] and len(free) >= max(1, task.gpus):
             obstacle = "without the model, labels, CPUs or memory that it asks for"
-        found.append(Offer(node.name, free, obstacle))
+        found.append(Offer(node.name, free, obstacle, float(fleet.trust[row])))
     return found
 
 

@@ -24,6 +24,8 @@ class Offer:
     free_gpu_indices: tuple[int, ...]
     #: Why nothing may be placed here ("cordoned", "unreachable", …); empty when it may.
     obstacle: str = ""
+    #: See `planner.fleet.Fleet.trust`.
+    trust: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,8 @@ class NotPlaced:
 def place(request: Request, offers: Collection[Offer]) -> tuple[Seat, ...] | NotPlaced:
     """A seat for each node rank, or why there is none.
 
-    Kept seats keep their rank, or move up when there are fewer seats than `nnodes`. The others go where the fewest GPUs are left over, so that large gangs still find whole
-    nodes; among equals the names decide. The answer does not depend on the order of `offers`. O(n log m) for n offers and m missing nodes.
+    Kept seats keep their rank, or move up when there are fewer seats than `nnodes`. The others go to the nodes that can be trusted most, of these where the fewest GPUs are left
+    over, so that large gangs still find whole nodes; among equals the names decide. The answer does not depend on the order of `offers`. O(n log m) for n offers and m missing nodes.
     """
     kept = dict(request.kept)
     taken = {seat.node for seat in kept.values()}
@@ -71,10 +73,10 @@ def place(request: Request, offers: Collection[Offer]) -> tuple[Seat, ...] | Not
     missing = request.nnodes - len(kept)
     if len(kept) + len(fitting) < request.nnodes_least:
         return NotPlaced(_why(request, missing, len(fitting), [o for o in offers if o.node not in taken]))
-    tightest = heapq.nsmallest(missing, fitting, key=lambda offer: (len(offer.free_gpu_indices), offer.node))
+    best = heapq.nsmallest(missing, fitting, key=lambda one: (-one.trust, len(one.free_gpu_indices), one.node))
     fresh = iter(
         Seat(offer.node, tuple(sorted(offer.free_gpu_indices)[:per_node]))
-        for offer in sorted(tightest, key=lambda offer: offer.node)
+        for offer in sorted(best, key=lambda offer: offer.node)
     )
     seats = (kept.get(rank) or next(fresh, None) for rank in range(request.nnodes))
     return tuple(seat for seat in seats if seat)

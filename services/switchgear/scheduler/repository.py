@@ -37,6 +37,7 @@ class Transaction:
     now_unix_ns: int
     cache: RecordCache
     half_life_s: float
+    with_news: Callable[[Rules], Rules]
     #: Jobs that were written: as they were, None when they were created, and as they are.
     jobs_changed: list[tuple[JobRecord | None, JobRecord]] = field(default_factory=list)
 
@@ -56,7 +57,8 @@ class Transaction:
 
     async def snapshot(self) -> Snapshot:
         """All that counts now. Before anything is written in this transaction."""
-        return (await self.cache.snapshot(self.session, self.now_unix_ns))[1]
+        snapshot = (await self.cache.snapshot(self.session, self.now_unix_ns))[1]
+        return replace(snapshot, rules=self.with_news(snapshot.rules))
 
     async def put_node(self, node: NodeRecord, *, healthy_anew: bool = False) -> NodeRecord:
         """Writes the node, if it differs from what is stored, and answers with it as stored.
@@ -199,7 +201,9 @@ class Repository:
     async def write(self) -> AsyncIterator[Transaction]:
         async with self.database.write() as session:
             revision = await lock_revision(session, SERVICE)
-            transaction = Transaction(session, revision, self.clock.unix_ns(), self.cache, self.policy.half_life_s)
+            transaction = Transaction(
+                session, revision, self.clock.unix_ns(), self.cache, self.policy.half_life_s, self.with_news
+            )
             yield transaction
         if transaction.revision != revision:
             for before, after in transaction.jobs_changed:
