@@ -65,8 +65,10 @@ class Batch:
     def spans(self) -> list[proofs.Span]:
         return proofs.read_spans(sorted((self.folder / "state/standalone").glob("*@*")))
 
-    def has_checkpoints(self, count: int = 1) -> None:
-        wait_for(lambda: len(list(self.checkpoints.glob("step-*.pt"))) >= count)
+    def has_checkpoints(self) -> int:
+        """How many, at least one."""
+        wait_for(lambda: list(self.checkpoints.glob("step-*.pt")))
+        return len(list(self.checkpoints.glob("step-*.pt")))
 
 
 def see_lost(slurm: SlurmCluster, node: str) -> None:
@@ -118,3 +120,23 @@ def test_with_too_few_nodes_left_the_job_is_requeued_without_the_lost_one(slurm:
     assert all(f"[rank {rank}] done 60" in said for rank in range(4)), said
     assert "ExcNodeList=n2" in slurm.command("scontrol", "show", "job", str(batch.id))
     assert proofs.no_overlap(batch.spans()).held
+
+
+def test_ranks_that_outlive_their_run_never_write_again_once_the_requeued_job_begins(
+    slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    """Slurm loses sight of a node, and starts the job elsewhere while its ranks go on."""
+    batch = Batch(slurm, tmp_path, "--nodes=1", steps=300)
+    batch.has_checkpoints()
+    slurm.kill_node("n1", jobs=False)
+    see_lost(slurm, "n1")
+    wait_for(lambda: slurm.job_state(batch.id) == "PENDING")
+    before = batch.has_checkpoints()
+    wait_for(lambda: batch.has_checkpoints() > before)  # they do
+    slurm.command("scontrol", "update", f"jobid={batch.id}", "starttime=now")
+    said = batch.ends()
+    assert all(f"[rank {rank}] done 300" in said for rank in range(2)), said
+    spans = batch.spans()
+    assert sorted((span.generation, span.rank) for span in spans) == [(g, r) for g in (1, 2) for r in range(2)]
+    assert all(0 < span.steps < 300 for span in spans)
+    assert proofs.no_overlap(spans).held

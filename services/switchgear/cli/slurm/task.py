@@ -12,8 +12,9 @@ from switchgear.slurm.hostlist import expand
 
 #: Below the ports that Linux gives out by itself (32768 and above), and clear of Slurm's own (6817 to 6820).
 _PORT_FIRST, _PORTS = 20_000, 12_000
-#: Apart, so that steps of one job and jobs that follow each other meet at ports of their own.
-_PORTS_A_STEP = 997
+#: Apart, so that steps and runs of one job, and jobs that follow each other, meet at ports of their own: what an earlier run has left
+#: may still listen at its own.
+_PORTS_A_STEP, _PORTS_A_RUN = 997, 4001
 _JOB_NAME_LENGTH_MAX = 30
 
 
@@ -55,8 +56,9 @@ class Task:
 
     @property
     def port(self) -> int:
-        """Where the nodes meet. Each can tell; two jobs on one node have the same only when their ids are 12,000 apart."""
-        return _PORT_FIRST + (self.job_id + (self.step_id or 0) * _PORTS_A_STEP) % _PORTS
+        """Where the nodes meet. Each can tell; two jobs on one node rarely have the same, since ids near each other have other ones."""
+        run = (self.step_id or 0) * _PORTS_A_STEP + self.restarts * _PORTS_A_RUN
+        return _PORT_FIRST + (self.job_id + run) % _PORTS
 
 
 def task_from(environment: Mapping[str, str], hostname: str) -> Task | None:
