@@ -149,7 +149,17 @@ class Life:
         request = placement_pb.ReplaceNodesRequest(
             job=JOB, placement_epoch=1, exclude_nodes=[lost.read_text()], reason="it broke", request_id="replace"
         )
-        await stub.ReplaceNodes(request)
+
+        async def replaced() -> bool:
+            try:
+                await stub.ReplaceNodes(request)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                return False  # it has yet to look at Slurm
+            return True
+
+        await until(replaced)
         await until(lambda: self._agree(2))
 
     async def cordon(self) -> None:

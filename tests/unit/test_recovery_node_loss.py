@@ -356,18 +356,18 @@ def test_nodes_that_are_lost_between_two_attempts_are_no_attempts_without_progre
 
 def test_a_node_that_the_engine_takes_away_is_left_once_its_ranks_have_ended_there() -> None:
     world = running()
-    effects = world.happen(m.NodeTaken("nodes/b", "Slurm job 7 ended as NODE_FAIL"))
+    effects = world.happen(m.SeatsSeen(taken=(("nodes/b", "Slurm job 7 ended as NODE_FAIL"),)))
     assert {effect.node for effect in effects if isinstance(effect, m.Stop)} == {"nodes/a", "nodes/b"}
     world.stopped("nodes/a")
     assert world.state.phase is m.Phase.STOPPING  # its launcher is well, and has yet to say that nothing runs any more
-    world.happen(m.NodeTaken("nodes/b", "told again"))
+    world.happen(m.SeatsSeen(taken=(("nodes/b", "told again"),)))
     world.stopped("nodes/b")
     incident = world.last_incident()
     assert (incident.fault, incident.node, incident.decision) == ("NODE_LOST", "nodes/b", "REPLACE_NODE")
     assert "Slurm job 7 ended as NODE_FAIL" in incident.summary
     call = world.state.outbox[-1]
     assert (call.kind, call.node, call.lost) == ("replace", "nodes/b", ())
-    assert world.happen(m.NodeTaken("nodes/b", "told late")) == []
+    assert world.happen(m.SeatsSeen(taken=(("nodes/b", "told late"),))) == []
 
 
 def test_of_the_nodes_that_are_replaced_those_are_told_that_were_heard_once_and_fell_silent() -> None:
@@ -375,3 +375,21 @@ def test_of_the_nodes_that_are_replaced_those_are_told_that_were_heard_once_and_
     later(world, LEASE_S + LEASE_MARGIN_S + 1)
     calls = [call for call in world.state.outbox if call.kind == "replace"]
     assert {(call.node, call.lost) for call in calls} == {("nodes/a,nodes/b", ("nodes/a", "nodes/b"))}
+
+
+def test_a_launcher_that_waits_for_the_engine_is_not_missed_before_it_may_start() -> None:
+    world = World()
+    world.place("nodes/a", "nodes/b")
+    world.hello("nodes/a")
+    world.happen(m.SeatsSeen(queued=frozenset({"nodes/b"})))
+    for _ in range(20):
+        world.happen(m.LauncherSeen("nodes/a", "launcher-nodes/a"))
+        later(world, LAUNCHER_START_S / 5)
+    assert world.state.phase is m.Phase.WAITING
+    world.happen(m.SeatsSeen())
+    for _ in range(6):
+        assert world.state.phase is m.Phase.WAITING
+        world.happen(m.LauncherSeen("nodes/a", "launcher-nodes/a"))
+        later(world, LAUNCHER_START_S / 5)
+    assert world.state.phase is m.Phase.REPLACING
+    assert world.state.outbox[-1].lost == (), "a launcher that never came says nothing about its node"

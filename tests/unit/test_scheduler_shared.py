@@ -101,10 +101,11 @@ def test_a_job_whose_launcher_somebody_cancelled_is_cancelled() -> None:
 
 def test_what_a_launcher_waits_for_is_said_while_its_job_starts() -> None:
     waits = {"a": {"waiting": ((REF, "Slurm job 7 waits: Resources"),)}}
-    starting = _on("a", _job(), JobState.STARTING)
-    assert _after(starting, _seen(**waits))[0].message == (
-        "waits for its launcher on nodes/a: Slurm job 7 waits: Resources"
-    )
+    job, _ = _after(_on("a", _job(), JobState.STARTING), _seen(**waits))
+    assert job.message == "waits for its launcher on nodes/a: Slurm job 7 waits: Resources"
+    assert [seat.waits for seat in job.placement.nodes] == ["Slurm job 7 waits: Resources"]
+    assert _after(job, _seen(**waits))[0] is job
+    assert [seat.waits for seat in _after(job, _seen())[0].placement.nodes] == [""]
     runs = _on("a", _job())
     assert _after(runs, _seen(**waits))[0] is runs
 

@@ -169,11 +169,14 @@ class NodeSignal:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeTaken:
-    """The engine has taken a node of the placement away from the job. What the job has there may still run."""
+class SeatsSeen:
+    """What the engine says of the placement's nodes. queued: their launchers wait for it before they start.
 
-    node: str
-    reason: str
+    taken: they are no longer the job's, and why; what the job has there may still run.
+    """
+
+    queued: frozenset[str] = frozenset()
+    taken: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +219,7 @@ Event = (
     | CheckpointSeen
     | Checked
     | NodeSignal
-    | NodeTaken
+    | SeatsSeen
     | ContactKnown
     | CallDone
     | Tick

@@ -120,11 +120,15 @@ class Faults(Records):
             self.add_evidence(f"advice: cordon {cause.node}, which policy recovery.cordon may not (mode ADVISE): {why}")
             self.save_incident()
 
-    def node_taken(self, event: m.NodeTaken) -> None:
-        if self.slot(event.node) is None or event.node in self.state.bad_nodes:
-            return
-        self.state.bad_nodes[event.node] = event.reason
-        self.fail(self.lost(event.node, event.reason, 0), f"engine: {event.reason}")
+    def seats_seen(self, event: m.SeatsSeen) -> None:
+        for node, reason in event.taken:
+            if self.slot(node) is not None and node not in self.state.bad_nodes:
+                self.state.bad_nodes[node] = reason
+                self.fail(self.lost(node, reason, 0), f"engine: {reason}")
+        for node, launcher in self.state.launchers.items():
+            if launcher.queued and node not in event.queued:
+                launcher.seen_s = self.now.monotonic_s  # from now on it starts
+            launcher.queued = node in event.queued
 
     def tick(self) -> None:
         """Gives up the nodes whose launchers have been silent for longer than anything of ours can run there."""
@@ -133,6 +137,8 @@ class Faults(Records):
             return
         self._give_up_stuck_nodes()
         for node, launcher in state.launchers.items():
+            if launcher.queued and not launcher.launcher_id:
+                continue
             silent_s = self.now.monotonic_s - launcher.seen_s
             patience_s = state.timing.silence_s_max if launcher.launcher_id else LAUNCHER_START_S
             given_up = node in state.bad_nodes and launcher.stopped_generation >= state.generation

@@ -112,8 +112,8 @@ class _Machine(Watching):
                 self._checked(event)
             case m.NodeSignal():
                 self.node_signal(event)
-            case m.NodeTaken():
-                self.node_taken(event)
+            case m.SeatsSeen():
+                self.seats_seen(event)
             case m.ContactKnown():
                 self.contact_known(event)
             case m.Tick():

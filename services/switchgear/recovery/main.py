@@ -303,9 +303,7 @@ class RecoveryService:
             state = m.JobState(job.name, spec, create_ns, trace_parent=job.trace_parent, timing=self._timing)
             actor = self._adopt(state)
         await actor.settle(translate.placed_from_proto(job.placement))
-        for node in job.placement.nodes:
-            if node.lost:
-                await actor.settle(m.NodeTaken(node.node, translate.text(node.lost)))
+        await actor.settle(translate.seats_from_proto(job.placement))
         if job.state == job_service_pb2.Job.PREEMPTED:
             await actor.post(m.Vacate(translate.text(job.message) or "others are to have its nodes"))
         await self._recall_signals(actor)

@@ -51,6 +51,13 @@ def placed_from_proto(placement: job_pb.Placement) -> m.Placed:
     )
 
 
+def seats_from_proto(placement: job_pb.Placement) -> m.SeatsSeen:
+    return m.SeatsSeen(
+        frozenset(node.node for node in placement.nodes if node.waits),
+        tuple((node.node, text(node.lost)) for node in placement.nodes if node.lost),
+    )
+
+
 def _exit(node: str, exited: wire.RankExited) -> m.Exit:
     return m.Exit(
         rank=exited.rank,

@@ -77,6 +77,8 @@ class Launcher:
     agent_gone: bool = False
     #: How we know that the ranks of other nodes need its own for each step, and miss them; empty: we do not.
     missed: str = ""
+    #: It waits for the engine before it starts: that it is not heard says nothing.
+    queued: bool = False
 
     @property
     def is_lost(self) -> bool:

@@ -346,8 +346,13 @@ def _judge_launchers(world: _World, now_unix_ns: int) -> None:
             if found := world.seat(name, ref):
                 world.put(job_life.moved(found[0], JobState.CANCELLED, why, now_unix_ns))
         for ref, why in status.waiting:
-            if (found := world.seat(name, ref)) and found[0].state is JobState.STARTING:
-                world.put(replace(found[0], message=f"waits for its launcher on {name}: {why}"))
+            if (found := world.seat(name, ref)) and found[0].state is JobState.STARTING and found[1].waits != why:
+                world.put(job_life.queued(*found, why))
+    for job in [job for job in world.jobs.values() if any(seat.waits for seat in job.placement.nodes)]:
+        for seat in job.placement.nodes:
+            seen = world.status.get(seat.node)
+            if seat.waits and seen and LauncherRef(job.name, seat.launcher_epoch) not in dict(seen.waiting):
+                world.put(job_life.queued(world.jobs[job.name], seat, ""))
 
 
 def _planned(world: _World, now_unix_ns: int) -> Planned | None:

@@ -159,7 +159,17 @@ def timed(before: JobRecord | None, after: JobRecord, now_unix_ns: int) -> JobRe
 
 def lost(job: JobRecord, seat: PlacedNode, reason: str) -> JobRecord:
     """The engine has taken a seat away: recovery ends what runs there, and asks for another."""
-    seats = tuple(replace(one, lost=reason) if one is seat else one for one in job.placement.nodes)
+    return _seated(job, seat, replace(seat, lost=reason))
+
+
+def queued(job: JobRecord, seat: PlacedNode, waits: str) -> JobRecord:
+    """Its launcher on that seat waits for the engine, or with an empty text does so no longer."""
+    message = f"waits for its launcher on {seat.node}: {waits}" if waits else job.message
+    return replace(_seated(job, seat, replace(seat, waits=waits)), message=message)
+
+
+def _seated(job: JobRecord, before: PlacedNode, after: PlacedNode) -> JobRecord:
+    seats = tuple(after if one is before else one for one in job.placement.nodes)
     return replace(job, placement=replace(job.placement, nodes=seats))
 
 

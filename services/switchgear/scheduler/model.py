@@ -107,6 +107,8 @@ class PlacedNode:
     launcher_epoch: int
     #: Why the engine has taken this seat away; empty while it has not. Recovery ends what may still run there and asks for another.
     lost: str = ""
+    #: What its launcher waits for in the engine; empty when it does not. Until then recovery does not miss it.
+    waits: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from switchgear.core import names
-from switchgear.core.errors import Aborted, FailedPrecondition, Invalid, NotFound, Reason
+from switchgear.core.errors import Aborted, FailedPrecondition, Invalid, NotFound, Reason, Unavailable
 from switchgear.scheduler import jobs as job_life
 from switchgear.scheduler import nodes as node_life
 from switchgear.scheduler.decide import replace_nodes, unanswered
@@ -67,6 +67,12 @@ class PlacementServicer(placement_grpc.PlacementServiceServicer):
                     placement_epoch=str(job.placement.epoch),
                 )
             observed = self._engine.observe()
+            if not observed.nodes and not observed.complete:
+                # Now no node could be had, and the job would lose those that it keeps as well.
+                raise Unavailable(
+                    "the scheduler has just begun and sees no node yet; ask again in a moment",
+                    Reason.SERVER_UNREACHABLE,
+                )
             lost = unanswered(job, request.lost_nodes, observed)
             job = replace_nodes(
                 job,

@@ -159,6 +159,7 @@ def job_to_proto(job: JobRecord) -> job_pb.Job:
                     address=seat.address,
                     launcher_epoch=seat.launcher_epoch,
                     lost=seat.lost,
+                    waits=seat.waits,
                 )
                 for seat in job.placement.nodes
             ],

@@ -82,7 +82,8 @@ def _alive(alive: Sequence[SlurmJob], node: SlurmNode | None, now_s: float, *, s
     doubles = tuple(job.id for job in alive if job is not kept)
     if kept.state != JobState.PENDING:
         return Fate(Kind.ALIVE, job=kept, doubles=doubles)
-    why = f"Slurm job {kept.id} waits: {kept.reason or 'no reason given'}"
+    detail = f" ({kept.reason_detail})" if kept.reason_detail else ""
+    why = f"Slurm job {kept.id} waits: {kept.reason or 'no reason given'}{detail}"
     waited_s = now_s - (kept.submit_s if kept.submit_s is not None else now_s)
     if kept.reason.partition(",")[0] in _PASSING or waited_s <= PATIENCE_S:
         return Fate(Kind.ALIVE, why, kept, doubles)
