@@ -76,20 +76,6 @@ def see_lost(slurm: SlurmCluster, node: str) -> None:
     slurm.command("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
 
 
-def test_a_batch_script_without_flags_trains_and_a_killed_rank_costs_a_restart_in_the_same_allocation(
-    slurm: SlurmCluster, tmp_path: Path
-) -> None:
-    batch = Batch(slurm, tmp_path, "--nodes=2")
-    batch.has_checkpoints()
-    os.kill(batch.rank_pids("n2")[0], signal.SIGKILL)
-    said = batch.ends()
-    assert re.search(r"Rank \d on nodes/n2 was killed by SIGKILL after step \d+ .* restarted in place", said), said
-    assert all(f"[rank {rank}] done 60" in said for rank in range(4)), said
-    spans = batch.spans()
-    assert sorted((span.generation, span.rank) for span in spans) == [(g, r) for g in (1, 2) for r in range(4)]
-    assert proofs.no_overlap(spans).held
-
-
 def test_a_lost_node_is_drained_and_a_spare_of_the_allocation_takes_its_place(
     slurm: SlurmCluster, tmp_path: Path
 ) -> None:
@@ -108,6 +94,7 @@ def test_a_lost_node_is_drained_and_a_spare_of_the_allocation_takes_its_place(
     assert proofs.no_overlap(batch.spans()).held
 
 
+@pytest.mark.slow
 def test_with_too_few_nodes_left_the_job_is_requeued_without_the_lost_one(slurm: SlurmCluster, tmp_path: Path) -> None:
     batch = Batch(slurm, tmp_path, "--nodes=2")
     batch.has_checkpoints()
@@ -139,4 +126,21 @@ def test_ranks_that_outlive_their_run_never_write_again_once_the_requeued_job_be
     spans = batch.spans()
     assert sorted((span.generation, span.rank) for span in spans) == [(g, r) for g in (1, 2) for r in range(2)]
     assert all(0 < span.steps < 300 for span in spans)
+    assert proofs.no_overlap(spans).held
+
+
+def test_a_killed_rank_costs_a_restart_in_the_allocation_and_a_run_whose_time_ends_is_chained_to_the_next(
+    slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    batch = Batch(slurm, tmp_path, "--nodes=2", run=("--chain", "2"), steps=200)
+    batch.has_checkpoints()
+    os.kill(batch.rank_pids("n2")[0], signal.SIGKILL)
+    batch.says(r"Rank \d on nodes/n2 was killed by SIGKILL after step \d+ .* restarted in place")
+    slurm.command("scancel", "--signal=USR1", str(batch.id))
+    batch.says("stops here: SIGUSR1 has announced the end, and a checkpoint has been written since")
+    batch.says("requeues the job; run 2 goes on from the newest checkpoint")
+    said = batch.ends()
+    assert all(f"[rank {rank}] done 200" in said for rank in range(4)), said
+    spans = batch.spans()
+    assert sorted((span.generation, span.rank) for span in spans) == [(g, r) for g in (1, 2, 3) for r in range(4)]
     assert proofs.no_overlap(spans).held

@@ -366,6 +366,10 @@ def _main() -> dict[str, Any] | None:
     if sys.argv[1] == "--rank":
         with open(0, encoding="utf-8", closefd=False) as file:
             return dict(json.load(file))
+    if "SLURM_JOB_ID" in os.environ:
+        # Slurm sends these to every process of a step, and ranks must outlive that to save; a rank takes SIGTERM again.
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.set_inheritable(False)
     zygote = Zygote(connection, json.loads(sys.argv[2]))

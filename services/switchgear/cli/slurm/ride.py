@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -127,6 +128,7 @@ class Ride:
 
     async def watch(self, place: Rendezvous) -> None:
         """Ends the run in time, or when another one has begun; until cancelled."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self.notice)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._guard(place))

@@ -53,7 +53,7 @@ async def run(
 ) -> int:
     """Takes part as `multinode.run` does; returns its exit code."""
     options, timing, slurm = flags.options_from(args, environment), timing_of(environment), Commands()
-    # Slurm sends it to every process of the step; the end that it announces is told to the ranks in another way.
+    # Slurm sends it to every process of the step; the run that keeps the job together takes it for all of them.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     meeting = await meeting_from(task, run_options.rendezvous(args), spec.nnodes, slurm)
     own = default_state_dir() / "slurm" / task.name
