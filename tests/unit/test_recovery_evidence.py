@@ -34,7 +34,7 @@ def rank(count: int, first_s: int, last_s: int, checkpoint_s: int = 0) -> m.Rank
 
 
 def incident(fault: m.Fault, node: str = "nodes/a") -> m.SaveIncident:
-    return m.SaveIncident(m.Incident("i", "jobs/x", m.IncidentState.DIAGNOSED, fault, node, failed_generation=3))
+    return m.SaveIncident(m.Incident("i", "jobs/x", m.IncidentState.ACTING, fault, node, failed_generation=3))
 
 
 def test_the_pace_is_that_of_the_slowest_rank_after_its_first_step_and_without_checkpoints() -> None:
