@@ -97,6 +97,11 @@ def test_a_lost_node_is_drained_and_its_job_goes_on_elsewhere_from_its_checkpoin
     wait_for(lambda: drive.slurm.node_states()[victim] == "drain")
     drive.rest("POST", f"nodes/{victim}:uncordon", {})
     wait_for(lambda: drive.slurm.node_states()[victim] == "idle")
+    drive.rest("POST", f"nodes/{victim}:cordon", {"reason": "still hot"})
+    wait_for(lambda: drive.slurm.node_states()[victim] == "drain")
+    drive.slurm.command("scontrol", "update", f"nodename={victim}", "state=resume")
+    wait_for(lambda: drive.nodes()[victim]["state"] == "HEALTHY")
+    assert drive.slurm.node_states()[victim].rstrip("*") == "idle"
 
 
 def test_ranks_that_are_left_alive_on_a_dead_node_end_before_the_job_goes_on_elsewhere(drive: Drive) -> None:
@@ -170,11 +175,12 @@ def test_jobs_and_drains_of_others_are_respected(drive: Drive) -> None:
     slurm.command("scontrol", "update", "nodename=n3", "state=drain", "reason=bad fan")
     wait_for(lambda: drive.nodes()["n3"]["state"] == "CORDONED")
     assert drive.nodes()["n3"]["reason"] == "drained in Slurm by root: bad fan"
-    for job in ("one", "two", "three"):
-        drive.submit(job, "--nproc-per-node", "4", steps=400)
-    wait_for(lambda: sorted(drive.state(job) for job in ("one", "two", "three")) == ["PENDING", "RUNNING", "RUNNING"])
-    waits = next(job for job in ("one", "two", "three") if drive.state(job) == "PENDING")
-    assert {node for job in ("one", "two", "three") for node in drive.nodes_of(job)} == {"n4"}
+    wait_for(lambda: drive.nodes()["n1"].get("gpusForeign") == 6)
+    for job in ("one", "two"):
+        drive.submit(job, "--nproc-per-node", "5", steps=400)
+    wait_for(lambda: sorted(drive.state(job) for job in ("one", "two")) == ["PENDING", "RUNNING"])
+    waits, runs_on = sorted(("one", "two"), key=drive.state)
+    assert drive.nodes_of(runs_on) == ["n4"]
     assert all(slurm.job_state(job) == "RUNNING" for job in foreign)
     slurm.command("scancel", str(foreign[0]))
     drive.goes_on(waits)
@@ -188,7 +194,7 @@ def test_jobs_and_drains_of_others_are_respected(drive: Drive) -> None:
     slurm.command("scancel", line.id)
     wait_for(lambda: drive.state(waits) == "CANCELLED")
     assert line.id in drive.job(waits)["message"]
-    wait_for(lambda: {drive.state(job) for job in ("one", "two", "three")} == {"CANCELLED", "SUCCEEDED"})
+    wait_for(lambda: drive.state(runs_on) == "SUCCEEDED")
 
 
 @pytest.mark.timeout(180)
@@ -222,6 +228,6 @@ def test_a_killed_rank_of_four_is_recovered_in_the_same_allocation_as_fast_as_wi
 
 @pytest.mark.usefixtures("cluster")  # where it cannot be had, this cannot either
 def test_a_scheduler_that_is_killed_wherever_it_asks_something_of_slurm_asks_it_once() -> None:
-    command = [sys.executable, str(Path(__file__).parents[2] / "benchmarks/slurm_chaos.py"), "--rounds", "5"]
+    command = [sys.executable, str(Path(__file__).parents[2] / "benchmarks/slurm_chaos.py"), "--rounds", "3"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr

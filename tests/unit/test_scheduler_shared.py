@@ -82,6 +82,12 @@ def test_what_we_have_cordoned_ourselves_stays_so_whatever_others_do() -> None:
     assert {name: one.closed for name, one in wanted([], (ours, NODES[1])).items()} == {"nodes/a": "xid 79"}
 
 
+def test_a_node_that_somebody_opens_in_the_engine_is_open() -> None:
+    ours = node_life.cordon(NODES[0], "xid 79", "policy:recovery")
+    _, nodes = _after(_job(), _seen(a={"opened": True}), (ours, NODES[1]))
+    assert (nodes["nodes/a"].state, nodes["nodes/a"].actor) == (NodeState.HEALTHY, node_life.ACTOR_ENGINE)
+
+
 def test_a_seat_that_the_engine_took_is_marked_once_and_its_node_is_kept_out_where_that_is_allowed() -> None:
     lost = {"a": {"lost": (Lost(REF, "Slurm job 7 ended as NODE_FAIL", by_node=True),)}}
     job, nodes = _after(_on("a", _job()), _seen(**lost))

@@ -16,7 +16,16 @@ from switchgear.scheduler.engines.slurm import keys
 from switchgear.scheduler.engines.slurm.fate import PATIENCE_S, Kind, fate
 from switchgear.scheduler.engines.slurm.keys import Key
 from switchgear.scheduler.engines.slurm.look import Look, look
-from switchgear.scheduler.engines.slurm.plan import REFUSALS_MAX, SUBMISSIONS_MAX, Plan, Refusal, fates_of, plan
+from switchgear.scheduler.engines.slurm.plan import (
+    REFUSALS_MAX,
+    SUBMISSIONS_MAX,
+    Plan,
+    Refusal,
+    fates_of,
+    opened_again,
+    our_drains,
+    plan,
+)
 from switchgear.scheduler.engines.slurm.script import EXIT_NO_FOLDER, script, submission
 from switchgear.scheduler.engines.slurm.settings import SlurmSettings
 from switchgear.scheduler.engines.slurm.sight import observation
@@ -224,6 +233,19 @@ def test_our_cordon_is_a_drain_that_is_undone_only_when_it_is_ours() -> None:
         assert _plan(wanted={}, nodes=(theirs,)) == Plan()
         assert _plan(wanted=closed, nodes=(theirs,)) == Plan()
         assert _see(nodes=(theirs,)).closed == Closure(f"drained in Slurm by root: {reason}", "slurm:root")
+
+
+def test_a_node_that_somebody_opens_in_slurm_is_not_closed_again_behind_their_back() -> None:
+    closed = {"nodes/n1": Wanted(closed="xid 79")}
+    ours = _node("n1", NodeState.IDLE, NodeFlag.DRAIN, reason="switchgear: xid 79 [c1]")
+    before, after = _look(nodes=(ours,)), _look()
+    drained = our_drains(before, "c1")
+    assert opened_again(drained, after, closed) == drained == {"nodes/n1"}
+    assert opened_again((), after, closed) == opened_again(drained, after, {}) == frozenset()
+    assert opened_again(drained, before, closed) == frozenset()
+    assert plan(after, closed, {}, "c1", NOW_S, opened={"nodes/n1"}) == Plan()
+    observed = observation(after, {}, {}, "c1", away="", opened={"nodes/n1"})
+    assert dict(observed.nodes)["nodes/n1"].opened
 
 
 def test_a_launcher_that_was_never_there_is_not_sent_to_a_drained_node() -> None:

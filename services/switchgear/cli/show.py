@@ -44,9 +44,9 @@ def nodes(args: argparse.Namespace) -> int:
                 last(node.name),
                 fleet.Node.State.Name(node.state),
                 len(node.gpus),
-                node.gpus_allocated,
+                f"{node.gpus_allocated} (+{node.gpus_foreign} foreign)" if node.gpus_foreign else node.gpus_allocated,
                 _model(node),
-                node.reason or "-",
+                node.obstacle or node.reason or "-",
             )
             for node in found
         ),

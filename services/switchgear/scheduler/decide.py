@@ -230,7 +230,7 @@ def _judged(nodes: Iterable[NodeRecord], observed: Observation, now_unix_ns: int
     for name, seen in status.items():
         if not seen.silent:
             heard = node_life.heard(judged.get(name), name, seen.inventory, now_unix_ns)
-            judged[name] = node_life.kept_out(heard, seen.closed)
+            judged[name] = node_life.kept_out(heard, seen)
     for name, node in judged.items():
         silent = status[name].silent if name in status else observed.complete
         if silent and node.reachable:

@@ -12,6 +12,7 @@ from switchgear.core.errors import Aborted, Invalid, NotFound, Reason
 from switchgear.scheduler import nodes as node_life
 from switchgear.scheduler import store
 from switchgear.scheduler.edges import REASON_LENGTH_MAX, Context, actor_of, mutate
+from switchgear.scheduler.engines.base import Engine
 from switchgear.scheduler.model import NodeRecord
 from switchgear.scheduler.repository import Repository, Transaction
 from switchgear.scheduler.store import SERVICE
@@ -26,8 +27,9 @@ from switchgear.v1 import fleet_service_pb2_grpc as fleet_grpc
 class FleetServicer(fleet_grpc.FleetServiceServicer):
     """Nodes, as `FleetService` shows them."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, engine: Engine) -> None:
         self._repository = repository
+        self._engine = engine
 
     async def GetNode(self, request: fleet_pb.GetNodeRequest, context: Context) -> fleet_pb.Node:
         names.parse(request.name, "nodes/*")
@@ -35,13 +37,13 @@ class FleetServicer(fleet_grpc.FleetServiceServicer):
             node = await store.get_node(session, request.name)
             if node is None:
                 raise NotFound(request.name)
-            return await _node(session, node)
+            return await self._node(session, node)
 
     async def ListNodes(self, request: fleet_pb.ListNodesRequest, context: Context) -> fleet_pb.ListNodesResponse:
         size = paging.page_size(request.page_size)
         after = paging.after_text("nodes", request.page_token)
         async with self._repository.database.read() as session:
-            nodes = await _nodes(session, await store.nodes_after_name(session, after or "", size + 1))
+            nodes = await self._nodes(session, await store.nodes_after_name(session, after or "", size + 1))
             revision = await current_revision(session, SERVICE)
         page = nodes[: paging.fitting(nodes[:size])]
         return fleet_pb.ListNodesResponse(
@@ -55,7 +57,7 @@ class FleetServicer(fleet_grpc.FleetServiceServicer):
     ) -> AsyncIterator[fleet_pb.WatchNodesResponse]:
         async def page(session: AsyncSession, after: int, limit: int) -> Sequence[tuple[int, fleet_pb.Node]]:
             nodes = await store.nodes_after_revision(session, after, limit)
-            return list(zip((node.revision for node in nodes), await _nodes(session, nodes), strict=True))
+            return list(zip((node.revision for node in nodes), await self._nodes(session, nodes), strict=True))
 
         async for revision, node in self._repository.feed.watch(request.revision, page):
             yield fleet_pb.WatchNodesResponse(node=node, revision=revision)
@@ -71,7 +73,7 @@ class FleetServicer(fleet_grpc.FleetServiceServicer):
         async def act(transaction: Transaction) -> fleet_pb.Node:
             node = await _node_with_etag(transaction, request.name, request.etag)
             after = node_life.cordon(node, reason, actor_of(request.actor))
-            return await _node(transaction.session, await transaction.put_node(after))
+            return await self._node(transaction.session, await transaction.put_node(after))
 
         return await mutate(self._repository, request.request_id, request, fleet_pb.Node, act)
 
@@ -81,7 +83,7 @@ class FleetServicer(fleet_grpc.FleetServiceServicer):
         async def act(transaction: Transaction) -> fleet_pb.Node:
             node = await _node_with_etag(transaction, request.name, request.etag)
             after = await transaction.put_node(node_life.uncordon(node, actor_of(request.actor)), healthy_anew=True)
-            return await _node(transaction.session, after)
+            return await self._node(transaction.session, after)
 
         return await mutate(self._repository, request.request_id, request, fleet_pb.Node, act)
 
@@ -101,9 +103,16 @@ class FleetServicer(fleet_grpc.FleetServiceServicer):
             if len(taints) > LABELS_MAX:
                 raise Invalid(f"a node has at most {LABELS_MAX} taints", Reason.LIMIT_EXCEEDED, field="add_taints")
             after = replace(node, labels=labels_from_proto(labels), taints=frozenset(taints))
-            return await _node(transaction.session, await transaction.put_node(after))
+            return await self._node(transaction.session, await transaction.put_node(after))
 
         return await mutate(self._repository, request.request_id, request, fleet_pb.Node, act)
+
+    async def _nodes(self, session: AsyncSession, nodes: Sequence[NodeRecord]) -> list[fleet_pb.Node]:
+        allocated, status = await store.gpus_allocated(session), dict(self._engine.observe().nodes)
+        return [node_to_proto(node, allocated.get(node.name, 0), status.get(node.name)) for node in nodes]
+
+    async def _node(self, session: AsyncSession, node: NodeRecord) -> fleet_pb.Node:
+        return (await self._nodes(session, [node]))[0]
 
 
 async def _node_with_etag(transaction: Transaction, name: str, etag: str) -> NodeRecord:
@@ -116,12 +125,3 @@ async def _node_with_etag(transaction: Transaction, name: str, etag: str) -> Nod
             etag=str(node.revision),
         )
     return node
-
-
-async def _nodes(session: AsyncSession, nodes: Sequence[NodeRecord]) -> list[fleet_pb.Node]:
-    allocated = await store.gpus_allocated(session)
-    return [node_to_proto(node, allocated.get(node.name, 0)) for node in nodes]
-
-
-async def _node(session: AsyncSession, node: NodeRecord) -> fleet_pb.Node:
-    return (await _nodes(session, [node]))[0]

@@ -94,7 +94,7 @@ class Scheduler:
         )
 
     def register(self, server: grpc.aio.Server) -> None:
-        fleet_service_pb2_grpc.add_FleetServiceServicer_to_server(FleetServicer(self._repository), server)
+        fleet_service_pb2_grpc.add_FleetServiceServicer_to_server(FleetServicer(self._repository, self._engine), server)
         job_service_pb2_grpc.add_JobServiceServicer_to_server(
             JobServicer(self._repository, self._settings.state_dir), server
         )

@@ -323,6 +323,8 @@ class NodeStatus:
     #: Launchers that somebody has cancelled in the engine, and how that is known.
     cancelled: tuple[tuple[LauncherRef, str], ...] = ()
     closed: Closure | None = None
+    #: Somebody has opened it in the engine although we keep it closed: they have looked at it.
+    opened: bool = False
     #: Why nothing can be started there now, for a reason that passes; empty when it can.
     obstacle: str = ""
     foreign: tuple[ForeignJob, ...] = ()

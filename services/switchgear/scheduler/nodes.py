@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from switchgear.scheduler.model import Closure, Inventory, NodeRecord, NodeState
+from switchgear.scheduler.model import Inventory, NodeRecord, NodeState, NodeStatus
 
 #: Ten missed heartbeats of 1 s: a network that drops for a moment or an agent that restarts is no lost node.
 SILENCE_LIMIT_S = 10.0
@@ -65,10 +65,12 @@ def uncordon(node: NodeRecord, actor: str) -> NodeRecord:
     return replace(node, standing=NodeState.HEALTHY, reason="", actor=actor)
 
 
-def kept_out(node: NodeRecord, closed: Closure | None) -> NodeRecord:
-    """As its engine's own people keep it. What we have decided about it ourselves stays."""
-    ours = node.standing is not NodeState.HEALTHY and not node.actor.startswith(ACTOR_ENGINE)
-    if ours or (closed is None and node.standing is NodeState.HEALTHY):
+def kept_out(node: NodeRecord, status: NodeStatus) -> NodeRecord:
+    """As its engine's own people keep it. What we have decided about it ourselves stays, until they open what we have closed."""
+    closed = status.closed
+    if kept_out_by_us(node):
+        return uncordon(node, ACTOR_ENGINE) if status.opened else node
+    if closed is None and node.standing is NodeState.HEALTHY:
         return node
     if closed is None:
         return uncordon(node, node.actor)

@@ -11,7 +11,7 @@ from switchgear.core import names, rpc
 from switchgear.core.errors import Invalid, Reason
 from switchgear.core.warm import WarmKind
 from switchgear.scheduler import nodes as node_life
-from switchgear.scheduler.model import GpuRecord, Inventory, JobRecord, JobSpec, NodeRecord, WantedLauncher
+from switchgear.scheduler.model import GpuRecord, Inventory, JobRecord, JobSpec, NodeRecord, NodeStatus, WantedLauncher
 from switchgear.scheduler.wishes import LABEL_LENGTH_MAX, LEVELS, TOPOLOGY_PREFIX, wishes_to_proto
 from switchgear.v1 import fleet_service_pb2 as fleet_pb
 from switchgear.v1 import job_service_pb2 as job_pb
@@ -112,7 +112,8 @@ def _metrics_host(metrics_address: str) -> str:
     return rpc.split_address(metrics_address.removeprefix("https://"))[0].strip("[]")
 
 
-def node_to_proto(node: NodeRecord, gpus_allocated: int) -> fleet_pb.Node:
+def node_to_proto(node: NodeRecord, gpus_allocated: int, status: NodeStatus | None = None) -> fleet_pb.Node:
+    """status: what its engine sees of it now; None: nothing."""
     return fleet_pb.Node(
         name=node.name,
         state=node.state.value,
@@ -141,6 +142,8 @@ def node_to_proto(node: NodeRecord, gpus_allocated: int) -> fleet_pb.Node:
         taints=sorted(node.taints),
         cpu_milli=node.inventory.cpu_milli or 0,
         memory_mib=node.inventory.memory_mib or 0,
+        gpus_foreign=sum(job.gpus for job in status.foreign) if status else 0,
+        obstacle=status.obstacle if status else "",
     )
 
 

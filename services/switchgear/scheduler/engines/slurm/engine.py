@@ -8,13 +8,21 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 from switchgear.core.clock import Clock
-from switchgear.core.errors import Reason, SwitchgearError
+from switchgear.core.errors import FailedPrecondition, Reason, SwitchgearError
 from switchgear.core.service import Endpoints
 from switchgear.core.warm import WarmKind
 from switchgear.scheduler.engines.base import Engine
 from switchgear.scheduler.engines.slurm.keys import Key
 from switchgear.scheduler.engines.slurm.look import Look, is_gone, look
-from switchgear.scheduler.engines.slurm.plan import Plan, Refusal, fates_of, plan, wanted_launchers
+from switchgear.scheduler.engines.slurm.plan import (
+    Plan,
+    Refusal,
+    fates_of,
+    opened_again,
+    our_drains,
+    plan,
+    wanted_launchers,
+)
 from switchgear.scheduler.engines.slurm.script import script, submission
 from switchgear.scheduler.engines.slurm.settings import SlurmSettings
 from switchgear.scheduler.engines.slurm.sight import observation
@@ -62,6 +70,10 @@ class SlurmEngine:
         self._wanted: Mapping[str, Wanted] | None = None
         #: Until a launcher has its job, or is not wanted any more.
         self._refusals: dict[Key, Refusal] = {}
+        #: Nodes that somebody has opened although we keep them closed, until we do so no longer.
+        self._opened: frozenset[str] = frozenset()
+        #: Nodes that are drained by us, as far as we know.
+        self._drained: set[str] = set()
         #: When nodes may be drained or resumed again of which Slurm refused it, by monotonic time.
         self._keep_after_s: dict[str, float] = {}
         self._wake = asyncio.Event()
@@ -72,7 +84,7 @@ class SlurmEngine:
         # While Slurm is away no time passes for what it said.
         fates = fates_of(self._seen, self._wanted or {}, self._refusals, self._looked_unix_ns / 1e9)
         agents = dict(self._agents.observe().nodes)
-        return observation(self._seen, fates, agents, self._settings.cluster, away=self._away)
+        return observation(self._seen, fates, agents, self._settings.cluster, away=self._away, opened=self._opened)
 
     def last_heard(self) -> Mapping[str, int]:
         if self._seen is None or self._away:
@@ -85,9 +97,16 @@ class SlurmEngine:
         self._wanted = wanted
         keys = {key for key, _ in wanted_launchers(wanted)}
         self._refusals = {key: refusal for key, refusal in self._refusals.items() if key in keys}
+        self._opened = frozenset(name for name in self._opened if (one := wanted.get(name)) and one.closed)
         self._wake.set()
 
     async def run(self, endpoints: Endpoints) -> None:
+        if endpoints.tls and not self._settings.tls:
+            raise FailedPrecondition(
+                "launchers in Slurm need certificates: let each node join (`switchgear agent --join`) and name the folder of what it got "
+                "there with --slurm-tls",
+                Reason.TLS_FILES,
+            )
         loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
@@ -113,6 +132,8 @@ class SlurmEngine:
         self._refusals = {key: one for key, one in self._refusals.items() if not _is_there(seen, key)}
         if self._away:
             log.info("Slurm answers again")
+        self._opened |= opened_again(self._drained, seen, self._wanted or {})
+        self._drained = set(our_drains(seen, self._settings.cluster))
         changed = seen != self._seen or bool(self._away)
         self._seen, self._away, self._looked_unix_ns = seen, "", self._clock.unix_ns()
         if changed:
@@ -128,7 +149,9 @@ class SlurmEngine:
         """Whether anything was asked of Slurm."""
         if self._seen is None or self._wanted is None:
             return False  # not knowing what is wanted is not the same as wanting nothing
-        todo = plan(self._seen, self._wanted, self._refusals, self._settings.cluster, self._now_s())
+        todo = plan(
+            self._seen, self._wanted, self._refusals, self._settings.cluster, self._now_s(), opened=self._opened
+        )
         await self._keep_nodes(todo)
         if todo.cancel:
             log.info("cancelling Slurm jobs", extra={"slurm_jobs": list(todo.cancel)})
@@ -169,23 +192,29 @@ class SlurmEngine:
         """A user who may submit need not be one who may drain: then jobs go on all the same."""
         nodes = self._seen.nodes if self._seen else {}
         for name, reason in todo.drain:
-            await self._keep(name, f"drain it ({reason})", partial(self._slurm.drain, reason=reason), nodes)
+            drain = partial(self._slurm.drain, reason=reason)
+            if await self._keep(name, f"drain it ({reason})", drain, nodes):
+                self._drained.add(name)
         for name in todo.resume:
-            await self._keep(name, "resume it", self._slurm.resume, nodes)
+            if await self._keep(name, "resume it", self._slurm.resume, nodes):
+                self._drained.discard(name)
 
     async def _keep(
         self, name: str, what: str, effect: Callable[[str], Awaitable[None]], nodes: Mapping[str, SlurmNode]
-    ) -> None:
+    ) -> bool:
+        """Whether Slurm has done it."""
         now_s = self._clock.monotonic_s()
         if now_s < self._keep_after_s.get(name, now_s):
-            return
+            return False
         try:
             await effect(nodes[name].name)
-            log.info("asked Slurm to %s", what, extra={"node": name})
         except SwitchgearError as error:
             _require_reached(error)
             self._keep_after_s[name] = now_s + KEEP_RETRY_S
             log.warning("Slurm refused to %s: %s", what, error.message, extra={"node": name})
+            return False
+        log.info("asked Slurm to %s", what, extra={"node": name})
+        return True
 
     def _poll_s(self) -> float:
         idle = not (self._seen and self._seen.ours) and not any(one.run for one in (self._wanted or {}).values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from switchgear.scheduler.engines.slurm.fate import Fate, Kind, fate, is_ending
@@ -42,8 +42,16 @@ class Plan:
         return bool(self.submit or self.cancel or self.drain or self.resume)
 
 
-def plan(seen: Look, wanted: Mapping[str, Wanted], refusals: Mapping[Key, Refusal], cluster: str, now_s: float) -> Plan:
-    """now_s: Unix time, by the clock that Slurm's times are of."""
+def plan(
+    seen: Look,
+    wanted: Mapping[str, Wanted],
+    refusals: Mapping[Key, Refusal],
+    cluster: str,
+    now_s: float,
+    *,
+    opened: Collection[str] = (),
+) -> Plan:
+    """now_s: Unix time, by the clock that Slurm's times are of. opened: nodes that are not to be drained again, see `opened_again`."""
     fates = fates_of(seen, wanted, refusals, now_s)
     launchers = dict(wanted_launchers(wanted))
     submit = [
@@ -55,7 +63,7 @@ def plan(seen: Look, wanted: Mapping[str, Wanted], refusals: Mapping[Key, Refusa
     for name, one in wanted.items():
         node = seen.nodes.get(name)
         # What somebody else has closed stays as it is; once that is over, ours follows.
-        if one.closed and node is not None and not node.is_drained:
+        if one.closed and node is not None and not node.is_drained and name not in opened:
             drain.append((name, drain_reason(one.closed, cluster)))
     resume = [
         name
@@ -67,6 +75,21 @@ def plan(seen: Look, wanted: Mapping[str, Wanted], refusals: Mapping[Key, Refusa
         tuple(sorted({*_unwanted(seen, wanted), *(job for found in fates.values() for job in found.doubles)})),
         tuple(drain),
         tuple(resume),
+    )
+
+
+def our_drains(seen: Look, cluster: str) -> frozenset[str]:
+    return frozenset(
+        name for name, node in seen.nodes.items() if node.is_drained and is_our_drain(node.reason, cluster)
+    )
+
+
+def opened_again(drained: Collection[str], seen: Look, wanted: Mapping[str, Wanted]) -> frozenset[str]:
+    """Those of the nodes that we had drained, and still keep closed, that somebody has opened in Slurm."""
+    return frozenset(
+        name
+        for name in drained
+        if (one := wanted.get(name)) and one.closed and name in seen.nodes and not seen.nodes[name].is_drained
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from switchgear.scheduler.engines.slurm.fate import Fate, Kind
@@ -31,7 +31,13 @@ _KEPT = {
 
 
 def observation(
-    seen: Look, fates: Mapping[Key, Fate], agents: Mapping[str, NodeStatus], cluster: str, *, away: str
+    seen: Look,
+    fates: Mapping[Key, Fate],
+    agents: Mapping[str, NodeStatus],
+    cluster: str,
+    *,
+    away: str,
+    opened: Collection[str] = (),
 ) -> Observation:
     """fates: of the launchers that should run. agents: what the agents of nodes say, by name; there need not be any.
     away: since when Slurm has not answered, empty while it does: then nobody is judged by what it said before."""
@@ -51,6 +57,7 @@ def observation(
             silent=is_gone(node) and not away,
             launchers=frozenset(LauncherRef(key.job, key.epoch) for key in running.get(name, {})),
             closed=_closure(node, cluster),
+            opened=name in opened,
             obstacle=away or _obstacle(node, ours=bool(running.get(name))),
             foreign=_with_hidden(node, foreign.get(name, []), running.get(name, {})),
             partitions=frozenset(node.partitions),
