@@ -155,6 +155,34 @@ def test_a_job_that_never_ran_waits_for_no_lease() -> None:
     assert (gathering.holds_back(0), gathering.place(0)) == (False, [A, B])
 
 
+def test_nodes_without_a_rank_leave_the_places_for_a_while_to_those_that_have_one() -> None:
+    first, second = replace(A, node_rank=0), replace(B, node_rank=1)
+    gathering = Gathering(1, 2, 30, order_s=10)
+    for member in (C, first):
+        gathering.join(member, 100)
+    assert gathering.place(109) is None
+    gathering.join(second, 109)
+    assert gathering.place(109) == [first, second]
+    without_the_second = Gathering(1, 2, 30, order_s=10)
+    for member in (C, first):
+        without_the_second.join(member, 100)
+    assert without_the_second.place(110) == [first, C]
+
+
+def test_when_no_other_node_can_come_the_job_shrinks_at_once() -> None:
+    gathering = gathered(1, 2, A, B)
+    gathering.place(0)
+    gathering.give_up([B.node], 50, waits=False)
+    assert gathering.place(50) == [A]
+
+
+def test_once_it_is_known_that_nothing_runs_elsewhere_no_lease_is_waited_for() -> None:
+    gathering = again(replace(A, generation=3), C)
+    assert gathering.place(1) is None
+    gathering.nothing_else_runs()
+    assert gathering.place(1) == [replace(A, generation=3), C]
+
+
 def test_spares_are_bounded() -> None:
     gathering = gathered(1, 1, *(Member(f"nodes/n{i}", f"10.0.1.{i}") for i in range(65)))
     with pytest.raises(FailedPrecondition, match="are here already"):

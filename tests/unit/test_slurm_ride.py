@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from switchgear.access.pki import Pki
+from switchgear.cli.run_options import Rendezvous as Meeting
 from switchgear.cli.slurm import flags
 from switchgear.cli.slurm.drain import REASON_LENGTH_MAX, command_of, reason_of
+from switchgear.cli.slurm.meeting import certificates, meeting_from
 from switchgear.cli.slurm.pace import Pace, stop_reason
 from switchgear.cli.slurm.start import fill
 from switchgear.cli.slurm.task import Task, is_silent, task_from
 from switchgear.core.errors import Invalid
 from switchgear.core.modes import Mode
+from switchgear.slurm.commands import Commands
 
 #: As seen of Slurm 22.05.8 in a task of `srun`, with what others set beside it.
 STEP = {
@@ -67,7 +73,7 @@ def test_a_process_that_nobody_of_slurm_has_started_is_known_by_its_host() -> No
     found = task_from(environment, "gpu09.cluster.example")
     assert found is not None
     assert (found.node, found.step_id) == ("gpu09", None)
-    with pytest.raises(Invalid, match="on none of its nodes .* `srun --ntasks-per-node=1 switchgear run"):
+    with pytest.raises(Invalid, match=r"on none of its nodes .* `srun --ntasks-per-node=1 switchgear run"):
         task_from(environment, "login-1")
 
 
@@ -110,6 +116,36 @@ def test_slurm_says_what_no_flag_says() -> None:
 def test_more_nodes_than_the_step_has_are_refused() -> None:
     with pytest.raises(Invalid, match="has 3 nodes; ask Slurm for more"):
         fill(arguments(nnodes="2:4"), task())
+
+
+async def test_nodes_meet_at_the_first_one_of_the_step_and_those_beyond_are_spares() -> None:
+    """No Slurm is asked where the name of the node can be looked up."""
+    nodes = {"SLURM_STEP_NODELIST": "localhost,gpu08,gpu09"}
+    first, last = (task(SLURMD_NODENAME=node, **nodes) for node in ("localhost", "gpu09"))
+    keeps, waits = [await meeting_from(each, None, 2, Commands()) for each in (first, last)]
+    assert (keeps.host, keeps.port, keeps.run_id) == (waits.host, waits.port, waits.run_id)
+    assert [(each.node, each.node_rank, each.hosts) for each in (keeps, waits)] == [
+        ("localhost", 0, True),
+        ("gpu09", None, False),
+    ]
+
+
+def test_the_first_node_makes_certificates_for_this_run_that_the_others_find(tmp_path: Path) -> None:
+    keeps = Meeting(host="gpu07", port=20_042, hosts=True)
+    made = certificates(keeps, tmp_path / "pki", {})
+    assert certificates(replace(keeps, hosts=False), tmp_path / "pki", {}) == made
+    assert Pki(tmp_path / "pki").hosts()[0] == "gpu07"
+    assert (tmp_path / "pki").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "environment"), [("127.0.0.1", {}), ("gpu07", {"SWITCHGEAR_TLS_CA": "/etc/switchgear/ca.crt"})]
+)
+def test_no_certificates_are_made_where_none_are_needed(
+    tmp_path: Path, host: str, environment: Mapping[str, str]
+) -> None:
+    assert certificates(Meeting(host=host, port=20_042, hosts=True), tmp_path / "pki", environment) == {}
+    assert not (tmp_path / "pki").exists()
 
 
 def options(environment: Mapping[str, str] | None = None, **given: str) -> flags.RideOptions:

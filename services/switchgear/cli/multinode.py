@@ -42,6 +42,8 @@ from switchgear.v1alpha import rendezvous_service_pb2_grpc as pb_grpc
 Borrow = Callable[[], Awaitable[Ride]]
 
 RETRY_S = 0.5
+#: Nodes that are started together do not come in order; a silence that is shorter than this is not told.
+PATIENCE_S = 3.0
 #: How long the last reports may take to leave.
 LAST_WORDS_S = 1.0
 #: Runs of one job on one machine, each a node of its own.
@@ -217,9 +219,10 @@ class _Member:
                     error = rpc.from_rpc_error(rpc_error)
                     if isinstance(error, FailedPrecondition):
                         raise error from rpc_error
-                self._tell(
-                    f"nobody answers at {self._endpoint}; ranks go on for their lease, and this node tries again"
-                )
+                if time.monotonic() - heard_s > PATIENCE_S:
+                    self._tell(
+                        f"nobody answers at {self._endpoint}; ranks go on for their lease, and this node tries again"
+                    )
                 if time.monotonic() - heard_s > self._meeting.join_timeout_s:
                     raise Unavailable(
                         f"nobody has answered at {self._endpoint} for {self._meeting.join_timeout_s:g} s; start `switchgear run` on that "

@@ -109,7 +109,7 @@ class Ride:
 
     async def after(self, *, is_over: bool) -> tuple[str, bool]:
         given_up = tuple(sorted({*self._turn.given_up, *self._drains.nodes}))
-        await self._save(stopped=True, given_up=given_up)
+        await self._say_stopped(given_up)
         await self._drains.finish()
         if is_over or self._signalled:
             return "", False
@@ -151,12 +151,12 @@ class Ride:
             if self._clock.monotonic_s() > deadline_s:
                 return
             await asyncio.sleep(0.05)
-        await self._save(stopped=True)
+        await self._say_stopped(self._turn.given_up)
 
     async def closed(self, nodes: Sequence[str]) -> None:
         """Nothing of the job lives on this node any more. nodes: those of its newest attempt."""
         if {self._slurm_names.get(node) for node in nodes} <= {self._task.node}:
-            await self._save(stopped=True)
+            await self._say_stopped(self._turn.given_up)
 
     async def _guard(self, place: Rendezvous) -> None:
         heard_s = self._clock.monotonic_s()
@@ -211,6 +211,15 @@ class Ride:
             self._commits.clear()
         self._commits.add(key)
         self._pace = self._pace.committed(now_s)
+
+    async def _say_stopped(self, given_up: tuple[str, ...]) -> None:
+        """Spares the next run a wait; without it that run is as safe."""
+        try:
+            await self._save(stopped=True, given_up=given_up)
+        except OSError as error:
+            tell(
+                f"switchgear: cannot write {self._turns.folder} ({error.strerror}): the next run of this job waits for leases"
+            )
 
     async def _save(self, **changes: object) -> None:
         async with self._saves:

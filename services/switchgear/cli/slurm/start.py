@@ -63,6 +63,11 @@ async def run(
         tell(
             "switchgear: this is not started by srun: `srun --ntasks-per-node=1 switchgear run …` starts it on all nodes of the job at once"
         )
+    if len(os.sched_getaffinity(0)) < min(spec.nproc_per_node, os.cpu_count() or 1):
+        tell(
+            f"switchgear: {spec.nproc_per_node} ranks share {len(os.sched_getaffinity(0))} processors, which is what srun gives this task; "
+            "write `srun --cpus-per-task=N`, or --cpu-bind=none"
+        )
     if len(task.nodes) > spec.nnodes and task.node_rank == 0:
         tell(f"switchgear: {len(task.nodes) - spec.nnodes} of {len(task.nodes)} nodes are spares")
 
