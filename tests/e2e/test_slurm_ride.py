@@ -88,9 +88,11 @@ def test_a_lost_node_is_drained_and_a_spare_of_the_allocation_takes_its_place(
 ) -> None:
     batch = Batch(slurm, tmp_path, "--nodes=3", run=("--nnodes", "2", "--drain", "act"), last_generation=2)
     batch.has_checkpoints()
+    slurm.stop_controller()  # which is not needed for it
     slurm.kill_node("n2")
-    batch.says("n2 is drained: switchgear: contact with nodes/n2 was lost")
     batch.says(r"\[rank 3\] done")
+    slurm.start_controller()
+    batch.says("n2 is drained: switchgear: contact with nodes/n2 was lost")
     reasons = slurm.command("sinfo", "--list-reasons", "--noheader", "--Node", "--format=%N %E")
     assert reasons == "n2 switchgear: contact with nodes/n2 was lost"
     see_lost(slurm, "n2")
@@ -140,10 +142,8 @@ def test_a_killed_rank_costs_a_restart_in_the_allocation_and_a_run_whose_time_en
 ) -> None:
     batch = Batch(slurm, tmp_path, "--nodes=2", run=("--chain", "2"), last_generation=3)
     batch.has_checkpoints()
-    slurm.stop_controller()  # nobody needs it for that
     os.kill(batch.rank_pids("n2")[0], signal.SIGKILL)
     batch.says(r"Rank \d on nodes/n2 was killed by SIGKILL after step \d+ .* restarted in place")
-    slurm.start_controller()
     slurm.command("scancel", "--signal=USR1", f"{batch.id}.0")
     batch.says("stops here: SIGUSR1 has announced the end, and a checkpoint has been written since")
     batch.says("requeues the job; run 2 goes on from the newest checkpoint")

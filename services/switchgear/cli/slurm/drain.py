@@ -7,7 +7,7 @@ import logging
 import shlex
 from collections.abc import Callable
 
-from switchgear.core.errors import SwitchgearError
+from switchgear.core.errors import SwitchgearError, Unavailable
 from switchgear.core.modes import Mode
 from switchgear.core.text import printable
 from switchgear.slurm.client import Slurm
@@ -19,6 +19,8 @@ PREFIX = "switchgear: "
 REASON_LENGTH_MAX = 160
 #: What draining may take at the end of a run: the programs of Slurm wait 10 s for a controller.
 FINISH_S_MAX = 25.0
+#: A controller that does not answer is asked again so much later.
+RETRY_S = 5.0
 
 
 def reason_of(why: str) -> str:
@@ -48,11 +50,12 @@ class Drains:
             self._news.set()
 
     async def run(self) -> None:
-        """Drains what comes; until cancelled."""
+        """Drains what comes, as soon as Slurm answers; until cancelled."""
         while True:
             await self._news.wait()
             self._news.clear()
-            await self._drain_all()
+            while not await self._drain_all():  # noqa: ASYNC110  # nobody tells when Slurm is back
+                await asyncio.sleep(RETRY_S)
 
     async def finish(self) -> None:
         """What is not drained yet, as far as Slurm answers in time."""
@@ -60,15 +63,23 @@ class Drains:
             async with asyncio.timeout(FINISH_S_MAX):
                 await self._drain_all()
         except TimeoutError:
-            self._tell("switchgear: Slurm does not answer: nodes stay as they are")
+            pass
+        for node in self.nodes.keys() - self._done:
+            self._tell(f"switchgear: Slurm does not answer; advice: {command_of(node, self.nodes[node])}")
 
-    async def _drain_all(self) -> None:
+    async def _drain_all(self) -> bool:
+        """False when Slurm did not answer for one of them."""
         async with self._draining:
             for node in [node for node in self.nodes if node not in self._done]:
+                try:
+                    await self._drain(node, self.nodes[node])
+                except Unavailable:
+                    return False
                 self._done.add(node)
-                await self._drain(node, self.nodes[node])
+            return True
 
     async def _drain(self, node: str, why: str) -> None:
+        """Raises Unavailable when Slurm does not answer."""
         if self._mode is Mode.OBSERVE:
             return
         if self._mode is Mode.ADVISE:
@@ -79,5 +90,7 @@ class Drains:
                 return  # whoever did that has a reason of their own
             await self._slurm.drain(node, reason_of(why))
             self._tell(f"switchgear: {node} is drained: {reason_of(why)}")
+        except Unavailable:
+            raise
         except SwitchgearError as error:
             self._tell(f"switchgear: {node} cannot be drained ({error.message}); advice: {command_of(node, why)}")

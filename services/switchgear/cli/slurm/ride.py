@@ -60,6 +60,7 @@ class Ride:
         self._task, self._options, self._slurm, self._clock = task, options, slurm, clock
         self._turns, self._turn, self._earlier = turns, turn, earlier
         self._quiet = earlier is None or earlier.stopped
+        self._quiet_s = clock.monotonic_s() + self.silence_s_max
         self._drains = Drains(slurm, options.drain, tell)
         self._slurm_names = {names.node_name(names.to_id(node)): node for node in task.nodes}
         self._pace = Pace(clock.monotonic_s())
@@ -102,6 +103,9 @@ class Ride:
                 case m.SaveCheckpoint(checkpoint) if checkpoint.generation == state.generation and state.generation:
                     self._committed(checkpoint, now_s)
         if state.generation > self._turn.generation:
+            if not await asyncio.to_thread(self._turns.has, self._turn):
+                # Nothing may start any more, and `_guard`, which a stopped process runs too late, ends the rest.
+                raise asyncio.CancelledError("another run of this job has begun")
             await self._save(generation=state.generation)
 
     def give_up(self, node: str, reason: str) -> None:
@@ -162,6 +166,7 @@ class Ride:
         heard_s = self._clock.monotonic_s()
         while True:
             await asyncio.sleep(GUARD_S)
+            asked_s = self._clock.monotonic_s()
             try:
                 async with asyncio.timeout(self.timing.lease_s):
                     has_turn = await asyncio.to_thread(self._turns.has, self._turn)
@@ -175,7 +180,7 @@ class Ride:
                         "another run of this job may have begun"
                     )
                 continue
-            heard_s = self._clock.monotonic_s()
+            heard_s = asked_s
             if not has_turn:
                 return await place.abandon("another run of this job has begun: this one ends")
 
@@ -214,6 +219,8 @@ class Ride:
 
     async def _say_stopped(self, given_up: tuple[str, ...]) -> None:
         """Spares the next run a wait; without it that run is as safe."""
+        if not self._quiet and self._clock.monotonic_s() < self._quiet_s:
+            return  # what the run before us has started may still live, and the next run asks for us alone
         try:
             await self._save(stopped=True, given_up=given_up)
         except OSError as error:
