@@ -51,20 +51,17 @@ KEEP_RETRY_S = 60.0
 class SlurmEngine:
     """See `engines.base.Engine`.
 
-    agents: what the agents of the same nodes say, where they run. changed: called whenever `observe` would answer something new, except for what only time brings.
+    agents: what the agents of the same nodes say, where they run. changed: called whenever `observe` would answer something new, except
+    for what only time brings.
     """
 
     def __init__(
-        self,
-        slurm: Slurm,
-        settings: SlurmSettings,
-        agents: Engine,
-        clock: Clock,
-        changed: Callable[[], None],
+        self, slurm: Slurm, settings: SlurmSettings, agents: Engine, clock: Clock, changed: Callable[[], None]
     ) -> None:
         self._slurm, self._settings, self._agents, self._clock = slurm, settings, agents, clock
         self._changed = changed
         self._seen: Look | None = None
+        self._observed = Observation()
         self._away = ""
         self._looked_unix_ns = 0
         self._wanted: Mapping[str, Wanted] | None = None
@@ -79,12 +76,7 @@ class SlurmEngine:
         self._wake = asyncio.Event()
 
     def observe(self) -> Observation:
-        if self._seen is None:
-            return Observation()
-        # While Slurm is away no time passes for what it said.
-        fates = fates_of(self._seen, self._wanted or {}, self._refusals, self._looked_unix_ns / 1e9)
-        agents = dict(self._agents.observe().nodes)
-        return observation(self._seen, fates, agents, self._settings.cluster, away=self._away, opened=self._opened)
+        return self._observed
 
     def last_heard(self) -> Mapping[str, int]:
         if self._seen is None or self._away:
@@ -115,7 +107,7 @@ class SlurmEngine:
                 await self._look()
                 acted = await self._act(endpoints)
             except SwitchgearError as error:
-                self._lost_sight(error)
+                await self._lose_sight(error)
             except Exception:
                 log.exception("a look at Slurm failed; trying again")
             pause_s = min(max(self._poll_s(), (loop.time() - begin_s) * _POLL_SHARE), POLL_S_MAX)
@@ -128,86 +120,113 @@ class SlurmEngine:
     async def _look(self) -> None:
         # Nodes first: what starts in between is seen as running on a node that looks free, and not the other way round.
         nodes, jobs = await self._slurm.nodes(), await self._slurm.jobs()
-        seen = look(nodes, jobs, self._settings)
+        seen = await asyncio.to_thread(look, nodes, jobs, self._settings)
         self._refusals = {key: one for key, one in self._refusals.items() if not _is_there(seen, key)}
         if self._away:
             log.info("Slurm answers again")
         self._opened |= opened_again(self._drained, seen, self._wanted or {})
         self._drained = set(our_drains(seen, self._settings.cluster))
-        changed = seen != self._seen or bool(self._away)
         self._seen, self._away, self._looked_unix_ns = seen, "", self._clock.unix_ns()
-        if changed:
-            self._changed()
+        await self._judge(seen)
 
-    def _lost_sight(self, error: SwitchgearError) -> None:
-        if not self._away:
-            log.warning("Slurm does not answer: what runs goes on, and nothing is started: %s", error.message)
-            self._away = "out of sight: Slurm does not answer"
+    async def _lose_sight(self, error: SwitchgearError) -> None:
+        if self._away:
+            return
+        log.warning("Slurm does not answer: what runs goes on, and nothing is started: %s", error.message)
+        self._away = "out of sight: Slurm does not answer"
+        if self._seen is not None:
+            await self._judge(self._seen)
+
+    async def _judge(self, seen: Look) -> None:
+        """While Slurm is away no time passes for what it said."""
+        wanted, refusals, now_s = self._wanted or {}, dict(self._refusals), self._looked_unix_ns / 1e9
+        agents, away, opened = dict(self._agents.observe().nodes), self._away, self._opened
+
+        def judged() -> Observation:
+            fates = fates_of(seen, wanted, refusals, now_s)
+            return observation(seen, fates, agents, self._settings.cluster, away=away, opened=opened)
+
+        # Of ten thousand nodes it takes a second.
+        before, self._observed = self._observed, await asyncio.to_thread(judged)
+        if self._observed != before:
             self._changed()
 
     async def _act(self, endpoints: Endpoints) -> bool:
-        """Whether anything was asked of Slurm."""
+        """Whether anything was done."""
         if self._seen is None or self._wanted is None:
             return False  # not knowing what is wanted is not the same as wanting nothing
-        todo = plan(
-            self._seen, self._wanted, self._refusals, self._settings.cluster, self._now_s(), opened=self._opened
+        todo = await asyncio.to_thread(
+            plan,
+            self._seen,
+            self._wanted,
+            dict(self._refusals),
+            self._settings.cluster,
+            self._now_s(),
+            opened=self._opened,
         )
-        await self._keep_nodes(todo)
+        nodes = self._seen.nodes
+        acted = await self._keep_nodes(todo, nodes)
         if todo.cancel:
-            log.info("cancelling Slurm jobs", extra={"slurm_jobs": list(todo.cancel)})
-            try:
-                await self._slurm.cancel(todo.cancel)
-            except SwitchgearError as error:
-                _require_reached(error)
-                log.warning("Slurm refused to cancel jobs of ours: %s", error.message)
+            acted |= await self._cancel(todo.cancel)
         for key, launcher in todo.submit:
-            if self._wanted is not None and launcher in self._wanted.get(key.node, Wanted()).run:
-                await self._submit(key, launcher, endpoints)
-        return bool(todo)
+            if launcher not in self._wanted.get(key.node, Wanted()).run:
+                continue  # not any more, since the plan was made
+            acted |= await self._submit(key, launcher, nodes[key.node], endpoints)
+            if key in self._refusals and not self._refusals[key].count:
+                break  # who does not answer one is not asked for the next
+        return acted
 
-    async def _submit(self, key: Key, launcher: WantedLauncher, endpoints: Endpoints) -> None:
-        seen, settings = self._seen, self._settings
-        node = seen.nodes[key.node] if seen else None
-        if node is None:
-            return
-        job = submission(launcher, key, node, settings)
-        text = script(launcher, key, node, settings, endpoints)
+    async def _cancel(self, jobs: Sequence[int]) -> bool:
+        log.info("cancelling Slurm jobs", extra={"slurm_jobs": list(jobs)})
+        try:
+            await self._slurm.cancel(jobs)
+        except SwitchgearError as error:
+            _require_reached(error)
+            log.warning("Slurm refused to cancel jobs of ours: %s", error.message)
+            return False
+        return True
+
+    async def _submit(self, key: Key, launcher: WantedLauncher, node: SlurmNode, endpoints: Endpoints) -> bool:
+        job = submission(launcher, key, node, self._settings)
+        text = script(launcher, key, node, self._settings, endpoints)
         about = {"job": key.job, "node": key.node, "placement_epoch": key.epoch}
         try:
             number = await self._slurm.submit(text, job)
         except SwitchgearError as error:
             _require_reached(error)
             log.warning("a launcher was not submitted: %s", error.message, extra=about)
-            if error.reason is Reason.SLURM_OUTCOME_UNKNOWN:
-                self._refusals[key] = Refusal(0, error.message, self._now_s() + UNKNOWN_S)
-            else:
-                count = self._refusals[key].count + 1 if key in self._refusals else 1
-                delay_s = REFUSED_S * 2 ** (count - 1)
-                self._refusals[key] = Refusal(count, error.message, self._now_s() + delay_s)
-                self._changed()
-        else:
-            log.info("submitted a launcher", extra={**about, "slurm_job": number})
+            self._refusals[key] = self._refused(key, error)
+            return False
+        log.info("submitted a launcher", extra={**about, "slurm_job": number})
+        return True
 
-    async def _keep_nodes(self, todo: Plan) -> None:
+    def _refused(self, key: Key, error: SwitchgearError) -> Refusal:
+        if error.reason is Reason.SLURM_OUTCOME_UNKNOWN:
+            return Refusal(0, error.message, self._now_s() + UNKNOWN_S)
+        count = self._refusals[key].count + 1 if key in self._refusals else 1
+        return Refusal(count, error.message, self._now_s() + REFUSED_S * 2 ** (count - 1))
+
+    async def _keep_nodes(self, todo: Plan, nodes: Mapping[str, SlurmNode]) -> bool:
         """A user who may submit need not be one who may drain: then jobs go on all the same."""
-        nodes = self._seen.nodes if self._seen else {}
+        acted = False
         for name, reason in todo.drain:
             drain = partial(self._slurm.drain, reason=reason)
-            if await self._keep(name, f"drain it ({reason})", drain, nodes):
+            if await self._keep(name, nodes[name], f"drain it ({reason})", drain):
                 self._drained.add(name)
+                acted = True
         for name in todo.resume:
-            if await self._keep(name, "resume it", self._slurm.resume, nodes):
+            if await self._keep(name, nodes[name], "resume it", self._slurm.resume):
                 self._drained.discard(name)
+                acted = True
+        return acted
 
-    async def _keep(
-        self, name: str, what: str, effect: Callable[[str], Awaitable[None]], nodes: Mapping[str, SlurmNode]
-    ) -> bool:
+    async def _keep(self, name: str, node: SlurmNode, what: str, effect: Callable[[str], Awaitable[None]]) -> bool:
         """Whether Slurm has done it."""
         now_s = self._clock.monotonic_s()
         if now_s < self._keep_after_s.get(name, now_s):
             return False
         try:
-            await effect(nodes[name].name)
+            await effect(node.name)
         except SwitchgearError as error:
             _require_reached(error)
             self._keep_after_s[name] = now_s + KEEP_RETRY_S
@@ -217,8 +236,9 @@ class SlurmEngine:
         return True
 
     def _poll_s(self) -> float:
-        idle = not (self._seen and self._seen.ours) and not any(one.run for one in (self._wanted or {}).values())
-        return IDLE_POLL_S if idle else POLL_S
+        ours = self._seen is not None and any(not job.has_ended for jobs in self._seen.ours.values() for job in jobs)
+        busy = ours or any(one.run for one in (self._wanted or {}).values())
+        return POLL_S if busy else IDLE_POLL_S
 
     def _now_s(self) -> float:
         return self._clock.unix_ns() / 1e9

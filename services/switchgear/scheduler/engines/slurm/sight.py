@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 from switchgear.scheduler.engines.slurm.fate import Fate, Kind
 from switchgear.scheduler.engines.slurm.keys import Key, is_our_drain
@@ -91,10 +92,9 @@ def _running(seen: Look) -> dict[str, dict[Key, SlurmJob]]:
 
 def _inventory(node: SlurmNode, agent: NodeStatus | None) -> Inventory:
     """What Slurm counts; what its agent knows beyond that, as long as both see as many GPUs."""
-    types = [kind for kind, count in sorted(node.gpus.by_type.items()) for _ in range(count)]
     said = Inventory(
         node.address or node.hostname,
-        tuple(GpuRecord(index, model=kind) for index, kind in enumerate(types)),
+        _gpus(tuple(sorted(node.gpus.by_type.items()))),
         agent_version="",
         cpu_milli=node.cpus * 1000,
         memory_mib=node.memory_mib,
@@ -110,6 +110,13 @@ def _inventory(node: SlurmNode, agent: NodeStatus | None) -> Inventory:
         metrics_address=own.metrics_address,
         labels=tuple(sorted({**dict(said.labels), **dict(own.labels)}.items())),
     )
+
+
+@lru_cache(maxsize=256)
+def _gpus(by_type: tuple[tuple[str, int], ...]) -> tuple[GpuRecord, ...]:
+    """A cluster has a few kinds of nodes."""
+    kinds = [kind for kind, count in by_type for _ in range(count)]
+    return tuple(GpuRecord(index, model=kind) for index, kind in enumerate(kinds))
 
 
 def _closure(node: SlurmNode, cluster: str) -> Closure | None:
