@@ -1,0 +1,74 @@
+"""How `up` and `serve` are told whose nodes they use."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from switchgear.cli.engine_flags import add_engine_arguments, policies_of, slurm_from
+from switchgear.core.errors import Invalid
+from switchgear.core.modes import Mode
+from switchgear.store.policies import CORDON
+
+POSTGRES = "postgresql+asyncpg://ann:secret@db:5432/switchgear"
+
+
+def _parsed(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_engine_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def test_without_a_word_agents_start_the_launchers_and_nodes_are_ours_alone(tmp_path: Path) -> None:
+    args = _parsed()
+    assert slurm_from(args, tmp_path, "") is None
+    assert policies_of(args, {}) == {}
+    with pytest.raises(Invalid, match="--engine slurm"):
+        slurm_from(_parsed("--slurm-partition", "gpu"), tmp_path, "")
+
+
+def test_nodes_of_slurm_are_drained_once_somebody_says_so() -> None:
+    args = _parsed("--engine", "slurm")
+    assert policies_of(args, {}) == {CORDON: Mode.ADVISE}
+    assert policies_of(args, {CORDON: Mode.ACT}) == {CORDON: Mode.ACT}
+
+
+def test_an_installation_keeps_its_name_where_its_state_is(tmp_path: Path) -> None:
+    args = _parsed("--engine", "slurm", "--slurm-partition", "gpu", "--slurm-partition", "big")
+    first, again = (slurm_from(args, tmp_path / "state", "") for _ in range(2))
+    other = slurm_from(args, tmp_path / "other", "")
+    assert first
+    assert first == again
+    assert other
+    assert other.cluster != first.cluster
+    assert first.partitions == ("gpu", "big")
+    assert first.state_dir == tmp_path / "state" / "slurm"
+
+
+def test_processes_that_share_a_database_have_one_name_whoever_logs_in(tmp_path: Path) -> None:
+    args = _parsed("--engine", "slurm")
+    names = {
+        found.cluster
+        for folder, url in (("a", POSTGRES), ("b", POSTGRES.replace("ann:secret", "bob:other")))
+        if (found := slurm_from(args, tmp_path / folder, url))
+    }
+    assert len(names) == 1
+    chosen = slurm_from(_parsed("--engine", "slurm", "--slurm-name", "lab"), tmp_path, POSTGRES)
+    assert chosen
+    assert chosen.cluster == "lab"
+    with pytest.raises(Invalid, match="--slurm-name"):
+        slurm_from(_parsed("--engine", "slurm", "--slurm-name", "a:b"), tmp_path, POSTGRES)
+
+
+def test_launchers_find_no_secret_of_the_control_plane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWITCHGEAR_DATABASE_URL", POSTGRES)
+    monkeypatch.setenv("SLURM_JWT", "token")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm/other.conf")
+    found = slurm_from(_parsed("--engine", "slurm", "--slurm-tls", str(tmp_path)), tmp_path, POSTGRES)
+    assert found
+    assert found.environment["SLURM_CONF"] == "/etc/slurm/other.conf"
+    assert not {"SWITCHGEAR_DATABASE_URL", "SLURM_JWT"} & set(found.environment)
+    assert found.tls
+    assert found.tls.certificate == tmp_path / "node.crt"
