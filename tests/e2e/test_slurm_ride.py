@@ -160,3 +160,20 @@ def test_a_run_stops_before_its_time_limit_with_a_code_of_its_own(slurm: SlurmCl
     said = batch.ends("FAILED")
     assert "stops here: the time limit is over in" in said, said
     assert "ExitCode=75:0" in slurm.command("scontrol", "show", "job", str(batch.id))
+
+
+@pytest.mark.slow
+def test_when_the_node_that_keeps_the_job_together_is_lost_the_others_have_it_requeued(
+    slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    """It runs the batch script too, without which Slurm would leave the job standing until its time limit."""
+    batch = Batch(slurm, tmp_path, "--nodes=2", last_generation=2)
+    batch.has_checkpoints()
+    slurm.kill_node("n1")
+    see_lost(slurm, "n1")
+    said = batch.ends()
+    assert all(f"[rank {rank}] done" in said for rank in range(4)), said
+    assert "ExcNodeList=n1" in slurm.command("scontrol", "show", "job", str(batch.id))
+    spans = batch.spans()
+    assert {span.rank for span in spans if span.generation == 2} == {0, 1, 2, 3}
+    assert proofs.no_overlap(spans).held

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -39,8 +40,6 @@ from switchgear.v1.job_service_pb2 import Job, JobSpec
 from switchgear.v1alpha import rendezvous_service_pb2 as pb
 from switchgear.v1alpha import rendezvous_service_pb2_grpc as pb_grpc
 
-Borrow = Callable[[], Awaitable[Ride]]
-
 RETRY_S = 0.5
 #: Nodes that are started together do not come in order; a silence that is shorter than this is not told.
 PATIENCE_S = 3.0
@@ -50,17 +49,29 @@ LAST_WORDS_S = 1.0
 PLACES_MAX = 64
 
 
+@dataclass(frozen=True, slots=True)
+class Lender:
+    """The engine that the nodes are lent from.
+
+    begin: begins the run, on the node that keeps the job together. orphaned: told on the others, again and again, for how many seconds
+    that node has not answered.
+    """
+
+    begin: Callable[[], Awaitable[Ride]]
+    orphaned: Callable[[float], Awaitable[None]]
+
+
 async def run(
-    name: str, spec: JobSpec, meeting: Meeting, echo: EchoRule, stopping: Stopping, *, borrow: Borrow | None = None
+    name: str, spec: JobSpec, meeting: Meeting, echo: EchoRule, stopping: Stopping, *, lender: Lender | None = None
 ) -> int:
     """Takes part in the job until it ends; returns the exit code, after a signal 128 and its number.
 
-    borrow: begins the run in an engine's allocation, where the nodes are part of one; called on the node that keeps the job together.
+    lender: None: nodes come by themselves.
     Raises FailedPrecondition when the address is beyond loopback and there are no certificates, its port is in use, or the job has
     no place for this node; Unavailable when nobody answers there in time.
     """
     stop = StopSignal(stopping)
-    code = await stop.watch(_take_part(name, spec, meeting, echo, stop, borrow=borrow))
+    code = await stop.watch(_take_part(name, spec, meeting, echo, stop, lender=lender))
     if code is None:
         print(f"{names.job_name(name)} was stopped on this node", file=sys.stderr)
         return stop.exit_code
@@ -68,19 +79,19 @@ async def run(
 
 
 async def _take_part(
-    name: str, spec: JobSpec, meeting: Meeting, echo: EchoRule, stop: StopSignal, *, borrow: Borrow | None
+    name: str, spec: JobSpec, meeting: Meeting, echo: EchoRule, stop: StopSignal, *, lender: Lender | None
 ) -> int:
     tls = _tls(meeting.host)
     job, endpoint = names.job_name(name), f"{meeting.host}:{meeting.port}"
     async with AsyncExitStack() as stack:
         kept: asyncio.Task[None] | None = None
         ride: Ride | None = None
-        member = _Member(job, name, spec, meeting, tls=tls, echo=echo)
+        member = _Member(job, name, spec, meeting, tls=tls, echo=echo, lender=lender)
         grace_s = 0.0
         try:
             await member.start()  # its imports run while the others come
             if meeting.hosts or (meeting.hosts is None and _is_here(meeting.host)):
-                ride = await borrow() if borrow else None
+                ride = await lender.begin() if lender else None
                 place = Rendezvous(
                     job,
                     meeting.run_id or name,
@@ -133,9 +144,17 @@ class _Member:
     """This node: a supervisor of its ranks, and where it is told what to do."""
 
     def __init__(
-        self, job: str, name: str, spec: JobSpec, meeting: Meeting, *, tls: TlsFiles | None, echo: EchoRule
+        self,
+        job: str,
+        name: str,
+        spec: JobSpec,
+        meeting: Meeting,
+        *,
+        tls: TlsFiles | None,
+        echo: EchoRule,
+        lender: Lender | None,
     ) -> None:
-        self._job, self._meeting, self._tls = job, meeting, tls
+        self._job, self._meeting, self._tls, self._lender = job, meeting, tls, lender
         self._endpoint = f"{meeting.host}:{meeting.port}"
         folder, node = _folder_and_node(job, meeting)
         forget_old(folder.parent, f"*@{meeting.node}" if meeting.node else "*")
@@ -219,11 +238,14 @@ class _Member:
                     error = rpc.from_rpc_error(rpc_error)
                     if isinstance(error, FailedPrecondition):
                         raise error from rpc_error
-                if time.monotonic() - heard_s > PATIENCE_S:
+                silent_s = time.monotonic() - heard_s
+                if self._lender and not self._meeting.hosts:
+                    await self._lender.orphaned(silent_s)
+                if silent_s > PATIENCE_S:
                     self._tell(
                         f"nobody answers at {self._endpoint}; ranks go on for their lease, and this node tries again"
                     )
-                if time.monotonic() - heard_s > self._meeting.join_timeout_s:
+                if silent_s > self._meeting.join_timeout_s:
                     raise Unavailable(
                         f"nobody has answered at {self._endpoint} for {self._meeting.join_timeout_s:g} s; start `switchgear run` on that "
                         "machine too, with the same SWITCHGEAR_TLS_CA if any, or name another with --rdzv-endpoint",

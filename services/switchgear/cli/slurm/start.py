@@ -14,6 +14,7 @@ from switchgear.cli.lease_flags import timing_of
 from switchgear.cli.output import tell
 from switchgear.cli.slurm import flags
 from switchgear.cli.slurm.meeting import certificates, meeting_from
+from switchgear.cli.slurm.orphaned import Orphaned
 from switchgear.cli.slurm.ride import Ride
 from switchgear.cli.slurm.task import Task
 from switchgear.cli.state import default_state_dir
@@ -71,12 +72,14 @@ async def run(
     if len(task.nodes) > spec.nnodes and task.node_rank == 0:
         tell(f"switchgear: {len(task.nodes) - spec.nnodes} of {len(task.nodes)} nodes are spares")
 
-    async def borrow() -> Ride:
+    async def begin() -> Ride:
         folder = Path(spec.checkpoint_directory) / TURNS_FOLDER if spec.checkpoint_directory else own / "runs"
         return await Ride.begin(task, options, slurm, folder, timing=timing, clock=SystemClock())
 
     try:
-        return await multinode.run(args.name, spec, meeting, echo, stopping, borrow=borrow)
+        orphaned = Orphaned(task, options, timing, slurm).told
+        lender = multinode.Lender(begin, orphaned)
+        return await multinode.run(args.name, spec, meeting, echo, stopping, lender=lender)
     finally:
         if meeting.hosts:
             shutil.rmtree(keys, ignore_errors=True)
