@@ -53,3 +53,12 @@ def test_two_runs_that_begin_at_once_have_numbers_of_their_own_and_one_of_them_t
     late = turns.begin(7, 1)
     assert late.number == 2
     assert turns.has(late)
+
+
+def test_when_nobody_can_read_whose_turn_it_is_it_is_that_of_the_last_run(tmp_path: Path) -> None:
+    turns = Turns(tmp_path)
+    turns.begin(7, 0)
+    second = turns.begin(7, 1)
+    (tmp_path / "newest").write_text("")
+    assert turns.has(second)
+    assert turns.begin(7, 2).number == 3

@@ -90,7 +90,7 @@ async def _take_part(
         grace_s = 0.0
         try:
             await member.start()  # its imports run while the others come
-            if meeting.hosts or (meeting.hosts is None and _is_here(meeting.host)):
+            if meeting.hosts or (meeting.hosts is None and is_here(meeting.host)):
                 ride = await lender.begin() if lender else None
                 place = Rendezvous(
                     job,
@@ -308,7 +308,7 @@ def _server_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials([(key, certificate)], root_certificates=ca, require_client_auth=True)
 
 
-def _is_here(host: str) -> bool:
+def is_here(host: str) -> bool:
     """Whether the address is one of this machine's."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]

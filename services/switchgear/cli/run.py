@@ -37,6 +37,7 @@ EPILOG = """examples:
   switchgear run --standalone --nproc-per-node 2 -- train.py --epochs 3
   switchgear run --nnodes 2 --nproc-per-node 8 --checkpoint-dir /data/llama --name llama -- train.py
   switchgear run --nnodes 2 --nproc-per-node 8 --rdzv-endpoint gpu-01:29400 --rdzv-id llama train.py    (on each machine)
+  srun --ntasks-per-node=1 switchgear run --checkpoint-dir /data/llama train.py                      (in a Slurm batch script)
 
 The script needs no change: it sees the environment variables of torchrun. With --checkpoint-dir the checkpoints that it
 writes there are verified, damaged ones are moved aside before a restart, and SWITCHGEAR_RESUME_FROM names the newest good one.

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from switchgear.access import pki
+from switchgear.cli.multinode import is_here
 from switchgear.cli.run_options import Rendezvous as Meeting
 from switchgear.cli.slurm.task import Task
 from switchgear.core import names, rpc
@@ -42,7 +43,7 @@ def certificates(meeting: Meeting, folder: Path, environment: Mapping[str, str])
     if rpc.is_loopback(meeting.host) or TlsFiles.from_environment(environment):
         return {}
     files = pki.Pki(folder)
-    if meeting.hosts:
+    if meeting.hosts or (meeting.hosts is None and is_here(meeting.host)):
         pki.create(folder, [meeting.host, socket.gethostname()], time.time_ns())
     deadline_s = time.monotonic() + CERTIFICATES_S
     while not files.certificate.exists():

@@ -89,6 +89,8 @@ class Turns:
             return int((self.folder / _NEWEST).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return 0
+        except ValueError:  # damaged; each run has a file of its own
+            return max((int(path.stem.removeprefix("run-")) for path in self.folder.glob("run-*.json")), default=0)
 
     def _reserve(self, number: int) -> bool:
         try:
