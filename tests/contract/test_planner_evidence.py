@@ -20,6 +20,8 @@ from switchgear.core import rpc
 from switchgear.core.clock import ManualClock
 from switchgear.planner.model import Snapshot
 from switchgear.planner.records import snapshot_from_json
+from switchgear.recovery import model as m
+from switchgear.recovery import store
 from switchgear.scheduler.evidence_store import newest_attempts
 from switchgear.scheduler.model import AttemptRecord, Rules
 from switchgear.scheduler.trust import Trust
@@ -103,6 +105,41 @@ async def test_a_node_counts_as_accused_while_its_incident_is_open_and_as_having
         return known == {1: (("nodes/a",), "nodes/a"), generation: (("nodes/b",), "")}
 
     await until(told)
+
+
+async def test_incidents_that_do_not_fit_into_one_message_are_all_known(
+    sqlite_database: Database, tmp_path: Path
+) -> None:
+    long = [f"{number:02} ".ljust(4000, "x") for number in range(20)]
+    job = m.JobState("jobs/llama", m.Spec(1, 1, 3, ""), create_ns=1, phase=m.Phase.ENDED, end_ns=2)
+    open_ones = [
+        m.Incident(
+            f"llama-{n}",
+            job.job,
+            m.IncidentState.OPEN,
+            m.Fault.GPU_LOST,
+            f"nodes/n{n}",
+            evidence=long,
+            timeline={"detected": 1},
+        )
+        for n in range(110)
+    ]
+    async with sqlite_database.write() as session:
+        for incident in open_ones:
+            await store.save(session, job, [m.SaveIncident(incident)])
+    trust = Trust()
+    async with (
+        recovery_plane.running(sqlite_database, tmp_path) as world,
+        rpc.channel(world.recovery_address) as channel,
+    ):
+        following = asyncio.create_task(trust.follow_incidents(channel))
+
+        async def all_known() -> bool:
+            return len(trust.added_to(Rules()).incidents) == len(open_ones)
+
+        await until(all_known)
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
 
 async def test_speeds_by_gpu_model_and_the_share_of_jobs_held_up_come_from_attempts_that_are_over(plane: Plane) -> None:

@@ -19,7 +19,7 @@ from switchgear.recovery.ledger import Ledger, settled_at
 from switchgear.recovery.machine import resume
 from switchgear.store.database import Database
 from switchgear.store.feed import ChangeFeed
-from switchgear.store.paging import after_number, page_size, page_token
+from switchgear.store.paging import after_number, fitting, page_size, page_token
 from switchgear.store.revisions import current_revision
 from switchgear.v1 import recovery_service_pb2 as pb
 from switchgear.v1 import recovery_service_pb2_grpc as rpc
@@ -55,10 +55,11 @@ class RecoveryApi(rpc.RecoveryServiceServicer):
         async with self._database.read() as session:
             rows = await store.incidents(session, request.job, before, size + 1)
             revision = await current_revision(session, store.SERVICE)
-        page = rows[:size]
+        incidents = [translate.incident_to_proto(incident) for _, incident in rows[:size]]
+        fits = fitting(incidents)  # each may have a stack and twenty pieces of evidence
         return pb.ListIncidentsResponse(
-            incidents=[translate.incident_to_proto(incident) for _, incident in page],
-            next_page_token=page_token(collection, page[-1][0]) if len(rows) > size else "",
+            incidents=incidents[:fits],
+            next_page_token=page_token(collection, rows[fits - 1][0]) if len(rows) > fits else "",
             revision=revision,
         )
 

@@ -71,12 +71,16 @@ class Trust:
         stub: RecoveryServiceAsyncStub = incidents_grpc.RecoveryServiceStub(recovery)  # type: ignore[assignment]
 
         async def watch(caught_up: Callable[[], None]) -> None:
-            listed = await stub.ListIncidents(incidents_pb.ListIncidentsRequest(page_size=_INCIDENTS_MAX))
+            page = await stub.ListIncidents(incidents_pb.ListIncidentsRequest())
+            revision, incidents = page.revision, list(page.incidents)
+            while page.next_page_token and len(incidents) < _INCIDENTS_MAX:
+                page = await stub.ListIncidents(incidents_pb.ListIncidentsRequest(page_token=page.next_page_token))
+                incidents.extend(page.incidents)
             self._accused.clear()
-            for incident in listed.incidents:
+            for incident in incidents:
                 self._take_incident(incident)
             caught_up()
-            async for change in stub.WatchIncidents(incidents_pb.WatchIncidentsRequest(revision=listed.revision)):
+            async for change in stub.WatchIncidents(incidents_pb.WatchIncidentsRequest(revision=revision)):
                 if change.HasField("incident"):
                     self._take_incident(change.incident)
 
