@@ -8,13 +8,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 from switchgear.core.clock import Clock
-from switchgear.core.errors import FailedPrecondition, Reason, SwitchgearError
+from switchgear.core.errors import FailedPrecondition, Invalid, Reason, SwitchgearError
 from switchgear.core.service import Endpoints
 from switchgear.core.warm import WarmKind
 from switchgear.scheduler.engines.base import Engine
 from switchgear.scheduler.engines.slurm.keys import Key
 from switchgear.scheduler.engines.slurm.look import Look, is_gone, look
 from switchgear.scheduler.engines.slurm.plan import (
+    REFUSALS_MAX,
     Plan,
     Refusal,
     fates_of,
@@ -203,6 +204,8 @@ class SlurmEngine:
     def _refused(self, key: Key, error: SwitchgearError) -> Refusal:
         if error.reason is Reason.SLURM_OUTCOME_UNKNOWN:
             return Refusal(0, error.message, self._now_s() + UNKNOWN_S)
+        if isinstance(error, Invalid):  # asked again, it would be refused again
+            return Refusal(REFUSALS_MAX, error.message, self._now_s())
         count = self._refusals[key].count + 1 if key in self._refusals else 1
         return Refusal(count, error.message, self._now_s() + REFUSED_S * 2 ** (count - 1))
 

@@ -22,6 +22,8 @@ RESTART_S_MAX = 30.0
 #: A launcher that failed within this time did not start, and so many failures in a row are no accident.
 START_S = 10.0
 START_FAILURES_MAX = 3
+#: Slurm cancels what it cannot start, then drains the node: so soon after an end a look may have seen one without the other.
+SETTLE_S = 2.0
 
 
 class Kind(Enum):
@@ -66,7 +68,9 @@ def fate(jobs: Sequence[SlurmJob], node: SlurmNode | None, now_s: float) -> Fate
         return Fate(Kind.LOST, _gone(node), by_node=True) if is_gone(node) else Fate(Kind.RESTING)
     if last.state in (JobState.NODE_FAIL, JobState.BOOT_FAIL) or is_gone(node):
         return Fate(Kind.LOST, f"Slurm job {last.id} ended as {last.state}: {_gone(node)}", by_node=True)
-    if last.state == JobState.CANCELLED:
+    if last.state == JobState.CANCELLED and not _never_ran(last, node):
+        if last.nodes and last.end_s is not None and now_s < last.end_s + SETTLE_S:
+            return Fate(Kind.RESTING)
         return Fate(Kind.CANCELLED, f"Slurm job {last.id} was cancelled there")
     return _ended(jobs, last, node, now_s)
 
@@ -100,11 +104,26 @@ def _absent(node: SlurmNode | None) -> Fate:
     return Fate(Kind.MISSING)
 
 
+def _never_ran(job: SlurmJob, node: SlurmNode | None) -> bool:
+    """Slurm has cancelled it by itself, since a prolog failed or its user is unknown there: so it does with a job that it may not requeue.
+
+    A launcher that was cancelled by somebody ends by the signal or, once it could take the signal, by itself.
+    """
+    if job.state != JobState.CANCELLED or not job.nodes or job.exit_code or job.exit_signal:
+        return False
+    if job.start_s is None or job.end_s is None:
+        return False
+    drained_with_it = node is not None and node.is_drained and abs((node.reason_s or 0) - job.end_s) <= SETTLE_S
+    return drained_with_it or job.end_s - job.start_s <= 1
+
+
 def _ended(jobs: Sequence[SlurmJob], last: SlurmJob, node: SlurmNode | None, now_s: float) -> Fate:
+    never_ran = all(_never_ran(job, node) for job in jobs)
     if node is not None and node.is_drained:
-        return Fate(Kind.LOST, f"it ended, and the node is drained in Slurm: {node.reason or 'no reason given'}")
+        kind = Kind.UNSTARTABLE if never_ran else Kind.LOST
+        return Fate(kind, f"it ended, and the node is drained in Slurm: {node.reason or 'no reason given'}")
     ended_s = last.end_s if last.end_s is not None else now_s
-    failures = [job for job in jobs if _failed_to_start(job)]
+    failures = [job for job in jobs if _failed_to_start(job) or _never_ran(job, node)]
     if len(failures) >= START_FAILURES_MAX and last in failures:
         return Fate(Kind.UNSTARTABLE if len(failures) == len(jobs) else Kind.LOST, _failure(last))
     if now_s < ended_s + min(RESTART_S * 2 ** min(len(jobs) - 1, 10), RESTART_S_MAX):
@@ -119,6 +138,8 @@ def _failed_to_start(job: SlurmJob) -> bool:
 
 
 def _failure(job: SlurmJob) -> str:
+    if job.state == JobState.CANCELLED:
+        return f"Slurm job {job.id} was cancelled by Slurm before it ran; the log of slurmd there says why"
     said = {
         EXIT_NO_FOLDER: "it cannot make its folder there; let the user of the scheduler write under --state-dir on every node",
         126: "its interpreter cannot be run there",

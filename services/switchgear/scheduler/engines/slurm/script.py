@@ -59,10 +59,11 @@ def script(launcher: WantedLauncher, key: Key, node: SlurmNode, settings: SlurmS
         *("--spec", str(folder / "spec.json"), "--state-dir", str(folder), "--trace-parent", launcher.trace_parent),
     )
     place = shlex.quote(str(folder))
-    # The specification is one line, and no line of JSON reads like the end of it.
+    # The specification is one line, and no line of JSON reads like the end of it. Its environment may hold secrets; what ranks write is
+    # as the user's own umask says.
     return (
         "#!/bin/sh\n"
         f"mkdir -p {place} && cd {place} || exit {EXIT_NO_FOLDER}\n"
-        f"cat >spec.json <<'SPEC' || exit {EXIT_NO_FOLDER}\n{spec}\nSPEC\n"
+        f"(umask 077 && rm -f spec.json && cat >spec.json) <<'SPEC' || exit {EXIT_NO_FOLDER}\n{spec}\nSPEC\n"
         f"exec {shlex.join((*settings.command, *arguments))} >>launcher.log 2>&1\n"
     )
