@@ -215,6 +215,31 @@ def test_somebody_who_cancels_the_slurm_job_of_a_launcher_is_heard() -> None:
     assert _see(_ended(1, JobState.TIMEOUT, NOW_S - 5), _ended(2, JobState.CANCELLED)).cancelled == ()
 
 
+def test_a_launcher_that_slurm_itself_cancelled_goes_elsewhere_and_its_job_is_not_cancelled() -> None:
+    # As Slurm 22.05.8 ends a job that may not be requeued: at once, with exit code 0, and the node drained with it where a prolog failed.
+    refused = _ended(1, JobState.CANCELLED, start_s=NOW_S - 50, exit_code=0)
+    drained = _node("n1", NodeState.IDLE, NodeFlag.DRAIN, reason="Prolog error", reason_s=NOW_S - 49)
+    for job in (refused, replace(refused, start_s=NOW_S - 200)):
+        status = _see(job, nodes=(drained,))
+        assert status.cancelled == ()
+        assert status.unstartable == ((REF, "it ended, and the node is drained in Slurm: Prolog error"),)
+    assert _plan(refused) == SUBMIT
+    again = [replace(refused, id=number) for number in (1, 2, 3)]
+    ((_, why),) = _see(*again).unstartable
+    assert why == "Slurm job 3 was cancelled by Slurm before it ran; the log of slurmd there says why"
+
+
+def test_a_launcher_that_was_cancelled_is_not_judged_before_slurm_could_drain_its_node() -> None:
+    ran = _ended(1, JobState.CANCELLED, NOW_S - 1, exit_code=0)
+    assert fate([ran], _node(), NOW_S).kind is Kind.RESTING
+    assert fate([ran], _node(), NOW_S + 1).kind is Kind.CANCELLED
+    # By a signal, before it could take it: somebody's wish, however soon.
+    soon = replace(ran, start_s=NOW_S - 2, exit_code=None, exit_signal=15)
+    assert fate([soon], _node(), NOW_S + 1).kind is Kind.CANCELLED
+    held = replace(ran, nodes=(), start_s=NOW_S - 1)
+    assert fate([held], _node(), NOW_S).kind is Kind.CANCELLED
+
+
 def test_states_that_a_newer_slurm_may_have_are_taken_for_alive() -> None:
     assert _plan(_job(1, "TELEPORTING", "SPARKLING")) == Plan()
     status = _see(nodes=(_node("n1", "SLEEPY", "HUMMING"),))
@@ -343,6 +368,7 @@ def test_the_script_hands_over_the_specification_as_it_is_and_becomes_the_launch
     folder = settings.folder(KEY)
     spec = json.loads((folder / "spec.json").read_text())
     assert (spec["argv"], spec["environment"]) == (["train.py"], {"A": "it's\n$(one)"})
+    assert (folder / "spec.json").stat().st_mode & 0o077 == 0
     said = (folder / "launcher.log").read_text()
     assert said.startswith(
         "launcher --job jobs/llama --placement-epoch 3 --node nodes/n1 --address 10.0.0.1 --recovery 10.0.0.9:7070"
