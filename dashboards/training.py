@@ -151,10 +151,11 @@ def _time() -> list[AnyPanel]:
         ),
         timeline(
             "GPUs at new steps, by account",
-            "How many GPUs made new steps within the last hour, by the account that their job is charged to. The jobs chosen above do not matter here.",
+            "How many GPUs made new steps, mean of the last hour, by the account that their job is charged to. The jobs chosen above do not matter here.",
+            # Jobs that ended within the hour have no information any more, and one that came again may have another account.
             Query(
-                'sum by (account) (rate(switchgear_job_gpu_seconds_total{bucket="productive"}[1h])'
-                " * on (job) group_left (account) max by (job, account) (switchgear_job_info))",
+                'sum by (account) (rate(switchgear_job_gpu_seconds_total{bucket="productive"}[1h]) * on (job) group_left (account)'
+                " topk by (job) (1, max by (job, account) (max_over_time(switchgear_job_info[1h]))))",
                 "{{account}}",
             ),
             unit="short",

@@ -99,6 +99,38 @@ def test_dashboards_lead_to_each_other(path: Path) -> None:
     assert (link["type"], link["tags"], link["keepTime"]) == ("dashboards", dashboard["tags"], True)
 
 
+def test_gpus_by_account_count_jobs_that_have_ended_and_jobs_that_come_again(tmp_path: Path) -> None:
+    training = load(ROOT / "dashboards/grafana/switchgear-training.json")
+    (panel,) = [one for one in panels(training) if one["title"] == "GPUs at new steps, by account"]
+    booked, info = 'switchgear_job_gpu_seconds_total{job="%s", bucket="productive"}', "switchgear_job_info{%s}"
+    series = [
+        (booked % "live", "0+480x60"),
+        (info % 'job="live", account="chem"', "1x60"),
+        (booked % "short", "0+240x30 stale"),
+        (info % 'job="short", account="physics"', "1x30 stale"),
+        (booked % "again", "0+60x60"),
+        (info % 'job="again", account="chem"', "1x10 stale"),
+        (info % 'job="again", account="bio"', "_x20 1x40"),
+    ]
+    (query,) = panel["targets"]
+    told = [("sum(%s)", "{}", 11), ("sum by (account) (%s) > 1.5 < 3", '{account="physics"}', 2)]
+    asked = [
+        {
+            "expr": f"round({form % query['expr']})",
+            "eval_time": "1h",
+            "exp_samples": [{"labels": labels, "value": value}],
+        }
+        for form, labels, value in told
+    ]
+    case = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series],
+        "promql_expr_test": asked,
+    }
+    (tmp_path / "tests.yaml").write_text(yaml.safe_dump({"tests": [case]}))
+    check("promtool", "test", "rules", tmp_path / "tests.yaml")
+
+
 def test_rules_are_valid() -> None:
     check("promtool", "check", "rules", *RULES)
 
