@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -166,6 +167,14 @@ def test_a_reason_is_one_line_of_bounded_length_and_can_be_typed() -> None:
     assert reason.startswith("switchgear health: recovery: the driver's wish; x: yyy")
     assert len(reason) == 200
     assert advice("n1", "a'b").endswith("""reason='a'"'"'b'""")
+
+
+@pytest.mark.parametrize("options", [[], ["--gpu"]])
+def test_programs_read_whether_a_node_is_fit(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["slurm", "health", "--node", "n1", "--json", *options])
+    told = json.loads(capsys.readouterr().out)
+    assert (told["node"], told["fit"], told["reason"] == "") == ("n1", code == exits.OK, code == exits.OK)
+    assert told["text"].startswith("n1 is ")
 
 
 def test_what_only_costs_speed_or_safety_keeps_no_job_off() -> None:

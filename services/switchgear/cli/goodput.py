@@ -12,8 +12,14 @@ from switchgear.cli.show import qualified
 from switchgear.core.errors import Invalid, Reason, SwitchgearError
 from switchgear.v1 import recovery_service_pb2 as recovery
 
+_EPILOG = """examples:
+  switchgear goodput llama
+  switchgear goodput --by account
+  switchgear goodput --by user --json | jq '.groups[] | {key, goodput}'"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EPILOG
     parser.add_argument(
         "job", nargs="?", help="one job, from its submission to now or to its end; all that are kept when left out"
     )

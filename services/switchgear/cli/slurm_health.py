@@ -14,7 +14,7 @@ from switchgear.agent.doctor.check import Check
 from switchgear.agent.doctor.report import examine
 from switchgear.cli import exits
 from switchgear.cli.doctor import PROBLEM_FOUND, numbers
-from switchgear.cli.output import print_line
+from switchgear.cli.output import print_json, print_line
 from switchgear.core.errors import Invalid, NotFound, Reason
 from switchgear.slurm.commands import Commands
 from switchgear.slurm.model import NodeState, SlurmNode
@@ -36,6 +36,7 @@ _EPILOG = """It runs `switchgear doctor` and goes by those of its findings after
 examples:
   switchgear slurm health --gpu
   switchgear slurm health --gpu --drain act
+  switchgear slurm health --json | jq -r .reason
 
 exit code: 0 when the node is fit, 1 when it is not"""
 
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drain", choices=("advise", "act"), default="advise", help="say what to do (default), or drain an unfit node"
     )
+    parser.add_argument("--json", action="store_true", help="print JSON: node, fit, reason as a drain has it, text")
     parser.add_argument(
         "--node",
         default=os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0],
@@ -64,15 +66,15 @@ def main(args: argparse.Namespace) -> int:
     if not 0 < args.deadline_s <= 60:
         raise Invalid("deadline_s must be more than 0 and at most 60 seconds", Reason.BAD_FIELD, field="deadline_s")
     unfit = examine(gpus_expected=args.gpu, deadline_s=args.deadline_s).unfit
-    if not unfit:
-        print_line(f"{args.node} is fit for jobs")
-        return exits.OK
-    reason = reason_of(unfit)
-    if args.drain == "act":
-        print_line(asyncio.run(_drain(args.node, reason)))
+    reason, text = "", f"{args.node} is fit for jobs"
+    if unfit:
+        reason = reason_of(unfit)
+        text = asyncio.run(_drain(args.node, reason)) if args.drain == "act" else advice(args.node, reason)
+    if args.json:
+        print_json({"node": args.node, "fit": not unfit, "reason": reason, "text": text})
     else:
-        print_line(advice(args.node, reason))
-    return PROBLEM_FOUND
+        print_line(text)
+    return PROBLEM_FOUND if unfit else exits.OK
 
 
 def reason_of(unfit: Sequence[Check]) -> str:
