@@ -142,6 +142,18 @@ def test_a_job_goes_to_nodes_of_its_partitions_alone() -> None:
     assert _where(_after(_job(), _seen(**nodes))[0]) == ["nodes/a"]
 
 
+def test_a_job_whose_partitions_have_no_other_node_ends_with_what_slurm_said_of_the_last() -> None:
+    job = _on("a", _job(partition="small"), JobState.STARTING)
+    status = {
+        "a": {"partitions": frozenset({"small"}), "unstartable": ((REF, "PartitionTimeLimit"),)},
+        "b": {"partitions": frozenset({"gpu"})},
+    }
+    after, _ = _after(job, _seen(**status))
+    assert (after.state, after.message) == (
+        JobState.FAILED, "its launcher could not be started on nodes/a: PartitionTimeLimit"
+    )  # fmt: skip
+
+
 def test_a_lost_node_has_failed_only_when_the_engine_still_believes_its_launcher_to_run() -> None:
     job = _on("a", _job())
     assert unanswered(job, ["nodes/a", "nodes/b"], _seen(a={"launchers": frozenset({REF})})) == ["nodes/a"]

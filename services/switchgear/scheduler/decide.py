@@ -28,7 +28,7 @@ from switchgear.scheduler.model import (
 from switchgear.scheduler.offers import offers
 from switchgear.scheduler.placement import NotPlaced, Seat, could_ever_fit, counted, place
 from switchgear.scheduler.planning import View
-from switchgear.scheduler.shared import shared
+from switchgear.scheduler.shared import outside, shared
 from switchgear.scheduler.turns import turned
 
 #: How long recovery has to end the launchers of a job that has ended before they are stopped.
@@ -257,7 +257,7 @@ class _World:
 
     def placed(self, job: JobRecord, excluded: frozenset[str] = frozenset()) -> JobRecord | NotPlaced:
         """The job on nodes that are free now; `excluded` are not, nor are those that could not start its launcher."""
-        request = job_life.request_of(job, self.nodes, excluded)
+        request = job_life.request_of(job, self.nodes, excluded | outside(job.spec.partition, self.status))
         if job.spec.topology and not request.kept:
             return NotPlaced("waits for its turn, and nodes near each other")
         picture = self.picture()
@@ -400,7 +400,8 @@ def _given_up(world: _World, job: JobRecord, now_unix_ns: int) -> JobRecord | No
     if not job.excluded:
         return None
     shut = job_life.unstartable_now(job, world.nodes)
-    left = [len(node.inventory.gpus) for node in world.nodes.values() if node.name not in shut]
+    away = shut | outside(job.spec.partition, world.status)
+    left = [len(node.inventory.gpus) for node in world.nodes.values() if node.name not in away]
     if not shut or (len(shut) <= EXCLUDED_NODES_MAX and could_ever_fit(job_life.request_of(job, world.nodes), left)):
         return None
     last = [entry for entry in job.excluded if entry.node in shut][-1]

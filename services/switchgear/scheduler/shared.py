@@ -17,18 +17,23 @@ def shared(snapshot: p.Snapshot, jobs: Mapping[str, JobRecord], status: Mapping[
     foreign = {name: one.foreign for name, one in status.items() if one.foreign}
     if foreign:
         snapshot = replace(snapshot, running=(*snapshot.running, *_held(snapshot, foreign)))
-    bound = {job.name: frozenset(job.spec.partition.split(",")) for job in jobs.values() if job.spec.partition}
-    if bound and any(one.partitions for one in status.values()):
-        outside = {
-            wanted: frozenset(name for name, one in status.items() if not one.partitions & wanted)
-            for wanted in set(bound.values())
-        }
+    bound = {job.name: job.spec.partition for job in jobs.values() if job.spec.partition}
+    shut = {partition: outside(partition, status) for partition in set(bound.values())}
+    if any(shut.values()):
         pending = tuple(
-            replace(job, excluded=job.excluded | outside[bound[job.name]]) if job.name in bound else job
+            replace(job, excluded=job.excluded | shut[bound[job.name]]) if job.name in bound else job
             for job in snapshot.pending
         )
         snapshot = replace(snapshot, pending=pending)
     return snapshot
+
+
+def outside(partition: str, status: Mapping[str, NodeStatus]) -> frozenset[str]:
+    """Nodes that are not for a job that asks for this partition, or one of several with commas between; none where no engine has any."""
+    wanted = frozenset(partition.split(","))
+    if not partition or not any(one.partitions for one in status.values()):
+        return frozenset()
+    return frozenset(name for name, one in status.items() if not one.partitions & wanted)
 
 
 def _held(snapshot: p.Snapshot, foreign: Mapping[str, tuple[ForeignJob, ...]]) -> Iterator[p.Running]:
