@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -204,8 +205,9 @@ def test_a_new_attempt_has_the_pace_of_the_one_before() -> None:
 
 def test_an_announced_end_waits_for_the_next_checkpoint() -> None:
     pace = Pace(100, (50,), noticed_s=120)
-    assert reason(pace, 130) == ""
-    assert "SIGUSR1" in reason(pace.committed(151), 151)
+    for end_s in (1000, math.inf):
+        assert reason(pace, 130, end_s) == ""
+        assert "SIGUSR1" in reason(pace.committed(151), 151, end_s)
 
 
 def test_the_pace_is_that_of_the_slowest_of_the_last_few() -> None:

@@ -39,7 +39,7 @@ class Pace:
 def stop_reason(pace: Pace, now_s: float, end_s: float, *, grace_s: float) -> str:
     """Why the run should stop now, as a clause; empty: it should go on.
 
-    end_s: when Slurm ends the job. grace_s: what ranks get to end by themselves, and to write a checkpoint on SIGTERM if they can.
+    end_s: when Slurm ends the job; infinite: it does not, as far as is known. grace_s: what ranks get to end by themselves, and to write a checkpoint on SIGTERM if they can.
     """
     left_s = end_s - now_s
     if left_s <= grace_s + RESERVE_S:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -192,11 +193,10 @@ class Ride:
                 asked_s = now_s
                 await self._ask_for_the_end()
                 now_s = self._clock.monotonic_s()
-            if self._end_unix_s is not None:
-                end_s = now_s + self._end_unix_s - self._clock.unix_ns() / 1e9
-                if reason := stop_reason(self._pace, now_s, end_s, grace_s=VACATE_GRACE_S):
-                    self._out_of_time = True
-                    return await place.leave(f"stops here: {reason}")
+            left_s = math.inf if self._end_unix_s is None else self._end_unix_s - self._clock.unix_ns() / 1e9
+            if reason := stop_reason(self._pace, now_s, now_s + left_s, grace_s=VACATE_GRACE_S):
+                self._out_of_time = True
+                return await place.leave(f"stops here: {reason}")
             await asyncio.sleep(TICK_S)
 
     async def _ask_for_the_end(self) -> None:
