@@ -111,7 +111,9 @@ def test_what_a_launcher_waits_for_is_said_while_its_job_starts() -> None:
     assert job.message == "waits for its launcher on nodes/a: Slurm job 7 waits: Resources"
     assert [seat.waits for seat in job.placement.nodes] == ["Slurm job 7 waits: Resources"]
     assert _after(job, _seen(**waits))[0] is job
-    assert [seat.waits for seat in _after(job, _seen())[0].placement.nodes] == [""]
+    starts, _ = _after(job, _seen())
+    assert ([seat.waits for seat in starts.placement.nodes], starts.message) == ([""], "its launchers start")
+    assert _after(replace(job, message="the first step"), _seen())[0].message == "the first step"
     runs = _on("a", _job())
     assert _after(runs, _seen(**waits))[0] is runs
 

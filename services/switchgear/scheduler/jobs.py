@@ -19,6 +19,7 @@ from switchgear.scheduler.model import (
 from switchgear.scheduler.placement import Request, Seat
 
 _NOBODY = Leaving("", 0, 0)
+_WAITS = "waits for its launcher on"
 
 
 def request_of(job: JobRecord, nodes: Mapping[str, NodeRecord], excluded: frozenset[str] = frozenset()) -> Request:
@@ -164,8 +165,11 @@ def lost(job: JobRecord, seat: PlacedNode, reason: str) -> JobRecord:
 
 def queued(job: JobRecord, seat: PlacedNode, waits: str) -> JobRecord:
     """Its launcher on that seat waits for the engine, or with an empty text does so no longer."""
-    message = f"waits for its launcher on {seat.node}: {waits}" if waits else job.message
-    return replace(_seated(job, seat, replace(seat, waits=waits)), message=message)
+    after = _seated(job, seat, replace(seat, waits=waits))
+    if not waits and not job.message.startswith(_WAITS):
+        return after  # something newer is said of it
+    waiting = next((one for one in after.placement.nodes if one.waits), None)
+    return replace(after, message=f"{_WAITS} {waiting.node}: {waiting.waits}" if waiting else "its launchers start")
 
 
 def _seated(job: JobRecord, before: PlacedNode, after: PlacedNode) -> JobRecord:
