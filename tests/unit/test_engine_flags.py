@@ -29,6 +29,14 @@ def test_without_a_word_agents_start_the_launchers_and_nodes_are_ours_alone(tmp_
         slurm_from(_parsed("--slurm-partition", "gpu"), tmp_path, "")
 
 
+def test_an_engine_that_does_not_exist_is_not_taken_for_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWITCHGEAR_ENGINE", "Slurm")
+    with pytest.raises(Invalid, match="local or slurm, not 'Slurm'"):
+        slurm_from(_parsed(), tmp_path, "")
+
+
 def test_nodes_of_slurm_are_drained_once_somebody_says_so() -> None:
     args = _parsed("--engine", "slurm")
     assert policies_of(args, {}) == {CORDON: Mode.ADVISE}

@@ -22,6 +22,7 @@ from switchgear.store.policies import CORDON
 
 #: Of our own environment what launchers in Slurm find as well; all else may hold secrets.
 _PASSED = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "SLURM_CONF")
+_ENGINES = ("local", "slurm")
 _NAME_FILE = "slurm-name"
 
 
@@ -30,7 +31,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("engine")
     group.add_argument(
         "--engine",
-        choices=("local", "slurm"),
+        choices=_ENGINES,
         default=os.environ.get("SWITCHGEAR_ENGINE", "local"),
         help="who starts launchers: the agents of our own nodes, or Slurm on its nodes (or $SWITCHGEAR_ENGINE; default: local)",
     )
@@ -65,6 +66,10 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 def slurm_from(args: argparse.Namespace, state_dir: Path, database_url: str) -> SlurmSettings | None:
     """None with another engine. database_url: empty for SQLite in the state directory. Raises Invalid for a name that cannot be one."""
+    if args.engine not in _ENGINES:  # from the environment, which argparse does not look at
+        raise Invalid(
+            f"$SWITCHGEAR_ENGINE must be local or slurm, not {args.engine[:50]!r}", Reason.BAD_FIELD, field="engine"
+        )
     if args.engine != "slurm":
         if args.slurm_partition or args.slurm_tls:
             raise Invalid("--slurm-… is for --engine slurm: give that too", Reason.BAD_FIELD, field="engine")
