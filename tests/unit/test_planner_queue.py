@@ -17,7 +17,7 @@ from switchgear.planner.forecast import list_starts, sampled_starts
 from switchgear.planner.model import Ended, Job, Node, Policy, Running, Seat, Snapshot, Task
 from switchgear.planner.order import order
 from switchgear.planner.plan import plan
-from switchgear.planner.runtimes import RunTimes
+from switchgear.planner.runtimes import History, Learning, RunTimes
 from switchgear.planner.simulate.clock import Arrival, Clock
 from switchgear.planner.simulate.planned import LEVELS, Planned
 from switchgear.planner.simulate.queue import QueueOutcome, replay
@@ -64,6 +64,19 @@ def test_a_job_that_still_runs_teaches_that_its_like_may_take_longer_than_it_has
     beside = RunTimes.of(Snapshot((), running=running, ended=short), 1e6)
     asked = job("new", 1e6, "train")
     assert beside.quantiles(asked, 0.0, (0.9,))[0] > 100 * alone.quantiles(asked, 0.0, (0.9,))[0]
+
+
+def test_of_what_ended_long_ago_nothing_is_left_and_who_still_runs_since_then_counts() -> None:
+    known = (*(ended("train", 10.0, at) for at in range(80)), *(ended("train", HOUR_S, at) for at in range(80, 96)))
+    learning = Learning(blocks_max=2)
+    (short_s,) = RunTimes(History(known), learning=learning).quantiles(job("next", key="train"), 0.0, (0.1,))
+    assert short_s > HOUR_S * 0.8
+    runs = ((job(f"old-{at}", -1e6, "train"), 1e6) for at in range(40))
+    means_s = [
+        RunTimes(History(known), longer, learning=learning).means_s((job("next", key="train"),), 2e5)[0]
+        for longer in ((), runs)
+    ]
+    assert means_s[1] > 2 * means_s[0]
 
 
 def test_what_has_run_already_is_part_of_every_quantile_and_a_time_limit_bounds_it() -> None:
@@ -122,6 +135,35 @@ def test_small_differences_in_what_users_have_had_do_not_undo_the_order_by_run_t
     waits = job("short", key="short"), Job("poorer", TASKS[1], 1e6, user="bob", key="long")
     had = {("", "ann"): 0.95, ("", "bob"): 0.75}
     assert turns(Snapshot((), waits, ended=known), 1e6, had) == ["short", "poorer"]
+
+
+def test_each_node_that_is_kept_is_lent_until_its_own_start_is_due() -> None:
+    nodes = tuple(Node(f"n{at}", 8) for at in range(2))
+    half = tuple(range(4))
+    running = tuple(
+        Running(Job(f"r{at}", TASKS[4], 0.0, time_limit_s=left_s), (Seat(f"n{at}", half),), 0.0)
+        for at, left_s in enumerate((1000.0, 5000.0))
+    )
+    large = tuple(Job(f"large-{at}", TASKS[8], 0.0, time_limit_s=500.0) for at in range(2))
+    short = Job("short", TASKS[4], 0.0, time_limit_s=3000.0)
+    long = Job("long", TASKS[4], 0.0, time_limit_s=6000.0)
+    found = plan(Snapshot(nodes, (*large, short, long), running), 1.0)
+    assert [(one.job.name, one.seats[0].node) for one in found.starts] == [("short", "n1")]
+    assert {wait.job: wait.start_s for wait in found.waits if wait.job in {"large-0", "large-1"}} == {
+        "large-0": 1000.0,
+        "large-1": 5000.0,
+    }
+
+
+@pytest.mark.parametrize(("limit_s", "node"), [(900.0, "n0"), (4000.0, "n1"), (9000.0, "n1")])
+def test_who_ends_later_goes_to_a_node_that_is_not_empty_before(limit_s: float, node: str) -> None:
+    nodes = tuple(Node(f"n{at}", 8) for at in range(3))
+    running = tuple(
+        Running(Job(f"r{at}", TASKS[4], 0.0, time_limit_s=left_s), (Seat(f"n{at}", tuple(range(4))),), 0.0)
+        for at, left_s in enumerate((1000.0, 5000.0))
+    )
+    (start,) = plan(Snapshot(nodes, (Job("j", TASKS[4], 0.0, time_limit_s=limit_s),), running), 1.0).starts
+    assert start.seats[0].node == node
 
 
 def test_no_job_is_let_in_front_of_a_kept_start_that_it_would_delay_when_run_times_are_known_exactly() -> None:

@@ -1,4 +1,4 @@
-"""Who may run in front of those that seats are kept for, and until when those seats are taken."""
+"""When jobs are expected to end: who may run in front of those that seats are kept for, and until when those seats are taken."""
 
 from __future__ import annotations
 
@@ -25,16 +25,14 @@ class Backfill:
         self._run_times, self._pending, self._now_s = run_times, pending, now_s
         self._bounds_s: dict[str, float] | None = None
 
-    def in_front(self, job: Job, until_s: float) -> bool:
-        """Whether the job, started now, is over in time: it then delays nobody whose seats are kept from that time on."""
-        if until_s == np.inf:
-            return True
+    def end_s(self, job: Job) -> float:
+        """Started now, it is over by then in most cases; inf where nobody knows."""
         if self._bounds_s is None:
             bounds_s = limits_s(self._pending)
             if self._run_times.ended >= LEARNED_MIN:
                 bounds_s = self._run_times.bounds_s(self._pending, IN_TIME)
             self._bounds_s = {one.name: at for one, at in zip(self._pending, bounds_s.tolist(), strict=True)}
-        return self._now_s + self._bounds_s[job.name] <= until_s
+        return self._now_s + self._bounds_s[job.name]
 
     def ends_s(self, running: Sequence[Running]) -> Reals:
         """When each is expected to end: its mean remaining run time from now, at most its time limit; inf where nobody knows. Shape (jobs,)."""

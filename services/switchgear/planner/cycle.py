@@ -10,6 +10,7 @@ import numpy as np
 
 from switchgear.planner.backfill import Backfill
 from switchgear.planner.diagnose import Diagnosis
+from switchgear.planner.emptying import Emptying
 from switchgear.planner.fleet import Fleet, Mask, Reals
 from switchgear.planner.future import Kept, withhold, without
 from switchgear.planner.gangs import find, seats_for
@@ -38,8 +39,6 @@ from switchgear.planner.victims import victims
 
 #: Jobs that seats are kept for, at most: each costs a search through what ends when.
 KEPT_MAX = 8
-#: Of those, for large jobs that do not starve yet: with more of them others wait for longer than large ones gain.
-KEPT_EARLY_MAX = 2
 #: Jobs for which others may be asked to leave in one cycle, since a search takes up to a fifth of a second; the next cycle goes on.
 SEARCHES_MAX = 3
 
@@ -73,10 +72,12 @@ class Cycle:
             Fleet(snapshot.nodes, snapshot.levels, snapshot.running, snapshot.pending), mix
         )
         self._kept = Kept(self._free.fleet)
-        self._kept_from_s = np.inf
-        self._keeps_left, self._early_left, self._searches_left = KEPT_MAX, KEPT_EARLY_MAX, SEARCHES_MAX
-        #: Nothing is freed within a cycle: what did not fit once does not later. Kind -> tasks, and why.
-        self._refused: dict[tuple[_Kind, bool], tuple[int, NoRoom]] = {}
+        #: Until when others may have what is kept of each node; inf: nothing is, or it is kept from everybody. And all such times.
+        self._until_s: Reals = np.full(len(snapshot.nodes), np.inf)
+        self._times = list[float]()
+        self._keeps_left, self._searches_left = KEPT_MAX, SEARCHES_MAX
+        #: Nothing is freed within a cycle: what did not fit once does not later. Kind, and the last time that it does not end before -> tasks, and why.
+        self._refused: dict[tuple[_Kind, float], tuple[int, NoRoom]] = {}
         #: Without everybody who may have a weaker claim than jobs of this priority that reclaim or do not; and whether there is anybody.
         self._cleared: dict[tuple[int, bool], tuple[Fleet, bool]] = {}
         self._unmoved: set[tuple[_Kind, int, str, int]] = set()
@@ -96,6 +97,8 @@ class Cycle:
         #: Of those who run and of those who start, what they hold, since when and until when; None: not asked for yet.
         self._running_terms: _Terms | None = None
         self._starting_terms: _Terms | None = None
+        #: None: not asked for yet.
+        self._emptying: Emptying | None = None
         self._starts: list[Start] = []
         self._preemptions: list[Preempt] = []
         #: Who waits, why, and until when as far as that is known.
@@ -180,21 +183,46 @@ class Cycle:
 
     def _start(self, job: Job, gang: Job) -> NoRoom | None:
         """gang: the job with the tasks that its quota admits."""
-        packer = self._free if self._backfill.in_front(job, self._kept_from_s) else self._open
         kind, mask = self._kind(job)
-        if not job.kept and (known := self._refused.get((kind, packer is self._open))) and job.tasks_least >= known[0]:
+        end_s = self._backfill.end_s(job)
+        missed_s = max((time for time in self._times if time < end_s), default=-np.inf)
+        if not job.kept and (known := self._refused.get((kind, missed_s))) and job.tasks_least >= known[0]:
             return known[1]
-        seats = self._scarce(job) or seats_for(packer, gang, mask)
-        if isinstance(seats, NoRoom):
+        found = self._scarce(job) or self._seats(gang, mask, end_s)
+        if isinstance(found, NoRoom):
             if not job.kept:
-                self._refused[kind, packer is self._open] = job.tasks_least, seats
-            return seats
+                self._refused[kind, missed_s] = job.tasks_least, found
+            return found
+        packer, seats = found
         start = Start(job, seats)
         for seat in _fresh(start):
             self._take(packer, seat, job.task)
+        if self._emptying is not None:
+            self._emptying.add(self._rows(seats), end_s)
         self.ledger.charge(job, len(seats) * job.task.gpu_share)
         self._starts.append(start)
         return None
+
+    def _seats(self, job: Job, mask: Mask, end_s: float) -> tuple[Packer, tuple[Seat, ...]] | NoRoom:
+        """Where a job is put that ends then: also on what is kept from a later time on, else on what is kept for nobody."""
+        packer, late = self._free, self._until_s < end_s
+        seats = seats_for(packer, job, mask & ~late, self._worth(packer, job, end_s))
+        if isinstance(seats, NoRoom) and late.any():
+            packer = self._open
+            seats = seats_for(packer, job, mask, self._worth(packer, job, end_s))
+        return seats if isinstance(seats, NoRoom) else (packer, seats)
+
+    def _worth(self, packer: Packer, job: Job, end_s: float) -> Reals | None:
+        """How good nodes are for it by when they fall free whole; None: nobody knows, or shares are put where they fit best."""
+        if not job.task.gpus or end_s == np.inf:
+            return None
+        if self._emptying is None:
+            self._emptying = Emptying(len(packer.fleet), self._now_s)
+            running, _ = self._terms()
+            self._emptying.add(running.holdings.node, running.end_s[running.holdings.job])
+            for start in self._starts:
+                self._emptying.add(self._rows(start.seats), np.inf)
+        return self._emptying.worth(end_s, packer.fleet.whole_free)
 
     def _scarce(self, job: Job) -> NoRoom | None:
         """A refusal without a search, by how many nodes had so many GPUs free not long ago."""
@@ -277,11 +305,9 @@ class Cycle:
     def _keep(self, job: Job) -> float | None:
         """Keeps seats for a job that starves or is large, of those who have them until they end; when it can be expected to start."""
         starves = self._starves(job)
-        early = self._early_left > 0 and self._large(job)
-        if self._keeps_left == 0 or not (starves or early) or not self._possible(job):
+        if self._keeps_left == 0 or not (starves or self._large(job)) or not self._possible(job):
             return None
         self._keeps_left -= 1
-        self._early_left -= not starves
         _, mask = self._kind(job)
         terms = self._terms()
         # For one that starves by seniority: who ran before is gone one day, and who starts elsewhere until then changes nothing.
@@ -327,9 +353,11 @@ class Cycle:
     def _hold(self, seats: tuple[Seat, ...], task: Task, until_s: float | None) -> None:
         """The seats are kept: until then others may use them who end before, without a time nobody."""
         if until_s is not None:
-            self._kept_from_s = min(self._kept_from_s, until_s)
             if self._open is self._free:
                 self._open = self._free.copy()
+            rows = self._rows(seats)
+            self._until_s[rows] = np.minimum(self._until_s[rows], until_s)
+            self._times.append(until_s)
         elif self._bare is self._free.fleet:
             self._bare = self._bare.copy()
         self._kept.add(self._free.fleet, seats, task)
@@ -337,6 +365,9 @@ class Cycle:
             withhold(self._open, self._open.fleet, seat, task)
             if until_s is None and self._free is not self._open:
                 withhold(self._free, self._free.fleet, seat, task)
+
+    def _rows(self, seats: Iterable[Seat]) -> list[int]:
+        return [self._free.fleet.at[seat.node] for seat in seats if seat.node in self._free.fleet.at]
 
     def _kind(self, job: Job) -> tuple[_Kind, Mask]:
         """What other jobs fit where it does, and the nodes that it may use for as long as it may run."""

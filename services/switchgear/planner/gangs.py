@@ -28,7 +28,7 @@ class Place:
     worth: float
 
 
-def seats_for(packer: Packer, job: Job, open_to: Mask) -> tuple[Seat, ...] | NoRoom:
+def seats_for(packer: Packer, job: Job, open_to: Mask, bias: Reals | None = None) -> tuple[Seat, ...] | NoRoom:
     """A seat for each rank, or why there is none. The packer is left as it was; who starts the job takes the seats, but for those kept.
 
     As many tasks as fit, at least `tasks_least`. Of all that is possible the gang is the fastest: tasks x measured speed of the GPU model x
@@ -37,9 +37,10 @@ def seats_for(packer: Packer, job: Job, open_to: Mask) -> tuple[Seat, ...] | NoR
     domains with the least room, parts of nodes are the packer's choice. Tasks that share GPUs or need none, and those of a gang that is not
     `contiguous`, are near each other only if it says so. Ranks follow the neighbourhood, and ranks that keep their seats keep
     their numbers unless a smaller gang moves them up. open_to: nodes that it may use; the text of a refusal is short, `diagnose` knows more.
+    bias: added to the packer's scores for a task that goes with others on one node, shape (nodes,).
     """
     if job.tasks == 1 and not job.kept and not _wants_whole_node(packer.fleet, job.task):
-        return _one(packer, job, open_to)
+        return _one(packer, job, open_to, bias)
     place = find(packer.fleet, job, open_to)
     if isinstance(place, NoRoom):
         return place
@@ -91,13 +92,13 @@ def _wants_whole_node(fleet: Fleet, task: Task) -> bool:
     return bool(fleet.levels) and task.gpus > 0 and task.gpus == fleet.gpu_free.shape[1]
 
 
-def _one(packer: Packer, job: Job, open_to: Mask) -> tuple[Seat, ...] | NoRoom:
+def _one(packer: Packer, job: Job, open_to: Mask, bias: Reals | None) -> tuple[Seat, ...] | NoRoom:
     allowed = open_to
     if job.excluded:
         allowed = open_to.copy()
         allowed[packer.fleet.rows(job.excluded)] = False
     for _, among, _ in _choices(packer.fleet, job):
-        row = packer.best(job.task, allowed & among)
+        row = packer.best(job.task, allowed & among, bias)
         if row >= 0:
             return (packer.seat(job.task, row),)
     return _refusal(job, 0, 0)

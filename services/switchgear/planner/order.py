@@ -21,7 +21,7 @@ class Turns:
     """
 
     long_s: float = 2e5
-    gpus_power: float = -2.0
+    gpus_power: float = -3.0
     age_s: float = 8 * 3600.0
 
 

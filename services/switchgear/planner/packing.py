@@ -64,9 +64,11 @@ class Packer:
         bias = self.rating.bias(self.fleet, task)
         return score if bias is None else score + bias
 
-    def best(self, task: Task, allowed: Mask | None = None) -> int:
-        """The row of the best node, the first of equals; -1 when it fits nowhere."""
+    def best(self, task: Task, allowed: Mask | None = None, bias: Reals | None = None) -> int:
+        """The row of the best node, the first of equals; -1 when it fits nowhere. bias: added to the scores, shape (nodes,)."""
         scores = self.scores(task)
+        if bias is not None:
+            scores = scores + bias
         if allowed is not None:
             scores = np.where(allowed, scores, -np.inf)
         row = int(scores.argmax()) if len(scores) else -1

@@ -197,8 +197,11 @@ class RunTimes:
         count = int(rows.stop - rows.start)
         last = (count - 1) // learning.block
         held = min(last + 1, learning.blocks_max)
-        block = np.maximum(np.arange(count) // learning.block - (last + 1 - held), 0)
+        block = np.arange(count) // learning.block - (last + 1 - held)
         bins, over = self._bin[rows], self._has_ended[rows]
+        # Of older ones those count who still run: that they do is news.
+        counts = (block >= 0) | ~over
+        block, bins, over = np.maximum(block[counts], 0), bins[counts], over[counts]
         ended, censored = np.zeros((held, BINS)), np.zeros((held, BINS))
         np.add.at(ended, (block[over], bins[over]), 1.0)
         runs = ~over & (bins >= 0)
