@@ -78,6 +78,13 @@ class Batch:
         return len(list(self.checkpoints.glob("step-*.pt")))
 
 
+def lose(slurm: SlurmCluster, node: str) -> None:
+    """All at once, as when the power is cut: no process there sees another one die and tells Slurm."""
+    for pid in slurm.processes_on(node):
+        os.kill(pid, signal.SIGSTOP)
+    slurm.kill_node(node)
+
+
 def see_lost(slurm: SlurmCluster, node: str) -> None:
     """What slurmctld finds by itself after 25 s, at the shortest SlurmdTimeout too."""
     slurm.command("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
@@ -89,7 +96,7 @@ def test_a_lost_node_is_drained_and_a_spare_of_the_allocation_takes_its_place(
     batch = Batch(slurm, tmp_path, "--nodes=3", run=("--nnodes", "2", "--drain", "act"), last_generation=2)
     batch.has_checkpoints()
     slurm.stop_controller()  # which is not needed for it
-    slurm.kill_node("n2")
+    lose(slurm, "n2")
     batch.says(r"\[rank 3\] done")
     slurm.start_controller()
     batch.says("n2 is drained: switchgear: contact with nodes/n2 was lost")
@@ -107,7 +114,7 @@ def test_a_lost_node_is_drained_and_a_spare_of_the_allocation_takes_its_place(
 def test_with_too_few_nodes_left_the_job_is_requeued_without_the_lost_one(slurm: SlurmCluster, tmp_path: Path) -> None:
     batch = Batch(slurm, tmp_path, "--nodes=2", last_generation=2)
     batch.has_checkpoints()
-    slurm.kill_node("n2")
+    lose(slurm, "n2")
     batch.says("waits until Slurm has given up n2 too")
     see_lost(slurm, "n2")
     batch.says("requeues the job without n2; run 2 goes on from the newest checkpoint")
@@ -169,7 +176,7 @@ def test_when_the_node_that_keeps_the_job_together_is_lost_the_others_have_it_re
     """It runs the batch script too, without which Slurm would leave the job standing until its time limit."""
     batch = Batch(slurm, tmp_path, "--nodes=2", last_generation=2)
     batch.has_checkpoints()
-    slurm.kill_node("n1")
+    lose(slurm, "n1")
     see_lost(slurm, "n1")
     said = batch.ends()
     assert all(f"[rank {rank}] done" in said for rank in range(4)), said

@@ -127,7 +127,8 @@ class Rendezvous(rendezvous_service_pb2_grpc.RendezvousServiceServicer):
         if self._allocation and not self._fenced:
             said, self._continues = await self._allocation.after(is_over=False)
             self._closed = True
-            self._say(said)
+            if said:
+                self._say(said)
 
     @property
     def ended(self) -> pb.JoinResponse | None:
