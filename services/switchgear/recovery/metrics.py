@@ -74,7 +74,7 @@ class RecoveryMetrics(Collector):
 def _jobs(states: Sequence[m.JobState], now_ns: int) -> Iterator[Metric]:
     info = GaugeMetricFamily(
         "switchgear_job_info",
-        "1 for each job that has not ended: whose it is",
+        "1 for each job that has had nodes and has not ended: whose it is",
         labels=["job", "account", "user", "queue"],
     )
     generation = GaugeMetricFamily("switchgear_job_generation", "Number of the job's newest attempt", labels=["job"])
