@@ -277,7 +277,10 @@ class _Member:
 
     def _tell(self, line: str) -> None:
         if line != self._told:
-            tell(f"switchgear: {line}")
+            try:
+                tell(f"switchgear: {line}")
+            except BrokenPipeError:
+                pass  # whoever listened is gone, as srun with the first node of a job; the job is not
         self._told = line
 
 

@@ -47,6 +47,13 @@ class Orphaned:
             return
         if task.nodes[0] in found.nodes or task.restarts >= self._options.restarts_max:
             return
-        tell(f"switchgear: {task.nodes[0]}, which kept the job together, is lost")
-        if refused := await requeue(task, task.nodes[:1], self._slurm, tell):
-            tell(f"switchgear: the job cannot be requeued: {refused}")
+        _tell(f"switchgear: {task.nodes[0]}, which kept the job together, is lost")
+        if refused := await requeue(task, task.nodes[:1], self._slurm, _tell):
+            _tell(f"switchgear: the job cannot be requeued: {refused}")
+
+
+def _tell(line: str) -> None:
+    try:
+        tell(line)
+    except BrokenPipeError:
+        pass  # srun, which listened, was on the node that is lost
