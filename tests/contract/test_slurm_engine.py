@@ -225,4 +225,4 @@ async def test_the_comment_of_a_job_names_its_launcher(driven: Driven) -> None:
     await driven.come_to("RUNNING")
     (job,) = [job for job in await driven.slurm.jobs() if job.state == "RUNNING"]
     assert keys.key_of(job.comment, "contract") == keys.Key("jobs/llama", 1, "nodes/n1", driven.created)
-    assert (job.name, job.nodes, job.gpus["n1"].count) == ("llama:n1", ("n1",), 2)
+    assert (job.name, job.nodes, job.gpus["n1"].count) == ("llama:n1:contract", ("n1",), 2)

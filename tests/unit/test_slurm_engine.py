@@ -63,7 +63,7 @@ def _node(name: str = "n1", state: str = NodeState.IDLE, *flags: str, **fields: 
 def _job(number: int, state: str = JobState.RUNNING, *flags: str, key: Key = KEY, **fields: Any) -> SlurmJob:
     waits = state == JobState.PENDING
     job = SlurmJob(
-        number, keys.name_of(key), "ops", "", "gpu", "", state, frozenset(flags), "", "", keys.comment_of(key, "c1"),
+        number, keys.name_of(key, "c1"), "ops", "", "gpu", "", state, frozenset(flags), "", "", keys.comment_of(key, "c1"),
         () if waits else (key.node_id,), {}, Gpus({"h100": 2}), 1, (key.node_id,), (), 1, NOW_S - 100,
         None if waits else NOW_S - 90, None, None, 0, None, None, None, None, None, None,
     )  # fmt: skip
@@ -93,6 +93,8 @@ SUBMIT = Plan(submit=((KEY, LAUNCHER),))
 
 def test_a_comment_names_the_launcher_and_nothing_that_only_looks_like_one_does() -> None:
     assert keys.key_of(keys.comment_of(KEY, "c1"), "c1") == KEY
+    # `singleton` is by the names of a user's jobs, and one user may have two installations.
+    assert keys.name_of(KEY, "c1") != keys.name_of(KEY, "c2")
     for other in (
         "",
         "switchgear:c1:llama:3:n1",
@@ -337,7 +339,7 @@ def test_a_round_submits_so_few_that_the_next_look_comes_soon() -> None:
 
 def test_a_submission_asks_for_the_node_and_as_large_a_share_of_it_as_of_its_gpus() -> None:
     asked = submission(LAUNCHER, KEY, _node(), SETTINGS)
-    assert (asked.name, asked.comment, asked.nodes) == ("llama:n1", "switchgear:c1:llama:3:n1:abc", ("n1",))
+    assert (asked.name, asked.comment, asked.nodes) == ("llama:n1:c1", "switchgear:c1:llama:3:n1:abc", ("n1",))
     assert (asked.gpus_per_node, asked.cpus_per_task, asked.memory_per_node_mib) == (2, 16, 250)
     assert (asked.dependency, asked.requeue, asked.partition) == ("singleton", False, "")
     whole = submission(replace(LAUNCHER, gpu_indices=tuple(range(8))), KEY, _node(), SETTINGS)

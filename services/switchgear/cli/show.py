@@ -46,7 +46,7 @@ def nodes(args: argparse.Namespace) -> int:
                 len(node.gpus),
                 f"{node.gpus_allocated} (+{node.gpus_foreign} foreign)" if node.gpus_foreign else node.gpus_allocated,
                 _model(node),
-                node.obstacle or node.reason or "-",
+                (node.reason if node.state == fleet.Node.CORDONED else "") or node.obstacle or node.reason or "-",
             )
             for node in found
         ),

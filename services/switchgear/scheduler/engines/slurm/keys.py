@@ -39,10 +39,10 @@ def key_of(comment: str, cluster: str) -> Key | None:
     return Key(f"jobs/{match[1]}", int(match[2]), f"nodes/{match[3]}", int(match[4], 16)) if match else None
 
 
-def name_of(key: Key) -> str:
+def name_of(key: Key, cluster: str) -> str:
     """Name of its Slurm job. With the dependency `singleton` no two jobs of one name run at once, so an epoch is no part of it:
-    a launcher waits until the one before it on its node has ended."""
-    return f"{key.job_id}:{key.node_id}"
+    a launcher waits until the one before it on its node has ended. That of another installation's job of the same name it need not wait for."""
+    return f"{key.job_id}:{key.node_id}:{cluster}"
 
 
 def drain_reason(reason: str, cluster: str) -> str:

@@ -32,7 +32,7 @@ def submission(launcher: WantedLauncher, key: Key, node: SlurmNode, settings: Sl
     memory_mib = spec.memory_mib or (0 if whole else int(node.memory_mib * share) or None)
     tls = settings.tls.environment() if settings.tls else {}
     return Submission(
-        name=name_of(key),
+        name=name_of(key, settings.cluster),
         comment=comment_of(key, settings.cluster),
         nodes=(node.name,),
         cpus_per_task=-(-spec.cpu_milli // 1000) or max(1, int(node.cpus * share)),
