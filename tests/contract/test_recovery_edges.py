@@ -86,6 +86,8 @@ async def test_a_report_that_means_nothing_ends_its_stream_with_the_reason(world
         Reason.BAD_FIELD,
         "checkpoint.state",
     )
+    # What it says on the stream that the other one has ended would be lost.
+    await until(lambda: launcher.connections > 1)
     await launcher.step(1)
     await world.job(JOB, job_pb.Job.RUNNING)
 
