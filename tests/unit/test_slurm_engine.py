@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,8 @@ SPEC = JobSpec(("train.py",), "/w", (("A", "it's\n$(one)"),), "", 2, 2, 0, "", "
 REF = LauncherRef("jobs/llama", 3)
 KEY = Key("jobs/llama", 3, "nodes/n1", 0xABC)
 LAUNCHER = WantedLauncher(REF, SPEC, (0, 1), create_time_unix_ns=0xABC)
+#: A command that writes what it was given.
+TELL = 'echo "${SLURM_JWT-no token}" "$0" "$@"'
 WANTED = {"nodes/n1": Wanted((LAUNCHER,))}
 
 
@@ -364,16 +367,17 @@ def test_a_share_of_a_gpu_is_not_asked_of_slurm() -> None:
 
 
 def test_the_script_hands_over_the_specification_as_it_is_and_becomes_the_launcher(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, state_dir=tmp_path / "it's here", command=("/bin/echo", "launcher"))
+    settings = replace(SETTINGS, state_dir=tmp_path / "it's here", command=("/bin/sh", "-c", TELL))
     text = script(LAUNCHER, KEY, _node(), settings, Endpoints.all_at("10.0.0.9:7070"))
-    assert subprocess.run(["/bin/sh"], input=text, text=True, check=False).returncode == 0
+    environment = {**os.environ, "SLURM_JWT": "secret"}
+    assert subprocess.run(["/bin/sh"], input=text, text=True, check=False, env=environment).returncode == 0
     folder = settings.folder(KEY)
     spec = json.loads((folder / "spec.json").read_text())
     assert (spec["argv"], spec["environment"]) == (["train.py"], {"A": "it's\n$(one)"})
     assert (folder / "spec.json").stat().st_mode & 0o077 == 0
     said = (folder / "launcher.log").read_text()
     assert said.startswith(
-        "launcher --job jobs/llama --placement-epoch 3 --node nodes/n1 --address 10.0.0.1 --recovery 10.0.0.9:7070"
+        "no token --job jobs/llama --placement-epoch 3 --node nodes/n1 --address 10.0.0.1 --recovery 10.0.0.9:7070"
     )
     (tmp_path / "file").touch()
     text = script(LAUNCHER, KEY, _node(), replace(settings, state_dir=tmp_path / "file"), Endpoints.all_at("h:1"))

@@ -63,6 +63,8 @@ def script(launcher: WantedLauncher, key: Key, node: SlurmNode, settings: SlurmS
     # as the user's own umask says.
     return (
         "#!/bin/sh\n"
+        # Whatever it is told to export, sbatch hands on the token by which it asked.
+        "unset SLURM_JWT\n"
         f"mkdir -p {place} && cd {place} || exit {EXIT_NO_FOLDER}\n"
         f"(umask 077 && rm -f spec.json && cat >spec.json) <<'SPEC' || exit {EXIT_NO_FOLDER}\n{spec}\nSPEC\n"
         f"exec {shlex.join((*settings.command, *arguments))} >>launcher.log 2>&1\n"
