@@ -137,7 +137,7 @@ class Commands:
                 return await asyncio.to_thread(lambda: parse.nodes(_answer("sinfo", ended, "nodes")))
             self._squeue_writes_json = False
         ended = await self._ask("scontrol", "--oneliner", "--details", "--all", "show", "node")
-        return scontrol.nodes(ended.out.decode(errors="replace"))
+        return await asyncio.to_thread(lambda: scontrol.nodes(ended.out.decode(errors="replace")))
 
     async def _jobs(self, only: str | None) -> Sequence[SlurmJob]:
         if self._squeue_writes_json:
@@ -150,7 +150,7 @@ class Commands:
         ended = await self._ask(
             "scontrol", "--oneliner", "--details", "--all", "show", "job", *([only] if only else [])
         )
-        return scontrol.jobs(ended.out.decode(errors="replace"))
+        return await asyncio.to_thread(lambda: scontrol.jobs(ended.out.decode(errors="replace")))
 
     async def _ask(self, program: str, *arguments: str) -> Ended:
         ended = await self._finish(program, *arguments)
