@@ -105,25 +105,23 @@ def _absent(node: SlurmNode | None) -> Fate:
 
 
 def _never_ran(job: SlurmJob, node: SlurmNode | None) -> bool:
-    """Slurm has cancelled it by itself, since a prolog failed or its user is unknown there: so it does with a job that it may not requeue.
+    """Slurm has cancelled it by itself and drained the node, since a prolog failed: so it does with a job that it may not requeue.
 
-    A launcher that was cancelled by somebody ends by the signal or, once it could take the signal, by itself.
+    How long it ran tells nothing: a launcher that somebody cancels within a second ends with exit code 0 as well.
     """
     if job.state != JobState.CANCELLED or not job.nodes or job.exit_code or job.exit_signal:
         return False
-    if job.start_s is None or job.end_s is None:
+    if node is None or not node.is_drained or node.reason_s is None or job.end_s is None:
         return False
-    drained_with_it = node is not None and node.is_drained and abs((node.reason_s or 0) - job.end_s) <= SETTLE_S
-    return drained_with_it or job.end_s - job.start_s <= 1
+    return abs(node.reason_s - job.end_s) <= SETTLE_S
 
 
 def _ended(jobs: Sequence[SlurmJob], last: SlurmJob, node: SlurmNode | None, now_s: float) -> Fate:
-    never_ran = all(_never_ran(job, node) for job in jobs)
     if node is not None and node.is_drained:
-        kind = Kind.UNSTARTABLE if never_ran else Kind.LOST
+        kind = Kind.UNSTARTABLE if all(_never_ran(job, node) for job in jobs) else Kind.LOST
         return Fate(kind, f"it ended, and the node is drained in Slurm: {node.reason or 'no reason given'}")
     ended_s = last.end_s if last.end_s is not None else now_s
-    failures = [job for job in jobs if _failed_to_start(job) or _never_ran(job, node)]
+    failures = [job for job in jobs if _failed_to_start(job)]
     if len(failures) >= START_FAILURES_MAX and last in failures:
         return Fate(Kind.UNSTARTABLE if len(failures) == len(jobs) else Kind.LOST, _failure(last))
     if now_s < ended_s + min(RESTART_S * 2 ** min(len(jobs) - 1, 10), RESTART_S_MAX):
@@ -138,8 +136,6 @@ def _failed_to_start(job: SlurmJob) -> bool:
 
 
 def _failure(job: SlurmJob) -> str:
-    if job.state == JobState.CANCELLED:
-        return f"Slurm job {job.id} was cancelled by Slurm before it ran; the log of slurmd there says why"
     said = {
         EXIT_NO_FOLDER: "it cannot make its folder there; let the user of the scheduler write under --state-dir on every node",
         126: "its interpreter cannot be run there",
