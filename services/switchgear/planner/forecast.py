@@ -31,14 +31,14 @@ _NEVER = frozenset(
 class Widening:
     """What sampled waits miss, since jobs that come later and are shorter or larger go first: an interval of log(wait + scale_s) is widened by it.
 
-    For jobs smaller than a node, and for others: 1.3 is what four of five waits needed on Philly, two weeks from 2017-10-09 on 64 nodes of 8 GPUs;
-    large jobs needed 0.6 there and 0.9 in four days from 2017-10-23 on 60 nodes (conformalised quantiles: Romano et al. 2019). Both are constants:
-    a cluster with few waits is told wider intervals than it has.
+    For jobs smaller than a node, and for others: in the middle between what four of five waits needed on Philly in two weeks from 2017-10-09 on 64 nodes of
+    8 GPUs (0.88 and 0.41) and in two from 2017-10-23 on 60 (0.54 and 0.45; conformalised quantiles: Romano et al. 2019). Both are constants: a cluster
+    with few waits is told wider intervals than it has.
     """
 
     scale_s: float = 60.0
-    small: float = 1.3
-    large: float = 0.9
+    small: float = 0.7
+    large: float = 0.43
 
 
 WIDENING = Widening()
