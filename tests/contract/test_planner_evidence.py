@@ -79,7 +79,9 @@ async def test_a_node_counts_as_accused_while_its_incident_is_open_and_as_having
         await until(lambda: heard(frozenset({"nodes/a"})))
 
         async def reported() -> bool:
-            return [one.held_up_by for one in await attempts(world.database)] == ["nodes/a"]
+            return [(one.nodes, one.held_up_by) for one in await attempts(world.database)] == [
+                (("nodes/a",), "nodes/a")
+            ]
 
         await until(reported)  # once, and not again after a restart
         # What was told last holds for a while; then nothing is known.
