@@ -244,7 +244,7 @@ class Watch:
         self._thread.start()
 
     def check(self) -> None:
-        assert self._found == []
+        assert not self._found, sorted(set(self._found))
 
     def end(self) -> None:
         self._ended.set()

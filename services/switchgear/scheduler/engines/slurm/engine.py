@@ -103,15 +103,17 @@ class SlurmEngine:
         loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
-            begin_s, acted = loop.time(), False
+            begin_s, acted, look_s = loop.time(), False, 0.0
             try:
                 await self._look()
                 acted = await self._act(endpoints)
+                look_s = loop.time() - begin_s
             except SwitchgearError as error:
                 await self._lose_sight(error)
             except Exception:
                 log.exception("a look at Slurm failed; trying again")
-            pause_s = min(max(self._poll_s(), (loop.time() - begin_s) * _POLL_SHARE), POLL_S_MAX)
+            # Who does not answer has spent nothing on it, however long it took.
+            pause_s = min(max(self._poll_s(), look_s * _POLL_SHARE), POLL_S_MAX)
             try:
                 async with asyncio.timeout(_AFTER_EFFECT_S if acted else pause_s):
                     await self._wake.wait()
