@@ -9,7 +9,7 @@ WORKERS ?= $(shell expr $$(nproc) + 1)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo kill-each up test test-slow check bench hook load soak campaign slurm-chaos wire outage ingest agent-footprint dashboards lint type dist clean help
+.PHONY: setup demo kill-each up test test-slow check bench hook load autoscaling-live soak campaign autoscaling-bars probe-live slurm-chaos wire outage ingest agent-footprint dashboards lint type dist clean help
 
 $(STAMP): pyproject.toml constraints.txt proto/build.py $(shell find proto/switchgear -name '*.proto')
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -54,11 +54,22 @@ hook: $(STAMP)  ## what watching costs a training step
 load: $(STAMP)  ## three minutes of requests while replicas come, go and are killed: none may be lost
 	$(BIN)/python benchmarks/serving.py
 
+autoscaling-live: $(STAMP)  ## ten minutes of recorded requests (TRACE=FILE) on real replicas that the policy sizes; every decision replayed
+	$(BIN)/python benchmarks/autoscaling_live.py --trace $(TRACE) --minutes 10
+
 soak: $(STAMP)  ## rounds of random faults, each with the proofs
 	$(BIN)/python benchmarks/soak.py
 
 campaign: $(STAMP)  ## one long job, eight faults a minute for ten minutes, with all proofs
 	$(BIN)/python benchmarks/campaign.py
+
+autoscaling-bars: $(STAMP)  ## the autoscaling policy against every baseline, on the traces in TRACES and hard ones of our own: an hour at first
+	$(BIN)/python benchmarks/autoscaling.py --hard $(if $(TRACES),--traces $(TRACES))
+
+probe-live: $(STAMP)  ## what the inference servers of PyPI really tell, beside our table: installs them into an environment of its own
+	test -x build/probe-live/bin/python || $(PYTHON) -m venv build/probe-live
+	build/probe-live/bin/python -m pip install --quiet 'ray[serve]' bentoml litserve torch torchserve torch-model-archiver packaging psutil kserve nvidia-pytriton
+	SWITCHGEAR_PROBE_PYTHON=$(CURDIR)/build/probe-live/bin/python $(BIN)/python -m pytest tests/e2e/test_adapters_live.py -v -p no:cacheprovider
 
 slurm-chaos: $(STAMP)  ## SIGKILL of a scheduler that drives a real Slurm, a hundred rounds: the same result each round
 	$(BIN)/python benchmarks/slurm_chaos.py --rounds 100 --seed 1

@@ -167,7 +167,14 @@ class Plane:
         """A new autoscaler on the old address; it comes with nothing but the database."""
         self._autoscaler = None
         self.registry = CollectorRegistry()
-        self.service = build(self.database, self.clock, modes=self.modes, registry=self.registry, pass_interval_s=0.05)
+        self.service = build(
+            self.database,
+            self.clock,
+            modes=self.modes,
+            registry=self.registry,
+            pass_interval_s=0.05,
+            log_dir=self.state_dir / "autoscaler",
+        )
         self._server = rpc.Server()
         self.service.register(self._server.grpc)
         self.address = await self._server.start(self.address, self.service.service_names)
@@ -232,7 +239,7 @@ class Plane:
         self.spawn(ends_launchers())
         return agent
 
-    async def create(self, low: int = 0, high: int = 2, **spec: float) -> pb.InferenceService:
+    async def create(self, low: int = 0, high: int = 2, **spec: float | str) -> pb.InferenceService:
         service = pb.InferenceService(
             spec=pb.InferenceServiceSpec(
                 argv=["serve.py", "--batch", "4"],

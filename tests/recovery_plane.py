@@ -17,6 +17,7 @@ from switchgear.core import rpc
 from switchgear.core.clock import Clock, ManualClock
 from switchgear.core.errors import SwitchgearError
 from switchgear.core.service import Endpoints, Service
+from switchgear.planner.model import Policy
 from switchgear.recovery import main as recovery
 from switchgear.recovery import store
 from switchgear.scheduler import main as scheduler
@@ -38,6 +39,8 @@ from switchgear.v1alpha import telemetry_service_pb2 as telemetry_pb
 from switchgear.v1alpha import telemetry_service_pb2_grpc as telemetry_grpc
 
 WITHIN_S = 10.0
+#: Seconds; less than a third of what makes a node silent.
+_HEARD_S = 4
 #: Nobody listens there.
 NOWHERE = "127.0.0.1:9"
 #: What a client of the wire finds again at once: channels of its own, without the back-off that channels to one address share.
@@ -69,6 +72,7 @@ class Agent:
         self.node = f"nodes/{name}"
         self._channel = channel
         self._events = 0
+        self._stream: Any = None
         self.started: dict[str, agent_pb.StartLauncher] = {}
         self.stopped: list[agent_pb.StopLauncher] = []
 
@@ -76,7 +80,7 @@ class Agent:
         stub: Any = agent_grpc.NodeAgentServiceStub(self._channel)  # type: ignore[no-untyped-call]
         gpus = [fleet_pb.Gpu(index=index, model="Simulated GPU", simulated=True) for index in range(2)]
         node = fleet_pb.Node(name=self.node, address="127.0.0.1", gpus=gpus, agent_version="test")
-        stream = stub.Connect()
+        stream = self._stream = stub.Connect()
         await stream.write(agent_pb.NodeAgentReport(hello=agent_pb.NodeAgentHello(node=node)))
         async for command in stream:
             if command.HasField("start_launcher"):
@@ -84,10 +88,14 @@ class Agent:
             elif command.HasField("stop_launcher"):
                 self.stopped.append(command.stop_launcher)
                 self.started.pop(command.stop_launcher.job, None)
-            running = [
-                agent_pb.RunningLauncher(job=s.job, placement_epoch=s.placement_epoch) for s in self.started.values()
-            ]
-            await stream.write(agent_pb.NodeAgentReport(heartbeat=agent_pb.NodeAgentHeartbeat(launchers=running)))
+            await self.beat()
+
+    async def beat(self) -> None:
+        """Tells that it is there, and what runs."""
+        running = [
+            agent_pb.RunningLauncher(job=s.job, placement_epoch=s.placement_epoch) for s in self.started.values()
+        ]
+        await self._stream.write(agent_pb.NodeAgentReport(heartbeat=agent_pb.NodeAgentHeartbeat(launchers=running)))
 
     async def event(self, *, code: int, text: str) -> None:
         """Tells the collector of an XID of GPU 0, and returns when it is stored."""
@@ -270,7 +278,9 @@ class Launcher:
 class World:
     """Everything that runs. `recovery` has an address of its own and may be stopped and started again."""
 
-    def __init__(self, database: Database, state_dir: Path, start_s: float) -> None:
+    def __init__(self, database: Database, state_dir: Path, start_s: float, policy: Policy | None = None) -> None:
+        self._policy = policy or Policy()
+        self._agents: list[Agent] = []
         self.database, self.state_dir = database, state_dir
         #: Of recovery alone: the nodes' agents stay known to the scheduler however far it is moved.
         self.clock = ManualClock()
@@ -287,9 +297,10 @@ class World:
 
     async def start(self) -> None:
         clock = self._scheduler_clock
+        settings = scheduler.SchedulerSettings(self.state_dir, pass_interval_s=0.05, policy=self._policy)
         services: list[Service] = [
             collector.build(self.database, clock),
-            scheduler.build(self.database, clock, scheduler.SchedulerSettings(self.state_dir, pass_interval_s=0.05)),
+            scheduler.build(self.database, clock, settings),
         ]
         server = rpc.Server()
         for service in services:
@@ -357,7 +368,17 @@ class World:
             return agent.node in [node.name for node in nodes.nodes]
 
         await until(registered)
+        self._agents.append(agent)
         return agent
+
+    async def later(self, seconds: int) -> int:
+        """Lets time pass in the scheduler, agents being heard meanwhile; its wall time then."""
+        for _ in range(0, seconds, _HEARD_S):
+            self._scheduler_clock.advance(_HEARD_S)
+            for agent in self._agents:
+                await agent.beat()
+            await asyncio.sleep(0.02)
+        return self._scheduler_clock.unix_ns()
 
     async def create(self, job_id: str, *, nnodes: int = 1, checkpoints: bool = False, account: str = "") -> None:
         spec = job_pb.JobSpec(
@@ -436,9 +457,11 @@ async def ended(tasks: Iterable[asyncio.Task[None]]) -> None:
 
 
 @asynccontextmanager
-async def running(database: Database, state_dir: Path, *, start_s: float = 0) -> AsyncIterator[World]:
-    """start_s: how much later than other worlds on the same database this one begins."""
-    world = World(database, state_dir, start_s)
+async def running(
+    database: Database, state_dir: Path, *, start_s: float = 0, policy: Policy | None = None
+) -> AsyncIterator[World]:
+    """start_s: how much later than other worlds on the same database this one begins. policy: of the planner."""
+    world = World(database, state_dir, start_s, policy)
     try:
         await world.start()
         yield world

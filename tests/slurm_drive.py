@@ -7,7 +7,6 @@ import socket
 import subprocess
 import threading
 import time
-import venv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,88 +14,36 @@ from typing import Any
 
 import httpx
 from slurm_cluster import SlurmCluster
+from step_trainer import STEPS_ENDLESS, TRAIN_FOLDER, Step, lay_out, read_steps
 from terminal import Terminal, wait_for
 
 from switchgear.cli.state import read_running
 from switchgear.launcher.state import is_held
-from switchgear.train import progress
 
-#: For interpreters that have nothing of ours.
-TRAIN_FOLDER = Path(progress.__file__).parents[2]
 LEASE_S = 3.0
 MARGIN_S = 3.0
 #: A disagreement that lasts for longer is none of the moment between two looks.
 AGREE_S = 15.0
 _ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
-#: Each step of more than one rank needs all of them. With "torch" it is an all-reduce and an optimizer, else a byte each way and the
-#: progress API on an interpreter without torch, which starts at once.
-TRAIN = """
-import json, os, socket, sys, time
-rank, world, generation = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "SWITCHGEAR_GENERATION"))
-folder, resume = os.environ["SWITCHGEAR_CHECKPOINT_DIR"], os.environ["SWITCHGEAR_RESUME_FROM"]
-steps, node = int(sys.argv[2]), os.environ.get("SLURMD_NODENAME", "")
-if sys.argv[3] == "torch":
-    import torch, torch.distributed as dist
-    dist.init_process_group("gloo")
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([weight], lr=1.0)
-    def make(step):
-        weight.grad = torch.ones(1)
-        dist.all_reduce(weight.grad)
-        optimizer.step()
-else:
-    from switchgear.train import progress
-    at, peers = ("127.0.0.1", int(os.environ["MASTER_PORT"])), []
-    if world > 1 and rank == 0:
-        server = socket.create_server(at)
-        peers = [server.accept()[0] for _ in range(world - 1)]
-    while rank and not peers:
-        try:
-            peers = [socket.create_connection(at)]
-        except OSError:
-            time.sleep(0.02)
-    def make(step):
-        for peer in peers:
-            peer.send(b"x")
-        for peer in peers:
-            if not peer.recv(1):
-                sys.exit("lost its peer")
-        progress.step(step)
-step = int(open(resume).read()) if resume else 0
-with open(sys.argv[1], "a", buffering=1) as told:
-    while step < steps:
-        begin_ns = time.monotonic_ns()
-        step += 1
-        make(step)
-        print(json.dumps([generation, rank, node, os.environ.get("CUDA_VISIBLE_DEVICES"), step, begin_ns, time.monotonic_ns()]), file=told)
-        if rank == 0 and step % 10 == 0:
-            with open(f"{folder}/{step}.tmp", "w") as file:
-                file.write(str(step))
-            os.replace(file.name, f"{folder}/{step}.bin")
-        time.sleep(0.03)
-"""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a rank wrote of one of its steps; nanoseconds on the machine's monotonic clock."""
-
-    generation: int
-    rank: int
-    node: str
-    gpus: str | None
-    step: int
-    begin_ns: int
-    end_ns: int
 
 
 class Drive(Terminal):
     """`switchgear up --engine slurm` and the commands of its users. All along it is watched that its jobs and Slurm's agree."""
 
-    def __init__(self, folder: Path, slurm: SlurmCluster, *options: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        slurm: SlurmCluster,
+        *options: str,
+        path: str = "",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """path: a folder whose programs come before those of PATH."""
         super().__init__(folder)
         self.slurm = slurm
-        self.environment |= slurm.environment
+        self.environment |= {**slurm.environment, **(environment or {})}
+        if path:
+            self.environment["PATH"] = f"{path}:{self.environment['PATH']}"
         self._listen = [part for flag in ("--grpc", "--http") for part in (flag, f"127.0.0.1:{free_port()}")] + [
             "--metrics",
             "127.0.0.1:0",
@@ -104,8 +51,7 @@ class Drive(Terminal):
             "127.0.0.1:0",
         ]
         self._options = options
-        (folder / "train.py").write_text(TRAIN)
-        venv.create(folder / "bare", with_pip=False, symlinks=True)
+        lay_out(folder)
         self.up()
         self.watch = Watch(self)
 
@@ -121,7 +67,12 @@ class Drive(Terminal):
         return answer.json()
 
     def submit(
-        self, job: str, *options: str, steps: int = 10**6, how: str = "plain", where: Sequence[str] = ("--detach",)
+        self,
+        job: str,
+        *options: str,
+        steps: int = STEPS_ENDLESS,
+        how: str = "plain",
+        where: Sequence[str] = ("--detach",),
     ) -> subprocess.Popen[str]:
         checkpoints = self.folder / job / "checkpoints"
         checkpoints.mkdir(parents=True)
@@ -175,10 +126,7 @@ class Drive(Terminal):
         return [process["pid"] for process in state["processes"]][:-1]
 
     def steps(self, job: str) -> list[Step]:
-        """In the order in which they were written; a last line that is not whole is left out."""
-        path = self.folder / f"{job}.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [Step(*json.loads(line)) for line in lines if line.endswith("\n")]
+        return read_steps(self.folder / f"{job}.jsonl")
 
     def goes_on(self, job: str, generation: int = 0, timeout_s: float = 60) -> None:
         """Waits for steps of that generation, or of any, that begin from now on."""

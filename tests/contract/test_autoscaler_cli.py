@@ -6,15 +6,20 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import grpc.aio
 import pytest
-from autoscaler_plane import SERVICE, Plane, running
+from autoscaler_plane import SERVICE, Plane, Router, running
+from scheduler_plane import until
 
+from switchgear.autoscaler.decision_file import Tail
 from switchgear.cli import exits
 from switchgear.cli.main import main
 from switchgear.core.errors import Reason
 from switchgear.store.database import Database
 from switchgear.v1 import autoscaler_service_pb2 as pb
+from switchgear.v1.autoscaler_service_pb2_grpc import AutoscalerServiceStub
 
 
 @pytest.fixture
@@ -54,3 +59,81 @@ async def test_a_service_is_created_listed_shown_scaled_and_deleted(
     await plane.replica_in(2, pb.Replica.STARTING)
     assert (await services("delete", "chat"))[1] == f"{SERVICE}: being deleted, 1 ready\n"
     assert (await services("create", "other"))[0] == exits.USAGE
+
+
+async def test_decisions_are_shown_replayed_and_a_shadow_decides_beside(
+    plane: Plane, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    async def services(*words: str) -> tuple[int, str]:
+        code = await asyncio.to_thread(main, ["services", "--server", plane.address, *words])
+        return code, capsys.readouterr().out
+
+    await plane.agent("a")
+    await plane.create(1, 4)
+    router = Router(plane, "router")
+    await plane.ready(1)
+    await router.routes(1)
+
+    async def decide(times: int) -> None:
+        for _ in range(times):
+            plane.clock.advance(4.95)
+            await router.report(requests_total=3, tokens_total=30, kept_requests_total=2, broken_requests_total=1)
+            await plane.passes()
+
+    await decide(2)
+    assert (await services("shadow", "chat", "static:3"))[1] == "chat: static:3 decides beside\n"
+    assert (await services("shadow", "chat", "nonsense"))[0] == exits.USAGE
+    await decide(3)
+    assert "shadow static:3: would have 3" in (await services("chat"))[1]
+    assert (
+        plane.registry.get_sample_value(
+            "switchgear_autoscaler_shadow_replicas", {"service": "chat", "policy": "static:3"}
+        )
+        == 3
+    )
+    code, shown = await services("decisions", "chat", "--newest", "2")
+    assert (code, shown.count("\n"), shown.count("[shadow: 3]")) == (exits.OK, 2, 2)
+    log = tmp_path / "chat.jsonl"
+    log.write_text((await services("decisions", "chat", "--json"))[1])
+    code, told = await services("replay", str(log))
+    assert (code, "all the same" in told) == (0, True), told
+    code, told = await services("replay", str(log), "--policy", "static:2")
+    assert (code, "static:2 would have wanted" in told) == (0, True), told
+    log.write_text(log.read_text().replace('"decision":{"replicas":1', '"decision":{"replicas":4'))
+    code, told = await services("replay", str(log))
+    assert (code, told.splitlines()[0][:18]) == (1, "decision 1 differs")
+
+
+async def test_whoever_follows_gets_decisions_as_they_come(plane: Plane) -> None:
+    await plane.create(0, 2)
+    router = Router(plane, "router")
+    async with grpc.aio.insecure_channel(plane.address) as channel:
+        stub: Any = AutoscalerServiceStub(channel)
+        stream = aiter(stub.WatchDecisions(pb.WatchDecisionsRequest(name=SERVICE, follow=True), timeout=60))
+        assert (await anext(stream)).line.startswith('{"log":1,"service":"inferenceServices/chat"')
+        first = json.loads((await anext(stream)).line)
+        plane.clock.advance(4.95)
+        await router.report()
+        second = json.loads((await anext(stream)).line)
+    assert second["now_s"] - first["now_s"] == pytest.approx(4.95)
+
+
+async def test_what_a_policy_has_learned_and_its_shadow_outlive_the_autoscaler(plane: Plane, tmp_path: Path) -> None:
+    await plane.create(0, 2, shadow_policy="static:2")
+    router = Router(plane, "router")
+    for _ in range(8):
+        plane.clock.advance(4.95)
+        await router.report()
+        await plane.passes()
+    await plane.restart_autoscaler()
+    plane.clock.advance(4.95)
+    await router.report()
+    await until(lambda: _shown(plane))
+    lines = list(Tail(tmp_path / "autoscaler" / "chat").lines())
+    times = [json.loads(line)["now_s"] for line in lines if not line.startswith('{"log"')]
+    assert times == sorted(times)
+    assert len([line for line in lines if line.startswith('{"log"')]) == 2
+
+
+async def _shown(plane: Plane) -> bool:
+    return (await plane.get()).shadow.policy == "static:2"

@@ -47,6 +47,13 @@ class Forgetful(Commands):
         return [] if hidden else await super().jobs(ids)
 
 
+class Stubborn(Commands):
+    """Lets nobody cancel anything."""
+
+    async def cancel(self, ids: Sequence[int]) -> None:
+        raise refusals.error("scancel", f"scancel: error: Kill job error on job id {ids[0]}: Access/permission denied")
+
+
 class Driven:
     """An engine that runs, and a look past it at the same Slurm."""
 
@@ -181,6 +188,20 @@ async def test_a_launcher_that_slurm_refuses_cannot_be_started_there(slurm: Slur
         assert await driven.states() == []
 
 
+async def test_a_refused_scancel_is_asked_again_and_told_once(
+    slurm: SlurmCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with driving(slurm, tmp_path, Stubborn(slurm_conf=str(slurm.impatient_configuration))) as driven:
+        driven.want()
+        await driven.come_to("RUNNING")
+        with caplog.at_level("INFO", logger=SlurmEngine.__module__):
+            driven.engine.want({}, {})
+            await asyncio.sleep(3)
+    told = [record.getMessage() for record in caplog.records]
+    assert told[0] == "cancelling Slurm jobs"
+    assert [text.partition(":")[0] for text in told[1:]] == ["Slurm refused to cancel jobs of ours"]
+
+
 async def test_a_cordon_is_a_drain_and_only_ours_is_undone(slurm: SlurmCluster, driven: Driven) -> None:
     driven.close("n1", "GPU_LOST: xid 79")
     await driven.until(lambda: slurm.node_states()["n1"] == "drain")
@@ -218,6 +239,30 @@ async def test_a_launcher_that_waits_behind_others_says_what_for(slurm: SlurmClu
     await driven.until(lambda: driven.status().foreign)
     (foreign,) = driven.status().foreign
     assert (foreign.gpus, foreign.user) == (8, "slurm:root")
+
+
+async def test_a_launcher_stays_in_line_behind_others_and_gives_up_a_node_for_which_nobody_else_queues(
+    slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    whole = ("--nodelist=n1", "--gres=gpu:8", "--time=20")
+    holder, rival = (slurm.submit("sleep 600", *whole) for _ in range(2))
+    async with driving(slurm, tmp_path, patience_s=1.0) as driven:
+        driven.want()
+        await driven.until(lambda: driven.status().waiting)
+        await asyncio.sleep(3)
+        assert (driven.status().withheld, driven.status().obstacle) == ((), "")
+        slurm.command("scancel", str(rival))
+        await driven.until(lambda: driven.status().withheld)
+        ((ref, why),) = driven.status().withheld
+        assert ref == REF
+        assert why.startswith("Slurm holds it for another job (")
+        assert driven.status().obstacle == f"withheld: {why}"
+        driven.engine.want({}, {})
+        await driven.come_to("CANCELLED")
+        assert not driven.status().cancelled
+        assert driven.status().obstacle == f"withheld: {why}"
+        slurm.command("scancel", str(holder))
+        await driven.until(lambda: not driven.status().obstacle)
 
 
 async def test_the_comment_of_a_job_names_its_launcher(driven: Driven) -> None:

@@ -20,6 +20,7 @@ from switchgear.core.errors import FailedPrecondition, Invalid, Reason, Unavaila
 from switchgear.store.base import Base
 from switchgear.store.database import Database, sqlite_url
 from switchgear.store.revisions import current_revision, lock_revision, next_revision
+from switchgear.store.wal import WAL_BYTES_MAX
 
 
 async def test_250_concurrent_increments_give_250(database: Database) -> None:
@@ -199,3 +200,42 @@ async def test_a_server_that_ends_its_sessions_is_an_outage_and_a_wrong_statemen
     assert isinstance(await fail("SELECT * FROM nowhere"), DBAPIError)
     if database.is_shared:
         assert isinstance(await fail("SELECT pg_terminate_backend(pg_backend_pid())"), Unavailable)
+
+
+async def test_the_log_of_sqlite_stays_short_beside_readers_that_leave_it_no_moment(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    database = Database(sqlite_url(path))
+    await database.migrate()
+    log, longest, stop = path.with_name("state.db-wal"), 0, asyncio.Event()
+
+    async def read(until: asyncio.Event) -> None:
+        async with database.read() as session:
+            await session.execute(text("SELECT count(*) FROM revisions"))
+            await until.wait()
+
+    async def read_always(tasks: asyncio.TaskGroup) -> None:
+        before = asyncio.Event()
+        while not stop.is_set():
+            end = asyncio.Event()
+            tasks.create_task(read(end))
+            await asyncio.sleep(0.02)
+            before.set()  # the next one has begun
+            before = end
+        before.set()
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(read_always(tasks))
+            async with database.write() as session:
+                await session.execute(text("CREATE TABLE blobs (data BLOB)"))
+            for _ in range(30):
+                async with database.write() as session:
+                    await session.execute(text("INSERT INTO blobs VALUES (zeroblob(2000000))"))
+                    await session.execute(text("DELETE FROM blobs"))
+                longest = max(longest, log.stat().st_size)
+            stop.set()
+        assert longest < 2 * WAL_BYTES_MAX
+        # Jobs' environments are in it.
+        assert {file.stat().st_mode & 0o777 for file in (path, log)} == {0o600}
+    finally:
+        await database.close()

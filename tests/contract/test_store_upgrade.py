@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from alembic import command
@@ -13,7 +14,8 @@ from switchgear.recovery import store
 from switchgear.recovery.ledger import Bucket, Ledger
 from switchgear.scheduler.model import EndedRun
 from switchgear.scheduler.repository import Repository
-from switchgear.store.database import Database, migrations
+from switchgear.store.database import Database, migrations, sqlite_url
+from switchgear.store.installation import installation_name
 
 #: Before jobs told when they were submitted, and whose they are.
 BEFORE = "0013"
@@ -48,6 +50,27 @@ async def test_run_times_and_the_cost_of_jobs_outlive_the_upgrade(empty_database
         assert costs == [("", {Bucket.PRODUCTIVE: 5})]
     finally:
         await database.close()
+
+
+async def test_an_installation_has_one_name_whoever_migrates_and_another_than_the_next(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    first, again, other = (
+        Database(empty_database_url),
+        Database(empty_database_url),
+        Database(sqlite_url(tmp_path / "other.db")),
+    )
+    try:
+        found = []
+        for database in (first, again, other):
+            await database.migrate()
+            async with database.read() as session:
+                found.append(await installation_name(session))
+        assert found[0] == found[1] != found[2]
+        assert len(found[0]) == 8
+    finally:
+        for database in (first, again, other):
+            await database.close()
 
 
 def _without(stored: dict[str, Any], *fields: str) -> dict[str, Any]:

@@ -103,6 +103,8 @@ def control(tmp_path: Path) -> Iterator[Control]:
 
 
 def test_a_job_outlives_a_killed_control_plane_and_nothing_happens_twice(control: Control) -> None:
+    state = control.folder / "state"
+    assert [path.stat().st_mode & 0o077 for path in (state, state / "switchgear.db")] == [0, 0]
     control.submit("train")
     wait_for(lambda: any(loss.step >= 10 for loss in control.losses("train")))
     control.kill()

@@ -11,85 +11,26 @@ import os
 import signal
 import subprocess
 import time
-import venv
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from network import DEVICE, Machine, Network, network
+from step_trainer import STEPS_ENDLESS, TRAIN_FOLDER, Step, lay_out, read_steps
 from terminal import SWITCHGEAR, Terminal, wait_for
 
 from switchgear.cli.demo import proofs
 from switchgear.cli.state import read_running
 from switchgear.core.process import is_alive
 from switchgear.launcher.state import is_held
-from switchgear.train import progress
 
 LEASE_S = 3.0
 MARGIN_S = 3.0
 #: What a look at the lease and a SIGKILL may take on a busy machine.
 KILL_S = 0.5
 NODES = 4
-#: For interpreters that have nothing of ours.
-TRAIN_FOLDER = Path(progress.__file__).parents[2]
 JOBS = {"solo": 1, "pair": 2}
-#: Each step of `pair` needs both ranks. With "torch" it is an all-reduce and an optimizer, else a byte each way and the progress
-#: API on an interpreter without torch, which starts at once.
-TRAIN = """
-import json, os, socket, sys, time
-rank, world, generation = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "SWITCHGEAR_GENERATION"))
-folder, resume = os.environ["SWITCHGEAR_CHECKPOINT_DIR"], os.environ["SWITCHGEAR_RESUME_FROM"]
-if sys.argv[2] == "torch":
-    import torch, torch.distributed as dist
-    dist.init_process_group("gloo")
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([weight], lr=1.0)
-    def make(step):
-        weight.grad = torch.ones(1)
-        dist.all_reduce(weight.grad)
-        optimizer.step()
-else:
-    from switchgear.train import progress
-    at, peer = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), None
-    if world > 1 and rank == 0:
-        peer, _ = socket.create_server(at).accept()
-    while world > 1 and peer is None:
-        try:
-            peer = socket.create_connection(at)
-        except OSError:
-            time.sleep(0.02)
-    def make(step):
-        if peer:
-            peer.send(b"x")
-            if not peer.recv(1):
-                sys.exit("lost its peer")
-        progress.step(step)
-step = int(open(resume).read()) if resume else 0
-with open(sys.argv[1], "a", buffering=1) as told:
-    while True:
-        begin_ns = time.monotonic_ns()
-        step += 1
-        make(step)
-        print(json.dumps([generation, rank, os.environ["NODE"], begin_ns, time.monotonic_ns()]), file=told)
-        if rank == 0 and step % 20 == 0:
-            with open(f"{folder}/{step}.tmp", "w") as file:
-                file.write(str(step))
-            os.replace(file.name, f"{folder}/{step}.bin")
-        time.sleep(0.03)
-"""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a rank wrote of one of its steps; nanoseconds on the machine's monotonic clock."""
-
-    generation: int
-    rank: int
-    node: str
-    begin_ns: int
-    end_ns: int
 
 
 class Cluster(Terminal):
@@ -100,8 +41,7 @@ class Cluster(Terminal):
         self.net = net
         self.plane, *machines = net.machines
         self.nodes = {f"n{index}": machine for index, machine in enumerate(machines, 1)}
-        (folder / "train.py").write_text(TRAIN)
-        venv.create(folder / "bare", with_pip=False, symlinks=True)
+        lay_out(folder)
 
     def on(self, machine: Machine, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         with (self.folder / "log").open("a") as log:
@@ -150,15 +90,12 @@ class Cluster(Terminal):
         options += ["--env", f"GLOO_SOCKET_IFNAME={DEVICE}", "--env", f"PYTHONPATH={TRAIN_FOLDER}"]
         if how == "plain":
             options += ["--python", str(self.folder / "bare" / "bin" / "python")]
-        script = ("train.py", str(self.folder / f"{job}.jsonl"), how)
+        script = ("train.py", str(self.folder / f"{job}.jsonl"), str(STEPS_ENDLESS), how)
         ended = self.on(self.plane, "run", "--detach", *options, "--", *script)
         assert ended.wait(60) == 0, (self.folder / "log").read_text()[-2000:]
 
     def steps(self, job: str) -> list[Step]:
-        """In the order in which they were written; a last line that is not whole is left out."""
-        path = self.folder / f"{job}.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [Step(*json.loads(line)) for line in lines if line.endswith("\n")]
+        return read_steps(self.folder / f"{job}.jsonl")
 
     def generation(self, job: str) -> int:
         return max((step.generation for step in self.steps(job)), default=0)

@@ -303,7 +303,7 @@ async def test_sigterm_stops_the_ranks_first(plane: ControlPlane, processes: Pro
     process.send_signal(signal.SIGTERM)
     await plane.wait("attempt_stopped")
     await until(lambda: process.poll() is not None)
-    assert (process.returncode, alive(pids)) == (0, [])
+    assert (process.returncode, alive(pids)) == (143, [])
     assert {end.exit_code for end in await plane.wait("rank_exited", 2)} == {-signal.SIGTERM}
 
 

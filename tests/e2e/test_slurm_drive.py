@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from slurm_cluster import NODES, SlurmCluster
-from slurm_drive import LEASE_S, Drive, Step
+from slurm_drive import LEASE_S, Drive
+from step_trainer import Step
 from terminal import Terminal, runs, wait_for
 
 from switchgear.cli.demo import proofs

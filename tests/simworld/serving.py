@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, field, replace
 
 from switchgear.autoscaler import replicas as life
-from switchgear.autoscaler.demand import Meter
+from switchgear.autoscaler.meter import Meter
 from switchgear.autoscaler.model import (
     InFlight,
     JobEnd,
@@ -25,14 +25,17 @@ from switchgear.autoscaler.model import (
     ServiceRecord,
     ServiceReport,
     ServiceSpec,
+    Totals,
     World,
 )
-from switchgear.autoscaler.plan import Memory, judge
+from switchgear.autoscaler.observe import observe, starts
+from switchgear.autoscaler.plan import Verdict, judge
+from switchgear.autoscaler.scaling import Scaling
 from switchgear.core.modes import Mode
 
 LINE = "----"
 TICK_S = 0.5
-REQUEST_TOKENS = 20
+REQUEST_TOKENS, PROMPT_TOKENS = 20, 10
 START_NS = 1_700_000_000_000_000_000
 NAME = "inferenceServices/chat"
 _SERVICE = re.compile(r"service min=(\d+) max=(\d+) capacity=(\d+) delay=(\d+) start=(\d+) batch=(\d+)")
@@ -46,6 +49,8 @@ class _Process:
     ready_s: float
     work: list[float] = field(default_factory=list)
     done: float = 0.0
+    read: int = 0
+    steps: float = 0.0
     busy_s: float = 0.0
 
 
@@ -65,8 +70,9 @@ class Serving:
     processes: dict[str, _Process] = field(default_factory=dict)
     held: list[float] = field(default_factory=list)
     meter: Meter = field(default_factory=Meter)
-    memory: Memory | None = None
+    scaling: Scaling = field(default_factory=lambda: Scaling(NAME, None, 0.0, START_NS / 1e9))
     arrived: float = 0.0
+    completed: int = 0
     transcript: list[str] = field(default_factory=list)
 
     def tick(self) -> None:
@@ -101,26 +107,43 @@ class Serving:
             each = self.capacity * TICK_S / len(process.work[: self.batch])
             process.work = [left - each if place < self.batch else left for place, left in enumerate(process.work)]
             process.done += each * len(process.work[: self.batch])
+            process.steps += each
             process.busy_s += TICK_S
+            before = len(process.work)
             process.work = [left for left in process.work if left > 1e-9]
+            self.completed += before - len(process.work)
+            process.read += PROMPT_TOKENS * (before - len(process.work))
 
     def _report(self) -> None:
         for name, process in self.processes.items():
             if process.ready_s <= self.now_s:
                 running = min(self.batch, len(process.work))
                 waiting = len(process.work) - running
-                load = Load(name, "h:1", True, running, waiting, int(process.done), process.busy_s)
+                load = Load(
+                    name, "h:1", True, running, waiting, int(process.done), process.busy_s, process.read,
+                    int(process.steps), int(sum(process.work)), self.batch,
+                )  # fmt: skip
                 self.meter.replica(NAME, name, load)
         if not self.silent:
+            arrived = int(self.arrived // REQUEST_TOKENS)
             report = ServiceReport(
                 held_requests=len(self.held),
-                held_tokens=REQUEST_TOKENS * len(self.held),
+                held_tokens=(PROMPT_TOKENS + REQUEST_TOKENS) * len(self.held),
+                held_input_tokens=PROMPT_TOKENS * len(self.held),
                 in_flight={
                     name: InFlight(len(process.work), REQUEST_TOKENS * len(process.work))
                     for name, process in self.processes.items()
                     if process.work
                 },
-                tokens_total=int(self.arrived // REQUEST_TOKENS) * REQUEST_TOKENS,
+                totals=Totals(
+                    requests=arrived,
+                    tokens=arrived * (PROMPT_TOKENS + REQUEST_TOKENS),
+                    input_tokens=arrived * PROMPT_TOKENS,
+                    estimated_tokens=self.completed * PROMPT_TOKENS,
+                    completed=self.completed,
+                    completed_input_tokens=self.completed * PROMPT_TOKENS,
+                    completed_output_tokens=self.completed * REQUEST_TOKENS,
+                ),
             )
             self.meter.router("router", RouterReport(int(self.now_s / TICK_S), {NAME: report}), self.now_s)
 
@@ -132,12 +155,13 @@ class Serving:
             routers=self.meter.routers(),
         )
         stored = list(self.replicas.values())
-        demand = self.meter.demand(NAME, self.now_s)
-        one = judge(self.service, stored, world, demand=demand, now_s=self.now_s, mode=Mode.ACT, memory=self.memory)
-        if one.plan.service.decision != self.service.decision:
-            self._tell("service", one.plan.service.decision)
-        self.service, self.memory = one.plan.service, one.memory
-        for replica in one.plan.replicas:
+        self._decide(stored, world.now_unix_ns)
+        verdict = Verdict(self.scaling.decision) if self.scaling.decision else None
+        plan = judge(self.service, stored, world, verdict=verdict, mode=Mode.ACT)
+        if plan.service.decision != self.service.decision:
+            self._tell("service", plan.service.decision)
+        self.service = plan.service
+        for replica in plan.replicas:
             before = self.replicas.get(replica.name)
             if before is None or before.state is not replica.state:
                 self._tell(f"replica {replica.number}", f"{replica.state}: {replica.message}")
@@ -151,6 +175,23 @@ class Serving:
             assert not self.processes.pop(name).work, f"{name} was ended with requests in it"
             self.meter.replica_gone(name)
             self.jobs[job] = replace(self.jobs[job], end=JobEnd.CANCELLED)
+
+    def _decide(self, stored: list[ReplicaRecord], now_unix_ns: int) -> None:
+        wanting = self.service.desired == 0 and self.meter.held(NAME) > 0
+        if not self.scaling.due(self.now_s, urgent=wanting):
+            return
+        started = starts(stored, self.scaling.known_starts)
+        self.scaling.known_starts = started.known
+        seen = observe(
+            self.service,
+            stored,
+            self.meter.take(NAME, self.now_s),
+            interval_s=self.scaling.interval_s(self.now_s),
+            now_unix_ns=now_unix_ns,
+            started=started,
+            nodes={},
+        )
+        self.scaling.decide(self.now_s, seen, mode="ACT", begins=False)
 
     def _tell(self, who: str, what: str) -> None:
         self.transcript.append(f"{self.now_s:6.1f}s  {who:<10} {what}")

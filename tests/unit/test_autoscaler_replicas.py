@@ -61,6 +61,14 @@ def test_those_that_serve_least_go_first() -> None:
     assert order == [5, 4, 2, 3, 1]
 
 
+def test_a_replica_on_a_node_that_is_to_be_left_goes_before_an_idle_one() -> None:
+    stored = [replica(1, node="nodes/b"), replica(2)]
+    jobs = {one.job: JobView(one.name, node=one.node) for one in stored}
+    loads = {one.name: Load("i", "h:1", True, requests) for one, requests in zip(stored, (3, 0), strict=True)}
+    plan = reconcile(SERVICE, stored, world(jobs=jobs, loads=loads, sick=frozenset({"nodes/b"})))
+    assert [one.number for one in plan.replicas if one.state is ReplicaState.DRAINING] == [1]
+
+
 def test_a_replica_that_does_not_report_is_not_taken_for_an_idle_one() -> None:
     stored = [replica(1), replica(2)]
     seen = world(jobs=job(stored[0]) | job(stored[1]), loads={stored[0].name: Load("i", "h:1", True, 4)})
@@ -80,6 +88,15 @@ def test_replicas_that_fail_in_a_row_make_the_next_one_wait(failures: int, waits
     plan = reconcile(SERVICE, history, world(now_unix_ns=int((ended_s + waits + 0.1) * S)))
     assert [one.state for one in plan.replicas] == [ReplicaState.REQUESTED]
     assert plan.service.last_number == 10
+
+
+def test_a_replica_whose_gpus_were_taken_ends_and_another_one_waits_in_its_place() -> None:
+    taken = replica(9)
+    seen = world(jobs={taken.job: JobView(taken.name, message="waits for GPUs")})
+    ended, fresh = reconcile(SERVICE, [taken], seen).replicas
+    assert (ended.state, ended.message) == (ReplicaState.STOPPED, "its GPUs were taken for a job of a higher claim")
+    assert (fresh.number, fresh.state) == (10, ReplicaState.REQUESTED)
+    assert orphans([ended, fresh], seen) == (taken.job,)
 
 
 def test_what_has_served_or_was_sent_away_is_no_crash() -> None:

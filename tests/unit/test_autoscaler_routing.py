@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
-from switchgear.autoscaler.demand import Meter
+from switchgear.autoscaler.meter import Meter
 from switchgear.autoscaler.model import ReplicaRecord, ReplicaState, ServiceRecord, ServiceSpec
 from switchgear.autoscaler.repository import Snapshot
 from switchgear.autoscaler.serving import ServingServicer

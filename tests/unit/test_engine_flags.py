@@ -23,10 +23,10 @@ def _parsed(*arguments: str) -> argparse.Namespace:
 
 def test_without_a_word_agents_start_the_launchers_and_nodes_are_ours_alone(tmp_path: Path) -> None:
     args = _parsed()
-    assert slurm_from(args, tmp_path, "") is None
+    assert slurm_from(args, tmp_path) is None
     assert policies_of(args, {}) == {}
     with pytest.raises(Invalid, match="--engine slurm"):
-        slurm_from(_parsed("--slurm-partition", "gpu"), tmp_path, "")
+        slurm_from(_parsed("--slurm-partition", "gpu"), tmp_path)
 
 
 def test_an_engine_that_does_not_exist_is_not_taken_for_the_default(
@@ -34,7 +34,7 @@ def test_an_engine_that_does_not_exist_is_not_taken_for_the_default(
 ) -> None:
     monkeypatch.setenv("SWITCHGEAR_ENGINE", "Slurm")
     with pytest.raises(Invalid, match="local or slurm, not 'Slurm'"):
-        slurm_from(_parsed(), tmp_path, "")
+        slurm_from(_parsed(), tmp_path)
 
 
 def test_nodes_of_slurm_are_drained_once_somebody_says_so() -> None:
@@ -43,38 +43,26 @@ def test_nodes_of_slurm_are_drained_once_somebody_says_so() -> None:
     assert policies_of(args, {CORDON: Mode.ACT}) == {CORDON: Mode.ACT}
 
 
-def test_an_installation_keeps_its_name_where_its_state_is(tmp_path: Path) -> None:
-    args = _parsed("--engine", "slurm", "--slurm-partition", "gpu", "--slurm-partition", "big")
-    first, again = (slurm_from(args, tmp_path / "state", "") for _ in range(2))
-    other = slurm_from(args, tmp_path / "other", "")
-    assert first
-    assert first == again
-    assert other
-    assert other.cluster != first.cluster
-    assert first.partitions == ("gpu", "big")
-    assert first.state_dir == tmp_path / "state" / "slurm"
-
-
-def test_processes_that_share_a_database_have_one_name_whoever_logs_in(tmp_path: Path) -> None:
-    args = _parsed("--engine", "slurm")
-    names = {
-        found.cluster
-        for folder, url in (("a", POSTGRES), ("b", POSTGRES.replace("ann:secret", "bob:other")))
-        if (found := slurm_from(args, tmp_path / folder, url))
-    }
-    assert len(names) == 1
-    chosen = slurm_from(_parsed("--engine", "slurm", "--slurm-name", "lab"), tmp_path, POSTGRES)
+def test_what_is_said_of_slurm_is_what_its_engine_is_told(tmp_path: Path) -> None:
+    flags = ("--engine", "slurm", "--slurm-partition", "gpu", "--slurm-partition", "big")
+    found = slurm_from(_parsed(*flags), tmp_path)
+    assert found
+    assert (found.cluster, found.partitions) == ("", ("gpu", "big"))
+    assert found.state_dir == tmp_path / "slurm"
+    chosen = slurm_from(_parsed(*flags, "--slurm-name", "lab", "--slurm-patience-seconds", "5"), tmp_path)
     assert chosen
-    assert chosen.cluster == "lab"
+    assert (chosen.cluster, chosen.patience_s) == ("lab", 5)
     with pytest.raises(Invalid, match="--slurm-name"):
-        slurm_from(_parsed("--engine", "slurm", "--slurm-name", "a:b"), tmp_path, POSTGRES)
+        slurm_from(_parsed(*flags, "--slurm-name", "a:b"), tmp_path)
+    with pytest.raises(Invalid, match="give 1 to 86400"):
+        slurm_from(_parsed(*flags, "--slurm-patience-seconds", "nan"), tmp_path)
 
 
 def test_launchers_find_no_secret_of_the_control_plane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWITCHGEAR_DATABASE_URL", POSTGRES)
     monkeypatch.setenv("SLURM_JWT", "token")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm/other.conf")
-    found = slurm_from(_parsed("--engine", "slurm", "--slurm-tls", str(tmp_path)), tmp_path, POSTGRES)
+    found = slurm_from(_parsed("--engine", "slurm", "--slurm-tls", str(tmp_path)), tmp_path)
     assert found
     assert found.environment["SLURM_CONF"] == "/etc/slurm/other.conf"
     assert not {"SWITCHGEAR_DATABASE_URL", "SLURM_JWT"} & set(found.environment)

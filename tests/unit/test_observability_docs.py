@@ -15,6 +15,8 @@ from switchgear.agent.sample_spool import SampleSpool
 from switchgear.agent.sampler import Sampler
 from switchgear.agent.spool import Spool
 from switchgear.agent.stream import Identity, TelemetryStream
+from switchgear.autoscaler.external.board import Board
+from switchgear.autoscaler.external.metrics import BoardCollector, ExternalMetrics
 from switchgear.autoscaler.metrics import AutoscalerMetrics
 from switchgear.cli.compose import lease_held
 from switchgear.collector.export.exporters import Exporters
@@ -51,6 +53,8 @@ def everything(folder: Path) -> CollectorRegistry:
     ImportMetrics(registry)
     RecordingMetrics(registry)
     AutoscalerMetrics(registry)
+    ExternalMetrics(registry)
+    registry.register(BoardCollector(Board((), clock), clock))
     RouterMetrics(registry)
     ReplicaMetrics(registry, "gpt")
     RequestMetrics(registry)

@@ -66,6 +66,24 @@ def test_a_checkpoint_that_has_been_overdue_for_an_interval_is_not_awaited() -> 
     assert names(stopped_for(world, urgent(), NOW_S)) == ["b"]
 
 
+@pytest.mark.parametrize(("gpus", "waits_s"), [(8, 0.0), (4, 100.0), (1, 400.0)])
+def test_a_replica_waits_for_a_checkpoint_no_longer_than_the_work_is_worth(gpus: int, waits_s: float) -> None:
+    """200 s of 8 GPUs would be done again, and a GPU-second for which people wait weighs as much as four of these."""
+    victim = replace(running("a", 0, saved_s=200), checkpoint_interval_s=270.0)
+    replica = replace(urgent(), task=Task(gpus=gpus), workload=Workload.INFERENCE)
+    world = snapshot_of(victim, count=1, checkpoint_wait_s=500.0)
+    lost_s = 10 + (0 if waits_s else 200)
+    assert stopped_for(world, replica, NOW_S) == (Preempt("a", "urgent", NOW_S + waits_s, lost_s * 8),)
+    training = replace(replica, workload=Workload.TRAINING)
+    assert stopped_for(world, training, NOW_S) == (Preempt("a", "urgent", NOW_S + 500.0, 10 * 8),)
+
+
+def test_one_that_saves_when_it_is_stopped_loses_no_work_and_is_not_waited_for() -> None:
+    saves = replace(running("a", 0, saved_s=900), saves_when_stopped=True, checkpoint_interval_s=1000.0)
+    world = snapshot_of(saves, running("b", 1, saved_s=5), count=2)
+    assert stopped_for(world, urgent(), NOW_S) == (Preempt("a", "urgent", NOW_S, 10 * 8),)
+
+
 def test_work_from_before_its_start_is_not_lost_again() -> None:
     resumed = replace(running("a", 0), start_s=NOW_S - 700, checkpoint_s=NOW_S - 9000)
     world = snapshot_of(resumed, running("b", 1, saved_s=800), count=2)

@@ -76,3 +76,17 @@ def test_told_twice_it_is_stopped_once() -> None:
     world = running()
     world.happen(m.Vacate("for jobs/k"))
     assert kinds(world.happen(m.Vacate("for jobs/k"))) == []
+
+
+def test_a_job_that_the_scheduler_has_put_back_asks_once_and_waits_without_blaming_anybody() -> None:
+    world = World()
+    world.place("nodes/a", "nodes/b", epoch=1)
+    world.hello("nodes/a", epoch=1)
+    world.happen(m.Vacate("node b: Slurm holds it for another job", for_others=False))
+    world.happen(m.Vacate("waits for 2 nodes", for_others=False))
+    assert (world.state.phase, len(asks(world)), world.state.preemptions) == (m.Phase.REPLACING, 1, 0)
+    world.seconds += 600
+    world.happen(m.Tick())
+    assert (world.state.incident, world.state.failures) == (None, [])
+    world.place("nodes/a", "nodes/b", epoch=2)
+    assert world.state.phase is m.Phase.WAITING

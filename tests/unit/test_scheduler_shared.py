@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
+from switchgear.core.errors import Invalid
 from switchgear.scheduler import jobs as job_life
 from switchgear.scheduler import nodes as node_life
 from switchgear.scheduler.decide import Snapshot, decide, unanswered, wanted
@@ -26,6 +29,7 @@ from switchgear.scheduler.model import (
     PlacementRecord,
     Rules,
 )
+from switchgear.scheduler.shared import require_partitions
 
 NOW = 1_700_000_000_000_000_000
 GPUS = Inventory("127.0.0.1", tuple(map(GpuRecord, range(4))), "")
@@ -118,6 +122,44 @@ def test_what_a_launcher_waits_for_is_said_while_its_job_starts() -> None:
     assert _after(runs, _seen(**waits))[0] is runs
 
 
+WITHHELD = {"withheld": ((REF, "Slurm holds it for another job (Resources)"),)}
+
+
+def test_a_job_from_which_the_engine_keeps_a_node_gives_all_of_them_back_and_nothing_speaks_against_either() -> None:
+    starts = _on("a", _job(), JobState.STARTING)
+    seat = PlacedNode("nodes/b", (0, 1, 2, 3), "127.0.0.1", 1, waits="Slurm job 7 waits: Resources")
+    pair = replace(
+        starts,
+        spec=replace(starts.spec, nnodes=2),
+        placement=PlacementRecord(1, (*starts.placement.nodes, seat)),
+    )
+    obstacle = {"obstacle": "withheld: Slurm holds it for another job (Resources)"}
+    running = {"launchers": frozenset({REF})}
+    job, nodes = _after(pair, _seen(a=running, b={**WITHHELD, **obstacle}))
+    assert (job.state, job.placement.nodes, job.excluded) == (JobState.PENDING, (), ())
+    assert job.message.endswith("; node b: Slurm holds it for another job (Resources)")
+    assert {node.state for node in nodes.values()} == {NodeState.HEALTHY}
+    assert _after(job, _seen(a=running, b=obstacle))[0] is job
+    again, _ = _after(job, _seen())
+    assert (again.state, again.placement.epoch, again.turn.withheld) == (JobState.STARTING, 2, "")
+
+
+def test_a_job_that_has_run_goes_to_another_node_than_the_one_that_the_engine_keeps_from_it() -> None:
+    recovers = _on("a", _job(), JobState.RECOVERING)
+    job, _ = _after(recovers, _seen(a=WITHHELD))
+    assert (job.state, job.placement.epoch, _where(job)) == (JobState.RECOVERING, 2, ["nodes/b"])
+    assert job.message == "placed anew on nodes/b; node a: Slurm holds it for another job (Resources)"
+    obstacle = {"obstacle": "planned by Slurm for another job"}
+    job, _ = _after(recovers, _seen(a={**WITHHELD, **obstacle}, b=obstacle))
+    assert (job.state, _where(job)) == (JobState.PENDING, [])
+
+
+def test_what_the_engine_says_of_a_launcher_that_runs_or_leaves_is_old_news() -> None:
+    for state in (JobState.RUNNING, JobState.PREEMPTED):
+        job = _on("a", _job(), state)
+        assert _after(job, _seen(a=WITHHELD))[0] is job
+
+
 def test_a_node_that_can_start_nothing_now_is_passed_over_and_the_job_says_why() -> None:
     job, _ = _after(_job(), _seen(a={"obstacle": "planned by Slurm for another job"}))
     assert _where(job) == ["nodes/b"]
@@ -142,6 +184,17 @@ def test_a_job_goes_to_nodes_of_its_partitions_alone() -> None:
     assert _where(_after(_job(partition="cpu,big"), _seen(**nodes))[0]) == ["nodes/b"]
     assert _after(_job(partition="cpu"), _seen(**nodes))[0].state is JobState.PENDING
     assert _where(_after(_job(), _seen(**nodes))[0]) == ["nodes/a"]
+
+
+def test_a_partition_that_no_node_is_of_is_refused_with_those_that_there_are() -> None:
+    seen = dict(_seen(a={"partitions": frozenset({"small"})}, b={"partitions": frozenset({"gpu", "big"})}).nodes)
+    for known in ("", "gpu", "small,big"):
+        require_partitions(known, seen)
+    require_partitions("nowhere", dict(_seen().nodes))
+    with pytest.raises(
+        Invalid, match=r"spec\.partition names 'nowhere', of which no node is; there are big, gpu, small"
+    ):
+        require_partitions("gpu,nowhere", seen)
 
 
 def test_a_job_whose_partitions_have_no_other_node_ends_with_what_slurm_said_of_the_last() -> None:

@@ -82,6 +82,30 @@ def test_a_victim_leaves_at_its_next_checkpoint_or_when_time_is_over() -> None:
         assert (stays.state, stays.turn.leaving) == (JobState.RUNNING, None)
 
 
+def test_a_script_that_saves_when_it_is_stopped_is_known_to_until_it_does_not() -> None:
+    leaving = Leaving("jobs/y", NOW, NOW)
+    taker = job("y", JobState.PENDING)
+    old = {"checkpoint_unix_ns": NOW - 50 * SECOND, "checkpoint_interval_s": 60.0}
+    stopped = changed(job(leaving=leaving, placed_unix_ns=NOW - 90 * SECOND, **old), taker)["jobs/x"]
+    assert "at once, since its next checkpoint is too far away" in stopped.message
+    saved = job_life.saved(stopped, NOW + 5 * SECOND)
+    assert (saved.turn.saves_when_stopped, saved.turn.checkpoint_interval_s) == (True, 60.0)
+    waiting = job_life.timed(saved, job_life.left(saved, NOW + 6 * SECOND), NOW + 6 * SECOND)
+    assert waiting.turn.lent is not None
+    assert (waiting.turn.lent.to_job, waiting.turn.lent.gpus) == ("jobs/y", 2)
+    # It runs again. The time between a checkpoint and the first one after a wait is no interval.
+    again = replace(waiting, state=JobState.RUNNING, placement=job().placement)
+    again = job_life.saved(job_life.timed(waiting, again, NOW + 20 * SECOND), NOW + 29 * SECOND)
+    assert (again.turn.saves_when_stopped, again.turn.checkpoint_interval_s) == (True, 60.0)
+    again = job_life.saved(again, NOW + 60 * SECOND)
+    assert again.turn.checkpoint_interval_s == 31.0
+    later = replace(again, turn=replace(again.turn, leaving=replace(leaving, asked_unix_ns=NOW + 90 * SECOND)))
+    second = changed(later, taker, now_unix_ns=NOW + 90 * SECOND)["jobs/x"]
+    assert second.message == "its ranks are being stopped and asked for a checkpoint, as it makes one then, for jobs/y"
+    assert not second.turn.saves_when_stopped  # to be shown again
+    assert not job_life.saved(second, NOW + 121 * SECOND).turn.saves_when_stopped
+
+
 def test_a_dependency_that_is_gone_was_met_only_when_any_end_would_do() -> None:
     waits = job("x", JobState.PENDING, waits_for=(Dependency("jobs/a"), Dependency("jobs/b", any_end=True)))
     rules = Rules(ended={"jobs/b": None})

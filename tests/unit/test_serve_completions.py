@@ -48,8 +48,8 @@ def test_a_body_that_is_no_json_object_is_refused(text: bytes) -> None:
 
 
 def test_a_router_estimates_tokens_and_leaves_the_rest_to_the_engine() -> None:
-    assert read_envelope(body(prompt="x" * 41, max_tokens=5, logprobs=3)) == Envelope("chat", 16)
-    assert read_envelope(body(prompt=[1, 2, 3])) == Envelope("chat", 19)
+    assert read_envelope(body(prompt="x" * 41, max_tokens=5, logprobs=3)) == Envelope("chat", 11, 16)
+    assert read_envelope(body(prompt=[1, 2, 3])) == Envelope("chat", 3, 19)
 
 
 def test_arrivals_follow_the_profile_and_the_seed() -> None:

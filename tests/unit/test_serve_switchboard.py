@@ -16,7 +16,7 @@ def table(*replicas: str, draining: str = "") -> dict[str, ServiceRoutes]:
 
 
 def arrive(board: Switchboard, tokens: int = 10, size_bytes: int = 100, now_s: float = 0.0) -> Ticket:
-    return board.arrive(CHAT, tokens=tokens, size_bytes=size_bytes, now_s=now_s)
+    return board.arrive(CHAT, input_tokens=0, tokens=tokens, size_bytes=size_bytes, now_s=now_s)
 
 
 def where(ticket: Ticket) -> str | None:
@@ -40,13 +40,16 @@ def test_a_request_is_held_without_a_replica_and_goes_to_the_first_that_comes() 
 
 def test_before_the_first_table_a_request_to_anything_is_held_and_then_refused_when_there_is_no_such_service() -> None:
     routes = Switchboard(Limits())
-    chat, other = arrive(routes), routes.arrive("inferenceServices/other", tokens=1, size_bytes=1, now_s=0.0)
+    chat, other = (
+        arrive(routes),
+        routes.arrive("inferenceServices/other", input_tokens=0, tokens=1, size_bytes=1, now_s=0.0),
+    )
     routes.apply(table("a"))
     assert routes.strangers() == [other]
     routes.close(other)
     assert (routes.dispatch(CHAT, 0.0), list(routes.services)) == ([chat], [CHAT])
     with pytest.raises(NotFound, match="no inference service 'other'"):
-        routes.arrive("inferenceServices/other", tokens=1, size_bytes=1, now_s=0.0)
+        routes.arrive("inferenceServices/other", input_tokens=0, tokens=1, size_bytes=1, now_s=0.0)
 
 
 def test_a_request_goes_where_the_fewest_tokens_are_in_flight() -> None:

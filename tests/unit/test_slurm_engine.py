@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -10,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from slurm_looks import KEY, LAUNCHER, NOW_S, REF, SETTINGS, SPEC, WANTED
+from slurm_looks import ended_job as _ended
+from slurm_looks import slurm_job as _job
+from slurm_looks import slurm_node as _node
 
 from switchgear.core.service import Endpoints
 from switchgear.core.tls import NodeFiles
 from switchgear.scheduler.engines.slurm import keys
-from switchgear.scheduler.engines.slurm.fate import PATIENCE_S, Kind, fate
-from switchgear.scheduler.engines.slurm.keys import Key
+from switchgear.scheduler.engines.slurm.fate import Kind, fate
 from switchgear.scheduler.engines.slurm.look import Look, look
 from switchgear.scheduler.engines.slurm.plan import (
     REFUSALS_MAX,
@@ -27,15 +31,14 @@ from switchgear.scheduler.engines.slurm.plan import (
     our_drains,
     plan,
 )
-from switchgear.scheduler.engines.slurm.script import EXIT_NO_FOLDER, script, submission
-from switchgear.scheduler.engines.slurm.settings import SlurmSettings
+from switchgear.scheduler.engines.slurm.script import EXIT_NO_FOLDER, FOLDERS_MAX, script, submission
+from switchgear.scheduler.engines.slurm.settings import PATIENCE_S
 from switchgear.scheduler.engines.slurm.sight import observation
 from switchgear.scheduler.model import (
     Closure,
     ForeignJob,
     GpuRecord,
     Inventory,
-    JobSpec,
     LauncherRef,
     NodeStatus,
     Observation,
@@ -44,37 +47,8 @@ from switchgear.scheduler.model import (
 )
 from switchgear.slurm.model import Gpus, JobFlag, JobState, NodeFlag, NodeState, SlurmJob, SlurmNode
 
-NOW_S = 1_700_000_000
-SETTINGS = SlurmSettings(cluster="c1", user="ops", state_dir=Path("/state"), command=("python", "-m", "launcher"))
-SPEC = JobSpec(("train.py",), "/w", (("A", "it's\n$(one)"),), "", 2, 2, 0, "", "/logs")
-REF = LauncherRef("jobs/llama", 3)
-KEY = Key("jobs/llama", 3, "nodes/n1", 0xABC)
-LAUNCHER = WantedLauncher(REF, SPEC, (0, 1), create_time_unix_ns=0xABC)
 #: A command that writes what it was given.
-TELL = 'echo "${SLURM_JWT-no token}" "$0" "$@"'
-WANTED = {"nodes/n1": Wanted((LAUNCHER,))}
-
-
-def _node(name: str = "n1", state: str = NodeState.IDLE, *flags: str, **fields: Any) -> SlurmNode:
-    node = SlurmNode(
-        name, "10.0.0.1", name, state, frozenset(flags), 64, 1000, Gpus({"h100": 8}), Gpus(), ("gpu",), (), "", "",
-        None, None, None, "22.05.8",
-    )  # fmt: skip
-    return replace(node, **fields)
-
-
-def _job(number: int, state: str = JobState.RUNNING, *flags: str, key: Key = KEY, **fields: Any) -> SlurmJob:
-    waits = state == JobState.PENDING
-    job = SlurmJob(
-        number, keys.name_of(key, "c1"), "ops", "", "gpu", "", state, frozenset(flags), "", "", keys.comment_of(key, "c1"),
-        () if waits else (key.node_id,), {}, Gpus({"h100": 2}), 1, (key.node_id,), (), 1, NOW_S - 100,
-        None if waits else NOW_S - 90, None, None, 0, None, None, None, None, None, None,
-    )  # fmt: skip
-    return replace(job, **fields)
-
-
-def _ended(number: int, state: str, end_s: int = NOW_S - 50, **fields: Any) -> SlurmJob:
-    return _job(number, state, end_s=end_s, **fields)
+TELL = 'echo "${SLURM_JWT-no token}" "$0" "$@"; cat /dev/fd/3'
 
 
 def _look(*jobs: SlurmJob, nodes: tuple[SlurmNode, ...] = (_node(),)) -> Look:
@@ -178,7 +152,7 @@ def test_a_job_that_waits_for_more_than_its_turn_has_a_minute() -> None:
     assert _see(waits).waiting == ((REF, "Slurm job 1 waits: QOSMaxJobsPerUserLimit"),)
     status = _see(replace(waits, submit_s=NOW_S - int(PATIENCE_S) - 1))
     assert status.unstartable == ((REF, "Slurm job 1 waits: QOSMaxJobsPerUserLimit, for 61 s"),)
-    for passing in ("Resources", "Priority", "Dependency"):
+    for passing in ("Dependency", "BeginTime"):
         assert _see(replace(waits, reason=passing, submit_s=NOW_S - 10_000)).unstartable == ()
 
 
@@ -214,33 +188,52 @@ def test_a_node_that_is_away_without_a_job_of_ours_says_nothing_about_the_launch
 
 
 def test_somebody_who_cancels_the_slurm_job_of_a_launcher_is_heard() -> None:
-    assert _see(_ended(1, JobState.CANCELLED)).cancelled == ((REF, "Slurm job 1 was cancelled there"),)
-    # The double that we cancelled ourselves says nothing while the other lives, nor when that ends later.
-    assert _see(_job(1), _ended(2, JobState.CANCELLED)).cancelled == ()
-    assert _see(_ended(1, JobState.TIMEOUT, NOW_S - 5), _ended(2, JobState.CANCELLED)).cancelled == ()
+    told = ((REF, "Slurm job 1 was cancelled there"),)
+    # By a signal, by the launcher's own hand, and in the queue.
+    for how in ({"exit_signal": 15}, {"exit_code": 143}, {"nodes": (), "exit_code": 0}):
+        assert _see(_ended(1, JobState.CANCELLED, **how)).cancelled == told
+    again = _ended(2, JobState.CANCELLED, nodes=(), submit_s=NOW_S - 60)
+    assert _see(_ended(1, JobState.TIMEOUT, NOW_S - 60), again).cancelled
+
+
+def test_a_double_that_we_cancelled_ourselves_is_nobodys_wish_whenever_the_other_ends() -> None:
+    double = _ended(2, JobState.CANCELLED, nodes=(), submit_s=NOW_S - 99)
+    assert _see(_job(1), double).cancelled == ()
+    for end_s in (NOW_S - 70, NOW_S - 50, NOW_S - 5):
+        assert _see(_ended(1, JobState.TIMEOUT, end_s), double).cancelled == ()
+    # Of two in the queue the first one counts, and so does one that ran.
+    first = _ended(1, JobState.CANCELLED, nodes=())
+    assert _see(first, double).cancelled == ((REF, "Slurm job 1 was cancelled there"),)
+    ran = _ended(3, JobState.CANCELLED, exit_signal=15, submit_s=NOW_S - 98)
+    assert _see(first, ran).cancelled == ((REF, "Slurm job 3 was cancelled there"),)
 
 
 def test_a_launcher_that_slurm_itself_cancelled_goes_elsewhere_and_its_job_is_not_cancelled() -> None:
-    # As Slurm 22.05.8 ends a job that may not be requeued: at once, with exit code 0, and the node is drained with it.
+    # As Slurm 22.05.8 ends a job that may not be requeued and whose prolog fails: at once, with exit code 0, and the node is drained.
     refused = _ended(1, JobState.CANCELLED, start_s=NOW_S - 50, exit_code=0)
     drained = _node("n1", NodeState.IDLE, NodeFlag.DRAIN, reason="Prolog error", reason_s=NOW_S - 49)
     for job in (refused, replace(refused, start_s=NOW_S - 200)):
         status = _see(job, nodes=(drained,))
         assert status.cancelled == ()
         assert status.unstartable == ((REF, "it ended, and the node is drained in Slurm: Prolog error"),)
-    long_before = replace(drained, reason_s=NOW_S - 500)
-    assert _see(refused, nodes=(long_before,)).cancelled == ((REF, "Slurm job 1 was cancelled there"),)
 
 
-def test_a_launcher_that_was_cancelled_is_not_judged_before_slurm_could_drain_its_node() -> None:
-    ran = _ended(1, JobState.CANCELLED, NOW_S - 1, exit_code=0)
-    assert fate([ran], _node(), NOW_S).kind is Kind.RESTING
-    assert fate([ran], _node(), NOW_S + 1).kind is Kind.CANCELLED
-    # By a signal, before it could take it: somebody's wish, however soon.
-    soon = replace(ran, start_s=NOW_S - 2, exit_code=None, exit_signal=15)
-    assert fate([soon], _node(), NOW_S + 1).kind is Kind.CANCELLED
-    held = replace(ran, nodes=(), start_s=NOW_S - 1)
-    assert fate([held], _node(), NOW_S).kind is Kind.CANCELLED
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"state": JobState.CANCELLED, "exit_code": 0},
+        {"state": JobState.FAILED, "exit_signal": 53, "reason": "JobLaunchFailure"},
+    ],
+    ids=["a slurmd that cannot write", "no file for its output"],
+)
+def test_a_launcher_that_slurm_could_not_launch_is_tried_again_and_then_elsewhere(how: dict[str, Any]) -> None:
+    """Seen of Slurm 22.05.8, which drains nothing then."""
+    failures = [_ended(n, end_s=NOW_S - 85 + n, start_s=NOW_S - 85 + n, **how) for n in (1, 2, 3)]
+    assert _plan(failures[0]) == SUBMIT
+    status = _see(*failures)
+    assert status.cancelled == ()
+    ((ref, why),) = status.unstartable
+    assert (ref, why.partition(";")[0]) == (REF, "Slurm job 3 was ended by Slurm before it began")
 
 
 def test_states_that_a_newer_slurm_may_have_are_taken_for_alive() -> None:
@@ -370,10 +363,10 @@ def test_the_script_hands_over_the_specification_as_it_is_and_becomes_the_launch
     environment = {**os.environ, "SLURM_JWT": "secret"}
     assert subprocess.run(["/bin/sh"], input=text, text=True, check=False, env=environment).returncode == 0
     folder = settings.folder(KEY)
-    spec = json.loads((folder / "spec.json").read_text())
+    said, told = (folder / "launcher.log").read_text().splitlines()
+    spec = json.loads(told)
     assert (spec["argv"], spec["environment"]) == (["train.py"], {"A": "it's\n$(one)"})
-    assert (folder / "spec.json").stat().st_mode & 0o077 == 0
-    said = (folder / "launcher.log").read_text()
+    assert [file.name for file in folder.iterdir()] == ["launcher.log"], "its environment may hold secrets"
     assert said.startswith(
         "no token --job jobs/llama --placement-epoch 3 --node nodes/n1 --address 10.0.0.1 --recovery 10.0.0.9:7070"
     )
@@ -383,6 +376,22 @@ def test_the_script_hands_over_the_specification_as_it_is_and_becomes_the_launch
         subprocess.run(["/bin/sh"], input=text, text=True, check=False, stderr=subprocess.DEVNULL).returncode
         == EXIT_NO_FOLDER
     )
+
+
+def test_folders_of_launchers_that_ended_long_ago_are_removed_from_their_own_node(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, state_dir=tmp_path, command=("/bin/true",))
+    launchers = settings.folder(KEY).parent
+    names = [f"old-{number}@n1" for number in range(FOLDERS_MAX + 1)] + ["old@n2"]
+    for age_s, name in enumerate(reversed(names)):
+        (launchers / name).mkdir(parents=True)
+        (launchers / name / "lock").touch()
+        os.utime(launchers / name, (NOW_S - age_s, NOW_S - age_s))
+    held = os.open(launchers / "old-0@n1/lock", os.O_RDWR)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    text = script(LAUNCHER, KEY, _node(), settings, Endpoints.all_at("h:1"))
+    subprocess.run(["/bin/sh"], input=text, text=True, check=True)
+    os.close(held)
+    assert set(names) - {folder.name for folder in launchers.iterdir()} == {"old-1@n1"}
 
 
 def test_nothing_was_seen_before_the_first_look() -> None:

@@ -118,7 +118,7 @@ def settings_from(args: argparse.Namespace) -> LauncherSettings:
 async def run(
     settings: LauncherSettings, recovery: str, trace_parent: str, zygote: WarmZygote | None, begun_ns: int
 ) -> int:
-    """Supervises until the job has ended or SIGTERM; ranks that run then are stopped first.
+    """Supervises until the job has ended, and answers 0, or until SIGTERM or SIGINT, and answers 143; ranks that run then are stopped first.
 
     trace_parent: of what it is started for, see `core.trace`. zygote, begun_ns: as in `run_job`.
     Raises FailedPrecondition (JOB_ALREADY_RUNNING) when another launcher holds the state folder.
@@ -143,7 +143,8 @@ async def run(
         for task in (*ends, connection):
             task.cancel()
         await asyncio.gather(*ends, connection, return_exceptions=True)
-    return 0
+    # Slurm says of a job that never began, and was ended, that its exit code is 0: one that began has another.
+    return 128 + signal.SIGTERM if terminated.is_set() and not supervisor.finished.is_set() else 0
 
 
 async def stay_connected(supervisor: Supervisor, spans: Spans, recovery: str, patience_s: float) -> None:

@@ -18,8 +18,9 @@ from switchgear.core.metrics import ServerMetrics
 
 log = logging.getLogger(__name__)
 
-#: Methods that change nothing, or are called by machines all the time (`Export` of OTLP); their answers are not worth a line each.
-_QUIET = ("Get", "List", "Watch", "Export")
+#: Methods that change nothing, or are called by machines all the time (`Export` of OTLP, `IsActive` of KEDA); their answers are not worth
+#: a line each.
+_QUIET = ("Get", "List", "Watch", "Export", "IsActive", "StreamIsActive")
 #: Codes for which the server is to blame, not the request.
 _SERVER_ERRORS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 

@@ -32,14 +32,14 @@ async def until_signal(work: Coroutine[Any, Any, T]) -> T | None:
 
 
 @contextmanager
-def only_one(state_dir: Path, what: str) -> Iterator[None]:
+def only_one(state_dir: Path, what: str, *, mode: int = 0o777) -> Iterator[None]:
     """Makes the directory when it is missing and holds it until the block ends.
 
-    what: the kind of process, for the message.
+    what: the kind of process, for the message. mode: of a directory that is made, less the umask.
     Raises FailedPrecondition (STATE_LOCKED) when another process of that kind holds it, or it cannot be made.
     """
     try:
-        state_dir.mkdir(parents=True, exist_ok=True)
+        state_dir.mkdir(parents=True, exist_ok=True, mode=mode)
         lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise FailedPrecondition(

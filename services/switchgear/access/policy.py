@@ -44,7 +44,8 @@ _BY_NEED: dict[Needs, dict[str, str]] = {
         "switchgear.v1.RecoveryService": "GetIncident ListIncidents WatchIncidents ListAttempts ListCheckpoints GetJobProgress "
         "GetJobGoodput GetReliability",
         "switchgear.v1.SignalService": "ListSignals WatchSignals",
-        "switchgear.v1.AutoscalerService": "GetInferenceService ListInferenceServices WatchInferenceServices ListReplicas",
+        "switchgear.v1.AutoscalerService": "GetInferenceService ListInferenceServices WatchInferenceServices ListReplicas "
+        "WatchDecisions",
         "switchgear.v1.PolicyService": "GetPolicy ListPolicies",
         "switchgear.v1alpha.TelemetryService": "GetNodeTelemetry Query",
         "switchgear.v1alpha.HealthService": "GetNodeHealth ListNodeHealth WatchNodeHealth",
@@ -55,7 +56,8 @@ _BY_NEED: dict[Needs, dict[str, str]] = {
         "switchgear.v1.JobService": "CreateJob CancelJob CreateJobArray HoldJob ReleaseJob RequeueJob",
         "switchgear.v1alpha.HealthService": "ClearNodeHealth",
         "switchgear.v1alpha.PlannerService": "CreateReservation UpdateReservation DeleteReservation",
-        "switchgear.v1.AutoscalerService": "CreateInferenceService ScaleInferenceService DeleteInferenceService",
+        "switchgear.v1.AutoscalerService": "CreateInferenceService ScaleInferenceService UpdateInferenceService "
+        "DeleteInferenceService SetShadowPolicy",
     },
     Needs.ADMIN: {
         "switchgear.v1.AccessService": "CreateToken ListTokens RevokeToken CreateJoinToken ListAuditEntries",

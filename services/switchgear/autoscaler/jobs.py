@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
-from switchgear.autoscaler.model import JobView, Refusal
-from switchgear.autoscaler.translate import job_view, text
+from switchgear.autoscaler.model import JobView, Loan, Refusal
+from switchgear.autoscaler.translate import job_view, loan_from_proto, text
 from switchgear.core.errors import AlreadyExists, Invalid, SwitchgearError, Unavailable
 from switchgear.core.rpc import from_rpc_error
 from switchgear.v1 import job_service_pb2 as pb
@@ -42,6 +42,7 @@ class ReplicaJobs:
         self._changed = changed
         self._wake = asyncio.Event()
         self._jobs: dict[str, JobView] | None = None
+        self._loans: dict[str, Loan] = {}
         self._create: Mapping[str, pb.CreateJobRequest] = {}
         self._cancel: Collection[str] = ()
         self._refusals: dict[str, Refusal] = {}
@@ -53,6 +54,11 @@ class ReplicaJobs:
     def jobs(self) -> Mapping[str, JobView] | None:
         """By name; None while they are not known."""
         return self._jobs
+
+    @property
+    def loans(self) -> Mapping[str, Loan]:
+        """What jobs gave up for others, by lender."""
+        return self._loans
 
     @property
     def refusals(self) -> Mapping[str, Refusal]:
@@ -98,6 +104,7 @@ class ReplicaJobs:
 
     async def _watch(self, stub: JobServiceAsyncStub) -> None:
         found: dict[str, JobView] = {}
+        self._loans.clear()
         async for change in stub.WatchJobs(pb.WatchJobsRequest()):
             if not change.HasField("job"):
                 if self._jobs is None:  # the first bookmark: these are all
@@ -107,6 +114,16 @@ class ReplicaJobs:
                 jobs = found if self._jobs is None else self._jobs
                 jobs[change.job.name] = view
                 self._changed()
+            else:
+                self._lends(change.job)
+
+    def _lends(self, job: pb.Job) -> None:
+        """Bounded by the jobs that have not ended."""
+        lent = loan_from_proto(job)
+        if lent is not None:
+            self._loans[job.name] = lent
+        else:
+            self._loans.pop(job.name, None)
 
     async def _make_calls(self, stub: JobServiceAsyncStub) -> None:
         loop = asyncio.get_running_loop()

@@ -1,38 +1,33 @@
-"""What becomes of a service and its replicas in one pass: the policy's decision, as its mode allows, then the replicas. Pure."""
+"""What becomes of a service and its replicas in one pass: the decision in force, as its mode allows, then the replicas. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from switchgear.autoscaler.demand import Demand
-from switchgear.autoscaler.model import ReplicaRecord, ReplicaState, ServiceRecord, World
-from switchgear.autoscaler.policy import Cause, Decision, Less, Observation, decide
-from switchgear.autoscaler.replicas import Plan, reconcile, start_s
+from switchgear.autoscaler.borrowing import BORROWED_S_MIN, borrowed, kept_until_unix_ns
+from switchgear.autoscaler.model import ReplicaRecord, ServiceRecord, ServiceSpec, World
+from switchgear.autoscaler.observation import Decision
+from switchgear.autoscaler.replicas import Plan, reconcile
 from switchgear.core.modes import Mode
 
 #: What it stands for in `policies/{policy}`.
 POLICY = "autoscaler.scale"
 
+#: Causes of decisions: the bounds are the user's word; nothing but that it has what it needs.
+BOUNDS, FITS = "BOUNDS", "FITS"
 #: After a change the sentence that explains it stays, as long as nothing but its success is to be told.
-_NEWS = frozenset({Cause.LOAD, Cause.HELD, Cause.DOWN, Cause.IDLE, Cause.BOUNDS})
+_NEWS = frozenset({"LOAD", "HELD", "DOWN", "IDLE", BOUNDS})
+#: The database has room for so much.
+_CAUSE_LENGTH_MAX = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """What the policy remembers of a service. replicas: what it has decided, which is not what is while it may not act."""
+class Verdict:
+    """What the policy decided last. heard: False while routers are just coming back, so that not seeing them is no news."""
 
-    replicas: int
-    less: Less | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """plan: what to store. memory: for the next pass. before: what the policy had decided in the pass before."""
-
-    plan: Plan
-    memory: Memory
-    before: int
+    decision: Decision
+    heard: bool = True
 
 
 def judge(
@@ -40,41 +35,60 @@ def judge(
     replicas: Sequence[ReplicaRecord],
     world: World,
     *,
-    demand: Demand,
-    now_s: float,
+    verdict: Verdict | None,
     mode: Mode,
-    memory: Memory | None,
-) -> Pass:
-    """One pass over one service. replicas: all of it that are stored."""
-    if service.deleting:
-        return Pass(reconcile(service, replicas, world), Memory(0), 0)
-    before = memory.replicas if memory and mode is not Mode.ACT else service.desired
-    coming = sum(replica.counts and replica.state is not ReplicaState.READY for replica in replicas)
-    seen = Observation(service.spec, demand, before, coming, start_s(replicas), memory.less if memory else None)
-    decision = decide(now_s, seen)
-    if decision.cause is Cause.BLIND and not world.routers_heard:
-        after = service  # they are just coming back
-    else:
-        after = _decided(service, decision, mode, world.now_unix_ns)
-    return Pass(reconcile(after, replicas, world), Memory(decision.replicas, decision.less), before)
+    stuck: str = "",
+) -> Plan:
+    """One pass over one service. replicas: all of it that are stored. verdict: None: nothing has been decided yet. stuck: see `reconcile`."""
+    if not service.deleting:
+        if verdict is not None and mode is Mode.ACT:
+            verdict = replace(verdict, decision=_not_too_soon(service, replicas, world, verdict.decision))
+        service = _decided(service, verdict, mode, world.now_unix_ns)
+    return reconcile(service, replicas, world, stuck)
 
 
-def _decided(service: ServiceRecord, decision: Decision, mode: Mode, now_unix_ns: int) -> ServiceRecord:
+def _not_too_soon(
+    service: ServiceRecord, replicas: Sequence[ReplicaRecord], world: World, decision: Decision
+) -> Decision:
+    """The decision, or to stay for a while where it would give back what was borrowed just now."""
+    loans = borrowed(replicas, world.loans, service.spec.gpus_per_replica)
+    if decision.replicas >= service.desired or world.now_unix_ns >= kept_until_unix_ns(loans):
+        return decision
+    lender = max(loans, key=lambda loan: loan.since_unix_ns).lender
+    text = f"stays at {service.desired}: GPUs were borrowed of {lender} less than {BORROWED_S_MIN:g} s ago"
+    return Decision(service.desired, "BORROWED", f"{text}; what is to come then: {decision.text}")
+
+
+def within_bounds(spec: ServiceSpec, replicas: int) -> Decision:
+    """What the user's bounds make of a number of replicas."""
+    bounded = spec.bounded(replicas)
+    allowed = f"{min(spec.min_replicas, spec.most)} to {spec.most} replicas are allowed"
+    return Decision(bounded, BOUNDS, f"goes from {replicas} to {bounded}: {allowed}")
+
+
+def _decided(service: ServiceRecord, verdict: Verdict | None, mode: Mode, now_unix_ns: int) -> ServiceRecord:
     """The service after the decision; as it was when that is no news."""
     # Bounds are the user's word, not the policy's: they hold in every mode.
     kept = service.spec.bounded(service.desired)
+    if kept != service.desired:
+        moved = within_bounds(service.spec, service.desired)
+        service = replace(service, desired=kept, cause=BOUNDS, decision=moved.text, decide_time_unix_ns=now_unix_ns)
+    if verdict is None:
+        return service
+    decision = replace(verdict.decision, replicas=service.spec.bounded(verdict.decision.replicas))
     match mode:
         case Mode.ACT:
-            after = replace(service, desired=decision.replicas, advised=None, cause=decision.cause.value)
+            after = replace(service, desired=decision.replicas, advised=None, cause=decision.cause)
             text = decision.text
         case Mode.ADVISE:
-            after = replace(service, desired=kept, advised=decision.replicas, cause=f"ADVISE-{decision.cause}")
+            after = replace(service, advised=decision.replicas, cause=f"ADVISE-{decision.cause}")
             text = f"stays at {kept} since {POLICY} only advises; the advice: {decision.text}"
         case Mode.OBSERVE:
-            after = replace(service, desired=kept, advised=None, cause="OBSERVE")
+            after = replace(service, advised=None, cause="OBSERVE")
             text = f"stays at {kept} since {POLICY} only observes"
-    same = (after.desired, after.advised) == (service.desired, service.advised)
-    told = mode is not Mode.OBSERVE and service.cause.removeprefix("ADVISE-") in _NEWS
-    if same and (after.cause == service.cause or (decision.cause is Cause.FITS and told)):
-        return service
+    after = replace(after, cause=after.cause[:_CAUSE_LENGTH_MAX])
+    if (after.desired, after.advised) == (service.desired, service.advised):
+        told = mode is not Mode.OBSERVE and service.cause.removeprefix("ADVISE-") in _NEWS
+        if after.cause == service.cause or not verdict.heard or (decision.cause == FITS and told):
+            return service
     return replace(after, decision=text, decide_time_unix_ns=now_unix_ns)

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
+from switchgear.autoscaler import update
+from switchgear.autoscaler.borrowing import borrowed
 from switchgear.autoscaler.model import JobEnd, JobView, ReplicaRecord, ReplicaState, ServiceRecord, World
 from switchgear.core import names
 
@@ -42,25 +44,35 @@ class Effects:
     cancel: tuple[str, ...] = ()
 
 
-def reconcile(service: ServiceRecord, replicas: Sequence[ReplicaRecord], world: World) -> Plan:
-    """Brings the replicas up to date with what is seen, then makes them as many as desired.
+def reconcile(service: ServiceRecord, replicas: Sequence[ReplicaRecord], world: World, stuck: str = "") -> Plan:
+    """Brings the replicas up to date with what is seen, then makes them as many as desired, and replaces those that an update left behind.
 
-    replicas: all of the service that are stored.
+    replicas: all of the service that are stored. stuck: the standoff that it is in, told as its hindrance.
     """
     before = {replica.name: replica for replica in replicas}
     now = {name: _seen(replica, world, service) for name, replica in before.items()}
     counting = [replica for replica in now.values() if replica.counts]
     desired = 0 if service.deleting else service.desired
-    for replica in _surplus(counting, len(counting) - desired, world):
+    lent = frozenset(one.replica for one in borrowed(now.values(), world.loans, service.spec.gpus_per_replica))
+    if update.lasts(service, list(now.values())):
+        old = update.outdated(service, counting)
+        step = update.step(service, list(now.values()), desired, world)
+        newer = [replica for replica in counting if replica not in old]
+        gone = [*step.useless, *_surplus(newer, len(newer) - desired, world, lent)]
+        gone += _surplus([one for one in old if one not in step.useless], step.drain, world, lent)
+        missing = step.start
+    else:
+        gone, missing = list(_surplus(counting, len(counting) - desired, world, lent)), desired - len(counting)
+    for replica in gone:
         now[replica.name] = _draining(replica, world)
-    hindrance, missing = "", desired - len(counting)
+    hindrance = ""
     if missing > 0:
         hindrance = _crash_loop(list(now.values()), world.now_unix_ns)
         for number in range(service.last_number + 1, service.last_number + 1 + (0 if hindrance else missing)):
             fresh = _requested(service, number, world.now_unix_ns)
             now[fresh.name] = fresh
             service = replace(service, last_number=number)
-    service = replace(service, hindrance=hindrance or _waiting(now.values()))
+    service = replace(service, hindrance=hindrance or stuck or _waiting(now.values()))
     return Plan(service, tuple(replica for name, replica in now.items() if replica != before.get(name)))
 
 
@@ -111,6 +123,9 @@ def _seen(replica: ReplicaRecord, world: World, service: ServiceRecord) -> Repli
         return _ended(replica, ReplicaState.FAILED, message, world)
     if job is not None and job.end is not None:
         return _job_ended(replica, job, job.end, service, world)
+    if job is not None and not job.node and replica.ready_time_unix_ns is not None:
+        # What it knew is gone; another replica waits for its turn as well, and under its own name.
+        return _ended(replica, ReplicaState.STOPPED, "its GPUs were taken for a job of a higher claim", world)
     if job is None and world.jobs is not None and replica.node:
         return _ended(replica, ReplicaState.FAILED, f"{replica.job} is gone from the scheduler", world)
     if replica.state is ReplicaState.DRAINING:
@@ -181,11 +196,14 @@ def _draining(replica: ReplicaRecord, world: World) -> ReplicaRecord:
     )
 
 
-def _surplus(counting: Sequence[ReplicaRecord], count: int, world: World) -> Sequence[ReplicaRecord]:
+def _surplus(
+    counting: Sequence[ReplicaRecord], count: int, world: World, lent: frozenset[str]
+) -> Sequence[ReplicaRecord]:
     """Which replicas go: those that serve least.
 
-    One that is not READY serves nobody. Among those that are, the one with the fewest requests is done soonest and has the least
-    to lose if something goes wrong meanwhile; the youngest among equals, since the oldest has proven itself.
+    One that is not READY serves nobody. Among those that are, one whose node is to be left goes first; then one on GPUs that a job gave up
+    for it (lent: such replicas), since no other GPU brings the lender back as surely; then the one with the fewest requests, which
+    is done soonest and has the least to lose if something goes wrong meanwhile; the youngest among equals, since the oldest has proven itself.
     """
     early = (ReplicaState.REQUESTED, ReplicaState.STARTING, ReplicaState.READY)
 
@@ -194,8 +212,11 @@ def _surplus(counting: Sequence[ReplicaRecord], count: int, world: World) -> Seq
         load = world.loads.get(replica.name)
         return max(routed, load.running_requests + load.waiting_requests) if load else float("inf")
 
-    order = sorted(counting, key=lambda r: (early.index(r.state), requests(r), -r.number))
-    return order[: max(count, 0)]
+    def rank(replica: ReplicaRecord) -> tuple[int, bool, bool, float, int]:
+        well, kept = replica.node not in world.sick, replica.name not in lent
+        return (early.index(replica.state), well, kept, requests(replica), -replica.number)
+
+    return sorted(counting, key=rank)[: max(count, 0)]
 
 
 def _alive(job: JobView | None) -> bool:

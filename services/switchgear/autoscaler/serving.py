@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import grpc.aio
 
-from switchgear.autoscaler.demand import Meter
+from switchgear.autoscaler.meter import Meter
 from switchgear.autoscaler.model import Load, ReplicaRecord, ReplicaState, RouterReport
 from switchgear.autoscaler.repository import Snapshot
 from switchgear.autoscaler.translate import hello_from_proto, load_from_proto, router_report_from_proto, routing_table

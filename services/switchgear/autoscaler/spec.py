@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import PurePosixPath
 
+from switchgear.autoscaler import policies
 from switchgear.autoscaler.model import ServiceSpec
+from switchgear.autoscaler.observation import Slo
+from switchgear.core import names
 from switchgear.core.errors import Invalid, Reason
 from switchgear.v1 import autoscaler_service_pb2 as pb
 
@@ -19,10 +22,15 @@ REPLICAS_MAX = 1000
 #: A week: longer than anything that is meant.
 SECONDS_MAX = 7 * 24 * 3600.0
 TOKENS_PER_S_MAX = 1e9
+#: Outside of these nobody can say after a day whether it was kept.
+OBJECTIVE_MIN, OBJECTIVE_MAX = 0.5, 0.9999
+FACTOR_MAX = 100.0
+#: As a job's.
+PRIORITY_MAX = 1000
 #: Set for each replica by us.
 RESERVED_PREFIX = "SWITCHGEAR_"
 
-_DEFAULTS = ServiceSpec((), "")
+_DEFAULTS, _SLO = ServiceSpec((), ""), Slo()
 
 
 def spec_from_proto(spec: pb.InferenceServiceSpec) -> ServiceSpec:
@@ -31,6 +39,7 @@ def spec_from_proto(spec: pb.InferenceServiceSpec) -> ServiceSpec:
     min_replicas, max_replicas = bounds_from_proto(spec.min_replicas, spec.max_replicas, "spec.")
     if not 0 <= spec.gpus_per_replica <= GPUS_MAX:
         raise bad("spec.gpus_per_replica", f"must be 1 to {GPUS_MAX}, not {spec.gpus_per_replica}")
+    latency_target_s = _positive("latency_target_seconds", spec.latency_target_seconds, _DEFAULTS.latency_target_s)
     return ServiceSpec(
         argv=tuple(spec.argv),
         working_directory=spec.working_directory,
@@ -39,16 +48,64 @@ def spec_from_proto(spec: pb.InferenceServiceSpec) -> ServiceSpec:
         gpus_per_replica=spec.gpus_per_replica or _DEFAULTS.gpus_per_replica,
         min_replicas=min_replicas,
         max_replicas=max_replicas,
-        target_wait_s=_positive("target_wait_seconds", spec.target_wait_seconds, _DEFAULTS.target_wait_s),
         tokens_per_s=_positive(
             "tokens_per_second", spec.tokens_per_second, _DEFAULTS.tokens_per_s, high=TOKENS_PER_S_MAX
         ),
-        scale_down_delay_s=_positive(
-            "scale_down_delay_seconds", spec.scale_down_delay_seconds, _DEFAULTS.scale_down_delay_s
-        ),
+        scale_down_delay_s=_known("scale_down_delay_seconds", spec.scale_down_delay_seconds),
         drain_timeout_s=_positive("drain_timeout_seconds", spec.drain_timeout_seconds, _DEFAULTS.drain_timeout_s),
-        latency_target_s=_positive("latency_target_seconds", spec.latency_target_seconds, _DEFAULTS.latency_target_s),
+        latency_target_s=latency_target_s,
+        slo=_slo(spec.slo, latency_target_s if spec.latency_target_seconds else None),
+        gpu_budget=_gpu_budget(spec),
+        cold_start_s=_known("cold_start_seconds", spec.cold_start_seconds),
+        prefill_tokens_per_s=_known("prefill_tokens_per_second", spec.prefill_tokens_per_second, high=TOKENS_PER_S_MAX),
+        shadow_policy=shadow_policy(spec.shadow_policy, "spec.shadow_policy"),
+        queue=_queue(spec.queue),
+        priority=_priority(spec.priority),
+        preemptible=spec.preemptible,
     )
+
+
+def shadow_policy(name: str, field: str) -> str:
+    """The name of a policy that may be a shadow. Raises Invalid that names those that there are."""
+    if name:
+        try:
+            policies.scaler(name)
+        except Invalid as error:
+            raise bad(field, error.message) from error
+    return name
+
+
+def _slo(slo: pb.ServiceLevelObjective, e2e_s: float | None) -> Slo:
+    objective = slo.objective if slo.HasField("objective") else _SLO.objective
+    if not OBJECTIVE_MIN <= objective <= OBJECTIVE_MAX:
+        raise bad("spec.slo.objective", f"must be a fraction from {OBJECTIVE_MIN} to {OBJECTIVE_MAX}, not {objective}")
+    factor = slo.ttft_prefill_factor if slo.HasField("ttft_prefill_factor") else _SLO.ttft_prefill_factor
+    if not 0 <= factor <= FACTOR_MAX:
+        raise bad("spec.slo.ttft_prefill_factor", f"must be 0 to {FACTOR_MAX:g}, not {factor}")
+    return Slo(
+        objective=objective,
+        ttft_s=_limit(slo, "ttft_seconds", _SLO.ttft_s),
+        ttft_prefill_factor=factor,
+        tpot_s=_limit(slo, "tpot_seconds", _SLO.tpot_s),
+        e2e_s=_limit(slo, "e2e_seconds", e2e_s),
+        wait_s=_limit(slo, "wait_seconds", _SLO.wait_s),
+    )
+
+
+def _limit(slo: pb.ServiceLevelObjective, field: str, default: float | None) -> float | None:
+    if not slo.HasField(field):
+        return default
+    return _known(f"slo.{field}", getattr(slo, field))
+
+
+def _gpu_budget(spec: pb.InferenceServiceSpec) -> int | None:
+    least = max(1, spec.min_replicas) * (spec.gpus_per_replica or _DEFAULTS.gpus_per_replica)
+    if not (spec.gpu_budget == 0 or least <= spec.gpu_budget <= GPUS_MAX * REPLICAS_MAX):
+        raise bad(
+            "spec.gpu_budget",
+            f"must be at least {least}, which min_replicas needs, or 0 for none; not {spec.gpu_budget}",
+        )
+    return spec.gpu_budget or None
 
 
 def bounds_from_proto(min_replicas: int, max_replicas: int, prefix: str = "") -> tuple[int, int]:
@@ -93,10 +150,27 @@ def _check_program(spec: pb.InferenceServiceSpec) -> None:
         raise bad("spec.working_directory", f"must be an absolute path, not {spec.working_directory[:200]!r}")
 
 
+def _queue(queue: str) -> str:
+    if queue:
+        names.parse(queue, "queues/*")
+    return queue
+
+
+def _priority(priority: int) -> int:
+    if abs(priority) > PRIORITY_MAX:
+        raise bad("spec.priority", f"must be -{PRIORITY_MAX} to {PRIORITY_MAX}, not {priority}")
+    return priority
+
+
 def _positive(field: str, value: float, default: float, *, high: float = SECONDS_MAX) -> float:
     if not (math.isfinite(value) and 0 <= value <= high):
         raise bad(f"spec.{field}", f"must be above 0 and at most {high:g}, or 0 for {default:g}; not {value}")
     return value or default
+
+
+def _known(field: str, value: float, *, high: float = SECONDS_MAX) -> float | None:
+    """None for 0."""
+    return _positive(field, value, 0.0, high=high) or None
 
 
 def _too_large(field: str, problem: str) -> Invalid:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import BigInteger, Boolean, Integer, Select, String, Text, delete, func, select
+from sqlalchemy import BigInteger, Boolean, Double, Integer, Select, String, Text, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from switchgear.autoscaler.model import FINAL_STATES, ReplicaRecord, ReplicaState, ServiceRecord, ServiceSpec
+from switchgear.autoscaler.scaling import Memory
 from switchgear.store.base import Base, Json
 
 SERVICE = "autoscaler"
@@ -34,6 +35,7 @@ class InferenceServiceRow(Base):
     deleting: Mapped[bool] = mapped_column(Boolean)
     create_time_unix_ns: Mapped[int] = mapped_column(BigInteger)
     last_number: Mapped[int] = mapped_column(BigInteger)
+    outdated_number: Mapped[int] = mapped_column(BigInteger, server_default="0")
     revision: Mapped[int] = mapped_column(BigInteger, index=True)
 
 
@@ -64,6 +66,18 @@ class ReplicaNumberRow(Base):
     service: Mapped[str] = mapped_column(String(80), primary_key=True)
     last_number: Mapped[int] = mapped_column(BigInteger)
     revision: Mapped[int] = mapped_column(BigInteger, index=True)
+
+
+class ScalingMemoryRow(Base):
+    """What the live policy of a service has learned; no resource, so it has no revision."""
+
+    __tablename__ = "scaling_memories"
+
+    service: Mapped[str] = mapped_column(String(80), primary_key=True)
+    policy: Mapped[str] = mapped_column(String(80))
+    learned: Mapped[Any] = mapped_column(Json)
+    now_s: Mapped[float] = mapped_column(Double)
+    unix_s: Mapped[float] = mapped_column(Double)
 
 
 async def get_service(session: AsyncSession, name: str) -> ServiceRecord | None:
@@ -102,6 +116,7 @@ async def save_service(session: AsyncSession, service: ServiceRecord) -> None:
             deleting=service.deleting,
             create_time_unix_ns=service.create_time_unix_ns,
             last_number=service.last_number,
+            outdated_number=service.outdated_number,
             revision=service.revision,
         )
     )
@@ -111,6 +126,7 @@ async def save_service(session: AsyncSession, service: ServiceRecord) -> None:
 async def delete_service(session: AsyncSession, service: ServiceRecord, revision: int) -> None:
     """Deletes a service with its replicas, and remembers its last number."""
     await session.execute(delete(ReplicaRow).where(ReplicaRow.service == service.name))
+    await session.execute(delete(ScalingMemoryRow).where(ScalingMemoryRow.service == service.name))
     await session.execute(delete(InferenceServiceRow).where(InferenceServiceRow.name == service.name))
     await session.merge(ReplicaNumberRow(service=service.name, last_number=service.last_number, revision=revision))
     await session.flush()
@@ -118,6 +134,20 @@ async def delete_service(session: AsyncSession, service: ServiceRecord, revision
     oldest_kept = await session.scalar(newest.offset(NUMBERS_MAX - 1).limit(1))
     if oldest_kept is not None:
         await session.execute(delete(ReplicaNumberRow).where(ReplicaNumberRow.revision < oldest_kept))
+
+
+async def all_memories(session: AsyncSession) -> dict[str, Memory]:
+    """By service."""
+    rows = await session.scalars(select(ScalingMemoryRow))
+    return {row.service: Memory(row.policy, row.learned, row.now_s, row.unix_s) for row in rows}
+
+
+async def save_memory(session: AsyncSession, service: str, memory: Memory) -> None:
+    await session.merge(
+        ScalingMemoryRow(
+            service=service, policy=memory.policy, learned=memory.learned, now_s=memory.now_s, unix_s=memory.unix_s
+        )
+    )
 
 
 async def last_number(session: AsyncSession, service: str) -> int:
@@ -201,6 +231,7 @@ def _service(row: InferenceServiceRow) -> ServiceRecord:
         hindrance=row.hindrance,
         deleting=row.deleting,
         last_number=row.last_number,
+        outdated_number=row.outdated_number,
         revision=row.revision,
     )
 

@@ -10,7 +10,7 @@ import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import grpc.aio
@@ -38,6 +38,7 @@ from switchgear.scheduler import main as scheduler
 from switchgear.scheduler.engines.slurm.settings import SlurmSettings
 from switchgear.store.database import Database
 from switchgear.store.holder import Candidate
+from switchgear.store.installation import installation_name
 from switchgear.store.policies import PolicyModes
 
 #: Where `/metrics` is when nobody says: a port that is free.
@@ -115,7 +116,11 @@ SERVICES: Mapping[str, Callable[[Parts], Service]] = {
         parts.database, parts.clock, registry=parts.registry, modes=parts.modes, timing=parts.settings.timing
     ),
     "autoscaler": lambda parts: autoscaler.build(
-        parts.database, parts.clock, modes=parts.modes, registry=parts.registry
+        parts.database,
+        parts.clock,
+        modes=parts.modes,
+        registry=parts.registry,
+        log_dir=parts.settings.state_dir / "autoscaler",
     ),
     "gateway": lambda parts: front_door.build(
         parts.database,
@@ -149,6 +154,10 @@ async def running(settings: PlaneSettings) -> AsyncIterator[Plane]:
     database = Database(settings.database_url)
     try:
         await database.migrate()
+        if settings.slurm and not settings.slurm.cluster:
+            async with database.read() as session:
+                slurm = replace(settings.slurm, cluster=await installation_name(session))
+            settings = replace(settings, slurm=slurm)
         registry = new_registry(*settings.services)
         guard = make_guard(database, clock, Pki.find(settings.state_dir / "pki"), registry)
         modes = PolicyModes(database, settings.policies, clock=clock)

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import pwd
-import secrets
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
-
 from switchgear.core import names
 from switchgear.core.errors import Invalid, Reason
 from switchgear.core.modes import Mode
-from switchgear.core.tls import NodeFiles, write_private
-from switchgear.scheduler.engines.slurm.settings import SlurmSettings
+from switchgear.core.tls import NodeFiles
+from switchgear.scheduler.engines.slurm.settings import PATIENCE_S, SlurmSettings
 from switchgear.store.policies import CORDON
 
 #: Of our own environment what launchers in Slurm find as well; all else may hold secrets.
 _PASSED = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "SLURM_CONF")
 _ENGINES = ("local", "slurm")
-_NAME_FILE = "slurm-name"
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +42,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("SWITCHGEAR_SLURM_NAME", ""),
         metavar="NAME",
         help="with slurm: by which this installation knows its Slurm jobs again, another one than those of other installations "
-        "(or $SWITCHGEAR_SLURM_NAME; default: made once)",
+        "(or $SWITCHGEAR_SLURM_NAME; default: made once, in the database)",
     )
     group.add_argument(
         "--slurm-rest",
@@ -57,6 +52,14 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "(or $SWITCHGEAR_SLURM_REST)",
     )
     group.add_argument(
+        "--slurm-patience-seconds",
+        type=float,
+        default=PATIENCE_S,
+        metavar="S",
+        help="with slurm: how long a launcher may wait there for a node that others have got first, while its job's other nodes are "
+        "held; then the job goes back to the queue (default: %(default)g)",
+    )
+    group.add_argument(
         "--slurm-tls",
         type=Path,
         metavar="DIR",
@@ -64,8 +67,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def slurm_from(args: argparse.Namespace, state_dir: Path, database_url: str) -> SlurmSettings | None:
-    """None with another engine. database_url: empty for SQLite in the state directory. Raises Invalid for a name that cannot be one."""
+def slurm_from(args: argparse.Namespace, state_dir: Path) -> SlurmSettings | None:
+    """None with another engine. Raises Invalid for a name that cannot be one."""
     if args.engine not in _ENGINES:  # from the environment, which argparse does not look at
         raise Invalid(
             f"$SWITCHGEAR_ENGINE must be local or slurm, not {args.engine[:50]!r}", Reason.BAD_FIELD, field="engine"
@@ -74,14 +77,21 @@ def slurm_from(args: argparse.Namespace, state_dir: Path, database_url: str) -> 
         if args.slurm_partition or args.slurm_tls:
             raise Invalid("--slurm-… is for --engine slurm: give that too", Reason.BAD_FIELD, field="engine")
         return None
+    if not 1 <= args.slurm_patience_seconds <= 86_400:  # also true for NaN
+        raise Invalid(
+            f"--slurm-patience-seconds {args.slurm_patience_seconds:g}: give 1 to 86400",
+            Reason.BAD_FIELD,
+            field="slurm_patience_seconds",
+        )
     return SlurmSettings(
-        cluster=names.check_id(args.slurm_name or _own_name(state_dir, database_url), "--slurm-name"),
+        cluster=names.check_id(args.slurm_name, "--slurm-name") if args.slurm_name else "",
         user=_user(),
         state_dir=state_dir / "slurm",
         command=(sys.executable, "-m", "switchgear.launcher"),
         environment={name: os.environ[name] for name in _PASSED if name in os.environ},
         partitions=tuple(args.slurm_partition),
         rest=args.slurm_rest,
+        patience_s=args.slurm_patience_seconds,
         tls=NodeFiles(args.slurm_tls.absolute()).tls if args.slurm_tls else None,
     )
 
@@ -97,16 +107,3 @@ def _user() -> str:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:  # one that this machine does not know by name is unknown to Slurm as well
         return str(os.geteuid())
-
-
-def _own_name(state_dir: Path, database_url: str) -> str:
-    """Processes that share a database have one name, wherever they run; a state directory keeps its own."""
-    if database_url.startswith("postgresql"):
-        url = make_url(database_url)
-        place = f"{url.host or url.query.get('host')}:{url.port or 5432}/{url.database}"
-        return hashlib.sha256(place.encode()).hexdigest()[:8]
-    file = state_dir / _NAME_FILE
-    if not file.exists():
-        state_dir.mkdir(parents=True, exist_ok=True)
-        write_private(file, secrets.token_hex(4))
-    return file.read_text().strip()

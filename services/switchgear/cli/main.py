@@ -125,6 +125,18 @@ _COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "main",
         "list inference services, show one with its replicas, create, scale or delete one",
     ),
+    "inference probe": (
+        "switchgear.cli.inference.probe",
+        "add_arguments",
+        "main",
+        "what an inference server tells of itself, what is missing for autoscaling, and what that costs",
+    ),
+    "inference scale": (
+        "switchgear.cli.inference.scale",
+        "add_arguments",
+        "main",
+        "size services that others run, and publish it for an HPA or KEDA",
+    ),
     "logs": ("switchgear.cli.logs", "add_arguments", "main", "show the logs of a job's ranks"),
     "cancel": ("switchgear.cli.act", "add_cancel", "cancel", "end a job"),
     "cordon": ("switchgear.cli.act", "add_cordon", "cordon", "take a node out of placement"),
@@ -181,6 +193,12 @@ _COMMANDS: dict[str, tuple[str, str, str, str]] = {
         "main",
         "how long the jobs of a trace would have waited, under the planner and under published policies",
     ),
+    "simulate autoscaling": (
+        "switchgear.cli.simulate.autoscaling",
+        "add_arguments",
+        "main",
+        "what an autoscaling policy would have done on recorded requests, and what it would have cost",
+    ),
     "simulate replay": (
         "switchgear.cli.simulate.replay",
         "add_arguments",
@@ -215,7 +233,7 @@ _SHOWS = (
 
 
 #: They live on, and so would a span around them; what they do for others has spans of its own.
-_PROCESSES = frozenset({"up", "serve", "agent", "router", "demo", "top"})
+_PROCESSES = frozenset({"up", "serve", "agent", "router", "demo", "top", "inference scale"})
 
 
 def parser(chosen: str | None = None) -> argparse.ArgumentParser:

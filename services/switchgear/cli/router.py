@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from switchgear.cli import exits
 from switchgear.cli.state import DEFAULT_GRPC
+from switchgear.cli.tls_flags import add_tls_arguments, tls_from
 from switchgear.core import metrics, rpc
 from switchgear.core.errors import Invalid, Reason
 from switchgear.core.process import until_signal
@@ -59,19 +60,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="requests that a replica gets at a time; others are held here (default: %(default)s)",
     )
-    for name, text in (
-        ("ca", "whom to believe: autoscaler and replicas"),
-        ("certificate", "who this router is, to autoscaler, replicas and clients"),
-        ("key", "the certificate's private key"),
-    ):
-        parser.add_argument(f"--tls-{name}", type=Path, metavar="FILE", help=text)
+    add_tls_arguments(
+        parser,
+        ca="whom to believe: autoscaler and replicas",
+        certificate="who this router is, to autoscaler, replicas and clients",
+    )
 
 
 def main(args: argparse.Namespace) -> int:
     """Routes until SIGTERM or SIGINT, then finishes what is in flight."""
     if args.hold_seconds <= 0 or args.in_flight_per_replica < 1:
         raise Invalid("--hold-seconds and --in-flight-per-replica must be above 0", Reason.BAD_FIELD)
-    tls = _tls(args.tls_ca, args.tls_certificate, args.tls_key)
+    tls = tls_from(args)
     settings = router.RouterSettings(
         autoscaler=args.autoscaler,
         listen=args.listen,
@@ -82,14 +82,6 @@ def main(args: argparse.Namespace) -> int:
     )
     asyncio.run(until_signal(_serve(settings, args.metrics)))
     return exits.OK
-
-
-def _tls(ca: Path | None, certificate: Path | None, key: Path | None) -> TlsFiles | None:
-    if ca is None and certificate is None and key is None:
-        return None
-    if ca is None or certificate is None or key is None:
-        raise Invalid("--tls-ca, --tls-certificate and --tls-key belong together; give all or none", Reason.BAD_FIELD)
-    return TlsFiles(ca, certificate, key)
 
 
 async def _serve(settings: router.RouterSettings, metrics_at: str) -> None:

@@ -99,7 +99,7 @@ def settings_from(args: argparse.Namespace) -> PlaneSettings:
         timing=timing_from(args),
         planner=policy_from(args),
         collector=collector_config_from(args),
-        slurm=slurm_from(args, state_dir, args.database_url),
+        slurm=slurm_from(args, state_dir),
     )
 
 
@@ -111,7 +111,7 @@ async def serve(service: str, settings: PlaneSettings) -> None:
             scheme = "https" if plane.parts.guard.http_ssl else "http"
             rest = f", REST {scheme}://{plane.http}/v1/nodes"
             # Commands on this machine find their control plane there.
-            settings.state_dir.mkdir(parents=True, exist_ok=True)
+            settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_running(settings.state_dir, Running(os.getpid(), plane.grpc, plane.http))
         print(f"Switchgear's {service} is up: gRPC {plane.grpc}{rest}, metrics {plane.metrics}", file=sys.stderr)
         await asyncio.Event().wait()

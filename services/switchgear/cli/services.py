@@ -1,4 +1,4 @@
-"""`switchgear services`: inference services and their replicas: list, show, create, scale, delete."""
+"""`switchgear services`: inference services and their replicas: list, show, create, scale, update, delete; and what their policies decide."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from switchgear.cli import exits
+from switchgear.cli import exits, service_policies
 from switchgear.cli.client import connect, whole_list
 from switchgear.cli.output import last, local_time, print_json, print_line, print_table
 from switchgear.cli.scripts import require_script
@@ -23,7 +23,14 @@ EPILOG = """examples:
   switchgear services
   switchgear services chat
   switchgear services create chat --min 0 --max 2 --tokens-per-second 40 -- serve_gpt.py --checkpoint /data/gpt
+  switchgear services create chat --max 8 --slo-ttft 1 --slo-tpot 0.05 --gpu-budget 12 --shadow hpa:8 -- serve.py
   switchgear services scale chat --min 1 --max 4
+  switchgear services update chat -- serve_gpt.py --checkpoint /data/gpt-2     (replaced one by one)
+  switchgear services update chat --queue inference --priority 100             (may borrow GPUs of training)
+  switchgear services decisions chat --follow
+  switchgear services decisions chat --json > chat.jsonl
+  switchgear services replay chat.jsonl --policy hpa:8
+  switchgear services shadow chat keda --target 10
   switchgear services delete chat"""
 
 
@@ -32,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "words",
         nargs=argparse.REMAINDER,
-        metavar="[NAME | create NAME | scale NAME | delete NAME]",
+        metavar="[NAME | create NAME | scale NAME | update NAME | delete NAME | decisions NAME | replay FILE | shadow NAME [POLICY]]",
         help="one service with its replicas, or what to do with it (`switchgear services create --help` says how)",
     )
 
@@ -53,8 +60,8 @@ def main(args: argparse.Namespace) -> int:
     add(parser)
     given = parser.parse_args(words[bool(action) : end], args)
     given.program = words[end + 1 :]
-    if given.program and action != "create":
-        raise Invalid("only `services create` takes a program behind --", Reason.BAD_FIELD, field="program")
+    if given.program and action not in ("create", "update"):
+        raise Invalid("only `services create` and `update` take a program behind --", Reason.BAD_FIELD, field="program")
     return run(given)
 
 
@@ -99,6 +106,8 @@ def _print_one(service: pb.InferenceService, replicas: list[pb.Replica], *, as_j
     print_line(_line(service))
     if service.message:
         print_line(f"{service.message} (since {local_time(service.decide_time)})")
+    for line in (*_promise(service), *_shares(service)):
+        print_line(line)
     print_line(f"command: {' '.join(service.spec.argv)}")
     print()
     print_table(
@@ -119,6 +128,37 @@ def _print_one(service: pb.InferenceService, replicas: list[pb.Replica], *, as_j
         "no replicas",
     )
     return exits.OK
+
+
+def _promise(service: pb.InferenceService) -> list[str]:
+    lines, counted = [], service.kept_requests + service.broken_requests
+    if counted:
+        share = service.kept_requests / counted
+        lines.append(f"promise: kept by {share:.2%} of {counted} requests (wanted: {service.spec.slo.objective:.2%})")
+    if service.blind:
+        lines.append(f"blind: {service.blind}")
+    if service.HasField("shadow"):
+        shadow = service.shadow
+        lines.append(
+            f"shadow {shadow.policy}: would have {shadow.replicas} ({shadow.message}); "
+            f"{shadow.replica_seconds / 3600:.2f} replica-hours against {shadow.live_replica_seconds / 3600:.2f} "
+            f"since {local_time(shadow.start_time)}"
+        )
+    return lines
+
+
+def _shares(service: pb.InferenceService) -> list[str]:
+    lines = []
+    if service.outdated_replicas:
+        lines.append(f"update: {service.outdated_replicas} replicas are still to be replaced")
+    if service.spec.queue or service.spec.priority:
+        lines.append(f"queue: {last(service.spec.queue) or 'none'}, priority {service.spec.priority}")
+    lines.extend(
+        f"borrows {loan.gpus} GPU{'s' * (loan.gpus != 1)} of {loan.lender} since {local_time(loan.since)} for replica {last(loan.replica)}; "
+        f"back when fewer than {service.desired_replicas} replicas do"
+        for loan in service.loans
+    )
+    return lines
 
 
 def _count(text: str) -> int:
@@ -144,12 +184,55 @@ def _add_create(parser: argparse.ArgumentParser) -> None:
     )
     for flag, text in (
         ("--tokens-per-second", "work that one replica does, until it has been measured (default: 100)"),
-        ("--target-wait", "seconds in which what waits should be done (default: 2)"),
-        ("--scale-down-delay", "seconds for which less must suffice (default: 60)"),
+        (
+            "--cold-start",
+            "seconds from asking for a replica to its answers, until that has been measured (default: unknown)",
+        ),
+        (
+            "--prefill-tokens-per-second",
+            "prompt tokens that an idle replica reads (default: unknown, they cost nothing)",
+        ),
+        ("--scale-down-delay", "seconds for which less must suffice (default: as the policy has it)"),
         ("--drain-timeout", "seconds that a replica gets to finish its requests (default: 60)"),
         ("--latency-target", "seconds within which a request is on time (default: 5)"),
     ):
         parser.add_argument(flag, type=float, default=0.0, metavar="X", help=text)
+    for flag, text in (
+        ("--slo-objective", "fraction of requests that must keep the promise (default: 0.99)"),
+        ("--slo-ttft", "seconds to the first token, 0: no such limit (default: 2)"),
+        ("--slo-prefill-factor", "plus this times what the prompt takes on an idle replica (default: 3)"),
+        ("--slo-tpot", "seconds more for each generated token, 0: no such limit (default: 0.1)"),
+        ("--slo-e2e", "seconds to the whole answer (default: --latency-target where given)"),
+        ("--slo-wait", "seconds until a replica works on it; for models without tokens (default: no such limit)"),
+    ):
+        parser.add_argument(flag, type=float, default=None, metavar="X", help=text)
+    parser.add_argument("--gpu-budget", type=_count, default=0, metavar="N", help="GPUs of all replicas together")
+    parser.add_argument(
+        "--shadow", default="", metavar="NAME[:TARGET]", help="policy that decides beside, without effect"
+    )
+    _add_claim(parser)
+
+
+def _add_claim(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--queue", default=None, help="queue whose share the replicas use (default: none)")
+    parser.add_argument(
+        "--priority", type=int, default=None, help="higher takes GPUs of lower ones at a checkpoint (default: 0)"
+    )
+    parser.add_argument(
+        "--preemptible",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="others of a higher claim may take the GPUs of replicas (default: no)",
+    )
+
+
+def _claim(args: argparse.Namespace, spec: pb.InferenceServiceSpec) -> None:
+    if args.queue is not None:
+        spec.queue = qualified(args.queue, "queues") if args.queue else ""
+    if args.priority is not None:
+        spec.priority = args.priority
+    if args.preemptible is not None:
+        spec.preemptible = args.preemptible
 
 
 def _create(args: argparse.Namespace) -> int:
@@ -169,12 +252,24 @@ def _create(args: argparse.Namespace) -> int:
         gpus_per_replica=args.gpus_per_replica,
         min_replicas=args.min,
         max_replicas=args.max,
-        target_wait_seconds=args.target_wait,
         tokens_per_second=args.tokens_per_second,
         scale_down_delay_seconds=args.scale_down_delay,
         drain_timeout_seconds=args.drain_timeout,
         latency_target_seconds=args.latency_target,
+        slo=pb.ServiceLevelObjective(
+            objective=args.slo_objective,
+            ttft_seconds=args.slo_ttft,
+            ttft_prefill_factor=args.slo_prefill_factor,
+            tpot_seconds=args.slo_tpot,
+            e2e_seconds=args.slo_e2e,
+            wait_seconds=args.slo_wait,
+        ),
+        gpu_budget=args.gpu_budget,
+        cold_start_seconds=args.cold_start,
+        prefill_tokens_per_second=args.prefill_tokens_per_second,
+        shadow_policy=args.shadow,
     )
+    _claim(args, spec)
     request = pb.CreateInferenceServiceRequest(
         inference_service=pb.InferenceService(spec=spec), service_id=last(args.name), request_id=uuid.uuid4().hex
     )
@@ -201,6 +296,42 @@ def _scale(args: argparse.Namespace) -> int:
             etag=service.etag,
         )
         return _print_changed(client.autoscaler.ScaleInferenceService(request), as_json=args.json)
+
+
+def _add_update(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s NAME [options] [-- serve.py ARGS]"
+    parser.add_argument("name", help="the service; what is not given stays as it is")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="set a variable as well")
+    parser.add_argument("--python", default=None, help="interpreter of the replicas")
+    parser.add_argument("--gpus-per-replica", type=_count, default=None, metavar="K")
+    parser.add_argument("--gpu-budget", type=_count, default=None, metavar="N", help="0: max_replicas alone limits")
+    parser.add_argument("--drain-timeout", type=float, default=None, metavar="X", help="seconds")
+    _add_claim(parser)
+
+
+def _update(args: argparse.Namespace) -> int:
+    """Change what the replicas run. They are replaced one by one, each new one before an old one where a GPU is to be had."""
+    name = qualified(args.name, COLLECTION)
+    if args.program:
+        require_script(args.program[0])
+    with connect(args.server) as client:
+        service = client.autoscaler.GetInferenceService(pb.GetInferenceServiceRequest(name=name))
+        spec = service.spec
+        if args.program:
+            spec.argv[:] = args.program
+            spec.working_directory = str(Path.cwd())
+        spec.environment.update(_variable(given) for given in args.env)
+        for field, given in (
+            ("python", args.python),
+            ("gpus_per_replica", args.gpus_per_replica),
+            ("gpu_budget", args.gpu_budget),
+            ("drain_timeout_seconds", args.drain_timeout),
+        ):
+            if given is not None:
+                setattr(spec, field, given)
+        _claim(args, spec)
+        request = pb.UpdateInferenceServiceRequest(name=name, spec=spec, request_id=uuid.uuid4().hex, etag=service.etag)
+        return _print_changed(client.autoscaler.UpdateInferenceService(request), as_json=args.json)
 
 
 def _add_delete(parser: argparse.ArgumentParser) -> None:
@@ -240,5 +371,9 @@ def _variable(given: str) -> tuple[str, str]:
 _ACTIONS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
     "create": (_add_create, _create),
     "scale": (_add_scale, _scale),
+    "update": (_add_update, _update),
     "delete": (_add_delete, _delete),
+    "decisions": (service_policies.add_decisions, service_policies.decisions),
+    "replay": (service_policies.add_replay, service_policies.replayed),
+    "shadow": (service_policies.add_shadow, service_policies.shadow),
 }

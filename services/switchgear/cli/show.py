@@ -161,13 +161,20 @@ def jobs_command(args: argparse.Namespace) -> int:
                 ",".join(last(node.node) for node in job.placement.nodes) or "-",
                 *(getattr(job.spec, field) or "-" for field in charged),
                 local_time(job.create_time),
-                job.message or "-",
+                _told(job) or "-",
             )
             for job in found
         ),
         "no jobs: submit one with `switchgear run -- train.py`",
     )
     return exits.OK
+
+
+def _told(job: jobs.Job) -> str:
+    """Its message, and to whom it gave its GPUs."""
+    if not job.HasField("lent"):
+        return job.message
+    return f"{job.message} (gave {job.lent.gpus} GPUs to {job.lent.to_job} at {local_time(job.lent.since)})"
 
 
 def _job(client: Client, name: str, *, as_json: bool) -> int:
@@ -180,7 +187,7 @@ def _job(client: Client, name: str, *, as_json: bool) -> int:
     if as_json:
         print_json(messages)  # type: ignore[arg-type]
         return exits.OK
-    print_line(f"{job.name}  {jobs.Job.State.Name(job.state)}  {job.message}".rstrip())
+    print_line(f"{job.name}  {jobs.Job.State.Name(job.state)}  {_told(job)}".rstrip())
     print_line(f"command: {' '.join(job.spec.argv)}")
     charged = [f"{field} {said}" for field in ("account", "partition", "qos") if (said := getattr(job.spec, field))]
     if charged:

@@ -175,7 +175,7 @@ def main(args: argparse.Namespace) -> int:
         timing=timing_from(args),
         planner=policy_from(args),
         collector=collector_config_from(args),
-        slurm=slurm_from(args, state_dir, args.database_url),
+        slurm=slurm_from(args, state_dir),
     )
     loop.run(until_signal(serve(settings)))
     return exits.OK
@@ -201,7 +201,8 @@ async def serve(settings: UpSettings) -> None:
         collector=settings.collector,
         slurm=settings.slurm,
     )
-    with only_one(settings.state_dir, "`switchgear up`"):
+    # Jobs' environments and logs are in it, and keys. One that is there already is left as its owner has made it.
+    with only_one(settings.state_dir, "`switchgear up`", mode=0o700):
         async with (
             running(plane_settings) as plane,
             router.serve(

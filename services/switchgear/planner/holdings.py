@@ -9,6 +9,9 @@ import numpy as np
 from switchgear.planner.fleet import Fleet, Ints, Mask, Reals
 from switchgear.planner.model import WHOLE, Running, Workload
 
+#: A GPU-second for which a service waits weighs as much as so many that training does again: people wait for the one, nobody for the other.
+SERVICE_URGENCY = 4.0
+
 #: Columns of what is held after those of the GPUs.
 CPU, MEMORY, MIG = -3, -2, -1
 
@@ -66,12 +69,14 @@ class Holdings:
             np.add.at(found[:, MIG], rows, 1)
         return found
 
-    def losses(self, now_s: float, wait_s: float) -> tuple[Reals, Reals]:
+    def losses(self, now_s: float, wait_s: float, service_gpus: float = 0.0) -> tuple[Reals, Reals]:
         """GPU-seconds that each costs when it is told to leave now, and by when it has to. Shapes (jobs,).
 
         Work since its newest verified checkpoint, or since its start from an older one, is done again; not when its next checkpoint is due
         within `wait_s`, since that is awaited. One whose checkpoint is overdue by more than an interval is not waited for. Then its restart.
-        Inference does no work again.
+        Inference does no work again, nor does one that makes a checkpoint when it is told to end.
+        service_gpus: GPUs of a replica that waits meanwhile; 0: it is no replica that waits. It does so no longer than the work is worth that
+        would be done again (`SERVICE_URGENCY`), so that in all never more than twice the lesser of the two is lost.
         """
         newest_s = [one.start_s if one.checkpoint_s is None else one.checkpoint_s for one in self.running]
         saved_s = np.maximum(np.array(newest_s, np.float64), self.start_s)
@@ -81,6 +86,10 @@ class Holdings:
         inference = np.array([one.job.workload is Workload.INFERENCE for one in self.running], bool)
         since_s = np.maximum(now_s - saved_s, 0.0)
         due_s = np.where(since_s <= interval_s, interval_s - since_s, 0.0)
-        awaited = (due_s <= wait_s) & (since_s <= 2 * interval_s) & ~inference
-        redone_s = np.where(awaited | inference, 0.0, since_s)
-        return (redone_s + restart_s) * self.gpus, now_s + np.where(awaited, wait_s, 0.0)
+        bound_s = np.full(len(self), wait_s)
+        if service_gpus:
+            bound_s = np.minimum(bound_s, since_s * self.gpus / (SERVICE_URGENCY * service_gpus))
+        saves = np.array([one.saves_when_stopped for one in self.running], bool)
+        awaited = (due_s <= bound_s) & (since_s <= 2 * interval_s) & ~inference & ~saves
+        redone_s = np.where(awaited | inference | saves, 0.0, since_s)
+        return (redone_s + restart_s) * self.gpus, now_s + np.where(awaited, bound_s, 0.0)

@@ -151,6 +151,7 @@ class Running:
     checkpoint_s: of its newest verified checkpoint, None when it has none. checkpoint_interval_s: between two, None when it makes none.
     restart_s: from its stop to the step at which it stopped, without the work that is done again.
     leaving: its GPUs are promised to somebody else already, to the pending job `leaving_for` where that is known.
+    saves_when_stopped: it makes a checkpoint when it is told to end, so that nothing has to be awaited and no work is done again.
     """
 
     job: Job
@@ -161,6 +162,7 @@ class Running:
     restart_s: float = 60.0
     leaving: bool = False
     leaving_for: str = ""
+    saves_when_stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True)

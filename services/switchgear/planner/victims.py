@@ -12,7 +12,7 @@ from switchgear.planner.fleet import Fleet, Mask, Reals
 from switchgear.planner.future import without
 from switchgear.planner.gangs import find
 from switchgear.planner.holdings import Holdings
-from switchgear.planner.model import Job, NoRoom, Policy, Preempt, Snapshot
+from switchgear.planner.model import Job, NoRoom, Policy, Preempt, Snapshot, Workload
 from switchgear.planner.packing import Packer
 from switchgear.planner.quota import Ledger
 from switchgear.planner.topology import Ladder
@@ -73,7 +73,8 @@ class _Search:
         self._tasks = max(job.tasks_least - len(job.kept), 0)
         self._over = ledger.excess(job, self._gpus)
         self._queue_of = np.array([ledger.tree.of(one.job) for one in holdings.running], np.int64)
-        self.lost_gpu_s, self.by_s = holdings.losses(now_s, policy.checkpoint_wait_s)
+        waits = self._gpus if job.workload is Workload.INFERENCE else 0.0
+        self.lost_gpu_s, self.by_s = holdings.losses(now_s, policy.checkpoint_wait_s, waits)
         self._costs: Reals = np.where(holdings.harvest, self.lost_gpu_s * _HARVEST_WEIGHT, self.lost_gpu_s)
         self._claim = Claim(ledger, holdings, job, self._gpus, started_by_s=now_s - policy.guaranteed_run_s)
         leaving = [

@@ -17,9 +17,13 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Vacate:
-    """The scheduler wants the job's nodes for somebody else: its ranks are to end, and the job goes back into the queue."""
+    """The scheduler wants the job's nodes back: its ranks are to end, and the job goes back into the queue, or is there already.
+
+    for_others: they are for another job, which bears what that costs.
+    """
 
     reason: str
+    for_others: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,13 +223,13 @@ class Faults(Records):
         exits = [rank.exit for rank in attempt.ranks.values()]
         return all(e is not None and e.code == 0 and not (self.state.vacating and e.by_us) for e in exits)
 
-    def vacate(self, reason: str) -> None:
+    def vacate(self, reason: str, *, for_others: bool) -> None:
         """Begins to leave the nodes; `leave_when_stopped` goes on."""
         state, attempt = self.state, self.state.attempt
         if state.vacating or state.phase is m.Phase.REPLACING:
             return  # asked for a placement: the answer is the queue
         state.vacating = reason
-        state.preemptions += 1
+        state.preemptions += for_others
         if state.phase in _IN_ATTEMPT and attempt:
             state.phase, attempt.state = m.Phase.STOPPING, m.AttemptState.STOPPING
             for node, launcher in state.launchers.items():

@@ -81,7 +81,7 @@ class _Machine(Watching):
             case m.Placed():
                 self._placed(event)
             case m.Vacate():
-                self.vacate(event.reason)
+                self.vacate(event.reason, for_others=event.for_others)
             case m.EndedOutside():
                 self.ended_outside(event.reason)
             case m.LauncherHello():

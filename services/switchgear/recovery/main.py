@@ -285,6 +285,10 @@ class RecoveryService:
                 await actor.post(m.EndedOutside(translate.text(job.message) or "the job has ended"))
             return
         if not job.placement.nodes:
+            if actor and job.state == job_service_pb2.Job.PENDING:
+                # Its engine could not start a launcher, or kept a node from it; who has asked for a placement knows it already.
+                reason = translate.text(job.message) or "the job is in the queue again"
+                await actor.post(m.Vacate(reason, for_others=False))
             return
         if actor is None:
             create_ns = job.create_time.ToNanoseconds()
@@ -424,6 +428,7 @@ class RecoveryService:
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            _end_if_cancelled()
             start_s = loop.time()
             await asyncio.sleep(TICK_S)
             if loop.time() - start_s > STALL_S:
@@ -437,6 +442,13 @@ class RecoveryService:
                 log.exception("cannot read the modes of policies; going by those known")
             for actor in list(self._actors.values()):
                 actor.tick(self._modes_now)
+
+
+def _end_if_cancelled() -> None:
+    """Drivers of databases and streams may answer a cancellation with an error of their own; who goes on after that never ends."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def _forever(what: str, watch: Callable[[], Awaitable[None]]) -> None:
@@ -457,6 +469,7 @@ async def _forever(what: str, watch: Callable[[], Awaitable[None]]) -> None:
             pass  # the database has told of its outage
         except Exception:
             log.exception("cannot take the stream of %s; connecting again", what)
+        _end_if_cancelled()
         await asyncio.sleep(RETRY_S * random.uniform(0.5, 1))
 
 

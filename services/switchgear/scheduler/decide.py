@@ -41,6 +41,8 @@ MESSAGES_PER_PASS_MAX = 100
 EXCLUDED_NODES_MAX = 32
 
 
+#: What its launchers do is news of a job in these.
+_UNDER_WAY = frozenset({JobState.STARTING, JobState.RECOVERING})
 #: Nodes that are closed may be what is missing.
 _FOR_WANT_OF_NODES = frozenset(planner.Cause) - {
     planner.Cause.HELD,
@@ -183,7 +185,7 @@ def replace_nodes(
     A job that is PREEMPTED goes to the queue: its ranks are gone.
     """
     if job.state is JobState.PREEMPTED:
-        return job_life.left(job)
+        return job_life.left(job, now_unix_ns)
     world = _World(snapshot, observed, now_unix_ns, View())
     for name in avoided:
         if node := world.nodes.get(name):
@@ -346,13 +348,29 @@ def _judge_launchers(world: _World, now_unix_ns: int) -> None:
             if found := world.seat(name, ref):
                 world.put(job_life.moved(found[0], JobState.CANCELLED, why, now_unix_ns))
         for ref, why in status.waiting:
-            if (found := world.seat(name, ref)) and found[0].state is JobState.STARTING and found[1].waits != why:
+            if (found := world.seat(name, ref)) and found[0].state in _UNDER_WAY and found[1].waits != why:
                 world.put(job_life.queued(*found, why))
+        for ref, why in status.withheld:
+            if (found := world.seat(name, ref)) and found[0].state in _UNDER_WAY:
+                world.put(_given_back(world, found[0], name, why))
     for job in [job for job in world.jobs.values() if any(seat.waits for seat in job.placement.nodes)]:
         for seat in job.placement.nodes:
             seen = world.status.get(seat.node)
             if seat.waits and seen and LauncherRef(job.name, seat.launcher_epoch) not in dict(seen.waiting):
                 world.put(job_life.queued(world.jobs[job.name], seat, ""))
+
+
+def _given_back(world: _World, job: JobRecord, node: str, why: str) -> JobRecord:
+    """The job without a node that the engine keeps from it: on another one, where recovery waits for one, or in the queue.
+
+    What has run elsewhere of it keeps its place as long as there is another node; before that nothing is gained by keeping any.
+    """
+    told = f"node {node.rpartition('/')[2]}: {why}"
+    if job.state is JobState.RECOVERING:
+        after = world.placed(job, frozenset({node}))
+        if not isinstance(after, NotPlaced):
+            return replace(after, message=f"{after.message}; {told}")
+    return job_life.given_back(job, told)
 
 
 def _planned(world: _World, now_unix_ns: int) -> Planned | None:
@@ -372,13 +390,17 @@ def _carry_out(world: _World, planned: Planned, now_unix_ns: int) -> bool:
     for preempt in decisions.preemptions:
         job = world.jobs[preempt.job]
         if job.turn.leaving is None:
-            leaving = Leaving(preempt.for_job, now_unix_ns, max(now_unix_ns, round(preempt.by_s * 1e9)))
+            # Seconds as a float are some hundred nanoseconds off, and at once is not soon.
+            by_unix_ns = round(preempt.by_s * 1e9) if preempt.by_s > planned.now_s else now_unix_ns
+            leaving = Leaving(preempt.for_job, now_unix_ns, max(now_unix_ns, by_unix_ns))
             world.put(job_life.asked_to_leave(job, leaving))
     closed = world.closed()
     told = 0
     for wait in decisions.waits:
         job = world.jobs[wait.job]
-        after = _given_up(world, job, now_unix_ns) or job_life.waiting(job, _why(wait, closed, job, world))
+        after = _given_up(world, job, now_unix_ns) or job_life.waiting(
+            job, _why(wait, closed, job, world), wait.cause.value
+        )
         if after != job and (after.ended or told < MESSAGES_PER_PASS_MAX):
             told += not after.ended
             world.put(after)
@@ -388,11 +410,12 @@ def _carry_out(world: _World, planned: Planned, now_unix_ns: int) -> bool:
 
 
 def _why(wait: planner.Wait, closed: str, job: JobRecord, world: _World) -> str:
-    if wait.cause not in _FOR_WANT_OF_NODES:
-        return wait.text
-    shut = len(job_life.excluded_now(job, world.nodes))
-    others = ", ".join(part for part in (closed, f"{shut} excluded for this job" if shut else "") if part)
-    return f"{wait.text} (others: {others})" if others else wait.text
+    text = wait.text
+    if wait.cause in _FOR_WANT_OF_NODES:
+        shut = len(job_life.excluded_now(job, world.nodes))
+        others = ", ".join(part for part in (closed, f"{shut} excluded for this job" if shut else "") if part)
+        text = f"{text} (others: {others})" if others else text
+    return f"{text}; {job.turn.withheld}" if job.turn.withheld else text
 
 
 def _given_up(world: _World, job: JobRecord, now_unix_ns: int) -> JobRecord | None:

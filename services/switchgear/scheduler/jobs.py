@@ -11,15 +11,19 @@ from switchgear.scheduler.model import (
     JobRecord,
     JobState,
     Leaving,
+    Lent,
     NodeRecord,
     NodeState,
     PlacedNode,
     PlacementRecord,
+    Turn,
 )
 from switchgear.scheduler.placement import Request, Seat
 
 _NOBODY = Leaving("", 0, 0)
 _WAITS = "waits for its launcher on"
+#: What is committed so soon after ranks were told to end was made because of that: recovery kills them 20 s after it has told them.
+STOP_NS_MAX = 30_000_000_000
 
 
 def request_of(job: JobRecord, nodes: Mapping[str, NodeRecord], excluded: frozenset[str] = frozenset()) -> Request:
@@ -59,16 +63,25 @@ def placed(job: JobRecord, seats: Sequence[Seat], nodes: Mapping[str, NodeRecord
     if len(seats) < job.spec.nnodes:
         where += f" ({len(seats)} of {job.spec.nnodes} nodes: no more are free)"
     if job.state is JobState.PENDING:
-        return replace(job, state=JobState.STARTING, message=f"starts on {where}", placement=placement)
+        # One that starts on fewer nodes still lacks what it gave up.
+        lent = job.turn.lent if len(seats) < job.spec.nnodes else None
+        turn = replace(job.turn, withheld="", cause="", lent=lent)
+        return replace(job, state=JobState.STARTING, message=f"starts on {where}", placement=placement, turn=turn)
     return replace(job, message=f"placed anew on {where}", placement=placement)
 
 
-def waiting(job: JobRecord, message: str) -> JobRecord:
+def waiting(job: JobRecord, message: str, cause: str = "") -> JobRecord:
     """The job in the queue: it holds no GPU, and its next placement is a new epoch."""
-    turn = job.turn
+    turn = replace(job.turn, cause=cause)
     if turn.leaving is not None:
         turn = replace(turn, leaving=None, held=turn.held or turn.leaving.then)
     return replace(job, state=JobState.PENDING, message=message, placement=replace(job.placement, nodes=()), turn=turn)
+
+
+def given_back(job: JobRecord, withheld: str) -> JobRecord:
+    """The job in the queue since its engine keeps a node from it. Nothing of that speaks against the job, nor against the node."""
+    after = waiting(job, f"has given its nodes back; {withheld}")
+    return replace(after, turn=replace(after.turn, withheld=withheld))
 
 
 def hold(job: JobRecord, reason: str) -> JobRecord:
@@ -109,14 +122,28 @@ def must_leave(job: JobRecord, now_unix_ns: int) -> bool:
     turn = job.turn
     if turn.leaving is None or job.ended or job.state in (JobState.PENDING, JobState.PREEMPTED):
         return False
-    saved = turn.checkpoint_unix_ns is not None and turn.checkpoint_unix_ns > turn.leaving.asked_unix_ns
-    return saved or now_unix_ns >= turn.leaving.by_unix_ns
+    return _saved_since(turn, turn.leaving) or now_unix_ns >= turn.leaving.by_unix_ns
 
 
-def preempted(job: JobRecord) -> JobRecord:
+def _saved_since(turn: Turn, leaving: Leaving) -> bool:
+    return turn.checkpoint_unix_ns is not None and turn.checkpoint_unix_ns > leaving.asked_unix_ns
+
+
+def preempted(job: JobRecord, now_unix_ns: int) -> JobRecord:
     """Recovery stops its ranks, and then has it put into the queue."""
     leaving = job.turn.leaving or _NOBODY
-    return replace(job, state=JobState.PREEMPTED, message=f"its ranks are being stopped, {_for(leaving)}")
+    how = ""
+    if leaving.for_job and job.turn.saves_when_stopped and leaving.by_unix_ns <= leaving.asked_unix_ns:
+        how = " and asked for a checkpoint, as it makes one then"
+    elif leaving.for_job and _saved_since(job.turn, leaving):
+        how = " at the checkpoint that was awaited"
+    elif leaving.for_job:
+        awaited = leaving.by_unix_ns > leaving.asked_unix_ns
+        how = ", since no checkpoint came in time" if awaited else " at once, since its next checkpoint is too far away"
+    message = f"its ranks are being stopped{how}, {_for(leaving)}"
+    # To be shown again: a script may have been changed, and a large checkpoint may need more than the grace.
+    turn = replace(job.turn, stopped_unix_ns=now_unix_ns, saves_when_stopped=False)
+    return replace(job, state=JobState.PREEMPTED, message=message, turn=turn)
 
 
 def stays(job: JobRecord) -> JobRecord:
@@ -124,7 +151,7 @@ def stays(job: JobRecord) -> JobRecord:
     return replace(job, message="goes on: its GPUs are not needed any more", turn=replace(job.turn, leaving=None))
 
 
-def left(job: JobRecord) -> JobRecord:
+def left(job: JobRecord, now_unix_ns: int) -> JobRecord:
     """A PREEMPTED job whose ranks are gone, in the queue."""
     leaving = job.turn.leaving or _NOBODY
     message = (
@@ -133,6 +160,9 @@ def left(job: JobRecord) -> JobRecord:
         else f"has left, {_for(leaving)}; goes on from its newest good checkpoint"
     )
     turn = replace(job.turn, preemptions=job.turn.preemptions + bool(leaving.for_job))
+    if leaving.for_job:
+        gpus = sum(len(seat.gpu_indices) for seat in job.placement.nodes)
+        turn = replace(turn, lent=Lent(leaving.for_job, now_unix_ns, gpus))
     return waiting(replace(job, turn=turn), message)
 
 
@@ -141,8 +171,16 @@ def saved(job: JobRecord, commit_unix_ns: int) -> JobRecord:
     newest = job.turn.checkpoint_unix_ns
     if newest is not None and commit_unix_ns <= newest:
         return job
-    interval_s = job.turn.checkpoint_interval_s if newest is None else (commit_unix_ns - newest) / 1e9
-    return replace(job, turn=replace(job.turn, checkpoint_unix_ns=commit_unix_ns, checkpoint_interval_s=interval_s))
+    turn, interval_s = job.turn, job.turn.checkpoint_interval_s
+    told = turn.stopped_unix_ns is not None and 0 < commit_unix_ns - turn.stopped_unix_ns <= STOP_NS_MAX
+    if told and (
+        turn.placed_unix_ns is None or commit_unix_ns < turn.placed_unix_ns or job.state is JobState.PREEMPTED
+    ):
+        return replace(job, turn=replace(turn, checkpoint_unix_ns=commit_unix_ns, saves_when_stopped=True))
+    # The time between two says nothing when it was stopped between them.
+    if newest is not None and (turn.stopped_unix_ns is None or newest > (turn.placed_unix_ns or 0)):
+        interval_s = (commit_unix_ns - newest) / 1e9
+    return replace(job, turn=replace(turn, checkpoint_unix_ns=commit_unix_ns, checkpoint_interval_s=interval_s))
 
 
 def timed(before: JobRecord | None, after: JobRecord, now_unix_ns: int) -> JobRecord:

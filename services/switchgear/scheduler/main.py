@@ -96,7 +96,7 @@ class Scheduler:
     def register(self, server: grpc.aio.Server) -> None:
         fleet_service_pb2_grpc.add_FleetServiceServicer_to_server(FleetServicer(self._repository, self._engine), server)
         job_service_pb2_grpc.add_JobServiceServicer_to_server(
-            JobServicer(self._repository, self._settings.state_dir), server
+            JobServicer(self._repository, self._settings.state_dir, self._engine), server
         )
         placement_service_pb2_grpc.add_PlacementServiceServicer_to_server(
             PlacementServicer(self._repository, self._engine, self._cordons_lost), server

@@ -220,12 +220,24 @@ class Leaving:
 
 
 @dataclass(frozen=True, slots=True)
+class Lent:
+    """GPUs that a job gave up so that another one could start."""
+
+    to_job: str
+    since_unix_ns: int
+    gpus: int
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """A job's way through the queue.
 
     held: why it must not start, empty when it may. waits_for: what is left of `JobSpec.after`. placed_unix_ns: since when it has its
     nodes, None while it has none. ran_ns: how long it had nodes before that. checkpoint_unix_ns: when its newest verified checkpoint was
-    committed; None: it has none. checkpoint_interval_s: between the newest two of them.
+    committed; None: it has none. checkpoint_interval_s: between the newest two of them. withheld: which node the engine kept from it when it had its last turn, and why, so
+    that it gave all of them back; empty when it did not. lent: for whom it left last, None once it has all of its nodes again. cause: what it
+    waits for first, a `planner.Cause`; empty until the planner has looked at it. stopped_unix_ns: when its ranks were told to end last, so that
+    others have its GPUs. saves_when_stopped: it made a checkpoint then, which is how a script is asked for one (SIGTERM); it will be asked so again.
     """
 
     held: str = ""
@@ -236,6 +248,11 @@ class Turn:
     checkpoint_interval_s: float | None = None
     leaving: Leaving | None = None
     preemptions: int = 0
+    withheld: str = ""
+    lent: Lent | None = None
+    cause: str = ""
+    stopped_unix_ns: int | None = None
+    saves_when_stopped: bool = False
 
     def ran_s(self, now_unix_ns: int) -> float:
         """How long it has had nodes, all placements together."""
@@ -319,6 +336,8 @@ class NodeStatus:
     unstartable: tuple[tuple[LauncherRef, str], ...] = ()
     #: Launchers that wait for the engine, and what for.
     waiting: tuple[tuple[LauncherRef, str], ...] = ()
+    #: Launchers that have waited for too long since the engine has given the node to others, and why. None of them runs there.
+    withheld: tuple[tuple[LauncherRef, str], ...] = ()
     lost: tuple[Lost, ...] = ()
     #: Launchers that somebody has cancelled in the engine, and how that is known.
     cancelled: tuple[tuple[LauncherRef, str], ...] = ()

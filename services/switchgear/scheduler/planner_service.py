@@ -55,7 +55,12 @@ class PlannerServicer(pb_grpc.PlannerServiceServicer):
                 raise NotFound(request.name)
             return pb.Explanation(job=job.name, text=f"it has ended as {job.state}: {job.message}")
         async with self._thinking:
-            return await asyncio.to_thread(explained, snapshot, request.name, now_s)
+            found = await asyncio.to_thread(explained, snapshot, request.name, now_s)
+        async with self._repository.database.read() as session:
+            job = await store.get_job(session, request.name)
+        if job and job.turn.withheld:
+            found.text += f"; {job.turn.withheld}"
+        return found
 
     async def WhatIf(self, request: pb.WhatIfRequest, context: Context) -> pb.WhatIfResponse:
         snapshot, now_s = await self._picture()

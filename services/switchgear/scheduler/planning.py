@@ -248,6 +248,8 @@ def _running(record: JobRecord, job: p.Job, nodes: Mapping[str, NodeRecord], now
         turn.checkpoint_interval_s,
         RESTART_S,
         turn.leaving is not None or record.state is JobState.PREEMPTED,
+        turn.leaving.for_job if turn.leaving else "",
+        turn.saves_when_stopped,
     )
 
 

@@ -14,8 +14,10 @@ from switchgear.core.errors import FailedPrecondition, Invalid, NotFound, Reason
 from switchgear.scheduler import jobs as job_life
 from switchgear.scheduler import store
 from switchgear.scheduler.edges import REASON_LENGTH_MAX, Context, mutate
+from switchgear.scheduler.engines.base import Engine
 from switchgear.scheduler.model import JobRecord, JobSpec, JobState, Leaving, Turn
 from switchgear.scheduler.repository import Repository, Transaction
+from switchgear.scheduler.shared import require_partitions
 from switchgear.scheduler.spec import require_room, spec_from_proto
 from switchgear.scheduler.store import SERVICE
 from switchgear.scheduler.translate import clean, job_to_proto
@@ -30,18 +32,19 @@ _HELD = "by its user"
 
 
 class JobServicer(job_grpc.JobServiceServicer):
-    """Jobs, as `JobService` shows them. state_dir: where the logs of jobs go that name no folder of their own."""
+    """Jobs, as `JobService` shows them. state_dir: where the logs of jobs go that name no folder of their own. engine: whose partitions they may name."""
 
-    def __init__(self, repository: Repository, state_dir: Path) -> None:
+    def __init__(self, repository: Repository, state_dir: Path, engine: Engine) -> None:
         self._repository = repository
         self._state_dir = state_dir
+        self._engine = engine
 
     async def CreateJob(self, request: job_pb.CreateJobRequest, context: Context) -> job_pb.Job:
         spec, job_id = self._checked(request.job.spec), request.job_id or _chosen_id(request.job.spec)
         held = _HELD if request.job.spec.hold else ""
 
         async def act(transaction: Transaction) -> job_pb.Job:
-            await _require_possible(transaction, spec)
+            await self._require_possible(transaction, spec)
             return job_to_proto(await transaction.add_job(self._new(transaction, job_id, spec, held)))
 
         return await mutate(self._repository, request.request_id, request, job_pb.Job, act)
@@ -63,11 +66,22 @@ class JobServicer(job_grpc.JobServiceServicer):
             return replace(spec, environment=tuple(sorted(environment.items())), array=array, array_index=index)
 
         async def act(transaction: Transaction) -> job_pb.CreateJobArrayResponse:
-            await _require_possible(transaction, spec)
+            await self._require_possible(transaction, spec)
             jobs = [self._new(transaction, f"{array}-{index}", member(index), held) for index in range(request.size)]
             return job_pb.CreateJobArrayResponse(jobs=[(await transaction.add_job(job)).name for job in jobs])
 
         return await mutate(self._repository, request.request_id, request, job_pb.CreateJobArrayResponse, act)
+
+    async def _require_possible(self, transaction: Transaction, spec: JobSpec) -> None:
+        """Raises FailedPrecondition (JOB_TOO_LARGE), Invalid for a partition that is not there, and NotFound when its queue or a job that
+        it waits for does not exist."""
+        snapshot = await transaction.snapshot()
+        require_room(spec, [len(node.inventory.gpus) for node in snapshot.nodes])
+        require_partitions(spec.partition, dict(self._engine.observe().nodes))
+        if spec.queue and all(queue.name != spec.queue for queue in snapshot.rules.queues):
+            raise NotFound(spec.queue, f"{spec.queue} does not exist; `switchgear queues` lists those that do")
+        for before in spec.after:
+            await transaction.job(before.job)
 
     def _checked(self, proto: job_pb.JobSpec) -> JobSpec:
         caller = identity.current()
@@ -166,13 +180,3 @@ def _chosen_id(spec: job_pb.JobSpec) -> str:
     """A suffix of 32 random bits: ids that the server chooses do not meet within the jobs that it keeps."""
     stem = names.to_id(PurePosixPath(spec.argv[0]).stem, "job")[:35].rstrip(".-")
     return f"{stem}-{secrets.token_hex(4)}"
-
-
-async def _require_possible(transaction: Transaction, spec: JobSpec) -> None:
-    """Raises FailedPrecondition (JOB_TOO_LARGE), and NotFound when its queue or a job that it waits for does not exist."""
-    snapshot = await transaction.snapshot()
-    require_room(spec, [len(node.inventory.gpus) for node in snapshot.nodes])
-    if spec.queue and all(queue.name != spec.queue for queue in snapshot.rules.queues):
-        raise NotFound(spec.queue, f"{spec.queue} does not exist; `switchgear queues` lists those that do")
-    for before in spec.after:
-        await transaction.job(before.job)

@@ -7,7 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from switchgear.planner import model as p
+from switchgear.scheduler.checks import bad
 from switchgear.scheduler.model import ForeignJob, JobRecord, NodeStatus
+
+#: Partitions in a sentence.
+_NAMED_MAX = 20
 
 
 def shared(snapshot: p.Snapshot, jobs: Mapping[str, JobRecord], status: Mapping[str, NodeStatus]) -> p.Snapshot:
@@ -34,6 +38,15 @@ def outside(partition: str, status: Mapping[str, NodeStatus]) -> frozenset[str]:
     if not partition or not any(one.partitions for one in status.values()):
         return frozenset()
     return frozenset(name for name, one in status.items() if not one.partitions & wanted)
+
+
+def require_partitions(partition: str, status: Mapping[str, NodeStatus]) -> None:
+    """Raises Invalid when a job asks for a partition that no node is of, which its engine would refuse. Where no engine has any, nothing is known."""
+    known = frozenset[str]().union(*(one.partitions for one in status.values()))
+    missing = sorted(frozenset(partition.split(",")) - known)
+    if partition and known and missing:
+        there_are = ", ".join(sorted(known)[:_NAMED_MAX]) + (", …" if len(known) > _NAMED_MAX else "")
+        raise bad("partition", f"names {missing[0]!r}, of which no node is; there are {there_are}")
 
 
 def _held(snapshot: p.Snapshot, foreign: Mapping[str, tuple[ForeignJob, ...]]) -> Iterator[p.Running]:

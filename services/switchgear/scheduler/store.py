@@ -18,6 +18,7 @@ from switchgear.scheduler.model import (
     JobSpec,
     JobState,
     Leaving,
+    Lent,
     NodeRecord,
     NodeState,
     PlacedNode,
@@ -224,6 +225,8 @@ def _turn(stored: Mapping[str, Any]) -> Turn:
             **stored,
             "waits_for": tuple(Dependency(**one) for one in stored["waits_for"]),
             "leaving": Leaving(**leaving) if leaving else None,
+            # Absent in what earlier versions wrote.
+            "lent": Lent(**lent) if (lent := stored.get("lent")) else None,
         }
     )
 

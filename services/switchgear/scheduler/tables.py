@@ -99,7 +99,7 @@ class EvidenceRow(Base):
     nodes: Mapped[list[Any]] = mapped_column(Json)
     gpu_model: Mapped[str] = mapped_column(Text)
     steps_per_s: Mapped[float | None]
-    held_up_by: Mapped[str] = mapped_column(String(80))
+    held_up_by: Mapped[str] = mapped_column(String(80), index=True)
     told_unix_ns: Mapped[int] = mapped_column(BigInteger, index=True)
 
 

@@ -177,6 +177,10 @@ def job_to_proto(job: JobRecord) -> job_pb.Job:
         else job_pb.Leaving(for_job=job.turn.leaving.for_job, by=_timestamp(job.turn.leaving.by_unix_ns)),
         waits_for=[one.job for one in job.turn.waits_for],
         preemptions=job.turn.preemptions,
+        lent=None
+        if (lent := job.turn.lent) is None
+        else job_pb.Lent(to_job=lent.to_job, since=_timestamp(lent.since_unix_ns), gpus=lent.gpus),
+        wait_cause=job.turn.cause,
     )
 
 

@@ -49,7 +49,7 @@ def _now(
         taker = alive.get(job.turn.leaving.for_job)
         if taker is None or taker.state is not JobState.PENDING or taker.turn.held:
             return job_life.stays(job)
-    return job_life.preempted(job) if job_life.must_leave(job, now_unix_ns) else job
+    return job_life.preempted(job, now_unix_ns) if job_life.must_leave(job, now_unix_ns) else job
 
 
 def _after(job: JobRecord, ended: Mapping[str, JobState | None], now_unix_ns: int) -> JobRecord:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -23,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 
 from switchgear.core.errors import FailedPrecondition, Invalid, Reason, Unavailable
 from switchgear.store.leases import Lease, fence
+from switchgear.store.wal import WAL_BYTES_MAX, Wal
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +84,8 @@ class Database:
             reader = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         # Two async sessions that read, modify and write lose updates on SQLite without any error; so they take turns.
         self._turn: AbstractAsyncContextManager[Any] = asyncio.Lock() if sqlite else nullcontext()
+        self._file = Path(parsed.database) if sqlite else None
+        self._wal = Wal(self._file) if self._file else None
         #: Processes on several machines may use it at the same time.
         self.is_shared = not sqlite
         self._leases: tuple[Lease, ...] = ()
@@ -116,8 +120,11 @@ class Database:
     async def write_unfenced(self) -> AsyncIterator[AsyncSession]:
         """As `write`, for the leases themselves."""
         with self._counted(), self._watched():
-            async with self._turn, self._write_sessions() as session, session.begin():
-                yield session
+            async with self._turn:
+                async with self._write_sessions() as session, session.begin():
+                    yield session
+                if self._wal and self._wal.is_long():
+                    await self._cut(self._wal)
 
     def write_under(self, leases: Sequence[Lease]) -> None:
         """From now on every `write` is made under these leases."""
@@ -129,10 +136,17 @@ class Database:
         Raises FailedPrecondition (STATE_NEWER) when a newer version has written here.
         """
         try:
+            if self._file:  # SQLite gives its other files the same mode
+                os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             async with self._turn, self._writer.begin() as connection:
                 await connection.run_sync(_upgrade)
         except (OSError, SQLAlchemyError, asyncpg.PostgresError) as error:
             raise self._unusable(error) from error
+
+    async def _cut(self, wal: Wal) -> None:
+        async with self._engine.connect() as connection:
+            raw = await connection.get_raw_connection()
+            await wal.cut(raw.driver_connection, _BUSY_TIMEOUT_MS)
 
     async def close(self) -> None:
         """Closes all connections, once the open sessions have ended; their tasks must have been told to.
@@ -204,6 +218,7 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
     _use_wal(cursor)
+    cursor.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()

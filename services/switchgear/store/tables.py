@@ -50,3 +50,12 @@ class PolicyModeRow(Base):
     mode: Mapped[str] = mapped_column(String(16))
     actor: Mapped[str] = mapped_column(String(200))
     update_time_unix_ns: Mapped[int] = mapped_column(BigInteger)
+
+
+class InstallationRow(Base):
+    """The one row of this installation, written by the migration."""
+
+    __tablename__ = "installation"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    name: Mapped[str] = mapped_column(String(63))

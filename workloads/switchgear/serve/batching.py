@@ -38,6 +38,11 @@ class Batch:
         self._waiting: deque[Sequence] = deque()
 
     @property
+    def remaining_tokens(self) -> int:
+        """That may still be generated, at most."""
+        return sum(one.max_tokens - len(one.generated) for one in (*self._running.values(), *self._waiting))
+
+    @property
     def running(self) -> int:
         return len(self._running)
 

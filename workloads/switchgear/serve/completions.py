@@ -34,9 +34,10 @@ class CompletionRequest:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """What a router must know of a request. tokens: an estimate of the prompt's and the most that may be generated."""
+    """What a router must know of a request. input_tokens: an estimate of the prompt's; tokens: of them and the most that may be generated."""
 
     model: str
+    input_tokens: int
     tokens: int
 
 
@@ -73,7 +74,7 @@ def read_envelope(body: bytes) -> Envelope:
     prompt = fields.get("prompt", "")
     # Ready token ids are counted, a text is estimated.
     prompt_tokens = len(prompt) if isinstance(prompt, list) else math.ceil(len(str(prompt)) / BYTES_PER_TOKEN)
-    return Envelope(_text(fields, "model"), prompt_tokens + _max_tokens(fields))
+    return Envelope(_text(fields, "model"), prompt_tokens, prompt_tokens + _max_tokens(fields))
 
 
 def answer(

@@ -27,7 +27,8 @@ _CATCH_UP_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """tokens_total, busy_seconds_total: tokens generated, and seconds in which at least one request ran, since the start.
+    """tokens_total, prompt_tokens_total, steps_total, busy_seconds_total: tokens generated, tokens of prompts read, iterations, and
+    seconds in which at least one request ran, since the start. remaining_tokens: that may still be generated, at most.
 
     hangs: an iteration has taken longer than `ITERATION_S_MAX`.
     """
@@ -36,14 +37,29 @@ class Load:
     waiting: int
     tokens_total: int
     busy_seconds_total: float
+    prompt_tokens_total: int = 0
+    steps_total: int = 0
+    remaining_tokens: int = 0
     hangs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A whole answer, and when it began to be worked on and had its first token, in seconds after it came here."""
+
+    finished: Finished
+    wait_s: float
+    first_s: float
+    e2e_s: float
 
 
 @dataclass(slots=True, eq=False)
 class _Request:
     sequence: Sequence
-    answered: asyncio.Future[Finished]
+    answered: asyncio.Future[Generated]
     arrival_s: float
+    begin_s: float | None = None
+    first_s: float | None = None
     token_s: float | None = None
 
 
@@ -77,6 +93,8 @@ class Engine:
         self._changed = threading.Condition()  # guards everything below, and the batch
         self._requests: dict[int, _Request] = {}
         self._tokens_total = 0
+        self._prompt_tokens_total = 0
+        self._steps_total = 0
         self._busy_seconds_total = 0.0
         self._failures = 0
         self._dead = False
@@ -98,9 +116,18 @@ class Engine:
         with self._changed:
             start_s = self._iteration_start_s
             hangs = start_s is not None and self._clock.monotonic_s() - start_s > ITERATION_S_MAX
-            return Load(self._batch.running, self._batch.waiting, self._tokens_total, self._busy_seconds_total, hangs)
+            return Load(
+                self._batch.running,
+                self._batch.waiting,
+                self._tokens_total,
+                self._busy_seconds_total,
+                self._prompt_tokens_total,
+                self._steps_total,
+                self._batch.remaining_tokens,
+                hangs,
+            )
 
-    async def generate(self, prompt: tuple[int, ...], *, max_tokens: int, temperature: float, seed: int) -> Finished:
+    async def generate(self, prompt: tuple[int, ...], *, max_tokens: int, temperature: float, seed: int) -> Generated:
         """The whole answer; cancelled when nobody waits for it any more.
 
         Raises Unavailable when too many wait or the thread has died, SwitchgearError (INTERNAL) when the model fails.
@@ -146,6 +173,7 @@ class Engine:
                     return
                 self._show()
                 start_s = self._iteration_start_s = self._clock.monotonic_s()
+                self._begin(sequences, start_s)
             try:
                 self._iterate(sequences)
             except Exception as error:
@@ -158,6 +186,11 @@ class Engine:
                 self._iteration_start_s = None
                 self._busy_seconds_total += self._clock.monotonic_s() - start_s
 
+    def _begin(self, sequences: list[Sequence], now_s: float) -> None:
+        for sequence in sequences:
+            if (request := self._requests.get(sequence.number)) and request.begin_s is None:
+                request.begin_s = now_s
+
     def _iterate(self, sequences: list[Sequence]) -> None:
         tokens = self._model.next_tokens(sequences)
         now_s = self._clock.monotonic_s()
@@ -168,19 +201,24 @@ class Engine:
                 if request := self._requests.get(sequence.number):
                     self._observe(request, now_s)
             self._tokens_total += len(sequences)
+            self._steps_total += 1
             self._metrics.generation_tokens.inc(len(sequences))
             ended = [
-                (self._requests[end.sequence.number], end) for end in finished if end.sequence.number in self._requests
+                (request, _generated(request, end, now_s))
+                for end in finished
+                if (request := self._requests.get(end.sequence.number))
             ]
-            for request, end in ended:
-                self._metrics.success[end.reason].inc()
-                self._metrics.end_to_end.observe(now_s - request.arrival_s)
+            for _, generated in ended:
+                self._metrics.success[generated.finished.reason].inc()
+                self._metrics.end_to_end.observe(generated.e2e_s)
             self._show()
         if ended:
             self._loop.call_soon_threadsafe(_answer, ended)
 
     def _observe(self, request: _Request, now_s: float) -> None:
         if request.token_s is None:
+            request.first_s = now_s
+            self._prompt_tokens_total += len(request.sequence.prompt)
             self._metrics.prompt_tokens.inc(len(request.sequence.prompt))
             self._metrics.first_token.observe(now_s - request.arrival_s)
         else:
@@ -202,10 +240,15 @@ class Engine:
         self._metrics.waiting.set(self._batch.waiting)
 
 
-def _answer(ended: list[tuple[_Request, Finished]]) -> None:
-    for request, finished in ended:
+def _generated(request: _Request, finished: Finished, now_s: float) -> Generated:
+    begin_s, first_s = (now_s if at_s is None else at_s for at_s in (request.begin_s, request.first_s))
+    return Generated(finished, begin_s - request.arrival_s, first_s - request.arrival_s, now_s - request.arrival_s)
+
+
+def _answer(ended: list[tuple[_Request, Generated]]) -> None:
+    for request, generated in ended:
         if not request.answered.done():
-            request.answered.set_result(finished)
+            request.answered.set_result(generated)
 
 
 def _refuse(requests: list[_Request], error: SwitchgearError) -> None:

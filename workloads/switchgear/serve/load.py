@@ -1,6 +1,7 @@
 """A load generator that misses nothing: open loop, seeded, and each answer is checked.
 
     python -m switchgear.serve.load http://127.0.0.1:7090 chat --profile 30x2,60x8,30x0,30x2
+    python -m switchgear.serve.load http://127.0.0.1:7090 chat --trace requests.csv.gz --seconds 600 --rate 3
 
 Arrivals are a Poisson process whose rate follows the profile; they do not wait for answers, as users do not. Answers are greedy, so
 that the same question has the same answer from any replica at any time: one that is wrong or cut differs from the others.
@@ -24,7 +25,8 @@ from pathlib import Path
 import httpx
 
 from switchgear.core.errors import FailedPrecondition
-from switchgear.serve import api_keys, completions
+from switchgear.serve import api_keys, completions, load_trace
+from switchgear.serve.load_trace import Row
 
 #: Requests without an answer yet; arrivals beyond are lost, and counted so.
 IN_FLIGHT_MAX = 2000
@@ -57,6 +59,8 @@ class Phase:
 class LoadSettings:
     """url: of the router, or of a replica. tokens: how many a request may ask for, each as likely. timeout_s: for one answer.
 
+    trace: recorded requests, which are sent instead of those of `phases`.
+
     api_key: what the router asks for; empty: nothing. ca: whom to believe over HTTPS; None: the CAs that come with httpx.
     retries: how often a request that did not reach the server, or got no answer, is sent again: for restarts of the router.
     """
@@ -70,6 +74,7 @@ class LoadSettings:
     retries: int = 0
     api_key: str = field(default="", repr=False)
     ca: Path | None = None
+    trace: Sequence[Row] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +134,8 @@ _SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
 def schedule(settings: LoadSettings) -> list[Arrival]:
     """All arrivals in order; the same for the same settings. Raises ValueError when there are too many."""
     draw = random.Random(settings.seed)
+    if settings.trace:
+        return [Arrival(row.at_s, 0, draw.choice(_PROMPTS), row.output_tokens) for row in settings.trace]
     arrivals = list[Arrival]()
     begin_s = 0.0
     for number, phase in enumerate(settings.phases):
@@ -269,6 +276,18 @@ def main() -> int:
     parser.add_argument("url", help="of the router")
     parser.add_argument("model", help="id of the inference service")
     parser.add_argument("--profile", default="30x2", metavar="SECONDSxRATE,…", help="default: %(default)s")
+    parser.add_argument(
+        "--trace", type=Path, metavar="FILE", help="CSV with t_s and output_tokens; instead of a profile"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, metavar="S", help="into which the trace is pressed (%(default)g)"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=2.0, metavar="R", help="of its requests a second, on average (%(default)g)"
+    )
+    parser.add_argument(
+        "--tokens", type=float, default=24.0, metavar="N", help="that they ask for, on average (%(default)g)"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--retries", type=int, default=0, metavar="N", help="send again what got no answer at all")
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="its first key is sent with each request")
@@ -277,6 +296,16 @@ def main() -> int:
     args = parser.parse_args()
     try:
         phases = profile(args.profile)
+        trace = list[Row]()
+        if args.trace:
+            trace = load_trace.fitted(
+                load_trace.read(args.trace),
+                seconds=args.seconds,
+                requests_per_second=args.rate,
+                tokens_mean=args.tokens,
+                seed=args.seed,
+            )
+            phases = [Phase(args.seconds, args.rate)]
         settings = LoadSettings(
             url=args.url,
             model=args.model,
@@ -285,10 +314,11 @@ def main() -> int:
             retries=args.retries,
             api_key=api_keys.read(args.api_key_file)[0] if args.api_key_file else "",
             ca=args.tls_ca,
+            trace=trace,
         )
         report = asyncio.run(run(settings))
     except OSError as error:
-        parser.error(f"cannot use --tls-ca {args.tls_ca} ({error.strerror}); name the PEM file of the router's CA")
+        parser.error(f"cannot read {error.filename or args.tls_ca} ({error.strerror})")
     except (ValueError, FailedPrecondition) as error:
         parser.error(str(error))
     print(json.dumps(report.to_json()) if args.json else table(report, phases))  # noqa: T201

@@ -20,6 +20,7 @@ from switchgear.core.errors import Reason, SwitchgearError, Unavailable
 from switchgear.core.tls import TlsFiles
 from switchgear.serve import completions, http
 from switchgear.serve.api_keys import ApiKeys
+from switchgear.serve.promise import took_from_header
 from switchgear.serve.router_metrics import RouterMetrics
 from switchgear.serve.switchboard import Limits, ServiceRoutes, Switchboard, Ticket, unknown_service
 from switchgear.serve.upstream import Answer, Upstream
@@ -98,7 +99,7 @@ class Proxy:
             service = f"inferenceServices/{envelope.model}"
             parent = request.headers.get(trace.HEADER, "")
             with trace.span("route", parent=parent, kind=SpanKind.SERVER, attributes={"service": envelope.model[:100]}):
-                response = await self._serve(request, service, envelope.tokens, body)
+                response = await self._serve(request, service, envelope, body)
         except SwitchgearError as error:
             response = http.error_response(error)
         except http.ClientGoneError:
@@ -106,9 +107,11 @@ class Proxy:
         self._metrics.answered(self._label(service), response.status_code)
         return response
 
-    async def _serve(self, request: Request, service: str, tokens: int, body: bytes) -> Response:
+    async def _serve(self, request: Request, service: str, asked: completions.Envelope, body: bytes) -> Response:
         start_s = self._clock.monotonic_s()
-        ticket = self.switchboard.arrive(service, tokens=tokens, size_bytes=len(body), now_s=start_s)
+        ticket = self.switchboard.arrive(
+            service, input_tokens=asked.input_tokens, tokens=asked.tokens, size_bytes=len(body), now_s=start_s
+        )
         late = failed = answered = False
         try:
             self._hold(ticket)
@@ -117,6 +120,7 @@ class Proxy:
                 seconds = self._clock.monotonic_s() - start_s
                 self._metrics.seconds.labels(self._label(service)).observe(seconds)
                 late = self._late(service, seconds)
+                self._book(ticket, answer, seconds)
             failed = answer.status >= 500
             answered = not failed
             return Response(answer.body, answer.status, media_type=answer.content_type)
@@ -130,6 +134,13 @@ class Proxy:
         finally:
             del self._assigned[ticket.number]
             self._close(ticket, late=late, failed=failed, answered=answered)
+
+    def _book(self, ticket: Ticket, answer: Answer, seconds: float) -> None:
+        """A whole answer, as its client saw it."""
+        held_s = ticket.sent_s - ticket.arrival_s
+        took = took_from_header(answer.took, seconds - held_s).later(held_s, seconds)
+        known = self.switchboard.services[ticket.service]
+        known.tally.answered(took, known.promise, ticket.input_tokens)
 
     async def _answer(self, ticket: Ticket, body: bytes) -> Answer:
         tries = 0

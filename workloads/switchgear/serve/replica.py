@@ -31,6 +31,7 @@ from switchgear.serve import completions, http
 from switchgear.serve.batching import Batch
 from switchgear.serve.engine import Engine
 from switchgear.serve.model import Model
+from switchgear.serve.promise import TOOK_HEADER, Took
 from switchgear.serve.registration import Registration
 from switchgear.serve.replica_metrics import ReplicaMetrics
 from switchgear.v1alpha import serving_service_pb2 as pb
@@ -221,6 +222,10 @@ class Replica:
             waiting_requests=load.waiting,
             tokens_total=load.tokens_total,
             busy_seconds_total=load.busy_seconds_total,
+            prompt_tokens_total=load.prompt_tokens_total,
+            steps_total=load.steps_total,
+            remaining_tokens=load.remaining_tokens,
+            sequences_max=self._settings.running_max,
         )
 
     async def _completions(self, request: Request) -> Response:
@@ -250,8 +255,10 @@ class Replica:
             temperature=asked.temperature,
             seed=random.getrandbits(63) if asked.seed is None else asked.seed,
         )
-        finished = await http.unless_gone(request, generating)
+        answered = await http.unless_gone(request, generating)
+        finished = answered.finished
         generated = finished.sequence.generated
+        took = Took(answered.e2e_s, answered.wait_s, answered.first_s, len(prompt), len(generated))
         return JSONResponse(
             completions.answer(
                 identity=uuid.uuid4().hex,
@@ -261,7 +268,8 @@ class Replica:
                 finish_reason=finished.reason,
                 prompt_tokens=len(prompt),
                 tokens=len(generated),
-            )
+            ),
+            headers={TOOK_HEADER: took.header()},
         )
 
     def _check_meant(self, request: Request) -> None:

@@ -13,6 +13,7 @@ from switchgear.core import rpc
 from switchgear.core.clock import Clock
 from switchgear.core.reconnect import keep_connected
 from switchgear.core.tls import TlsFiles
+from switchgear.serve.promise import Promise
 from switchgear.serve.proxy import Proxy
 from switchgear.serve.switchboard import Route, Service, ServiceRoutes
 from switchgear.v1alpha import serving_service_pb2 as pb
@@ -91,16 +92,30 @@ class RouterLink:
     def _report(self) -> pb.RouterReport:
         services = self._proxy.switchboard.services.items()
         # Before the first table anybody's word for a service's name would be passed on.
-        demand = [_demand(name, service) for name, service in services if service.listed or service.replicas]
+        now_s = self._clock.monotonic_s()
+        demand = [_demand(name, service, now_s) for name, service in services if service.listed or service.replicas]
         return pb.RouterReport(instance_id=self._instance_id, table_version=self._version, services=demand)
 
 
 def _routes(service: pb.ServiceRoute) -> ServiceRoutes:
     routes = [Route(route.replica, route.address, route.draining) for route in service.replicas]
-    return ServiceRoutes(service.latency_target_seconds, routes, deleting=service.deleting)
+    promise = _promise(service.promise) if service.HasField("promise") else Promise()
+    return ServiceRoutes(service.latency_target_seconds, routes, deleting=service.deleting, promise=promise)
 
 
-def _demand(name: str, service: Service) -> pb.ServiceDemand:
+def _promise(promise: pb.Promise) -> Promise:
+    return Promise(
+        ttft_s=promise.ttft_seconds if promise.HasField("ttft_seconds") else None,
+        ttft_prefill_factor=promise.ttft_prefill_factor,
+        tpot_s=promise.tpot_seconds if promise.HasField("tpot_seconds") else None,
+        e2e_s=promise.e2e_seconds if promise.HasField("e2e_seconds") else None,
+        wait_s=promise.wait_seconds if promise.HasField("wait_seconds") else None,
+        prefill_tokens_per_s=promise.prefill_tokens_per_second or None,
+    )
+
+
+def _demand(name: str, service: Service, now_s: float) -> pb.ServiceDemand:
+    tally = service.tally
     return pb.ServiceDemand(
         service=name,
         held_requests=len(service.held),
@@ -118,4 +133,17 @@ def _demand(name: str, service: Service) -> pb.ServiceDemand:
         late_requests_total=service.late_total,
         failed_requests_total=service.failed_total,
         unanswered_tokens_total=service.unanswered_tokens_total,
+        held_input_tokens=sum(ticket.input_tokens for ticket in service.held),
+        input_tokens_total=service.input_tokens_total,
+        completed_input_tokens_estimated_total=tally.estimated_tokens,
+        oldest_wait_seconds=max(0.0, now_s - service.held[0].arrival_s) if service.held else 0.0,
+        completed_requests_total=tally.completed,
+        completed_input_tokens_total=tally.input_tokens,
+        completed_output_tokens_total=tally.output_tokens,
+        kept_requests_total=tally.kept,
+        broken_requests_total=tally.broken,
+        ttft_total=tally.ttft,
+        tpot_total=tally.tpot,
+        e2e_total=tally.e2e,
+        wait_total=tally.wait,
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from switchgear.core.errors import NotFound, Reason, Unavailable
+from switchgear.serve.promise import Promise, Tally
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,7 @@ class ServiceRoutes:
     latency_target_s: float
     routes: Sequence[Route]
     deleting: bool = False
+    promise: Promise = field(default_factory=Promise)
 
 
 @dataclass(slots=True, eq=False)
@@ -70,11 +72,14 @@ class Replica:
 class Ticket:
     """One request, from arrival to answer. replica: where it is since `sent_s`; None while it is held.
 
+    tokens: of the prompt, which are `input_tokens`, and the most that may be generated.
     deadline_s: until when it may be held; the time in replicas does not count.
     """
 
     number: int
     service: str
+    arrival_s: float
+    input_tokens: int
     tokens: int
     size_bytes: int
     deadline_s: float
@@ -92,13 +97,16 @@ class Service:
     listed: bool = False
     deleting: bool = False
     latency_target_s: float = 0.0
+    promise: Promise = field(default_factory=Promise)
     replicas: dict[str, Replica] = field(default_factory=dict)
     held: list[Ticket] = field(default_factory=list)
     requests_total: int = 0
     tokens_total: int = 0
+    input_tokens_total: int = 0
     late_total: int = 0
     failed_total: int = 0
     unanswered_tokens_total: int = 0
+    tally: Tally = field(default_factory=Tally)
 
     @property
     def takes(self) -> bool:
@@ -134,11 +142,12 @@ class Switchboard:
         for name, known in table.items():
             service = self._services.setdefault(name, Service())
             service.listed, service.deleting, service.latency_target_s = True, known.deleting, known.latency_target_s
+            service.promise = known.promise
             for route in known.routes:
                 replica = service.replicas.setdefault(route.replica, Replica(route.replica, route.address))
                 replica.address, replica.draining, replica.listed = route.address, route.draining, True
 
-    def arrive(self, name: str, *, tokens: int, size_bytes: int, now_s: float) -> Ticket:
+    def arrive(self, name: str, *, input_tokens: int, tokens: int, size_bytes: int, now_s: float) -> Ticket:
         """Holds a new request for the service `name`; `dispatch` tells where it goes.
 
         Raises NotFound when the newest table has no such service or it is being deleted, Unavailable when too many requests are held already.
@@ -150,9 +159,11 @@ class Switchboard:
         ):  # refused or not, somebody wants it; but names of which no table speaks are not collected here
             service.requests_total += 1
             service.tokens_total += tokens
+            service.input_tokens_total += input_tokens
         if self._held_requests >= self._limits.held_requests or self._held_bytes + size_bytes > self._limits.held_bytes:
             if service is not None:
                 service.failed_total += 1
+                service.tally.broken += 1
                 service.unanswered_tokens_total += tokens
             raise Unavailable(
                 f"{self._held_requests} requests wait for a replica already; try again in a moment",
@@ -160,9 +171,10 @@ class Switchboard:
                 held_requests_max=str(self._limits.held_requests),
             )
         if service is None:
-            self._services[name] = Service(requests_total=1, tokens_total=tokens)
+            self._services[name] = Service(requests_total=1, tokens_total=tokens, input_tokens_total=input_tokens)
         self._arrivals += 1
-        ticket = Ticket(self._arrivals, name, tokens, size_bytes, now_s + self._limits.hold_s)
+        deadline_s = now_s + self._limits.hold_s
+        ticket = Ticket(self._arrivals, name, now_s, input_tokens, tokens, size_bytes, deadline_s)
         self._hold(ticket)
         return ticket
 
@@ -213,6 +225,7 @@ class Switchboard:
         service = self._services[ticket.service]
         service.late_total += late
         service.failed_total += failed
+        service.tally.broken += failed or (late and not answered)
         service.unanswered_tokens_total += 0 if answered else ticket.tokens
         if ticket.replica is None:
             self._unhold(ticket)

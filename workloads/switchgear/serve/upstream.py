@@ -10,6 +10,7 @@ import httpx
 from switchgear.core import trace
 from switchgear.core.tls import TlsFiles
 from switchgear.serve import completions
+from switchgear.serve.promise import TOOK_HEADER
 from switchgear.serve.replica import REPLICA_HEADER
 from switchgear.serve.switchboard import Replica
 from switchgear.web import server
@@ -33,6 +34,8 @@ class Answer:
     status: int
     body: bytes
     content_type: str
+    #: What the replica tells of it, see `promise.TOOK_HEADER`; empty when it tells nothing.
+    took: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,4 +112,10 @@ class Upstream:
             return BrokenOff(f"it answered {response.status_code}", worked=False)
         if response.status_code in _BROKE:
             return BrokenOff(f"it answered {response.status_code}", worked=True)
-        return Answer(response.status_code, bytes(answer), response.headers.get("content-type", "application/json"))
+        headers_back = response.headers
+        return Answer(
+            response.status_code,
+            bytes(answer),
+            headers_back.get("content-type", "application/json"),
+            headers_back.get(TOOK_HEADER, ""),
+        )

@@ -171,7 +171,6 @@ class Serving:
             min_replicas=0,
             max_replicas=2,
             tokens_per_second=TOKENS_PER_SECOND,
-            target_wait_seconds=2,
             scale_down_delay_seconds=4,
             drain_timeout_seconds=30,
         )

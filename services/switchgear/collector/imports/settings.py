@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Self
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
 from switchgear.collector.settings import Section
+from switchgear.core.urls import check_url
 
 #: What a series needs to be taken in: one of these matches the whole name of its metric; none: all are.
 Metrics = tuple[re.Pattern[str], ...]
@@ -64,18 +64,6 @@ class Scrape(Section):
         if self.timeout_s > self.interval_s:
             raise ValueError("timeout_s must be at most interval_s")
         return self
-
-
-def check_url(url: str) -> str:
-    """Raises ValueError unless it is one of HTTP or HTTPS with a host, and a port that there is if it has one."""
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0 and not re.search(r"\s", url)
-    except ValueError:
-        good = False
-    if not good:
-        raise ValueError(f"{url[:200]!r} must read http://HOST:PORT/metrics or https://…")
-    return url
 
 
 def chosen(metrics: Metrics, name: str) -> bool:

@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from switchgear.collector.imports.keys import node_of
-from switchgear.collector.imports.settings import Scrape, check_url
+from switchgear.collector.imports.settings import Scrape
 from switchgear.core.errors import Invalid, Reason
+from switchgear.core.urls import check_url
 
 log = logging.getLogger(__name__)
 

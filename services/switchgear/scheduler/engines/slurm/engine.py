@@ -12,6 +12,7 @@ from switchgear.core.errors import FailedPrecondition, Invalid, Reason, Switchge
 from switchgear.core.service import Endpoints
 from switchgear.core.warm import WarmKind
 from switchgear.scheduler.engines.base import Engine
+from switchgear.scheduler.engines.slurm.holds import Hold, holds
 from switchgear.scheduler.engines.slurm.keys import Key
 from switchgear.scheduler.engines.slurm.look import Look, is_gone, look
 from switchgear.scheduler.engines.slurm.plan import (
@@ -72,8 +73,12 @@ class SlurmEngine:
         self._opened: frozenset[str] = frozenset()
         #: Nodes that are drained by us, as far as we know.
         self._drained: set[str] = set()
+        #: Nodes that Slurm keeps from us. A restart forgets them, which costs one more try.
+        self._held: Mapping[str, Hold] = {}
         #: When nodes may be drained or resumed again of which Slurm refused it, by monotonic time.
         self._keep_after_s: dict[str, float] = {}
+        #: Jobs that it did not let us cancel the last time.
+        self._uncancelled: frozenset[int] = frozenset()
         self._wake = asyncio.Event()
 
     def observe(self) -> Observation:
@@ -145,12 +150,13 @@ class SlurmEngine:
         wanted, refusals, now_s = self._wanted or {}, dict(self._refusals), self._looked_unix_ns / 1e9
         agents, away, opened = dict(self._agents.observe().nodes), self._away, self._opened
 
-        def judged() -> Observation:
-            fates = fates_of(seen, wanted, refusals, now_s)
-            return observation(seen, fates, agents, self._settings.cluster, away=away, opened=opened)
+        def judged() -> tuple[Mapping[str, Hold], Observation]:
+            fates = fates_of(seen, wanted, refusals, now_s, self._settings.patience_s)
+            held = holds(self._held, seen, fates, now_s)
+            return held, observation(seen, fates, agents, self._settings.cluster, away=away, opened=opened, held=held)
 
         # Of ten thousand nodes it takes a second.
-        before, self._observed = self._observed, await asyncio.to_thread(judged)
+        before, (self._held, self._observed) = self._observed, await asyncio.to_thread(judged)
         if self._observed != before:
             self._changed()
 
@@ -180,13 +186,18 @@ class SlurmEngine:
         return acted
 
     async def _cancel(self, jobs: Sequence[int]) -> bool:
-        log.info("cancelling Slurm jobs", extra={"slurm_jobs": list(jobs)})
+        # What is refused is asked again with each look, and told once.
+        if news := sorted(frozenset(jobs) - self._uncancelled):
+            log.info("cancelling Slurm jobs", extra={"slurm_jobs": news})
         try:
             await self._slurm.cancel(jobs)
         except SwitchgearError as error:
             _require_reached(error)
-            log.warning("Slurm refused to cancel jobs of ours: %s", error.message)
+            if news:
+                log.warning("Slurm refused to cancel jobs of ours: %s", error.message)
+            self._uncancelled = frozenset(jobs)
             return False
+        self._uncancelled = frozenset()
         return True
 
     async def _submit(self, key: Key, launcher: WantedLauncher, node: SlurmNode, endpoints: Endpoints) -> bool:

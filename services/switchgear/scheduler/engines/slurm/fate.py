@@ -8,22 +8,24 @@ from enum import Enum, auto
 
 from switchgear.scheduler.engines.slurm.look import is_gone
 from switchgear.scheduler.engines.slurm.script import EXIT_NO_FOLDER
+from switchgear.scheduler.engines.slurm.settings import PATIENCE_S
 from switchgear.slurm.model import JobFlag, JobState, SlurmJob, SlurmNode
 
-#: How long a job may wait for a reason that does not pass by itself before its launcher is taken elsewhere.
-PATIENCE_S = 60.0
-#: Reasons that pass by themselves: others run, are before it, or are just ending.
-_PASSING = frozenset(
-    {"", "None", "Resources", "Priority", "Dependency", "BeginTime", "Cleaning", "Prolog", "JobArrayTaskLimit"}
-)
+#: Reasons that pass by themselves: what was there before is just ending, or its own start is under way.
+_PASSING = frozenset({"Dependency", "BeginTime", "Cleaning", "Prolog", "JobArrayTaskLimit"})
+#: Others have its node, or come before it. Without a reason it has not been looked at, since others have been first.
+_BEHIND = frozenset({"", "None", "Resources", "Priority"})
+#: So Slurm 22.05 may also say when another job has the node, or may get it. With the second word nobody waits in line.
+_NOT_AVAILABLE = "ReqNodeNotAvail"
+_MAINTENANCE = "maintenance"
+#: Its slurmd could not start the script.
+_LAUNCH_FAILURE = "JobLaunchFailure"
 #: A launcher that ends by itself is started again after this, doubled with each end up to the maximum.
 RESTART_S = 0.5
 RESTART_S_MAX = 30.0
 #: A launcher that failed within this time did not start, and so many failures in a row are no accident.
 START_S = 10.0
 START_FAILURES_MAX = 3
-#: Slurm cancels what it cannot start, then drains the node: so soon after an end a look may have seen one without the other.
-SETTLE_S = 2.0
 
 
 class Kind(Enum):
@@ -35,6 +37,8 @@ class Kind(Enum):
     ALIVE = auto()
     #: Its last job is ending, or was ended a moment ago.
     RESTING = auto()
+    #: It has waited for too long for a node that others have. Nothing of it runs.
+    WITHHELD = auto()
     #: Slurm will not start it there. Nothing of it runs.
     UNSTARTABLE = auto()
     #: It had its place and cannot have it any more. Processes of it may still run.
@@ -55,22 +59,23 @@ class Fate:
     by_node: bool = False
 
 
-def fate(jobs: Sequence[SlurmJob], node: SlurmNode | None, now_s: float) -> Fate:
+def fate(jobs: Sequence[SlurmJob], node: SlurmNode | None, now_s: float, patience_s: float = PATIENCE_S) -> Fate:
     """jobs: all of this launcher that Slurm knows, oldest first. node: where it should run; None: Slurm has no such node."""
     alive = [job for job in jobs if not job.has_ended and not is_ending(job)]
     if alive:
-        return _alive(alive, node, now_s, started_before=any(job.start_s for job in jobs if job not in alive))
+        # Slurm writes a start into one that was cancelled in the queue, too.
+        started_before = any(job.nodes and not _never_ran(job) for job in jobs if job not in alive)
+        return _alive(alive, node, now_s, patience_s, started_before=started_before)
     if not jobs:
         return _absent(node)
+    jobs = [job for job in jobs if not _was_double(job, jobs)]
     last = max(jobs, key=lambda job: (job.end_s or 0, job.id))
     if any(not job.has_ended for job in jobs):
         # Whatever kills it there, nobody sees it happen on a node that is gone.
         return Fate(Kind.LOST, _gone(node), by_node=True) if is_gone(node) else Fate(Kind.RESTING)
     if last.state in (JobState.NODE_FAIL, JobState.BOOT_FAIL) or is_gone(node):
         return Fate(Kind.LOST, f"Slurm job {last.id} ended as {last.state}: {_gone(node)}", by_node=True)
-    if last.state == JobState.CANCELLED and not _never_ran(last, node):
-        if last.nodes and last.end_s is not None and now_s < last.end_s + SETTLE_S:
-            return Fate(Kind.RESTING)
+    if last.state == JobState.CANCELLED and not _never_ran(last):
         return Fate(Kind.CANCELLED, f"Slurm job {last.id} was cancelled there")
     return _ended(jobs, last, node, now_s)
 
@@ -80,17 +85,40 @@ def is_ending(job: SlurmJob) -> bool:
     return JobFlag.COMPLETING in job.flags
 
 
-def _alive(alive: Sequence[SlurmJob], node: SlurmNode | None, now_s: float, *, started_before: bool) -> Fate:
+def is_behind(job: SlurmJob) -> bool:
+    """It waits in Slurm's queue for others to end, or to go first."""
+    if job.state != JobState.PENDING:
+        return False
+    maintenance = _MAINTENANCE in f"{job.reason} {job.reason_detail}".lower()
+    return _word(job) in _BEHIND or (_word(job) == _NOT_AVAILABLE and not maintenance)
+
+
+def what_for(job: SlurmJob) -> str:
+    """What a job that is not held waits for, in a sentence."""
+    detail = f" ({job.reason_detail})" if job.reason_detail else ""
+    return f"Slurm job {job.id} waits: {job.reason or 'no reason given'}{detail}"
+
+
+def _word(job: SlurmJob) -> str:
+    return job.reason.partition(",")[0]
+
+
+def _alive(
+    alive: Sequence[SlurmJob], node: SlurmNode | None, now_s: float, patience_s: float, *, started_before: bool
+) -> Fate:
     # A submission whose answer was lost came twice. `singleton` keeps the later one waiting.
     kept = min(alive, key=lambda job: (job.state == JobState.PENDING, job.id))
     doubles = tuple(job.id for job in alive if job is not kept)
     if kept.state != JobState.PENDING:
         return Fate(Kind.ALIVE, job=kept, doubles=doubles)
-    detail = f" ({kept.reason_detail})" if kept.reason_detail else ""
-    why = f"Slurm job {kept.id} waits: {kept.reason or 'no reason given'}{detail}"
+    why = what_for(kept)
     waited_s = now_s - (kept.submit_s if kept.submit_s is not None else now_s)
-    if kept.reason.partition(",")[0] in _PASSING or waited_s <= PATIENCE_S:
+    if _word(kept) in _PASSING or waited_s <= patience_s:
         return Fate(Kind.ALIVE, why, kept, doubles)
+    if not started_before and is_behind(kept) and node is not None and node.is_up and not node.is_drained:
+        return Fate(Kind.WITHHELD, f"Slurm holds it for another job ({_word(kept) or 'None'})", kept, doubles)
+    if not started_before and (is_behind(kept) or _word(kept) == _NOT_AVAILABLE):
+        return Fate(Kind.WITHHELD, f"Slurm does not give it now ({kept.reason_detail or kept.reason})", kept, doubles)
     kind = Kind.LOST if started_before else Kind.UNSTARTABLE
     return Fate(kind, f"{why}, for {waited_s:.0f} s", kept, doubles, by_node=started_before and is_gone(node))
 
@@ -104,21 +132,31 @@ def _absent(node: SlurmNode | None) -> Fate:
     return Fate(Kind.MISSING)
 
 
-def _never_ran(job: SlurmJob, node: SlurmNode | None) -> bool:
-    """Slurm has cancelled it by itself and drained the node, since a prolog failed: so it does with a job that it may not requeue.
+def _was_double(job: SlurmJob, jobs: Sequence[SlurmJob]) -> bool:
+    """It was cancelled in the queue while another one of its launcher was there: that was us (`Fate.doubles`), and no wish of anybody."""
+    if job.state != JobState.CANCELLED or job.nodes:
+        return False
+    return any((other.nodes or other.id < job.id) and _together(other, job) for other in jobs)
 
-    How long it ran tells nothing: a launcher that somebody cancels within a second ends with exit code 0 as well.
+
+def _together(one: SlurmJob, other: SlurmJob) -> bool:
+    def before(first: SlurmJob, second: SlurmJob) -> bool:
+        return first.end_s is not None and second.submit_s is not None and first.end_s <= second.submit_s
+
+    return not before(one, other) and not before(other, one)
+
+
+def _never_ran(job: SlurmJob) -> bool:
+    """Slurm itself has cancelled it, since a prolog failed or its slurmd could not start it: so it ends a job that it may not requeue.
+
+    Who is cancelled while it runs ends by a signal, or with the code that a launcher has then.
     """
-    if job.state != JobState.CANCELLED or not job.nodes or job.exit_code or job.exit_signal:
-        return False
-    if node is None or not node.is_drained or node.reason_s is None or job.end_s is None:
-        return False
-    return abs(node.reason_s - job.end_s) <= SETTLE_S
+    return job.state == JobState.CANCELLED and bool(job.nodes) and not job.exit_code and not job.exit_signal
 
 
 def _ended(jobs: Sequence[SlurmJob], last: SlurmJob, node: SlurmNode | None, now_s: float) -> Fate:
     if node is not None and node.is_drained:
-        kind = Kind.UNSTARTABLE if all(_never_ran(job, node) for job in jobs) else Kind.LOST
+        kind = Kind.UNSTARTABLE if all(map(_never_ran, jobs)) else Kind.LOST
         return Fate(kind, f"it ended, and the node is drained in Slurm: {node.reason or 'no reason given'}")
     ended_s = last.end_s if last.end_s is not None else now_s
     failures = [job for job in jobs if _failed_to_start(job)]
@@ -130,12 +168,16 @@ def _ended(jobs: Sequence[SlurmJob], last: SlurmJob, node: SlurmNode | None, now
 
 
 def _failed_to_start(job: SlurmJob) -> bool:
+    if _never_ran(job) or job.reason == _LAUNCH_FAILURE:
+        return True
     if job.state != JobState.FAILED or job.start_s is None or job.end_s is None:
         return False
     return job.end_s - job.start_s <= START_S and job.exit_signal is None
 
 
 def _failure(job: SlurmJob) -> str:
+    if _never_ran(job) or job.reason == _LAUNCH_FAILURE:
+        return f"Slurm job {job.id} was ended by Slurm before it began; the logs of slurmctld and of the node's slurmd say why"
     said = {
         EXIT_NO_FOLDER: "it cannot make its folder there; let the user of the scheduler write under --state-dir on every node",
         126: "its interpreter cannot be run there",

@@ -6,9 +6,11 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from switchgear.scheduler.engines.slurm.fate import Fate, Kind, fate, is_ending
+from switchgear.scheduler.engines.slurm.holds import in_line
 from switchgear.scheduler.engines.slurm.keys import Key, drain_reason, is_our_drain
 from switchgear.scheduler.engines.slurm.look import Look
 from switchgear.scheduler.engines.slurm.script import unfit
+from switchgear.scheduler.engines.slurm.settings import PATIENCE_S
 from switchgear.scheduler.model import Wanted, WantedLauncher
 
 #: So many refusals in a row, and the launcher is taken elsewhere.
@@ -100,18 +102,22 @@ def wanted_launchers(wanted: Mapping[str, Wanted]) -> Iterator[tuple[Key, Wanted
 
 
 def fates_of(
-    seen: Look, wanted: Mapping[str, Wanted], refusals: Mapping[Key, Refusal], now_s: float
+    seen: Look,
+    wanted: Mapping[str, Wanted],
+    refusals: Mapping[Key, Refusal],
+    now_s: float,
+    patience_s: float = PATIENCE_S,
 ) -> dict[Key, Fate]:
     """What has become of each launcher that should run."""
     found = {}
     for key, launcher in wanted_launchers(wanted):
-        one = fate(seen.ours.get(key, ()), seen.nodes.get(key.node), now_s)
+        one = fate(seen.ours.get(key, ()), seen.nodes.get(key.node), now_s, patience_s)
         if one.kind is Kind.MISSING and (why := unfit(launcher.spec)):
             one = Fate(Kind.UNSTARTABLE, why)
         elif one.kind is Kind.MISSING and (refusal := refusals.get(key)) and refusal.count >= REFUSALS_MAX:
             one = Fate(Kind.UNSTARTABLE if key not in seen.ours else Kind.LOST, refusal.message)
         found[key] = one
-    return found
+    return in_line(found, seen)
 
 
 def _unwanted(seen: Look, wanted: Mapping[str, Wanted]) -> Iterator[int]:

@@ -15,6 +15,8 @@ from switchgear.slurm.model import SlurmNode, Submission
 
 #: As EX_CANTCREAT of sysexits.h.
 EXIT_NO_FOLDER = 73
+#: Folders of launchers that have ended which stay on a node, as an agent keeps them: what the last days' said may be asked for.
+FOLDERS_MAX = 200
 
 
 def unfit(spec: JobSpec) -> str:
@@ -56,16 +58,21 @@ def script(launcher: WantedLauncher, key: Key, node: SlurmNode, settings: SlurmS
     arguments = (
         *("--job", key.job, "--placement-epoch", str(key.epoch), "--node", key.node, "--address", address),
         *("--recovery", endpoints.recovery, "--autoscaler", endpoints.autoscaler),
-        *("--spec", str(folder / "spec.json"), "--state-dir", str(folder), "--trace-parent", launcher.trace_parent),
+        *("--spec", "/dev/fd/3", "--state-dir", str(folder), "--trace-parent", launcher.trace_parent),
     )
     place = shlex.quote(str(folder))
-    # The specification is one line, and no line of JSON reads like the end of it. Its environment may hold secrets; what ranks write is
-    # as the user's own umask says.
+    # The specification is one line, and no line of JSON reads like the end of it. Its environment may hold secrets, so no file of it is
+    # left; what ranks write is as the user's own umask says.
     return (
         "#!/bin/sh\n"
         # Whatever it is told to export, sbatch hands on the token by which it asked.
         "unset SLURM_JWT\n"
         f"mkdir -p {place} && cd {place} || exit {EXIT_NO_FOLDER}\n"
         f"(umask 077 && rm -f spec.json && cat >spec.json) <<'SPEC' || exit {EXIT_NO_FOLDER}\n{spec}\nSPEC\n"
+        "exec 3<spec.json && rm spec.json\n"
+        # The newest first, and none in which a launcher runs; other nodes may have theirs beside them.
+        f"ls -dt ../*@{key.node_id} | tail -n +{FOLDERS_MAX + 1} | while read -r old; do\n"
+        '    flock --nonblock "$old/lock" rm -rf "$old"\n'
+        "done 3<&- 2>/dev/null\n"
         f"exec {shlex.join((*settings.command, *arguments))} >>launcher.log 2>&1\n"
     )

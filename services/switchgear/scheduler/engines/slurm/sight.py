@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from switchgear.scheduler.engines.slurm.fate import Fate, Kind
+from switchgear.scheduler.engines.slurm.holds import Hold
 from switchgear.scheduler.engines.slurm.keys import Key, is_our_drain
 from switchgear.scheduler.engines.slurm.look import Look, is_gone, resource_name
 from switchgear.scheduler.model import (
@@ -39,9 +40,11 @@ def observation(
     *,
     away: str,
     opened: Collection[str] = (),
+    held: Mapping[str, Hold] | None = None,
 ) -> Observation:
     """fates: of the launchers that should run. agents: what the agents of nodes say, by name; there need not be any.
-    away: since when Slurm has not answered, empty while it does: then nobody is judged by what it said before."""
+    away: since when Slurm has not answered, empty while it does: then nobody is judged by what it said before.
+    held: nodes that Slurm keeps from us, by name."""
     told: defaultdict[str, list[tuple[LauncherRef, Fate]]] = defaultdict(list)
     for key, one in fates.items():
         told[key.node].append((LauncherRef(key.job, key.epoch), one))
@@ -59,7 +62,7 @@ def observation(
             launchers=frozenset(LauncherRef(key.job, key.epoch) for key in running.get(name, {})),
             closed=_closure(node, cluster),
             opened=name in opened,
-            obstacle=away or _obstacle(node, ours=bool(running.get(name))),
+            obstacle=away or _obstacle(node, (held or {}).get(name), ours=bool(running.get(name))),
             foreign=_with_hidden(node, foreign.get(name, []), running.get(name, {})),
             partitions=frozenset(node.partitions),
         )
@@ -75,6 +78,7 @@ def _told(status: NodeStatus, fates: Iterable[tuple[LauncherRef, Fate]]) -> Node
         status,
         unstartable=tuple((ref, one.why) for ref, one in fates if one.kind is Kind.UNSTARTABLE),
         waiting=tuple((ref, one.why) for ref, one in fates if one.kind is Kind.ALIVE and one.why),
+        withheld=tuple((ref, one.why) for ref, one in fates if one.kind is Kind.WITHHELD),
         lost=tuple(Lost(ref, one.why, one.by_node) for ref, one in fates if one.kind is Kind.LOST),
         cancelled=tuple((ref, one.why) for ref, one in fates if one.kind is Kind.CANCELLED),
     )
@@ -132,7 +136,7 @@ def _closure(node: SlurmNode, cluster: str) -> Closure | None:
     return None
 
 
-def _obstacle(node: SlurmNode, *, ours: bool) -> str:
+def _obstacle(node: SlurmNode, held: Hold | None, *, ours: bool) -> str:
     for flag, why in _KEPT.items():
         if flag in node.flags:
             return why
@@ -140,7 +144,7 @@ def _obstacle(node: SlurmNode, *, ours: bool) -> str:
         return "not answering Slurm" if NodeFlag.NOT_RESPONDING in node.flags else f"{node.state.lower()} in Slurm"
     if node.state == NodeState.ALLOCATED and not ours:
         return "without a free CPU in Slurm"
-    return ""
+    return f"withheld: {held.why}" if held else ""
 
 
 def _foreign(seen: Look) -> dict[str, list[ForeignJob]]:

@@ -1,0 +1,1 @@
+"""What inference servers of others tell of themselves: names, types and units of their metrics, read into what a policy sees."""

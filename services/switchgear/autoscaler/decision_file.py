@@ -1,0 +1,120 @@
+"""Files of a decision log: numbered, bounded in number and size, each of which can be replayed by itself."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+from collections.abc import Iterator
+from io import TextIOWrapper
+from pathlib import Path
+
+from switchgear.autoscaler.decision_log import Head, Record, head_line, record_line
+
+#: A file of a service with a few replicas holds a day, all of them more than a week; beyond it the oldest goes.
+FILE_BYTES_MAX = 16 << 20
+FILES_MAX = 10
+_SUFFIX = ".jsonl"
+
+
+class DecisionFile:
+    """Writes the newest file of `folder`, which is made. One process writes a folder.
+
+    bytes_max: after which a new file begins, and those before it are compressed. files_max: beyond it the oldest goes.
+    """
+
+    def __init__(self, folder: Path, *, bytes_max: int = FILE_BYTES_MAX, files_max: int = FILES_MAX) -> None:
+        self._folder, self._bytes_max, self._files_max = folder, bytes_max, files_max
+        self._file: TextIOWrapper | None = None
+
+    @property
+    def needs_head(self) -> bool:
+        """Whether the next record begins a file; then its head must be made before the policy decides."""
+        return self._file is None or self._file.tell() >= self._bytes_max
+
+    def append(self, record: Record, head: Head | None) -> None:
+        """Writes a decision. head: what the policy remembered before it; required when `needs_head`.
+
+        Raises OSError when it cannot be written; the next one then begins a new file, since this one misses a decision.
+        """
+        line = record_line(record)
+        try:
+            if head is not None:
+                self.close()
+                self._file = self._begin(head_line(head))
+            if self._file is None:
+                raise ValueError("a file of decisions begins with its head")
+            self._file.write(line + "\n")
+            self._file.flush()
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """The next record begins a new file."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+    def _begin(self, first: str) -> TextIOWrapper:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        found = files(self._folder)
+        kept = max(0, len(found) - self._files_max + 1)
+        for old in found[:kept]:
+            old.unlink(missing_ok=True)
+        for path in found[kept:]:
+            if path.suffix == _SUFFIX:
+                _compress(path)
+        number = _number(found[-1]) + 1 if found else 1
+        file = (self._folder / f"{number:08d}{_SUFFIX}").open("x", encoding="utf-8")
+        file.write(first + "\n")
+        return file
+
+
+def files(folder: Path) -> list[Path]:
+    """The files of a log, oldest first; none when there is no such folder."""
+    found = {_number(path): path for path in folder.glob(f"*{_SUFFIX}") if path.stem.isdecimal()}
+    # One that is there twice was being removed after it had been compressed.
+    packed = {_number(path): path for path in folder.glob(f"*{_SUFFIX}.gz")}
+    return [path for _, path in sorted((found | packed).items())]
+
+
+def _number(path: Path) -> int:
+    return int(path.name.partition(".")[0])
+
+
+def _compress(path: Path) -> None:
+    """A twentieth of the size. Readers find one or the other."""
+    packed = path.with_name(f"{path.name}.gz")
+    part = path.with_name(f".{packed.name}")
+    with path.open("rb") as source, gzip.open(part, "wb", compresslevel=6) as target:
+        shutil.copyfileobj(source, target)
+    part.replace(packed)
+    path.unlink()
+
+
+class Tail:
+    """Reads a log from its oldest file on, and what is written meanwhile."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._number = 0
+        self._offset = 0  # in the file as it was before it was compressed
+
+    def lines(self) -> Iterator[str]:
+        """Whole lines since the last call, without their ends."""
+        for path in files(self._folder):
+            if _number(path) < self._number:
+                continue
+            if _number(path) > self._number:
+                self._number, self._offset = _number(path), 0
+            try:
+                with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+                    file.seek(self._offset)
+                    for line in file:
+                        if not line.endswith(b"\n"):
+                            break
+                        self._offset += len(line)
+                        yield line[:-1].decode("utf-8", errors="replace")
+            except FileNotFoundError:
+                yield from self.lines()  # it has just been compressed, or was the oldest: look again
+                return
