@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import pkgutil
 import random
@@ -62,6 +63,41 @@ async def test_a_write_that_raises_leaves_nothing(database: Database) -> None:
         await fail()
     async with database.read() as session:
         assert await current_revision(session, "svc") == 0
+
+
+async def test_a_statement_of_many_large_rows_can_be_cancelled_at_any_moment(database: Database) -> None:
+    rows = [{"name": str(number), "holder": "h" * 64_000} for number in range(40)]
+
+    async def insert() -> None:
+        async with database.write() as session:
+            await session.execute(text("INSERT INTO leases VALUES (:name, :holder, 0, 0)"), rows)
+            await asyncio.sleep(60)
+
+    moments = random.Random(1)
+    for _ in range(60):
+        task = asyncio.create_task(insert())
+        await asyncio.sleep(moments.random() * 0.03)
+        task.cancel()
+        _, late = await asyncio.wait([task], timeout=20)
+        assert not late
+    async with database.read() as session:
+        assert (await session.execute(text("SELECT count(*) FROM leases"))).scalar_one() == 0
+
+
+async def test_a_driver_that_answers_a_cancellation_with_an_error_does_not_hide_it(database: Database) -> None:
+    async def go_on() -> None:
+        with contextlib.suppress(Unavailable):
+            async with database.read():
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError:
+                    raise OSError("connection was closed in the middle of operation") from None
+
+    task = asyncio.create_task(go_on())
+    await asyncio.sleep(0.1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 async def test_a_task_cancelled_in_a_write_leaves_no_lock_behind(database: Database) -> None:

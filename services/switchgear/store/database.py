@@ -23,6 +23,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, Operationa
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 from switchgear.core.errors import FailedPrecondition, Invalid, Reason, Unavailable
+from switchgear.store.batches import cancellable
 from switchgear.store.leases import Lease, fence
 from switchgear.store.wal import WAL_BYTES_MAX, Wal
 
@@ -80,6 +81,7 @@ class Database:
             reader = self._engine
         else:
             self._writer = self._engine
+            cancellable(self._engine)
             # One snapshot for all statements of a read: a list and the revision that it names agree.
             reader = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         # Two async sessions that read, modify and write lose updates on SQLite without any error; so they take turns.
@@ -173,6 +175,10 @@ class Database:
         try:
             yield
         except Exception as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # Drivers may answer a cancellation with an error of their own; who goes on after that never ends.
+                raise asyncio.CancelledError from error
             if not _is_outage(error):
                 raise
             unusable = self._unusable(error)
