@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import TypeVar
 
 import pytest
@@ -16,8 +18,8 @@ from switchgear.autoscaler.simulate.conditions import Blindness, Conditions, Out
 from switchgear.autoscaler.simulate.replica import Request, ServiceModel
 from switchgear.autoscaler.simulate.world import run
 from switchgear.autoscaler.sizing.load import Load
-from switchgear.autoscaler.sizing.policy import Policy
-from switchgear.autoscaler.sizing.rules import RULES, Ahead, Evidence, Rule, Shadow, choose
+from switchgear.autoscaler.sizing.policy import PART_S, Policy
+from switchgear.autoscaler.sizing.rules import RULES, Ahead, Evidence, Levels, Rule, Shadow, choose, wanted
 from switchgear.autoscaler.sizing.starts import Starts
 from switchgear.autoscaler.sizing.steps import Learned, Steps
 from switchgear.autoscaler.sizing.twin import Arrival, Twin
@@ -165,9 +167,36 @@ def test_the_cheapest_rule_that_would_have_kept_the_promise_is_followed() -> Non
     ]
     seen = Evidence(100_000, 1e7, 0.99, 0.0, 0.0)
     assert choose(shadows, seen).up.margin == 1.2
-    assert choose(shadows, replace(seen, unforeseen=0.004)).up.margin == 1.5
+    assert choose(shadows, replace(seen, unforeseen=0.007, broken=0.007)).up.margin == 1.5
     assert choose(shadows, replace(seen, broken=0.02)).up.margin == 1.5
     assert choose(shadows[:1], seen).up.margin == 1.0
+
+
+def test_what_a_day_did_not_break_may_be_spent_and_what_an_hour_did_not_may_not() -> None:
+    shadows = [
+        Shadow(
+            Rule(1.0, 300.0, Ahead.NOW, hoped=broken), Twin(1, 0.0), kept=100_000 * (1 - broken), replica_s=1 - broken
+        )
+        for broken in (0.011, 0.009, 0.001)
+    ]
+    day = Evidence(100_000, 86_400.0, 0.99, 0.0, 0.0)
+    assert choose(shadows, day).up.hoped == 0.009
+    assert choose(shadows, replace(day, span_s=1800.0)).up.hoped == 0.001
+    assert choose(shadows, replace(day, broken=0.008)).up.hoped == 0.001
+
+
+def test_replicas_on_top_are_the_same_however_much_comes() -> None:
+    rule = next(one for one in RULES if one.extra == 5)
+    for level in (0.5, 40.0):
+        now = Levels(
+            level,
+            dict.fromkeys(Ahead, level),
+            {(rule.ahead, rule.window_s): level},
+            level,
+            per_replica=0.8,
+            start_s=30.0,
+        )
+        assert wanted(rule, now, 0.0) == (math.ceil(level + 5), math.ceil(1.05 * level + 5))
 
 
 def test_rules_that_go_to_zero_have_to_prove_themselves_first() -> None:
@@ -216,6 +245,18 @@ def test_a_model_without_tokens_is_sized_by_the_seconds_of_its_requests() -> Non
     outcome = run(requests, Policy(), conditions)
     assert kept(outcome, conditions) >= 0.99
     assert 2.0 <= outcome.replica_s / outcome.span_s <= 5.0
+
+
+def test_a_fleet_goes_down_part_by_part_and_so_does_not_one_whose_user_said_how_fast() -> None:
+    for delay_s, parts in ((None, {1, 2, 3}), (20.0, {20})):
+        policy, desired, changes = Policy(), 20, list[tuple[float, int]]()
+        for at in range(1, 800):
+            found = policy.decide(5.0 * at, quiet(desired, delay_s)).replicas
+            if found != desired:
+                changes.append((5.0 * at, desired - found))
+                desired = found
+        assert {gone for _, gone in changes} <= parts
+        assert all(later - before >= PART_S for (before, _), (later, _) in pairwise(changes))
 
 
 def test_the_first_request_to_nobody_asks_for_a_replica_at_once() -> None:

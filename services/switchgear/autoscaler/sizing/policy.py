@@ -22,6 +22,8 @@ from switchgear.autoscaler.sizing.steps import Learned, Steps
 
 #: A minute smooths single requests, five minutes smooth bursts; the level is the higher of both: it rises fast and falls slowly.
 SHORT_S, LONG_S = 60.0, 300.0
+#: Of rules that follow no burst.
+SMOOTH_S = 120.0
 #: By this share of starts the next one is expected to be ready.
 HORIZON_SHARE = 0.9
 #: A start that takes this many times what 95 in 100 take is not coming.
@@ -36,6 +38,8 @@ QUICK_S = 10.0
 RECENT_S, RECENT_MIN, RECENT_BROKEN = 30.0, 20.0, 0.1
 #: When the promise has been broken for so long and nothing is coming, this part more is asked for, whatever the figures say.
 PRESSED_S, PRESSED = 60.0, 0.2
+#: So much of the fleet goes at once, one replica at least, and then nothing for so long: what was too much shows before it is dear.
+PART, PART_S = 0.15, 240.0
 #: Newest memory that `restored` takes.
 VERSION = 3
 
@@ -55,6 +59,8 @@ class Policy:
         self._recent = (0.0, 0.0)
         self._late_since_s: float | None = None
         self._used_s = -math.inf
+        #: When one went last.
+        self._less_s = -math.inf
         #: When a replica was asked for last; unset before the first observation.
         self._asked_s: float | None = None
 
@@ -79,6 +85,8 @@ class Policy:
             cause, why = "BOUNDS", f"{why}; that makes {target}, but {_bounds(seen)}"
         if replicas > seen.desired:
             self._asked_s = now_s
+        elif replicas < seen.desired:
+            self._less_s = now_s
         move = f"stays at {replicas}" if replicas == seen.desired else f"goes from {seen.desired} to {replicas}"
         return Decision(replicas, cause, f"{move}: {why}", evidence)
 
@@ -149,7 +157,7 @@ class Policy:
         level = max(short, load.mean(now_s, LONG_S))
         trend = level + load.trend(start_s)
         ahead = {
-            Ahead.NOW: level,
+            Ahead.NOW: load.mean(now_s, SMOOTH_S),
             Ahead.TREND: trend,
             Ahead.PATTERN: max(trend, load.pattern(wall_s, start_s)),
         }
@@ -166,7 +174,7 @@ class Policy:
         waiting_s = self._waiting_s(seen, steps, rows)
         in_full = steps.full(self._input_per_output) <= levels.per_replica
         late_s = waiting_s - _spare_s(seen.slo) * max(1, len(rows)) * (levels.per_replica if in_full else 1.0)
-        stay_s = levels.stay_s
+        stay_s = levels.stay_s(hold)
         if seen.scale_down_delay_s is not None:
             stay_s = seen.scale_down_delay_s
             need, keep = self._quickly(now_s, seen, levels, late_s)
@@ -189,7 +197,9 @@ class Policy:
             "expected_replicas": levels.ahead[up.ahead],
             "per_replica": levels.per_replica,
             "margin": up.margin,
+            "extra": up.extra,
             "margin_down": hold.margin,
+            "extra_down": hold.extra,
             "start_s": levels.start_s,
             "waiting_s": waiting_s,
             "lacking": lacking,
@@ -202,6 +212,15 @@ class Policy:
             return seen.desired, "FITS", why, evidence
         if now_s - asked_s < stay_s:
             return seen.desired, "LESS", f"{why}; {keep} must suffice for {stay_s:g} s first", evidence
+        if seen.scale_down_delay_s is None:
+            if now_s - self._less_s < PART_S:
+                return (
+                    seen.desired,
+                    "LESS",
+                    f"{why}; {keep} are enough, but some went less than {PART_S:g} s ago",
+                    evidence,
+                )
+            keep = max(keep, seen.desired - max(1, math.floor(seen.desired * PART)))
         return keep, "DOWN" if keep else "IDLE", why, evidence
 
     def _in_use(self, now_s: float, seen: Observation, rows: list[ReplicaRow]) -> bool:
@@ -240,7 +259,7 @@ class Policy:
             levels.per_replica,
             levels.start_s,
         )
-        return wanted(Rule(1.0, delay_s, Ahead.TREND, 0), now, late_s)
+        return wanted(Rule(1.0, delay_s, Ahead.TREND, least=0), now, late_s)
 
     def _waiting_s(self, seen: Observation, steps: Steps, rows: list[ReplicaRow]) -> float:
         """Of requests that wait: what their prompts take of a replica, or all of them where it is the batch that is full."""
@@ -264,7 +283,8 @@ class Policy:
         if late_s > 0:
             text += f", {late_s:.0f} s of a replica's work wait longer than promised"
         if seen.scale_down_delay_s is None:
-            text += f"; {up.margin:g} times that has kept the promise at the lowest cost"
+            extra = f" and {up.extra} more" if up.extra else ""
+            text += f"; {up.margin:g} times that{extra} has kept the promise at the lowest cost"
         if slow:
             text += f"; slow or sick replicas lack {slow}"
         if lost:

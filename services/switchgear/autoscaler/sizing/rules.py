@@ -19,14 +19,14 @@ from switchgear.autoscaler.sizing.twin import Twin
 class Ahead(StrEnum):
     """What a rule takes for the level."""
 
-    NOW = "NOW"  # what arrives now
-    TREND = "TREND"  # what will arrive when a replica asked for now is ready
+    NOW = "NOW"  # the mean of two minutes: it follows no burst, so less stays idle and more waits
+    TREND = "TREND"  # what bursts bring now, and what will arrive when a replica asked for now is ready
     PATTERN = "PATTERN"  # the same by the days and weeks before
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`margin` times the level, with the highest level of `window_s` on the way down. least: replicas that always stay.
+    """`margin` times the level and `extra` replicas, with the highest level of `window_s` on the way down. least: replicas that always stay.
 
     hoped, feared: fraction of requests that a fleet sized so breaks, before anything is seen.
     """
@@ -34,6 +34,7 @@ class Rule:
     margin: float
     window_s: float
     ahead: Ahead
+    extra: int = 0
     least: int = 1
     hoped: float = 0.0
     feared: float = 0.0
@@ -50,8 +51,10 @@ DRAIN_S = 30.0
 #: Fractions of requests that fleets of these margins break, before anything is seen: as one hopes, and as one fears.
 _HOPED = ((1.0, 0.02), (1.1, 0.0065), (1.2, 0.004), (1.35, 0.002), (1.5, 0.001))
 _FEARED = ((1.0, 0.05), (1.1, 0.02), (1.2, 0.01), (1.35, 0.006), (1.5, 0.003), (1.75, 0.001))
-#: Steps of a tenth where most services are, coarser where a fleet is bought for bursts.
-_MARGINS = (1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.1, 2.6, 3.3, 4.2, 5.5, 7.5, 10.0)
+#: Who goes down by a mean of two minutes fears as much as with a margin so many times lower.
+_SMOOTHED = 1.15
+#: Replicas on top of the level: a burst is of so many requests, however many come otherwise.
+_EXTRAS = (1, 2, 3, 5, 8, 12, 20)
 
 
 def _guess(margin: float, table: Sequence[tuple[float, float]]) -> float:
@@ -59,23 +62,33 @@ def _guess(margin: float, table: Sequence[tuple[float, float]]) -> float:
 
 
 def _family() -> tuple[Rule, ...]:
-    fine, coarse = _MARGINS, (1.0, 1.2, 1.5, 2.1, 3.3, 5.5)
+    fine = (1.0, 1.1, 1.2, 1.35, 1.5)
     forms = (
-        (Ahead.NOW, 300.0, [margin for margin in fine if margin <= 1.75]),
-        (Ahead.TREND, 300.0, fine),
-        (Ahead.TREND, 1800.0, coarse),
-        (Ahead.TREND, 28800.0, [margin for margin in fine if margin <= 3.3]),
-        (Ahead.PATTERN, 300.0, [margin for margin in fine if margin <= 1.75]),
+        (Ahead.NOW, 120.0, fine),
+        (Ahead.NOW, 300.0, fine),
+        (Ahead.TREND, 300.0, (*fine, 2.1, 3.3, 5.5, 10.0)),
+        (Ahead.TREND, 1800.0, (1.0, 1.5, 2.1, 3.3)),
+        (Ahead.TREND, 28800.0, (1.0, 1.1, 1.2, 1.5, 2.1, 2.6, 3.3)),
+        (Ahead.PATTERN, 300.0, (1.0, 1.1, 1.35)),
     )
-    rules = tuple(
-        Rule(margin, window_s, ahead, 1, _guess(margin, _HOPED), _guess(margin, _FEARED))
+    margins = [
+        Rule(
+            margin,
+            window_s,
+            ahead,
+            hoped=_guess(margin, _HOPED),
+            feared=_guess(margin / _SMOOTHED if ahead is Ahead.NOW else margin, _FEARED),
+        )
         for ahead, window_s, margins in forms
         for margin in margins
-    )
+    ]
+    extras = [Rule(1.0, 1800.0, Ahead.TREND, extra=extra, hoped=0.01, feared=0.02) for extra in _EXTRAS]
     # To zero: only where waiting for a start keeps the promise often enough. They must prove it first.
-    return rules + tuple(
-        Rule(margin, window_s, Ahead.TREND, 0, 1.0, 1.0) for margin in (1.2, 2.1) for window_s in (300.0, 1800.0)
-    )
+    zeros = [
+        Rule(margin, window_s, Ahead.TREND, least=0, hoped=1.0, feared=1.0)
+        for margin, window_s in ((1.2, 300.0), (2.1, 1800.0))
+    ]
+    return (*margins, *extras, *zeros)
 
 
 RULES = _family()
@@ -96,17 +109,18 @@ class Levels:
     per_replica: float
     start_s: float
 
-    @property
-    def stay_s(self) -> float:
-        """How long a replica that was asked for stays."""
+    def stay_s(self, rule: Rule) -> float:
+        """How long a replica that was asked for stays; the least where the level is smooth."""
+        if rule.ahead is Ahead.NOW:
+            return STAY_S
         return min(STAY_S_MAX, max(STAY_S, STAY_STARTS * self.start_s))
 
 
 def wanted(rule: Rule, levels: Levels, backlog_s: float) -> tuple[int, int]:
     """At least so many, and so many before one may go. backlog_s: work that waits beyond what the promise allows."""
     drain = (levels.short + backlog_s / (levels.per_replica * (levels.start_s + DRAIN_S))) if backlog_s > 0 else 0.0
-    need = _ceil(max(rule.margin * levels.ahead[rule.ahead], drain))
-    keep = _ceil(rule.margin * (1 + SPARE) * levels.peak[rule.ahead, rule.window_s])
+    need = _ceil(max(rule.margin * levels.ahead[rule.ahead] + rule.extra, drain))
+    keep = _ceil(rule.margin * (1 + SPARE) * levels.peak[rule.ahead, rule.window_s] + rule.extra)
     return max(need, rule.least), max(keep, need, rule.least)
 
 
@@ -127,7 +141,7 @@ class Shadow:
         if need > size:
             self.twin.resize(need, now_s, cold_start_s)
             self.changed_s = now_s
-        elif keep < size and now_s - self.changed_s >= levels.stay_s:
+        elif keep < size and now_s - self.changed_s >= levels.stay_s(self.rule):
             self.twin.resize(keep, now_s, cold_start_s)
 
 
@@ -155,8 +169,11 @@ class Evidence:
 def choose(shadows: Sequence[Shadow], seen: Evidence) -> Choice:
     """The cheapest rules that would have kept the promise."""
     budget = 1 - seen.objective
-    allowed = budget * ALLOWED
-    allowed = max(allowed - seen.unforeseen - max(0.0, seen.broken - allowed), budget * ALLOWED_LEAST)
+    left = budget * ALLOWED - seen.broken
+    if left > 0:
+        left *= seen.span_s / (seen.span_s + UNSPENT_S)
+    allowed = max(budget * ALLOWED - seen.unforeseen + min(0.0, left), budget * ALLOWED_LEAST)
+    allowed = min(allowed + max(0.0, left), budget)
     return Choice(
         _cheapest([(one, one.rule.hoped) for one in shadows], seen.offered, allowed, HOPED_S / max(seen.span_s, 1.0)),
         _cheapest(
@@ -167,6 +184,8 @@ def choose(shadows: Sequence[Shadow], seen: Evidence) -> Choice:
 
 #: Of the requests that may break the promise, the part that rules may plan with.
 ALLOWED, ALLOWED_LEAST = 0.8, 0.3
+#: What the real fleet did not break of that may be spent too, half of it after so long: a quiet hour says little of the next one.
+UNSPENT_S = 4 * 3600.0
 #: A guess counts as much as what was seen in so much time. A cluster of late requests in the first minutes is no reason to double the
 #: fleet; its absence is none to halve it.
 HOPED_S, FEARED_S = 1800.0, 900.0
