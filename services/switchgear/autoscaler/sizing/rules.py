@@ -49,8 +49,8 @@ STAY_STARTS, STAY_S, STAY_S_MAX = 20.0, 300.0, 600.0
 DRAIN_S = 30.0
 
 #: Fractions of requests that fleets of these margins break, before anything is seen: as one hopes, and as one fears.
-_HOPED = ((1.0, 0.02), (1.1, 0.0065), (1.2, 0.004), (1.35, 0.002), (1.5, 0.001))
-_FEARED = ((1.0, 0.05), (1.1, 0.02), (1.2, 0.01), (1.35, 0.006), (1.5, 0.003), (1.75, 0.001))
+_HOPED = ((0.8, 0.1), (0.9, 0.05), (1.0, 0.02), (1.1, 0.0065), (1.2, 0.004), (1.35, 0.002), (1.5, 0.001))
+_FEARED = ((0.9, 0.1), (1.0, 0.05), (1.1, 0.02), (1.2, 0.01), (1.35, 0.006), (1.5, 0.003), (1.75, 0.001))
 #: Who goes down by a mean of two minutes fears as much as with a margin so many times lower.
 _SMOOTHED = 1.15
 #: Replicas on top of the level: a burst is of so many requests, however many come otherwise.
@@ -64,7 +64,7 @@ def _guess(margin: float, table: Sequence[tuple[float, float]]) -> float:
 def _family() -> tuple[Rule, ...]:
     fine = (1.0, 1.1, 1.2, 1.35, 1.5)
     forms = (
-        (Ahead.NOW, 120.0, fine),
+        (Ahead.NOW, 120.0, (0.8, 0.9, *fine)),
         (Ahead.NOW, 300.0, fine),
         (Ahead.TREND, 300.0, (*fine, 2.1, 3.3, 5.5, 10.0)),
         (Ahead.TREND, 1800.0, (1.0, 1.5, 2.1, 3.3)),
