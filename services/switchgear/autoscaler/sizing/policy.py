@@ -16,7 +16,7 @@ from switchgear.autoscaler.observation import Decision, Observation, Phase, Repl
 from switchgear.autoscaler.sizing.experts import Experts
 from switchgear.autoscaler.sizing.load import Load, Peaks
 from switchgear.autoscaler.sizing.means import Means
-from switchgear.autoscaler.sizing.rules import STAY_S, WINDOWS_S, Ahead, Levels, Rule, wanted
+from switchgear.autoscaler.sizing.rules import WINDOWS_S, Ahead, Levels, Rule, wanted
 from switchgear.autoscaler.sizing.starts import Starts
 from switchgear.autoscaler.sizing.steps import Learned, Steps
 
@@ -39,7 +39,7 @@ RECENT_S, RECENT_MIN, RECENT_BROKEN = 30.0, 20.0, 0.1
 #: When the promise has been broken for so long and nothing is coming, this part more is asked for, whatever the figures say.
 PRESSED_S, PRESSED = 60.0, 0.2
 #: So much of the fleet goes at once, one replica at least, and then nothing for so long: what was too much shows before it is dear.
-PART, PART_S = 0.15, 240.0
+PART, PART_S = 0.15, 200.0
 #: Newest memory that `restored` takes.
 VERSION = 3
 
@@ -189,8 +189,8 @@ class Policy:
         if self._pressed(now_s, seen, late_s, lost):
             # The figures say that there is enough, and the requests say that there is not: believe the requests.
             need = max(need, seen.desired + math.ceil(seen.desired * PRESSED))
-        if self._late_since_s is not None or (seen.scale_down_delay_s is None and self._load.trend(STAY_S) > 0):
-            # Who goes down while requests are late or their number grows comes up again at once.
+        if self._late_since_s is not None:
+            # Who goes down while requests are late comes up again at once.
             keep = max(keep, seen.desired)
         evidence = {
             "work_replicas": levels.now,
