@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -285,6 +286,55 @@ async def test_addresses_of_a_name_are_replicas(tmp_path: Path, engines: Engines
     async with world(tmp_path, dns=f"http://localhost:{engines.port}/0/metrics", policy="static:1") as one:
         await one.look(2)
         assert one.value("switchgear_current_replicas") == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "blind", "told"),
+    [
+        ({"service": "typo"}, "", "one is kept, since the gateway has not told yet how many requests it holds"),
+        ({"Service": "chat"}, "the gateway does not tell (none of its series has the label 'Service'", ""),
+    ],
+)
+async def test_without_a_gateway_that_tells_of_the_service_nothing_goes_to_zero(
+    tmp_path: Path, engines: Engines, caplog: pytest.LogCaptureFixture, labels: dict[str, str], blind: str, told: str
+) -> None:
+    """From zero nobody would see a request."""
+    caplog.set_level(logging.INFO)
+    gateway = engines.pages[2]
+    gateway.text = (
+        'switchgear_build_info{component="router",version="1"} 1\nswitchgear_router_held_requests{service="chat"} 0\n'
+    )
+    given: dict[str, Any] = {
+        "endpoints": engines.urls[:2],
+        "gateway": engines.url(2),
+        "min_replicas": 0,
+        "policy": "static:0",
+    }
+    async with world(tmp_path / "wrong", **given, gateway_labels=labels) as one:
+        await one.look(3)
+        published = one.board.of("chat")
+        assert published.desired >= 1
+        assert published.blind.startswith(blind) if blind else not published.blind
+        assert told in caplog.text
+    async with world(tmp_path / "right", **given, gateway_labels={"service": "chat"}) as one:
+        await one.look(3)
+        assert one.value("switchgear_desired_replicas") == 0
+
+
+async def test_a_prometheus_that_has_too_much_to_tell_says_what_helps(
+    tmp_path: Path, engines: Engines, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also before anything was decided, which happens when it is so from the beginning."""
+    monkeypatch.setattr("switchgear.autoscaler.adapters.fetch.BYTES_MAX", 1000)
+    engines.pages[0].text = "x" * 2000
+    given = {"url": engines.url(0).removesuffix("/metrics"), "selector": '{app="chat"}'}
+    async with world(tmp_path, prometheus=given, engine="vllm") as one:
+        await one.look(3)
+        with pytest.raises(SwitchgearError, match="its log says why"):
+            one.board.of("chat")
+    (told,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert told.startswith("chat: nothing is decided yet: ")
+    assert told.endswith("find these with dns or endpoints_file")
 
 
 async def test_what_prometheus_knows_of_replicas_is_enough(tmp_path: Path, engines: Engines) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,23 @@ def test_a_series_that_vanished_keeps_it_blind_until_it_is_back() -> None:
     assert gone.replicas[0].waiting is None
     assert back.blind == "vllm:num_requests_waiting is back and counts from now on (a)"
     assert well.blind == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["num_requests_running", "generation_tokens_total", "time_to_first_token_seconds_count"]
+)
+def test_a_series_without_a_figure_keeps_it_blind_though_its_name_is_there(name: str) -> None:
+    """NaN is no zero: what is not known is not idle."""
+    page = vllm(done=3, generated=7)
+    latency = 'vllm:e2e_request_latency_seconds_{}{{model_name="m"}} 3\n'
+    page += latency.format("count") + latency.format(
+        "sum"
+    )  # a latency is enough for sizing, so that nothing else is missed
+    without = re.sub(rf"(vllm:{name}\{{.*\}}) .*", r"\1 NaN", page)
+    _, well, unknown, back = steps({"a": page}, {"a": page}, {"a": without}, {"a": page})
+    told = name.removesuffix("_count")
+    assert (well.blind, unknown.blind) == ("", f"vllm:{told} is there and has no figure that can be read (a)")
+    assert f"vllm:{told} is back" in back.blind
 
 
 def test_a_renamed_series_is_used_under_its_new_name_and_named() -> None:

@@ -76,6 +76,23 @@ def test_a_part_that_is_new_or_gone_leaves_the_others_alone() -> None:
     assert between(read(text), read(page("ray_serve"))).grown[Q.COMPLETED] == 0
 
 
+def test_labels_that_somebody_changed_do_not_count_the_past_anew() -> None:
+    """As a Prometheus does that relabels, while the engine goes on."""
+
+    def relabelled(text: str) -> str:
+        return text.replace('model_name="', 'pod="p",model_name="')
+
+    for name in ("vllm", "vllm_old"):
+        did = between(read(page(name)), read(relabelled(page(name))))
+        assert set(did.grown.values()) == {0}
+        assert set(did.samples.values()) == {()}
+    more = {"generation_tokens_total": "705", "time_to_first_token_seconds_count": "9"}
+    did = between(read(page("vllm_old")), read(relabelled(page("vllm_old", more))))
+    assert did.grown[Q.GENERATED_TOKENS] == 5
+    anew = between(read(page("vllm_old")), read(relabelled(page("vllm_old", {"generation_tokens_total": "1"}))))
+    assert anew.grown[Q.GENERATED_TOKENS] == 1
+
+
 def test_a_name_that_changed_makes_its_quantity_unknown_once_and_no_other() -> None:
     old, new = page("vllm"), page("vllm").replace("request_time_per_output_token_seconds", "renamed")
     did = between(read(old), read(new))

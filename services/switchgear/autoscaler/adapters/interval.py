@@ -125,8 +125,17 @@ def _whole(value: float | None) -> int | None:
 
 
 def _growth(before: Mapping[str, float], after: Mapping[str, float]) -> float:
-    """A series that is new began at zero; one that fell did so again; one that is gone did nothing."""
+    """A series that is new began at zero; one that fell did so again; one that is gone did nothing.
+
+    Where all have other labels than before, somebody changed the labels, as a Prometheus does that relabels: then their sums go on.
+    """
+    if _relabelled(before, after):
+        before, after = {"": sum(before.values())}, {"": sum(after.values())}
     return sum(value - earlier if value >= (earlier := before.get(key, 0.0)) else value for key, value in after.items())
+
+
+def _relabelled(before: Mapping[str, object], after: Mapping[str, object]) -> bool:
+    return bool(before) and bool(after) and before.keys().isdisjoint(after)
 
 
 @dataclass(slots=True)
@@ -154,8 +163,9 @@ class _Delta:
 
 def _merged(before: Mapping[str, Histogram], after: Mapping[str, Histogram]) -> _Delta:
     """The growth of all series together; bounds that are not those of the first series leave only its mean."""
-    bounds = next(iter(after.values())).bounds_s if after else ()
-    same = all(one.bounds_s == bounds for one in after.values())
+    if _relabelled(before, after):
+        before, after = {"": _summed(before.values())}, {"": _summed(after.values())}
+    bounds, same = _bounds(after.values())
     made = _Delta(bounds if same else (), [0.0] * len(bounds))
     for key, one in after.items():
         earlier = before.get(key)
@@ -170,3 +180,15 @@ def _merged(before: Mapping[str, Histogram], after: Mapping[str, Histogram]) -> 
                 made.counts[place] += max(0.0, grown - low)
                 low = grown
     return made
+
+
+def _bounds(parts: Collection[Histogram]) -> tuple[tuple[float, ...], bool]:
+    """Those of the first part, and whether all have them."""
+    bounds = next((one.bounds_s for one in parts), ())
+    return bounds, all(one.bounds_s == bounds for one in parts)
+
+
+def _summed(parts: Collection[Histogram]) -> Histogram:
+    bounds, same = _bounds(parts)
+    counts = tuple(map(sum, zip(*(one.counts for one in parts), strict=True))) if same else ()
+    return Histogram(bounds if same else (), counts, sum(one.sum_s for one in parts), sum(one.count for one in parts))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from switchgear.autoscaler.adapters.interval import Interval, between
-from switchgear.autoscaler.adapters.model import Quantity
+from switchgear.autoscaler.adapters.model import Kind, Quantity
 from switchgear.autoscaler.adapters.scrape import SIZING, Reading
 
 Q = Quantity
@@ -52,7 +52,7 @@ class Watched:
         names = {quantity: found.series.name for quantity, found in now.found.items()}
         gone = {q for q in self.names if before is not None and q not in before.found}
         doubts = [
-            f"{old} vanished; {new} is there now and is used" if new else f"{old} vanished"
+            f"{old} vanished; {new} is there now and is used" if new else _farewell(now, old)
             for old, new in self._changes(now)
         ]
         doubts += sorted({f"{names[q]} is back and counts from now on" for q in (gone & names.keys()) - _SPARE})
@@ -69,7 +69,11 @@ class Watched:
 
     def _changes(self, now: Reading) -> Iterable[tuple[str, str]]:
         """Each name that told something and is gone from the page, once, with what tells it now."""
-        gone = ((quantity, old) for quantity, old in self.names.items() if quantity not in _SPARE and not now.has(old))
+        gone = (
+            (quantity, old)
+            for quantity, old in self.names.items()
+            if quantity not in _SPARE and _lost(now, quantity, old)
+        )
         return {old: now.found[q].series.name if q in now.found else "" for q, old in gone}.items()
 
     def _standing(self, before: Reading, now: Reading, did: Interval, at_s: float) -> list[str]:
@@ -85,3 +89,22 @@ class Watched:
         if stored:
             return [f"the times on its page stand still for {still_s:.0f} s: somebody stored it"]
         return [f"it runs requests and has generated nothing for {still_s:.0f} s: it hangs, or its page does"]
+
+
+def _farewell(now: Reading, name: str) -> str:
+    return f"{name} is there and has no figure that can be read" if now.has(name) else f"{name} vanished"
+
+
+def _lost(now: Reading, quantity: Quantity, name: str) -> bool:
+    """Whether the series that told the quantity does so no more: it is gone, or has no figure (NaN), or its labels have other names.
+
+    Counters of some labels alone, as of requests that failed, are there again with the first that they count after a restart.
+    """
+    if not now.has(name):
+        return True
+    if quantity in now.found:
+        return False
+    return any(
+        series.name == name and (series.kind is Kind.GAUGE or (series.where is None and series.without is None))
+        for series in now.server.series.get(quantity, ())
+    )

@@ -55,6 +55,8 @@ class Deciding:
         self._starts = Starts() if state is None else Starts(state.asked_s, state.answered)
         self._desired = state.desired if state is not None else None
         self._held: int | None = None
+        #: Whether the gateway has told how many requests it holds. Until it has, nobody could see what should end a rest at zero.
+        self._holds_told = False
 
     @property
     def interval_s(self) -> float:
@@ -77,11 +79,13 @@ class Deciding:
         if told.interval_s <= 0 or (self._desired is None and look.trouble):
             self._desired = None if look.trouble else desired
             return Decided(None, desired, len(ready), blind, desired, "a first look tells only where counters stand")
+        self._holds_told |= told.queue is not None
+        kept = desired > 0 and not self._holds_told
         seen = replace(
             told,
             desired=desired,
             replicas=(*(self._aged(now_s, row) for row in told.replicas), *self._starts.rows(now_s)),
-            min_replicas=self._service.min_replicas,
+            min_replicas=max(self._service.min_replicas, 1 if kept else 0),
             max_replicas=self._service.max_replicas,
             slo=self._service.slo.promise(),
             gpus_per_replica=self._service.gpus_per_replica,
@@ -124,6 +128,8 @@ class Deciding:
                 self._held = before
             if desired < before:  # a policy that knows no blindness
                 desired, text = before, f"stays at {before}, since it is not seen: {seen.blind}"
+        if seen.min_replicas > self._service.min_replicas:
+            text += "; one is kept, since the gateway has not told yet how many requests it holds: look at gateway and gateway_labels"
         self._desired = desired
         self._starts.want(now_s, desired, current)
         held = desired if self._held is None else self._held

@@ -48,6 +48,8 @@ class Follower:
         self._seen_s: float | None = None
         self._keep_from_s = 0.0
         self._failure = ""
+        #: What was said last of a list that cannot be read before anything is decided.
+        self._trouble = ""
         self._at_zero = False
 
     async def run(self) -> None:
@@ -81,6 +83,9 @@ class Follower:
         # On a thread: KEDA gets its answers also while a policy thinks about a thousand replicas.
         decided = await asyncio.to_thread(self._deciding.step, now_s, unix_s, look)
         if decided.record is None:
+            if look.trouble and look.trouble != self._trouble:
+                log.warning("%s: nothing is decided yet: %s", name, look.trouble, extra={"service": name})
+            self._trouble = look.trouble
             return
         self._at_zero = decided.desired == 0
         self._tell(decided, decided.record.decision)

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 from switchgear.autoscaler.adapters import scrape
 from switchgear.autoscaler.adapters.fetch import Fetcher, FetchFailed
-from switchgear.autoscaler.adapters.page import PageUnusable
+from switchgear.autoscaler.adapters.model import Quantity
+from switchgear.autoscaler.adapters.page import BYTES_MAX, PageUnusable
 from switchgear.autoscaler.adapters.scrape import Reading
 from switchgear.autoscaler.external import prometheus
 from switchgear.autoscaler.external.discovery import Discovery, ListUnknown, discovery_of
@@ -90,7 +91,11 @@ class Queried:
             text = await self._pages.fetcher.fetch(self._url)
             told = prometheus.told(text, self._server.replica_label)
         except (FetchFailed, prometheus.AnswerUnusable) as error:
-            lost = NoPage(f"{_name(self._server.url)} does not tell: {error}")
+            if isinstance(error, FetchFailed) and error.outcome == "too_large":
+                why = f"its answer has more than {BYTES_MAX} bytes, as for some 250 replicas of vLLM; find these with dns or endpoints_file"
+            else:
+                why = str(error)
+            lost = NoPage(f"{_name(self._server.url)} does not tell: {why}")
             return Look(dict.fromkeys(self._found, lost), trouble=lost.why)
         self._found = self._of(told, unix_s)
         return Look(self._found)
@@ -116,6 +121,7 @@ class Gateway(Pages):
     def __init__(self, fetcher: Fetcher, url: str, labels: Mapping[str, str]) -> None:
         super().__init__(fetcher, "")
         self.url = url
+        self._names = tuple(labels)
         self._labels = [
             (
                 re.compile(rf'[{{,]\s*{re.escape(name)}="'),
@@ -125,7 +131,12 @@ class Gateway(Pages):
         ]
 
     def read(self, text: str) -> Reading | NoPage:
-        return super().read("".join(line for line in text.splitlines(keepends=True) if self._is_ours(line)))
+        found = super().read("".join(line for line in text.splitlines(keepends=True) if self._is_ours(line)))
+        if isinstance(found, Reading) and Quantity.WAITING in found.found:
+            for name, (theirs, _) in zip(self._names, self._labels, strict=True):
+                if theirs.search(text) is None:
+                    return NoPage(f"none of its series has the label {name!r}; correct gateway_labels")
+        return found
 
     def _is_ours(self, line: str) -> bool:
         """A series without such a label tells of the gateway itself."""
