@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -57,6 +58,17 @@ async def test_a_service_is_created_listed_shown_scaled_and_deleted(
     assert [one["name"] for one in found] == [SERVICE, f"{SERVICE}/replicas/1"]
     assert (await services("scale", "chat", "--min", "2"))[1] == f"{SERVICE}: 1 ready, 2 desired of 2 to 2\n"
     await plane.replica_in(2, pb.Replica.STARTING)
+    # The promise is changed alone, and without a new replica.
+    assert (await services("update", "chat", "--slo-ttft", "1.5", "--slo-tpot", "0"))[0] == exits.OK
+    slo, before = (await plane.get()).spec.slo, spec.slo
+    assert (slo.ttft_seconds, slo.tpot_seconds) == (1.5, 0)
+    assert (slo.objective, slo.ttft_prefill_factor, slo.e2e_seconds) == (
+        before.objective,
+        before.ttft_prefill_factor,
+        before.e2e_seconds,
+    )
+    assert (await plane.get()).outdated_replicas == 0
+    assert (await services("update", "chat", "--slo-objective", "1.5"))[0] == exits.USAGE
     assert (await services("delete", "chat"))[1] == f"{SERVICE}: being deleted, 1 ready\n"
     assert (await services("create", "other"))[0] == exits.USAGE
 
@@ -83,6 +95,7 @@ async def test_decisions_are_shown_replayed_and_a_shadow_decides_beside(
     await decide(2)
     assert (await services("shadow", "chat", "static:3"))[1] == "chat: static:3 decides beside\n"
     assert (await services("shadow", "chat", "nonsense"))[0] == exits.USAGE
+    assert (await services("shadow", "chat", "--target", "8"))[0] == exits.USAGE
     await decide(3)
     assert "shadow static:3: would have 3" in (await services("chat"))[1]
     assert (
@@ -97,6 +110,11 @@ async def test_decisions_are_shown_replayed_and_a_shadow_decides_beside(
     log.write_text((await services("decisions", "chat", "--json"))[1])
     code, told = await services("replay", str(log))
     assert (code, "all the same" in told) == (0, True), told
+    packed = tmp_path / "00000001.jsonl.gz"
+    packed.write_bytes(gzip.compress(log.read_bytes()))
+    assert (await services("replay", str(packed)))[0] == exits.OK
+    packed.write_bytes(gzip.compress(log.read_bytes())[:-20])
+    assert (await services("replay", str(packed)))[0] == exits.USAGE
     code, told = await services("replay", str(log), "--policy", "static:2")
     assert (code, "static:2 would have wanted" in told) == (0, True), told
     log.write_text(log.read_text().replace('"decision":{"replicas":1', '"decision":{"replicas":4'))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +19,7 @@ from switchgear.autoscaler.journal import Journal
 from switchgear.autoscaler.observation import Decision, Observation, Phase, ReplicaRow, Work
 from switchgear.autoscaler.policies import scaler
 from switchgear.autoscaler.scaling import Memory, Scaling, Shadow
+from switchgear.core.errors import Invalid
 
 CHAT = "inferenceServices/chat"
 WALL_S = 1_700_000_000.0
@@ -176,3 +181,110 @@ async def test_what_cannot_be_written_is_counted_and_the_next_decision_begins_a_
     assert replay.again(read(path.read_text().splitlines(), "log")).decisions == 2
     await journal.keep([])
     assert files(tmp_path / "log" / "chat") == []
+
+
+async def test_a_full_disk_takes_no_file_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = DecisionFile(tmp_path, bytes_max=2000, files_max=3)
+    record = next(one for one in read(run(Scaling(CHAT, None, 0.0, WALL_S), 1), "log") if isinstance(one, Record))
+    while len(files(tmp_path)) < 3:
+        log.append(record, Head(CHAT, "switchgear") if log.needs_head else None)
+    before = files(tmp_path)
+    log.close()
+    opened = Path.open
+
+    def full(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
+        file = opened(path, mode, *rest, **options)
+        if "x" not in mode:
+            return file
+        file.close()
+        return opened(Path("/dev/full"), "w", **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    for _ in range(5):
+        with pytest.raises(OSError, match="No space left"):
+            log.append(record, Head(CHAT, "switchgear"))
+    assert files(tmp_path) == before
+
+
+def test_what_was_being_compressed_when_the_process_was_killed_is_no_file_of_the_log(tmp_path: Path) -> None:
+    (tmp_path / ".00000001.jsonl.gz").write_bytes(b"half of it")
+    (tmp_path / "copy.jsonl.gz").touch()
+    log = DecisionFile(tmp_path)
+    log.append(next(one for one in read(run(Scaling(CHAT, None, 0.0, WALL_S), 1), "log") if isinstance(one, Record)), Head(CHAT, "switchgear"))  # fmt: skip
+    assert [path.name for path in files(tmp_path)] == ["00000001.jsonl"]
+    assert len(list(Tail(tmp_path).lines())) == 2
+
+
+def test_a_decision_that_cannot_be_a_line_ends_its_file(tmp_path: Path) -> None:
+    log, head = DecisionFile(tmp_path), Head(CHAT, "switchgear")
+    record = next(one for one in read(run(Scaling(CHAT, None, 0.0, WALL_S), 1), "log") if isinstance(one, Record))
+    log.append(record, head)
+    with pytest.raises(ValueError, match="JSON compliant"):
+        log.append(replace(record, now_s=math.nan), None)
+    assert log.needs_head
+
+
+def test_a_log_of_another_policy_is_decided_again_by_that_one() -> None:
+    policy, lines, desired = scaler("hpa:8"), [head_line(Head(CHAT, "hpa:8"))], 2
+    for at in range(10):
+        seen = load(at, random.Random(at), desired)
+        decision = policy.decide(5.0 * at, seen)
+        lines.append(record_line(Record(5.0 * at, seen, decision)))
+        desired = seen.bounded(decision.replicas)
+    outcome = replay.again(read(lines, "log"))
+    assert (outcome.decisions, outcome.difference) == (10, None)
+    with pytest.raises(Invalid, match="no policy 'oracle'"):
+        replay.again(read([head_line(Head(CHAT, "oracle")), *lines[1:]], "log"))
+
+
+@pytest.mark.parametrize(
+    ("text", "why"), [("\n \n", "is empty"), ("NaN", "NaN is no number"), ("1e999", "is no number")]
+)
+def test_what_is_no_log_is_refused_and_not_decided(text: str, why: str) -> None:
+    lines = run(Scaling(CHAT, None, 0.0, WALL_S), 1)
+    odd = text.split("\n") if "\n" in text else [lines[0], lines[1].replace('"interval_s":5.0', f'"interval_s":{text}')]
+    with pytest.raises(Invalid, match=why):
+        list(read(odd, "log"))
+
+
+def changed(memory: Any) -> Iterator[Any]:
+    """With one thing in it that no policy writes, at each place."""
+    if isinstance(memory, dict):
+        for key, value in memory.items():
+            yield {other: one for other, one in memory.items() if other != key}
+            yield from ({**memory, key: one} for one in changed(value))
+    elif isinstance(memory, list):
+        for at in range(min(2, len(memory))):
+            yield from ([*memory[:at], one, *memory[at + 1 :]] for one in changed(memory[at]))
+    yield from ("7", [None, 7], math.nan, 10**400)
+
+
+def test_a_memory_of_another_shape_begins_anew() -> None:
+    first = Scaling(CHAT, None, 0.0, WALL_S)
+    run(first, 30)
+    kept = first.memory(150.0, WALL_S + 150)
+    draw, tried = random.Random(2), 0
+    for learned in changed(kept.learned):
+        if not isinstance(learned, dict):
+            continue
+        scaling = Scaling(CHAT, replace(kept, learned=learned), 0.0, WALL_S)
+        scaling.decide(5.0, load(1, draw, 2), mode="ACT", begins=True)
+        json.dumps(scaling.memory(5.0, WALL_S).learned, allow_nan=False)
+        tried += 1
+    assert tried > 100
+    again = Scaling(CHAT, kept, 0.0, WALL_S).memory(0.0, WALL_S + 150).learned
+    assert again == kept.learned
+    assert isinstance(kept.learned["experts"], dict)
+    other = {**kept.learned, "experts": {**kept.learned["experts"], "rules": 1}}
+    assert (
+        Scaling(CHAT, replace(kept, learned=other), 0.0, WALL_S).memory(0.0, WALL_S).learned["means"]
+        == kept.learned["means"]
+    )
+
+
+def test_a_policy_that_could_not_decide_begins_a_file_when_it_can() -> None:
+    scaling, draw = Scaling(CHAT, None, 0.0, WALL_S), random.Random(1)
+    scaling.decide(0.0, load(0, draw, 2), mode="ACT", begins=True)
+    with pytest.raises(TypeError):
+        scaling.decide(5.0, replace(load(1, draw, 2), interval_s=None), mode="ACT", begins=False)  # type: ignore[arg-type]
+    assert scaling.decide(10.0, load(2, draw, 2), mode="ACT", begins=False).head is not None

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
 
 from switchgear.autoscaler.decision_log import Head, Record, head_line, record_line
+
+log = logging.getLogger(__name__)
 
 #: A file of a service with a few replicas holds a day, all of them more than a week; beyond it the oldest goes.
 FILE_BYTES_MAX = 16 << 20
@@ -34,18 +38,20 @@ class DecisionFile:
     def append(self, record: Record, head: Head | None) -> None:
         """Writes a decision. head: what the policy remembered before it; required when `needs_head`.
 
-        Raises OSError when it cannot be written; the next one then begins a new file, since this one misses a decision.
+        Raises OSError when it cannot be written, ValueError when it has a number that is none; the next one then begins a new file, since
+        this one misses a decision.
         """
-        line = record_line(record)
         try:
+            line = record_line(record)
+            if head is None and self._file is None:
+                raise ValueError("a file of decisions begins with its head")
             if head is not None:
                 self.close()
-                self._file = self._begin(head_line(head))
-            if self._file is None:
-                raise ValueError("a file of decisions begins with its head")
-            self._file.write(line + "\n")
-            self._file.flush()
-        except OSError:
+                self._begin(f"{head_line(head)}\n{line}\n")
+            elif self._file is not None:
+                self._file.write(line + "\n")
+                self._file.flush()
+        except (OSError, ValueError):
             self.close()
             raise
 
@@ -55,26 +61,38 @@ class DecisionFile:
         if file is not None:
             file.close()
 
-    def _begin(self, first: str) -> TextIOWrapper:
+    def _begin(self, text: str) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         found = files(self._folder)
+        number = _number(found[-1]) + 1 if found else 1
+        path = self._folder / f"{number:08d}{_SUFFIX}"
+        file = path.open("x", encoding="utf-8")
+        try:
+            file.write(text)
+            file.flush()
+        except OSError:
+            # On a full disk nothing old is to go for a file that has nothing.
+            path.unlink()
+            with suppress(OSError):
+                file.close()
+            raise
+        self._file = file
         kept = max(0, len(found) - self._files_max + 1)
         for old in found[:kept]:
             old.unlink(missing_ok=True)
-        for path in found[kept:]:
-            if path.suffix == _SUFFIX:
-                _compress(path)
-        number = _number(found[-1]) + 1 if found else 1
-        file = (self._folder / f"{number:08d}{_SUFFIX}").open("x", encoding="utf-8")
-        file.write(first + "\n")
-        return file
+        for old in found[kept:]:
+            if old.suffix == _SUFFIX:
+                _compress(old)
 
 
 def files(folder: Path) -> list[Path]:
     """The files of a log, oldest first; none when there is no such folder."""
-    found = {_number(path): path for path in folder.glob(f"*{_SUFFIX}") if path.stem.isdecimal()}
+    # What is being compressed has a dot in front, and is left behind by a process that is killed.
+    found = {_number(path): path for path in folder.glob(f"[0-9]*{_SUFFIX}") if path.stem.isdecimal()}
     # One that is there twice was being removed after it had been compressed.
-    packed = {_number(path): path for path in folder.glob(f"*{_SUFFIX}.gz")}
+    packed = {
+        _number(path): path for path in folder.glob(f"[0-9]*{_SUFFIX}.gz") if path.name.partition(".")[0].isdecimal()
+    }
     return [path for _, path in sorted((found | packed).items())]
 
 
@@ -83,13 +101,18 @@ def _number(path: Path) -> int:
 
 
 def _compress(path: Path) -> None:
-    """A twentieth of the size. Readers find one or the other."""
+    """A twentieth of the size. Readers find one or the other. What has no room is compressed when the next file begins."""
     packed = path.with_name(f"{path.name}.gz")
     part = path.with_name(f".{packed.name}")
-    with path.open("rb") as source, gzip.open(part, "wb", compresslevel=6) as target:
-        shutil.copyfileobj(source, target)
-    part.replace(packed)
-    path.unlink()
+    try:
+        with path.open("rb") as source, gzip.open(part, "wb", compresslevel=6) as target:
+            shutil.copyfileobj(source, target)
+        part.replace(packed)
+        path.unlink()
+    except OSError:
+        log.warning("a file of a decision log stays as it is, it cannot be compressed", exc_info=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 class Tail:

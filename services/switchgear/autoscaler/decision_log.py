@@ -7,6 +7,7 @@ Fields at their default are left out; a reader ignores fields that it does not k
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -66,7 +67,7 @@ def read(lines: Iterable[str], source: str) -> Iterator[Head | Record]:
 
     Raises Invalid that names the line.
     """
-    number = 0
+    begun = False
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -74,11 +75,12 @@ def read(lines: Iterable[str], source: str) -> Iterator[Head | Record]:
         version = fields.pop("log", None)
         if version == VERSION:
             yield _validated(_HEAD, fields, source, number)
-        elif version is not None or number == 1:
+        elif version is not None or not begun:
             raise _invalid(source, number, f'it does not begin with {{"log": {VERSION}, …}}: this is no decision log')
         else:
             yield _validated(_RECORD, fields, source, number)
-    if not number:
+        begun = True
+    if not begun:
         raise _invalid(source, 1, "it is empty")
 
 
@@ -90,12 +92,19 @@ def _fields(line: str, source: str, number: int) -> dict[str, Any]:
     if len(line) > LINE_LENGTH_MAX:
         raise _invalid(source, number, f"the line has more than {LINE_LENGTH_MAX} characters")
     try:
-        fields = json.loads(line)
+        fields = json.loads(line, parse_constant=_number, parse_float=_number)
     except (ValueError, RecursionError) as error:
         raise _invalid(source, number, f"the line is no JSON ({error})") from error
     if not isinstance(fields, dict):
         raise _invalid(source, number, "the line is no JSON object")
     return fields
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no number")
+    return number
 
 
 def _validated(adapter: TypeAdapter[T], fields: dict[str, Any], source: str, number: int) -> T:

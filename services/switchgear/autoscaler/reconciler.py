@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from switchgear.autoscaler import replicas as life
@@ -137,7 +137,7 @@ class Reconciler:
             self._metrics.decided(name, one.record.seen, one.before, self._scalings[name].wanted, mode)
         self._follow(snapshot, world, now_s)
         await self._journal.keep(self._scalings)
-        await self._remember(now_s)
+        await self._remember(now_s, {service.name for service in snapshot.services})
 
     def _world(self) -> World:
         clock = self._repository.clock
@@ -209,12 +209,12 @@ class Reconciler:
         blind = bool(scaling.seen and scaling.seen.blind)
         return Verdict(scaling.decision, heard=world.routers_heard or not blind)
 
-    async def _remember(self, now_s: float) -> None:
-        """Stores what the policies have learned, now and then."""
+    async def _remember(self, now_s: float, stored: Collection[str]) -> None:
+        """Stores what the policies have learned, now and then. stored: services that there are; one may have gone in this pass."""
         if now_s - self._saved_s < MEMORY_S or not self._scalings:
             return
         self._saved_s, unix_s = now_s, self._repository.clock.unix_ns() / 1e9
-        memories = {name: one.memory(now_s, unix_s) for name, one in self._scalings.items()}
+        memories = {name: one.memory(now_s, unix_s) for name, one in self._scalings.items() if name in stored}
         async with self._repository.database.write() as session:
             for name, memory in memories.items():
                 await store.save_memory(session, name, memory)

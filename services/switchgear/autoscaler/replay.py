@@ -53,11 +53,12 @@ CHANGES_MAX = 1000
 
 
 def again(entries: Iterable[Head | Record]) -> Outcome:
-    """The log's own policy, from the memory of each head on. Stops at the first difference."""
-    outcome, scaler = Outcome(), policies.live()
+    """The log's own policy, from the memory of each head on. Stops at the first difference. Raises Invalid when there is no such policy."""
+    outcome = Outcome()
+    scaler: Scaler = policies.live()
     for entry in entries:
         if isinstance(entry, Head):
-            scaler = policies.live() if entry.memory is None else policies.restored(entry.memory)
+            scaler = policies.scaler(entry.policy) if entry.memory is None else policies.restored(entry.memory)
             continue
         decision = scaler.decide(entry.now_s, entry.seen)
         _book(outcome, entry, decision)

@@ -104,7 +104,9 @@ class Scaling:
         if begins or self._fresh:
             head = self._begin()
         at_s, before = now_s + self._ahead_s, self.wanted if self.decision else seen.desired
+        self._fresh = True  # whoever fails in the midst of it decides what no log tells: then the next file begins
         self.decision, self.seen, self._last_s = self._scaler.decide(at_s, seen), seen, now_s
+        self._fresh = False
         if self.shadow is not None:
             self.shadow.decide(at_s, seen)
         return Decided(
@@ -158,7 +160,11 @@ def _restored(memory: Memory) -> Policy:
 
 
 def _plain(memory: Mapping[str, object]) -> dict[str, JsonValue]:
-    """As it comes back from a file. One beyond all bounds is dropped: learning anew is better than a full database."""
-    text = json.dumps(memory)
+    """As it comes back from a file. One beyond all bounds, or with a number that is none, is dropped: learning anew is better than a full
+    database, and than one that takes nothing more."""
+    try:
+        text = json.dumps(memory, allow_nan=False)
+    except ValueError:
+        return {}
     plain: dict[str, JsonValue] = json.loads(text) if len(text) <= MEMORY_LENGTH_MAX else {}
     return plain

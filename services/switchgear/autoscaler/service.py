@@ -184,7 +184,8 @@ class AutoscalerServicer(pb_grpc.AutoscalerServiceServicer):
             for line in newest:
                 yield pb.WatchDecisionsResponse(line=line)
         while True:
-            while some := await asyncio.to_thread(lambda: list(islice(tail.lines(), LINES))):
+            lines = tail.lines()  # one for all pages: each looks for its place in a compressed file from the beginning
+            while some := await asyncio.to_thread(list, islice(lines, LINES)):
                 for line in some:
                     yield pb.WatchDecisionsResponse(line=line)
             if not request.follow:

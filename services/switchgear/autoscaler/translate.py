@@ -204,7 +204,7 @@ def load_from_proto(load: wire.ReplicaLoad, before: Load) -> Load:
         running_requests=_count(load.running_requests),
         waiting_requests=_count(load.waiting_requests),
         tokens_total=_count(load.tokens_total),
-        busy_s_total=busy_s if math.isfinite(busy_s) and busy_s > 0 else 0.0,
+        busy_s_total=min(busy_s, float(COUNT_MAX)) if math.isfinite(busy_s) and busy_s > 0 else 0.0,
         prompt_tokens_total=_count(load.prompt_tokens_total) if load.HasField("prompt_tokens_total") else None,
         steps_total=_count(load.steps_total) if load.HasField("steps_total") else None,
         remaining_tokens=_count(load.remaining_tokens) if load.HasField("remaining_tokens") else None,

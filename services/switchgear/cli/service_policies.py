@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import sys
 import uuid
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,10 +84,18 @@ def replayed(args: argparse.Namespace) -> int:
 
 def _entries(path: Path) -> Iterator[Head | Record]:
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            yield from read(file, str(path))
-    except OSError as error:
-        raise Invalid(f"cannot read {path} ({error.strerror})", Reason.BAD_FIELD, field="file") from error
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        # All files of a log but the newest are compressed.
+        with (gzip.open if packed else open)(path, "rt", encoding="utf-8", errors="replace") as lines:
+            yield from read(lines, str(path))
+    except (OSError, EOFError, zlib.error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise Invalid(
+            f"cannot read {path} ({why}); name one file of a decision log, as `switchgear services decisions NAME --json` writes it",
+            Reason.BAD_FIELD,
+            field="file",
+        ) from error
 
 
 def _lines(outcome: replay.Outcome, policy: str) -> list[str]:
@@ -136,7 +146,13 @@ def add_shadow(parser: argparse.ArgumentParser) -> None:
 
 def shadow(args: argparse.Namespace) -> int:
     """Let another policy decide beside the live one, without effect: `services NAME` shows what it would cost."""
-    policy = args.policy if args.target is None or not args.policy else f"{args.policy}:{args.target:g}"
+    if args.target is not None and not args.policy:
+        raise Invalid(
+            "--target is of a policy: name one, as in `services shadow NAME hpa --target 8`",
+            Reason.BAD_FIELD,
+            field="target",
+        )
+    policy = args.policy if args.target is None else f"{args.policy}:{args.target!r}"
     request = pb.SetShadowPolicyRequest(
         name=qualified(args.name, COLLECTION), policy=policy, request_id=uuid.uuid4().hex
     )

@@ -26,6 +26,7 @@ EPILOG = """examples:
   switchgear services create chat --max 8 --slo-ttft 1 --slo-tpot 0.05 --gpu-budget 12 --shadow hpa:8 -- serve.py
   switchgear services scale chat --min 1 --max 4
   switchgear services update chat -- serve_gpt.py --checkpoint /data/gpt-2     (replaced one by one)
+  switchgear services update chat --slo-ttft 1                                 (nothing is replaced)
   switchgear services update chat --queue inference --priority 100             (may borrow GPUs of training)
   switchgear services decisions chat --follow
   switchgear services decisions chat --json > chat.jsonl
@@ -197,20 +198,40 @@ def _add_create(parser: argparse.ArgumentParser) -> None:
         ("--latency-target", "seconds within which a request is on time (default: 5)"),
     ):
         parser.add_argument(flag, type=float, default=0.0, metavar="X", help=text)
-    for flag, text in (
-        ("--slo-objective", "fraction of requests that must keep the promise (default: 0.99)"),
-        ("--slo-ttft", "seconds to the first token, 0: no such limit (default: 2)"),
-        ("--slo-prefill-factor", "plus this times what the prompt takes on an idle replica (default: 3)"),
-        ("--slo-tpot", "seconds more for each generated token, 0: no such limit (default: 0.1)"),
-        ("--slo-e2e", "seconds to the whole answer (default: --latency-target where given)"),
-        ("--slo-wait", "seconds until a replica works on it; for models without tokens (default: no such limit)"),
-    ):
-        parser.add_argument(flag, type=float, default=None, metavar="X", help=text)
+    _add_promise(parser, defaults=True)
     parser.add_argument("--gpu-budget", type=_count, default=0, metavar="N", help="GPUs of all replicas together")
     parser.add_argument(
         "--shadow", default="", metavar="NAME[:TARGET]", help="policy that decides beside, without effect"
     )
     _add_claim(parser)
+
+
+#: By the field of the promise: flag and what it means.
+_PROMISE = {
+    "objective": ("--slo-objective", "fraction of requests that must keep the promise (default: 0.99)"),
+    "ttft_seconds": ("--slo-ttft", "seconds to the first token, 0: no such limit (default: 2)"),
+    "ttft_prefill_factor": (
+        "--slo-prefill-factor",
+        "plus this times what the prompt takes on an idle replica (default: 3)",
+    ),
+    "tpot_seconds": ("--slo-tpot", "seconds more for each generated token, 0: no such limit (default: 0.1)"),
+    "e2e_seconds": ("--slo-e2e", "seconds to the whole answer (default: --latency-target where given)"),
+    "wait_seconds": (
+        "--slo-wait",
+        "seconds until a replica works on it; for models without tokens (default: no such limit)",
+    ),
+}
+
+
+def _add_promise(parser: argparse.ArgumentParser, *, defaults: bool) -> None:
+    for field, (flag, text) in _PROMISE.items():
+        told = text if defaults else text.partition(" (default")[0]
+        parser.add_argument(flag, dest=field, type=float, default=None, metavar="X", help=told)
+
+
+def _promised(args: argparse.Namespace) -> pb.ServiceLevelObjective:
+    """What was said of it, and no more."""
+    return pb.ServiceLevelObjective(**{field: getattr(args, field) for field in _PROMISE})
 
 
 def _add_claim(parser: argparse.ArgumentParser) -> None:
@@ -256,14 +277,7 @@ def _create(args: argparse.Namespace) -> int:
         scale_down_delay_seconds=args.scale_down_delay,
         drain_timeout_seconds=args.drain_timeout,
         latency_target_seconds=args.latency_target,
-        slo=pb.ServiceLevelObjective(
-            objective=args.slo_objective,
-            ttft_seconds=args.slo_ttft,
-            ttft_prefill_factor=args.slo_prefill_factor,
-            tpot_seconds=args.slo_tpot,
-            e2e_seconds=args.slo_e2e,
-            wait_seconds=args.slo_wait,
-        ),
+        slo=_promised(args),
         gpu_budget=args.gpu_budget,
         cold_start_seconds=args.cold_start,
         prefill_tokens_per_second=args.prefill_tokens_per_second,
@@ -306,11 +320,13 @@ def _add_update(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpus-per-replica", type=_count, default=None, metavar="K")
     parser.add_argument("--gpu-budget", type=_count, default=None, metavar="N", help="0: max_replicas alone limits")
     parser.add_argument("--drain-timeout", type=float, default=None, metavar="X", help="seconds")
+    _add_promise(parser, defaults=False)
     _add_claim(parser)
 
 
 def _update(args: argparse.Namespace) -> int:
-    """Change what the replicas run. They are replaced one by one, each new one before an old one where a GPU is to be had."""
+    """Change what the replicas run, or the promise. Replicas that would be made otherwise are replaced one by one, each new one before an old
+    one where a GPU is to be had; what is not given stays as it is."""
     name = qualified(args.name, COLLECTION)
     if args.program:
         require_script(args.program[0])
@@ -329,6 +345,7 @@ def _update(args: argparse.Namespace) -> int:
         ):
             if given is not None:
                 setattr(spec, field, given)
+        spec.slo.MergeFrom(_promised(args))
         _claim(args, spec)
         request = pb.UpdateInferenceServiceRequest(name=name, spec=spec, request_id=uuid.uuid4().hex, etag=service.etag)
         return _print_changed(client.autoscaler.UpdateInferenceService(request), as_json=args.json)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from zlib import crc32
 
 from switchgear.autoscaler.observation import Observation
 from switchgear.autoscaler.sizing.means import Came
@@ -17,6 +18,11 @@ HALF_LIFE_S, HALF_LIFE_REQUESTS = 12 * 3600.0, 20_000.0
 #: From so many replicas on single requests are nothing to a fleet: they are offered many at a time, to servers that stand for many.
 LARGE, LARGE_ENTRIES_MAX, LARGE_SERVERS_MAX = 100, 20, 16
 SERVERS_MAX = 128
+
+#: Tells rules by what they do; guesses may change.
+_FAMILY = crc32(
+    repr([(rule.margin, rule.window_s, str(rule.ahead), rule.extra, rule.least) for rule in RULES]).encode()
+)
 
 
 class Experts:
@@ -76,14 +82,17 @@ class Experts:
     def memory(self) -> dict[str, object]:
         """For `restored`; by the position of the rule."""
         return {
+            "rules": _FAMILY,
             "shadows": [(one.kept, one.replica_s) for one in self._shadows],
             "counts": (self._offered, self._span_s, self._ended, self._broken, self._missed),
         }
 
     @classmethod
     def restored(cls, memory: Mapping[str, Any]) -> Experts:
-        """What was seen of rules; their fleets begin anew."""
+        """What was seen of rules; their fleets begin anew. What was seen of other rules says nothing of these."""
         experts = cls()
+        if memory["rules"] != _FAMILY:
+            return experts
         for one, (kept, replica_s) in zip(experts._shadows, memory["shadows"], strict=True):
             one.kept, one.replica_s = kept, replica_s
         experts._offered, experts._span_s, experts._ended, experts._broken, experts._missed = memory["counts"]
