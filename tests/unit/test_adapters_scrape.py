@@ -179,7 +179,7 @@ def test_a_page_of_something_else_and_an_empty_one_are_no_servers_unless_somebod
 
 
 def test_a_figure_that_cannot_be_is_unknown_not_zero() -> None:
-    for value in ("NaN", "+Inf", "-3"):
+    for value in ("NaN", "+Inf", "-3", "18446744073709551615", "1e308"):
         reading = read(
             page("vllm_old").replace('waiting{model_name="llama"} 1.0', f'waiting{{model_name="llama"}} {value}')
         )
@@ -218,6 +218,23 @@ def test_buckets_that_fall_leave_the_mean_alone() -> None:
     (ttft,) = reading.histograms[Q.TTFT].values()
     assert (ttft.bounds_s, ttft.count, ttft.sum_s) == ((), 8, 2)
     assert reading.rejected == {"histogram": 1}
+
+
+def test_a_page_of_openmetrics_may_end_without_an_end_of_line() -> None:
+    assert read(page("vllm_old") + "# EOF") == read(page("vllm_old"))
+
+
+def test_a_bound_that_is_none_is_left_out() -> None:
+    text = page("vllm_old").replace('seconds_bucket{le="1.0"', 'seconds_bucket{le="NaN"')
+    for histogram in read(text).histograms[Q.TTFT].values():
+        assert not any(map(math.isnan, histogram.bounds_s))
+
+
+def test_when_the_process_began_is_told_by_a_page_of_one_process_alone() -> None:
+    began = "process_start_time_seconds"
+    assert read(page("vllm_old") + f"{began} 5\n").start_unix_s == 5
+    assert read(page("vllm_old") + f"{began} NaN\n").start_unix_s is None
+    assert read(page("vllm_old") + f'{began}{{pid="1"}} 5\n{began}{{pid="2"}} 6\n').start_unix_s is None
 
 
 def test_bounds_come_in_seconds_whatever_the_server_counts_in() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+import json
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -300,8 +302,6 @@ def test_a_policy_that_does_not_exist_is_refused() -> None:
 
 
 def matrix(*series: tuple[dict[str, str], list[tuple[float, str]]]) -> str:
-    import json
-
     result = [{"metric": metric, "values": values} for metric, values in series]
     return json.dumps({"status": "success", "data": {"resultType": "matrix", "result": result}})
 
@@ -332,6 +332,18 @@ def test_only_the_newest_scrape_of_a_replica_counts() -> None:
 def test_an_answer_that_is_none_is_named(text: str, told: str) -> None:
     with pytest.raises(prometheus.AnswerUnusable, match=told):
         prometheus.told(text, "instance")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"desired": "x"}, {"now_s": None}, {"now_s": math.nan}, {"asked_s": [None]}, {"memory": [1]}]
+)
+def test_what_was_kept_and_is_not_as_it_should_be_is_left_out(tmp_path: Path, wrong: dict[str, object]) -> None:
+    kept = asdict(state.State(1.0, 2.0, 3, (), ("a",), "hpa:4", None)) | {"version": state.VERSION}
+    path = tmp_path / state.FILE
+    path.write_text(json.dumps(kept))
+    assert state.load(path) is not None
+    path.write_text(json.dumps(kept | wrong))
+    assert state.load(path) is None
 
 
 def test_what_is_kept_comes_back(tmp_path: Path) -> None:

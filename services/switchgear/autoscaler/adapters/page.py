@@ -89,7 +89,7 @@ def _refuse_others(text: str) -> None:
         raise PageUnusable(
             "it is the page as one quoted string, as some builds of llama.cpp have it (issue 17384): update it"
         )
-    if start and not text.endswith("\n"):
+    if start and not text.endswith(("\n", "\n# EOF")):  # OpenMetrics may leave out the last end of line
         raise PageUnusable("it is cut: the last line has no end, so its number may be a part of one")
     if (
         start

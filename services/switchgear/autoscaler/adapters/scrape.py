@@ -19,6 +19,8 @@ _LOAD = frozenset({Quantity.WAITING, Quantity.RUNNING, Quantity.E2E})
 _WORK = frozenset({Quantity.ARRIVED, Quantity.COMPLETED, Quantity.GENERATED_TOKENS})
 #: Without one of each kind nobody can size a service: what is inside or how long it takes, and what is done.
 SIZING = _LOAD | _WORK
+#: Above it a double counts no more one by one. -1 as an unsigned number of 64 bits, which a gauge that fell below zero shows, is 1.8e19.
+_FIGURE_MAX = 2.0**53
 _UNIT_NAMES = {1e-6: ("microseconds", "us"), 1e-3: ("milliseconds", "ms"), 1.0: ("seconds", "s")}
 _TIMES = frozenset({Quantity.TTFT, Quantity.TPOT, Quantity.E2E, Quantity.QUEUE_TIME})
 _EXPECTED = {
@@ -137,7 +139,8 @@ def _reading(page: Page, server: Server) -> Reading:
     for quantity, how in found.items():
         if how.series.less in gauges:
             gauges[quantity] = max(0.0, gauges[quantity] - gauges[how.series.less])
-    start = page.samples.get(_START, [])
+    # Of several processes on one page (or none that tells) the counters themselves say who began anew.
+    start = _finite(page, page.samples.get(_START, []))
     return Reading(
         server,
         _version(page, server),
@@ -146,7 +149,7 @@ def _reading(page: Page, server: Server) -> Reading:
         histograms,
         found,
         dict(page.rejected),
-        start[0][1] if start else None,
+        start[0][1] if len(start) == 1 else None,
         page.stamp_s,
         frozenset(page.samples),
     )
@@ -173,10 +176,10 @@ def _product(labels: Labels, names: Sequence[str]) -> float | None:
 
 
 def _finite(page: Page, samples: Iterable[tuple[Labels, float]]) -> list[tuple[Labels, float]]:
-    """Those that are figures at all: NaN is unknown, and none of these quantities can be infinite or negative."""
+    """Those that are figures at all: NaN is unknown, and none of these quantities can be infinite, negative or as large as that."""
     taken = []
     for labels, value in samples:
-        if math.isfinite(value) and value >= 0:
+        if 0 <= value < _FIGURE_MAX:
             taken.append((labels, value))
         else:
             page.rejected["no figure"] += 1
@@ -213,6 +216,8 @@ def _histograms(page: Page, series: Series, ranks: Sequence[str]) -> dict[str, H
         try:
             bound = float(labels["le"]) * series.unit
         except ValueError:
+            bound = math.nan
+        if math.isnan(bound):
             page.rejected["malformed"] += 1
             continue
         one = buckets.setdefault(_key(labels, ranks), {})

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pydantic import JsonValue
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from switchgear.core.errors import FailedPrecondition, Reason
 from switchgear.core.tls import write_private
@@ -36,6 +37,9 @@ class State:
     memory: dict[str, JsonValue] | None
 
 
+_STATE = TypeAdapter(State)
+
+
 def save(path: Path, state: State) -> None:
     """Whole or as it was before, also when the machine stops meanwhile."""
     write_private(path, json.dumps({"version": VERSION, **asdict(state)}))
@@ -52,8 +56,16 @@ def load(path: Path) -> State | None:
                 Reason.STATE_NEWER,
                 path=str(path),
             )
-        return State(**{**read, "asked_s": tuple(read["asked_s"]), "answered": tuple(read["answered"])})
+        kept = _STATE.validate_python(read)
+        if not all(map(math.isfinite, (kept.now_s, kept.unix_s, *kept.asked_s))):
+            raise ValueError("a time in it is no number")
+        return kept
     except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        log.warning("%s cannot be used (%s: %s); its service is learned anew", path, where, first["msg"])
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         log.warning("%s cannot be used (%s); its service is learned anew", path, error)
