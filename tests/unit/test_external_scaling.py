@@ -130,6 +130,23 @@ def test_a_replica_that_was_listed_before_it_answers_is_starting_for_a_while() -
     assert "has never answered in the 700 s since it is listed" in world.look(0.5).blind
 
 
+def test_a_replica_that_comes_and_answers_with_an_error_is_starting_for_a_while() -> None:
+    """Prometheus' targets are there before their engine listens, and some engines answer 503 while they load."""
+    world = World("ab", policy="static:3")
+    world.look(), world.look()
+    world.pages["c"], world.lost = EnginePage(), {"c": NoPage("Prometheus cannot scrape it")}
+    told = [world.look(100) for _ in range(6)][-1]
+    assert (told.blind, told.current, told.desired) == ("", 2, 3)
+    assert [row.phase for row in told.record.seen.replicas] == [Phase.READY, Phase.READY, Phase.STARTING]  # type: ignore[union-attr]
+    world.look(100), world.look(100)
+    assert "has never answered in the 800 s since it is listed: Prometheus cannot scrape it" in world.look(100).blind
+    world.lost = {}
+    world.look()
+    world.lost = {"c": NoPage("it answers 503")}
+    world.look()
+    assert "it answers 503 (c)" in world.look().blind
+
+
 def test_when_all_that_answered_are_gone_at_once_none_counts_as_taken_away() -> None:
     world = World("ab")
     world.look(), world.look()

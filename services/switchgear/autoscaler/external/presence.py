@@ -41,6 +41,7 @@ class Presence:
 
     def __init__(self, grace_s: float = GRACE_S, answered: Iterable[str] = ()) -> None:
         self._grace_s = grace_s
+        self._first_s: float | None = None
         self._listed_s: dict[str, float] = {}
         self._answered = set(answered)
         self._had = bool(self._answered)
@@ -58,10 +59,11 @@ class Presence:
     def unseen(self, now_s: float, look: Look, desired: int) -> tuple[dict[str, str], str]:
         """Replicas that ought to tell and do not, each with the reason; and why the service as a whole is not seen, or "".
 
-        Where nothing listens, a replica that has never answered is starting, for a while; one of a fixed list is off, as long as others
+        A replica that has never answered is starting, for a while, where nothing listens or it came after us; one of a fixed list is off, as long as others
         answer. When none answers, none of them counts as taken away.
         """
         found = look.found
+        self._first_s = now_s if self._first_s is None else self._first_s
         self._listed_s = {name: self._listed_s.get(name, now_s) for name in found}
         pages = {name for name, one in found.items() if isinstance(one, Reading)}
         self._answered = (self._answered | pages) & set(found)
@@ -78,7 +80,7 @@ class Presence:
         return told, "" if told else self._none(now_s, look.certain and bool(missing))
 
     def _why(self, now_s: float, name: str, one: NoPage, certain: bool, others: bool) -> str:
-        if not one.off:
+        if not one.off and not self._came(name):
             return one.why
         if name in self._answered:
             return "" if not certain and others else one.why
@@ -86,6 +88,12 @@ class Presence:
         if certain and age_s > self._grace_s:
             return f"has never answered in the {age_s:.0f} s since it is listed: {one.why}"
         return ""
+
+    def _came(self, name: str) -> bool:
+        """Whether it is listed since a later look than our first, and has never answered: a pod whose engine loads answers with an error, or
+        Prometheus cannot scrape it. Of what was there before us nobody knows whether it serves.
+        """
+        return name not in self._answered and self._listed_s[name] > (self._first_s or 0.0)
 
     def _none(self, now_s: float, listed: bool) -> str:
         """Why it is not seen that nobody answers; empty: replicas that were asked for may be on their way."""
