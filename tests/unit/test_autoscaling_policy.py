@@ -17,7 +17,7 @@ from switchgear.autoscaler.observation import Decision, Engine, Observation, Pha
 from switchgear.autoscaler.simulate.conditions import Blindness, Conditions, Outcome, Throttle, keeps
 from switchgear.autoscaler.simulate.replica import Request, ServiceModel
 from switchgear.autoscaler.simulate.world import run
-from switchgear.autoscaler.sizing.load import Load
+from switchgear.autoscaler.sizing.load import Jumps, Load
 from switchgear.autoscaler.sizing.policy import PART_S, Policy
 from switchgear.autoscaler.sizing.rules import RULES, Ahead, Evidence, Levels, Rule, Shadow, choose, wanted
 from switchgear.autoscaler.sizing.starts import Starts
@@ -131,6 +131,18 @@ def test_a_trend_is_told_from_noise_and_yesterday_from_today() -> None:
 # Twins and rules
 
 
+def test_a_jump_is_what_comes_faster_than_ever_and_not_what_bursts_always_did() -> None:
+    steady, bursts = Jumps(), Jumps()
+    for at in range(1, 400):
+        assert steady.add(5.0 * at, 5.0, 5 + at % 2) == 0
+        assert bursts.add(5.0 * at, 5.0, 30 if at % 60 == 0 else 5) == 0
+    assert steady.add(2000.0, 5.0, 20) == pytest.approx(2.6)
+    assert steady.add(2005.0, 5.0, 20) == pytest.approx(4.0)
+    assert bursts.add(2000.0, 5.0, 20) == bursts.add(2005.0, 5.0, 20) == 0
+    early = Jumps()
+    assert [early.add(5.0 * at, 5.0, at) for at in range(1, 60)] == [0.0] * 59
+
+
 @pytest.mark.parametrize("size", [5, 6])
 def test_a_twin_keeps_about_what_the_simulated_fleet_keeps(size: int) -> None:
     requests, conditions = poisson(lambda _: 6, 1200), Conditions(initial=size)
@@ -165,24 +177,27 @@ def test_the_cheapest_rule_that_would_have_kept_the_promise_is_followed() -> Non
         Shadow(Rule(margin, 300.0, Ahead.NOW), Twin(1, 0.0), kept=kept_, replica_s=cost)
         for margin, kept_, cost in ((1.0, 90_000, 10.0), (1.2, 99_500, 12.0), (1.5, 99_900, 15.0))
     ]
-    seen = Evidence(100_000, 1e7, 0.99, 0.0, 0.0)
+    seen = Evidence(100_000, 1e7, 0.99, 1.0, 0.0, 0.0)
     assert choose(shadows, seen).up.margin == 1.2
     assert choose(shadows, replace(seen, unforeseen=0.007, broken=0.007)).up.margin == 1.5
     assert choose(shadows, replace(seen, broken=0.02)).up.margin == 1.5
     assert choose(shadows[:1], seen).up.margin == 1.0
 
 
-def test_what_a_day_did_not_break_may_be_spent_and_what_an_hour_did_not_may_not() -> None:
+def test_what_a_day_did_not_break_may_be_spent() -> None:
     shadows = [
-        Shadow(
-            Rule(1.0, 300.0, Ahead.NOW, hoped=broken), Twin(1, 0.0), kept=100_000 * (1 - broken), replica_s=1 - broken
-        )
-        for broken in (0.011, 0.009, 0.001)
+        Shadow(Rule(margin, 300.0, Ahead.TREND), Twin(1, 0.0), kept=100_000 * (1 - broken), replica_s=margin)
+        for margin, broken in ((2.1, 0.012), (2.6, 0.0095), (3.3, 0.001))
     ]
-    day = Evidence(100_000, 86_400.0, 0.99, 0.0, 0.0)
-    assert choose(shadows, day).up.hoped == 0.009
-    assert choose(shadows, replace(day, span_s=1800.0)).up.hoped == 0.001
-    assert choose(shadows, replace(day, broken=0.008)).up.hoped == 0.001
+    day = Evidence(100_000, 86_400.0, 0.99, 1.0, 0.0, 0.0)
+    assert choose(shadows, day).up.margin == 2.6
+    assert choose(shadows, replace(day, broken=0.008)).up.margin == 3.3
+
+
+def test_a_rule_is_as_dear_as_it_is_now() -> None:
+    night = Shadow(Rule(5.5, 300.0, Ahead.TREND), Twin(55, 0.0), kept=100_000, replica_s=1e5)
+    more = Shadow(Rule(1.0, 1800.0, Ahead.TREND, extra=12), Twin(22, 0.0), kept=100_000, replica_s=1.2e5)
+    assert choose([night, more], Evidence(100_000, 86_400.0, 0.99, 10.0, 0.0, 0.0)).up == more.rule
 
 
 def test_replicas_on_top_are_the_same_however_much_comes() -> None:
@@ -201,8 +216,8 @@ def test_replicas_on_top_are_the_same_however_much_comes() -> None:
 
 def test_rules_that_go_to_zero_have_to_prove_themselves_first() -> None:
     shadows = [Shadow(rule, Twin(1, 0.0), kept=100.0, replica_s=float(rule.least)) for rule in RULES]
-    assert choose(shadows, Evidence(100.0, 600.0, 0.99, 0.0, 0.0)).hold.least == 1
-    assert choose(shadows, Evidence(100.0, 3e6, 0.99, 0.0, 0.0)).hold.least == 0
+    assert choose(shadows, Evidence(100.0, 600.0, 0.99, 1.0, 0.0, 0.0)).hold.least == 1
+    assert choose(shadows, Evidence(100.0, 3e6, 0.99, 1.0, 0.0, 0.0)).hold.least == 0
 
 
 # What it does
@@ -220,6 +235,13 @@ def test_a_ramp_is_followed_before_it_hurts() -> None:
     conditions = Conditions(initial=3, cold_start_s=60.0)
     outcome = run(poisson(lambda at_s: 2 + at_s / 300, 3600), Policy(), conditions)
     assert kept(outcome, conditions) >= 0.99
+
+
+def test_after_a_jump_enough_is_asked_for_within_two_looks_and_not_much_more_later() -> None:
+    conditions = Conditions(initial=4, cold_start_s=30.0)
+    outcome = run(poisson(lambda at_s: 3 if at_s < 1800 else 18, 2400), Policy(), conditions)
+    assert max(one.replicas for one in outcome.changes if one.at_s <= 1800 + 10) >= 15
+    assert outcome.ready_max <= 40
 
 
 def test_half_of_the_replicas_throttled_to_half_is_made_up_within_a_minute() -> None:

@@ -77,7 +77,7 @@ class Experts:
         self._missed = self._missed * fade + (missed if ended else 0.0)
         self._ended = self._ended * fade + ended
         self._broken = self._broken * fade + broken
-        self._choose(seen.slo.objective)
+        self._choose(seen.slo.objective, levels.now)
 
     def memory(self) -> dict[str, object]:
         """For `restored`; by the position of the rule."""
@@ -98,12 +98,12 @@ class Experts:
         experts._offered, experts._span_s, experts._ended, experts._broken, experts._missed = memory["counts"]
         return experts
 
-    def _choose(self, objective: float) -> None:
+    def _choose(self, objective: float, level: float) -> None:
         # What ended weighs against as much time as a guess does: a few late requests in the first minutes are no rate.
         weighed = self._ended + self._offered * HOPED_S / max(self._span_s, 1.0) + 1e-9
         unforeseen = max(0.0, self._broken - self._missed) / weighed
         found = choose(
-            self._shadows, Evidence(self._offered, self._span_s, objective, unforeseen, self._broken / weighed)
+            self._shadows, Evidence(self._offered, self._span_s, objective, level, unforeseen, self._broken / weighed)
         )
         self.choice = (found.up, found.hold)
 

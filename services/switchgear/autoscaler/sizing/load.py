@@ -40,6 +40,37 @@ class Peaks:
         return levels[0][1]
 
 
+#: Requests of so long are a rate, when there are so many of them; so much of the past is needed to call one a jump, and so much counts.
+BRIEF_S, BRIEF_MIN, PAST_S, MOST_S = 10.0, 8, 600.0, 8 * 3600.0
+#: A rate this many times the highest so far is a jump.
+JUMP = 1.3
+
+
+class Jumps:
+    """Tells when requests come faster than they ever did in eight hours: who waits for the mean of a minute then is late by a minute."""
+
+    def __init__(self) -> None:
+        self._began_s: float | None = None
+        self._recent: deque[tuple[float, float]] = deque()
+        self._rates: deque[tuple[float, float]] = deque()
+        self._most, self._peaks = math.inf, Peaks(MOST_S)
+
+    def add(self, now_s: float, interval_s: float, requests: float) -> float:
+        """requests: of the interval that ends now. Returns requests a second, or 0 while they are no more than they were."""
+        if self._began_s is None:
+            self._began_s = now_s - interval_s
+        self._recent.append((now_s, requests))
+        while self._recent[0][0] <= now_s - max(BRIEF_S, interval_s):
+            self._recent.popleft()
+        count = sum([of for _, of in self._recent])
+        rate = count / max(BRIEF_S, interval_s)
+        self._rates.append((now_s, rate))
+        while self._rates[0][0] <= now_s - BRIEF_S:  # a jump is no measure for itself
+            self._most = self._peaks.add(*self._rates.popleft())
+        known = now_s - self._began_s >= PAST_S
+        return rate if known and count >= BRIEF_MIN and rate > JUMP * self._most else 0.0
+
+
 @dataclass(slots=True)
 class Load:
     """Work by interval, and its patterns."""

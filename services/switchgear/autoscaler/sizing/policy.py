@@ -14,7 +14,7 @@ from typing import Any
 
 from switchgear.autoscaler.observation import Decision, Observation, Phase, ReplicaRow, Slo
 from switchgear.autoscaler.sizing.experts import Experts
-from switchgear.autoscaler.sizing.load import Load, Peaks
+from switchgear.autoscaler.sizing.load import Jumps, Load, Peaks
 from switchgear.autoscaler.sizing.means import Means
 from switchgear.autoscaler.sizing.rules import WINDOWS_S, Ahead, Levels, Rule, wanted
 from switchgear.autoscaler.sizing.starts import Starts
@@ -38,6 +38,8 @@ QUICK_S = 10.0
 RECENT_S, RECENT_MIN, RECENT_BROKEN = 30.0, 20.0, 0.1
 #: When the promise has been broken for so long and nothing is coming, this part more is asked for, whatever the figures say.
 PRESSED_S, PRESSED = 60.0, 0.2
+#: After a jump, so many times what it takes to serve it: until replicas have started, as much comes to wait.
+JUMPED = 2.0
 #: So much of the fleet goes at once, one replica at least, and then nothing for so long: what was too much shows before it is dear.
 PART, PART_S = 0.15, 200.0
 #: Newest memory that `restored` takes.
@@ -55,6 +57,7 @@ class Policy:
         self._experts = Experts()
         self._peaks = {(ahead, window_s): Peaks(window_s) for ahead in Ahead for window_s in WINDOWS_S}
         self._quick = Peaks(QUICK_S)
+        self._jumps = Jumps()
         #: Real requests that ended lately, and those of them that broke the promise.
         self._recent = (0.0, 0.0)
         self._late_since_s: float | None = None
@@ -73,7 +76,12 @@ class Policy:
         if why := _blind(seen):
             # When it sees again, the level of before is no level, and what suffices has to show anew.
             self._load.restart()
+            self._jumps = Jumps()
             self._asked_s = now_s
+            if held == 0 and seen.queue is not None and seen.queue.requests and (first := seen.bounded(1)):
+                # What is held is known, and nobody else would ask for the first replica.
+                text = f"goes from 0 to {first}: {seen.queue.requests} requests are held and there is no replica, although not all is seen: {why}"
+                return Decision(first, "HELD", text)
             return Decision(held, "BLIND", f"stays at {held}: {why}, and what is not known is not zero")
         self._learned.take(seen.replicas, seen.engine, seen.interval_s)
         self._means.take(seen.arrived, seen.completed)
@@ -123,7 +131,9 @@ class Policy:
         wall_s = seen.unix_s if seen.unix_s is not None else now_s
         per_replica = self._per_replica(seen, steps)
         self._load.add(now_s, seen.interval_s, work / per_replica, wall_s)
-        levels = self._levels(now_s, wall_s, per_replica)
+        rate = self._jumps.add(now_s, seen.interval_s, sum([one.requests for one in came]))
+        jump = steps.work_s(rate * self._means.input_mean, rate * output, rate) / per_replica
+        levels = self._levels(now_s, wall_s, per_replica, jump)
         ended, broken = self._means.judged(seen, steps.prompt_s(self._means.input_mean))
         self._experts.step(
             now_s,
@@ -151,7 +161,7 @@ class Policy:
     def _input_per_output(self) -> float:
         return self._means.input_mean / max(1.0, self._means.output_mean)
 
-    def _levels(self, now_s: float, wall_s: float, per_replica: float) -> Levels:
+    def _levels(self, now_s: float, wall_s: float, per_replica: float, jump: float) -> Levels:
         load, start_s = self._load, self._starts.quantile_s(HORIZON_SHARE)
         short = load.mean(now_s, SHORT_S)
         level = max(short, load.mean(now_s, LONG_S))
@@ -162,7 +172,7 @@ class Policy:
             Ahead.PATTERN: max(trend, load.pattern(wall_s, start_s)),
         }
         peak = {key: peaks.add(now_s, ahead[key[0]]) for key, peaks in self._peaks.items()}
-        return Levels(level, ahead, peak, short, per_replica, start_s)
+        return Levels(level, ahead, peak, short, per_replica, start_s, jump)
 
     def _target(
         self, now_s: float, seen: Observation, steps: Steps, levels: Levels
@@ -186,6 +196,8 @@ class Policy:
         need, keep = need + slow + lost, keep + slow
         if self._in_use(now_s, seen, rows):
             need, keep = max(1, need), max(1, keep)
+        # The fleets that might have been do without: a rule must not look dear for what happens once.
+        need = max(need, math.ceil(JUMPED * levels.jump))
         if self._pressed(now_s, seen, late_s, lost):
             # The figures say that there is enough, and the requests say that there is not: believe the requests.
             need = max(need, seen.desired + math.ceil(seen.desired * PRESSED))
@@ -280,6 +292,8 @@ class Policy:
         text = f"work for {levels.now:.1f} replicas comes"
         if (ahead := levels.ahead[up.ahead]) > 1.01 * levels.now:
             text += f", {ahead:.1f} are expected when a start of {levels.start_s:.0f} s is over"
+        if levels.jump:
+            text += f", at this moment for {levels.jump:.1f} and faster than ever"
         if late_s > 0:
             text += f", {late_s:.0f} s of a replica's work wait longer than promised"
         if seen.scale_down_delay_s is None:

@@ -26,18 +26,25 @@ class Ahead(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`margin` times the level and `extra` replicas, with the highest level of `window_s` on the way down. least: replicas that always stay.
-
-    hoped, feared: fraction of requests that a fleet sized so breaks, before anything is seen.
-    """
+    """`margin` times the level and `extra` replicas, with the highest level of `window_s` on the way down. least: replicas that always stay."""
 
     margin: float
     window_s: float
     ahead: Ahead
     extra: int = 0
     least: int = 1
-    hoped: float = 0.0
-    feared: float = 0.0
+
+    def hoped(self, level: float) -> float:
+        """Fraction of requests that a fleet sized so breaks, before anything is seen: as one hopes. Who goes to zero has to prove himself."""
+        return _guess(self._times(level), _HOPED) if self.least else 1.0
+
+    def feared(self, level: float) -> float:
+        """The same as one fears."""
+        smoothed = _SMOOTHED if self.ahead is Ahead.NOW else 1.0
+        return _guess(self._times(level) / smoothed, _FEARED) if self.least else 1.0
+
+    def _times(self, level: float) -> float:
+        return self.margin + self.extra / max(level, 1.0)
 
 
 #: On the way down this fraction more than needed must stay idle, or one replica of noise would go and come.
@@ -71,23 +78,10 @@ def _family() -> tuple[Rule, ...]:
         (Ahead.TREND, 28800.0, (1.0, 1.1, 1.2, 1.5, 2.1, 2.6, 3.3)),
         (Ahead.PATTERN, 300.0, (1.0, 1.1, 1.35)),
     )
-    margins = [
-        Rule(
-            margin,
-            window_s,
-            ahead,
-            hoped=_guess(margin, _HOPED),
-            feared=_guess(margin / _SMOOTHED if ahead is Ahead.NOW else margin, _FEARED),
-        )
-        for ahead, window_s, margins in forms
-        for margin in margins
-    ]
-    extras = [Rule(1.0, 1800.0, Ahead.TREND, extra=extra, hoped=0.01, feared=0.02) for extra in _EXTRAS]
-    # To zero: only where waiting for a start keeps the promise often enough. They must prove it first.
-    zeros = [
-        Rule(margin, window_s, Ahead.TREND, least=0, hoped=1.0, feared=1.0)
-        for margin, window_s in ((1.2, 300.0), (2.1, 1800.0))
-    ]
+    margins = [Rule(margin, window_s, ahead) for ahead, window_s, margins in forms for margin in margins]
+    extras = [Rule(1.0, 1800.0, Ahead.TREND, extra=extra) for extra in _EXTRAS]
+    # To zero: only where waiting for a start keeps the promise often enough.
+    zeros = [Rule(1.2, 300.0, Ahead.TREND, least=0), Rule(2.1, 1800.0, Ahead.TREND, least=0)]
     return (*margins, *extras, *zeros)
 
 
@@ -100,6 +94,7 @@ class Levels:
     """In replicas that the work takes. now: what comes. ahead: what a rule takes for the level. peak: the highest of it, by window too.
 
     short: mean of the last minute. per_replica: seconds of work that a replica does in a second. start_s: until one that is asked for now is ready.
+    jump: what comes at this moment, if that is more than ever; else 0.
     """
 
     now: float
@@ -108,6 +103,7 @@ class Levels:
     short: float
     per_replica: float
     start_s: float
+    jump: float = 0.0
 
     def stay_s(self, rule: Rule) -> float:
         """How long a replica that was asked for stays; the least where the level is smooth."""
@@ -156,12 +152,13 @@ class Choice:
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """offered: requests that all rules were offered, faded as `Shadow.kept` is. span_s: in how much time. objective: the fraction that must keep
-    the promise. unforeseen: the fraction that the real fleet broke beyond what its twin did. broken: the fraction that it broke in all; what
+    the promise. level: replicas that the work of now takes. unforeseen: the fraction that the real fleet broke beyond what its twin did. broken: the fraction that it broke in all; what
     is too much of it is to be made good."""
 
     offered: float
     span_s: float
     objective: float
+    level: float
     unforeseen: float
     broken: float
 
@@ -175,9 +172,17 @@ def choose(shadows: Sequence[Shadow], seen: Evidence) -> Choice:
     allowed = max(budget * ALLOWED - seen.unforeseen + min(0.0, left), budget * ALLOWED_LEAST)
     allowed = min(allowed + max(0.0, left), budget)
     return Choice(
-        _cheapest([(one, one.rule.hoped) for one in shadows], seen.offered, allowed, HOPED_S / max(seen.span_s, 1.0)),
         _cheapest(
-            [(one, one.rule.feared) for one in shadows], seen.offered, allowed, FEARED_S / (seen.span_s + STAY_S)
+            [(one, one.rule.hoped(seen.level)) for one in shadows],
+            seen.offered,
+            allowed,
+            HOPED_S / max(seen.span_s, 1.0),
+        ),
+        _cheapest(
+            [(one, one.rule.feared(seen.level)) for one in shadows],
+            seen.offered,
+            allowed,
+            FEARED_S / (seen.span_s + STAY_S),
         ),
     )
 
@@ -191,6 +196,8 @@ UNSPENT_S = 4 * 3600.0
 HOPED_S, FEARED_S = 1800.0, 900.0
 
 
+#: A rule is as dear as it was, and as it is now for so long again: ten times the night's level was cheap at night.
+COMING_S = 1800.0
 #: Of requests.
 NEAR = 0.003
 
@@ -206,7 +213,7 @@ def _cheapest(shadows: Sequence[tuple[Shadow, float]], offered: float, allowed: 
 
 
 def _cost(one: Shadow) -> float:
-    return one.replica_s
+    return one.replica_s + one.twin.size * COMING_S
 
 
 def _ceil(replicas: float) -> int:
