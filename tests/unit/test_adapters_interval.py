@@ -67,6 +67,13 @@ def test_a_new_process_counts_from_zero_even_where_its_counters_are_ahead() -> N
     assert did.inside == 9  # all that is in it came since
 
 
+def test_a_time_of_start_that_is_told_no_more_is_no_new_process() -> None:
+    without = "".join(line for line in page("vllm").splitlines(keepends=True) if "process_start_time" not in line)
+    for before, after in ((page("vllm"), without), (without, page("vllm"))):
+        did = between(read(before), read(after))
+        assert (did.restarted, did.grown[Q.GENERATED_TOKENS]) == (False, 0)
+
+
 def test_a_part_that_is_new_or_gone_leaves_the_others_alone() -> None:
     text = (
         page("ray_serve")

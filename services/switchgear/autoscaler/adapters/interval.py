@@ -53,7 +53,8 @@ def between(before: Reading, after: Reading, gone: Collection[Quantity] = ()) ->
 
     gone: quantities that were told before the first reading and not in it; those that come back have counted meanwhile.
     """
-    restarted = before.start_unix_s is not None and before.start_unix_s != after.start_unix_s
+    # A time that is told no more says nothing: were it another process, its counters would have fallen.
+    restarted = None not in (before.start_unix_s, after.start_unix_s) and before.start_unix_s != after.start_unix_s
     grown: dict[Quantity, float] = {}
     samples: dict[Quantity, Samples] = {}
     seconds: dict[Quantity, float] = {}
