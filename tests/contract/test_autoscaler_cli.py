@@ -133,6 +133,9 @@ async def test_whoever_follows_gets_decisions_as_they_come(plane: Plane) -> None
         plane.clock.advance(4.95)
         await router.report()
         second = json.loads((await anext(stream)).line)
+        await stub.DeleteInferenceService(pb.DeleteInferenceServiceRequest(name=SERVICE))
+        with pytest.raises(grpc.aio.AioRpcError, match="does not exist"):
+            _ = [response async for response in stream]
     assert second["now_s"] - first["now_s"] == pytest.approx(4.95)
 
 

@@ -150,6 +150,12 @@ def test_a_line_that_is_being_written_is_read_when_it_is_whole(tmp_path: Path) -
     path.write_text("one\ntwo\n")
     assert list(tail.lines()) == ["two"]
     assert list(Tail(tmp_path / "nothing").lines()) == []
+    # A service of the same name begins at the first file again.
+    path.rename(tmp_path / "00000002.jsonl")
+    assert list(tail.lines()) == ["one", "two"]
+    (tmp_path / "00000002.jsonl").unlink()
+    path.write_text("three\n")
+    assert list(tail.lines()) == ["three"]
 
 
 class Broken:
@@ -288,3 +294,30 @@ def test_a_policy_that_could_not_decide_begins_a_file_when_it_can() -> None:
     with pytest.raises(TypeError):
         scaling.decide(5.0, replace(load(1, draw, 2), interval_s=None), mode="ACT", begins=False)  # type: ignore[arg-type]
     assert scaling.decide(10.0, load(2, draw, 2), mode="ACT", begins=False).head is not None
+
+
+def test_the_first_replica_is_asked_for_by_what_is_held_also_when_not_all_is_seen() -> None:
+    scaling, lost = Scaling(CHAT, None, 0.0, WALL_S), "a router has gone a moment ago"
+    idle = Observation(5.0, 0, (), max_replicas=6, queue=Work(0, 0, 0), arrived=Work(0), completed=Work(0), blind=lost)
+    assert scaling.decide(0.0, idle, mode="ACT", begins=True).record.decision.replicas == 0
+    first = scaling.decide(5.0, replace(idle, queue=Work(2, 100, 100)), mode="ACT", begins=False).record.decision
+    assert (first.replicas, first.cause) == (1, "HELD")
+    assert lost in first.text
+    # Beyond the first nothing is known.
+    later = replace(idle, desired=1, replicas=(ReplicaRow("1", Phase.STARTING),), queue=Work(50, 5000, 5000))
+    assert scaling.decide(10.0, later, mode="ACT", begins=False).record.decision.replicas == 1
+    full = replace(idle, queue=Work(2, 100, 100), gpu_budget=1, gpus_per_replica=2)
+    assert Scaling(CHAT, None, 0.0, WALL_S).decide(0.0, full, mode="ACT", begins=True).record.decision.replicas == 0
+
+
+def test_a_process_that_begins_again_and_again_does_not_push_out_what_was_logged_before(tmp_path: Path) -> None:
+    record = next(one for one in read(run(Scaling(CHAT, None, 0.0, WALL_S), 1), "log") if isinstance(one, Record))
+    for at in range(130):
+        log = DecisionFile(tmp_path)
+        log.append(replace(record, now_s=float(at)), Head(CHAT, "switchgear"))
+        log.close()
+    assert len(files(tmp_path)) == 100
+    # What is too much on disk goes all the same.
+    files(tmp_path)[50].write_bytes(bytes(17 << 20))
+    DecisionFile(tmp_path).append(record, Head(CHAT, "switchgear"))
+    assert [path.name.partition(".")[0] for path in files(tmp_path)] == [f"{number:08d}" for number in range(82, 132)]

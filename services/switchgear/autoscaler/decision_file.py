@@ -14,16 +14,20 @@ from switchgear.autoscaler.decision_log import Head, Record, head_line, record_l
 
 log = logging.getLogger(__name__)
 
-#: A file of a service with a few replicas holds a day, all of them more than a week; beyond it the oldest goes.
+#: A file of a service with a few replicas holds a day, all of them more than a week; beyond either bound the oldest goes. A process that
+#: begins again and again begins a small file each time: these do not push out what went before.
 FILE_BYTES_MAX = 16 << 20
-FILES_MAX = 10
+FILES_MAX = 100
+#: On disk, of all files but the newest.
+KEPT_BYTES_MAX = 16 << 20
 _SUFFIX = ".jsonl"
 
 
 class DecisionFile:
     """Writes the newest file of `folder`, which is made. One process writes a folder.
 
-    bytes_max: after which a new file begins, and those before it are compressed. files_max: beyond it the oldest goes.
+    bytes_max: after which a new file begins, and those before it are compressed. files_max: beyond it, or
+    `KEPT_BYTES_MAX`, the oldest goes.
     """
 
     def __init__(self, folder: Path, *, bytes_max: int = FILE_BYTES_MAX, files_max: int = FILES_MAX) -> None:
@@ -77,12 +81,17 @@ class DecisionFile:
                 file.close()
             raise
         self._file = file
-        kept = max(0, len(found) - self._files_max + 1)
-        for old in found[:kept]:
-            old.unlink(missing_ok=True)
-        for old in found[kept:]:
-            if old.suffix == _SUFFIX:
-                _compress(old)
+        with suppress(OSError):  # the decision is written
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Compresses all files but the newest, and removes the oldest that are too many."""
+        kept = 0
+        for number, path in enumerate(reversed(files(self._folder)[:-1]), 2):
+            packed = _compress(path) if path.suffix == _SUFFIX and number <= self._files_max else path
+            kept += packed.stat().st_size
+            if number > self._files_max or kept > KEPT_BYTES_MAX:
+                packed.unlink(missing_ok=True)
 
 
 def files(folder: Path) -> list[Path]:
@@ -100,8 +109,9 @@ def _number(path: Path) -> int:
     return int(path.name.partition(".")[0])
 
 
-def _compress(path: Path) -> None:
-    """A twentieth of the size. Readers find one or the other. What has no room is compressed when the next file begins."""
+def _compress(path: Path) -> Path:
+    """The file that is there then, of a twentieth of the size. Readers find one or the other. What has no room is compressed when the next
+    file begins."""
     packed = path.with_name(f"{path.name}.gz")
     part = path.with_name(f".{packed.name}")
     try:
@@ -113,6 +123,8 @@ def _compress(path: Path) -> None:
         log.warning("a file of a decision log stays as it is, it cannot be compressed", exc_info=True)
         with suppress(OSError):
             part.unlink(missing_ok=True)
+        return path
+    return packed
 
 
 class Tail:
@@ -125,7 +137,10 @@ class Tail:
 
     def lines(self) -> Iterator[str]:
         """Whole lines since the last call, without their ends."""
-        for path in files(self._folder):
+        found = files(self._folder)
+        if found and _number(found[-1]) < self._number:
+            self._number = self._offset = 0  # the log of another service of that name
+        for path in found:
             if _number(path) < self._number:
                 continue
             if _number(path) > self._number:

@@ -191,6 +191,7 @@ class AutoscalerServicer(pb_grpc.AutoscalerServiceServicer):
             if not request.follow:
                 return
             await asyncio.sleep(FOLLOW_S)
+            await self._require(request.name)  # nothing comes of one that is gone
 
     async def ListReplicas(self, request: pb.ListReplicasRequest, context: Context) -> pb.ListReplicasResponse:
         names.parse(request.parent, "inferenceServices/*")

@@ -71,7 +71,7 @@ def shadow_policy(name: str, field: str) -> str:
         try:
             policies.scaler(name)
         except Invalid as error:
-            raise bad(field, error.message) from error
+            raise bad(field, f"is none: {error.message}") from error
     return name
 
 

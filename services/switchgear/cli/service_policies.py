@@ -152,7 +152,7 @@ def shadow(args: argparse.Namespace) -> int:
             Reason.BAD_FIELD,
             field="target",
         )
-    policy = args.policy if args.target is None else f"{args.policy}:{args.target!r}"
+    policy = args.policy if args.target is None else f"{args.policy}:{args.target:.15g}"
     request = pb.SetShadowPolicyRequest(
         name=qualified(args.name, COLLECTION), policy=policy, request_id=uuid.uuid4().hex
     )

@@ -163,9 +163,12 @@ def _shares(service: pb.InferenceService) -> list[str]:
 
 
 def _count(text: str) -> int:
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
     if not 0 <= number <= COUNT_MAX:
-        raise argparse.ArgumentTypeError(f"must be 0 to {COUNT_MAX}, not {text}")
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {COUNT_MAX}, not {text}")
     return number
 
 
