@@ -180,6 +180,16 @@ def test_while_the_list_is_not_known_at_first_nothing_is_decided() -> None:
     assert world.look().record.seen.desired == 2  # type: ignore[union-attr]
 
 
+def test_a_list_that_is_empty_at_first_is_no_reason_for_the_least_number() -> None:
+    """A slip in a DNS name or a selector would take away all replicas but one."""
+    world = World("", policy="static:1")
+    told = [world.look(), world.look(), world.look()]
+    assert [one.record for one in told] == [None, None, None]
+    assert told[-1].text == "no replica is listed; what there is, is left alone until one is"
+    world.pages = {"a": EnginePage(), "b": EnginePage()}
+    assert world.look().record.seen.desired == 2  # type: ignore[union-attr]
+
+
 def test_a_maximum_that_was_lowered_holds_also_when_blind() -> None:
     world = World("abc", policy="static:3", max_replicas=2)
     world.deciding = Deciding(world.service, replace(world.state(), desired=3, answered=("a", "b", "c")))

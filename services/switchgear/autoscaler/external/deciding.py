@@ -23,10 +23,12 @@ from switchgear.autoscaler.observation import Observation, ReplicaRow, Scaler
 #: Between two looks at a Prometheus: twice the time in which most scrape, so that each look finds a new sample of each replica.
 PROMETHEUS_S = 30.0
 
+FIRST_LOOK = "a first look tells only where counters stand"
+
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """record: what the policy saw and said; None: nothing was decided, since a first look only tells where counters stand.
+    """record: what the policy saw and said; None: nothing was decided, as `text` says.
 
     desired: what is in force; while blind never less than before, whatever the policy. current: replicas that answered. blind: why the
     service is not seen; empty: it is. held: what was desired when that began. text: why, as one sentence.
@@ -76,9 +78,13 @@ class Deciding:
         front = look.gateway.why if isinstance(look.gateway, NoPage) else look.gateway
         told = self._fleet.step(now_s, {**ready, **unseen}, front)
         blind = "; ".join(filter(None, (look.trouble, lost, told.blind)))
-        if told.interval_s <= 0 or (self._desired is None and look.trouble):
-            self._desired = None if look.trouble else desired
-            return Decided(None, desired, len(ready), blind, desired, "a first look tells only where counters stand")
+        trouble = look.trouble
+        if self._desired is None and not look.found and self._service.min_replicas:
+            # A name or selector with a slip finds nobody either, and the least number would take away all the others.
+            trouble = trouble or "no replica is listed; what there is, is left alone until one is"
+        if told.interval_s <= 0 or (self._desired is None and trouble):
+            self._desired = None if trouble else desired
+            return Decided(None, desired, len(ready), blind, desired, trouble or FIRST_LOOK)
         self._holds_told |= told.queue is not None
         kept = desired > 0 and not self._holds_told
         seen = replace(

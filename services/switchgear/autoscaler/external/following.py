@@ -11,7 +11,7 @@ from switchgear.autoscaler.decision_file import DecisionFile
 from switchgear.autoscaler.decision_log import Head, Record
 from switchgear.autoscaler.external import state
 from switchgear.autoscaler.external.board import Board, Published
-from switchgear.autoscaler.external.deciding import Decided, Deciding
+from switchgear.autoscaler.external.deciding import FIRST_LOOK, Decided, Deciding
 from switchgear.autoscaler.external.looking import Looker
 from switchgear.autoscaler.external.metrics import ExternalMetrics
 from switchgear.autoscaler.observation import Decision
@@ -48,7 +48,7 @@ class Follower:
         self._seen_s: float | None = None
         self._keep_from_s = 0.0
         self._failure = ""
-        #: What was said last of a list that cannot be read before anything is decided.
+        #: Why nothing was decided, as said last.
         self._trouble = ""
         self._at_zero = False
 
@@ -83,9 +83,9 @@ class Follower:
         # On a thread: KEDA gets its answers also while a policy thinks about a thousand replicas.
         decided = await asyncio.to_thread(self._deciding.step, now_s, unix_s, look)
         if decided.record is None:
-            if look.trouble and look.trouble != self._trouble:
-                log.warning("%s: nothing is decided yet: %s", name, look.trouble, extra={"service": name})
-            self._trouble = look.trouble
+            if decided.text not in (FIRST_LOOK, self._trouble):
+                log.warning("%s: nothing is decided yet: %s", name, decided.text, extra={"service": name})
+            self._trouble = decided.text
             return
         self._at_zero = decided.desired == 0
         self._tell(decided, decided.record.decision)
