@@ -46,6 +46,7 @@ async def test_a_service_is_created_listed_shown_scaled_and_deleted(
     (tmp_path / "serve.py").touch()
     with pytest.raises(SystemExit, match="2"):
         await services("create", "chat", "--max", "99999999999999", "--", "serve.py")
+    assert (await services("create", "chat", "--tokens-per-second", "1e-9", "--", "serve.py"))[0] == exits.USAGE
     code, out = await services(*create, "--", "serve.py", "--json", "--batch", "4")
     assert (code, out) == (exits.OK, f"{SERVICE}: 0 ready, 1 desired of 1 to 2\n")
     spec = (await plane.get()).spec

@@ -172,6 +172,21 @@ def test_a_twin_serves_with_a_new_replica_only_when_its_start_is_over() -> None:
     assert twin.offer([Arrival(61.0, 100, 10)], STEPS, Slo()) == 0
 
 
+def test_a_twin_of_no_replica_serves_nobody_whatever_it_had_before() -> None:
+    steps, draw = Steps(0.02, 1e-3, 2e-4, 64), random.Random(3)
+    for _ in range(200):
+        twin, now_s = Twin(2, 0.0), 0.0
+        for size in (*(draw.randrange(9) for _ in range(20)), 0):
+            now_s += draw.choice((5.0, 60.0, 400.0))
+            twin.offer([Arrival(now_s - ago_s, 4000.0, 300.0) for ago_s in (5.0, 4.0, 3.0, 2.0, 1.0)], steps, Slo())
+            twin.resize(size, now_s, lambda: draw.lognormvariate(6.0, 1.0))
+        assert twin.offer([Arrival(now_s, 100.0, 10.0)], steps, Slo()) == 0.0
+
+
+def test_what_came_long_before_a_twin_began_is_offered_all_the_same() -> None:
+    assert Twin(1, 9000.0).offer([Arrival(0.0, 100.0, 10.0)], Steps(0.02, 1e-3, 2e-4, 64), Slo()) in (0.0, 1.0)
+
+
 def test_the_cheapest_rule_that_would_have_kept_the_promise_is_followed() -> None:
     shadows = [
         Shadow(Rule(margin, 300.0, Ahead.NOW), Twin(1, 0.0), kept=kept_, replica_s=cost)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import PurePosixPath
 
 from switchgear.autoscaler import policies
@@ -21,7 +20,8 @@ GPUS_MAX = 256
 REPLICAS_MAX = 1000
 #: A week: longer than anything that is meant.
 SECONDS_MAX = 7 * 24 * 3600.0
-TOKENS_PER_S_MAX = 1e9
+#: Below it nothing can be reckoned with, and nothing serves.
+TOKENS_PER_S_MIN, TOKENS_PER_S_MAX = 1e-3, 1e9
 #: Outside of these nobody can say after a day whether it was kept.
 OBJECTIVE_MIN, OBJECTIVE_MAX = 0.5, 0.9999
 FACTOR_MAX = 100.0
@@ -49,7 +49,11 @@ def spec_from_proto(spec: pb.InferenceServiceSpec) -> ServiceSpec:
         min_replicas=min_replicas,
         max_replicas=max_replicas,
         tokens_per_s=_positive(
-            "tokens_per_second", spec.tokens_per_second, _DEFAULTS.tokens_per_s, high=TOKENS_PER_S_MAX
+            "tokens_per_second",
+            spec.tokens_per_second,
+            _DEFAULTS.tokens_per_s,
+            low=TOKENS_PER_S_MIN,
+            high=TOKENS_PER_S_MAX,
         ),
         scale_down_delay_s=_known("scale_down_delay_seconds", spec.scale_down_delay_seconds),
         drain_timeout_s=_positive("drain_timeout_seconds", spec.drain_timeout_seconds, _DEFAULTS.drain_timeout_s),
@@ -57,7 +61,9 @@ def spec_from_proto(spec: pb.InferenceServiceSpec) -> ServiceSpec:
         slo=_slo(spec.slo, latency_target_s if spec.latency_target_seconds else None),
         gpu_budget=_gpu_budget(spec),
         cold_start_s=_known("cold_start_seconds", spec.cold_start_seconds),
-        prefill_tokens_per_s=_known("prefill_tokens_per_second", spec.prefill_tokens_per_second, high=TOKENS_PER_S_MAX),
+        prefill_tokens_per_s=_known(
+            "prefill_tokens_per_second", spec.prefill_tokens_per_second, low=TOKENS_PER_S_MIN, high=TOKENS_PER_S_MAX
+        ),
         shadow_policy=shadow_policy(spec.shadow_policy, "spec.shadow_policy"),
         queue=_queue(spec.queue),
         priority=_priority(spec.priority),
@@ -162,15 +168,16 @@ def _priority(priority: int) -> int:
     return priority
 
 
-def _positive(field: str, value: float, default: float, *, high: float = SECONDS_MAX) -> float:
-    if not (math.isfinite(value) and 0 <= value <= high):
-        raise bad(f"spec.{field}", f"must be above 0 and at most {high:g}, or 0 for {default:g}; not {value}")
+def _positive(field: str, value: float, default: float, *, low: float = 0.0, high: float = SECONDS_MAX) -> float:
+    if value != 0 and not low <= value <= high:
+        least = f"at least {low:g}" if low else "above 0"
+        raise bad(f"spec.{field}", f"must be {least} and at most {high:g}, or 0 for {default:g}; not {value}")
     return value or default
 
 
-def _known(field: str, value: float, *, high: float = SECONDS_MAX) -> float | None:
+def _known(field: str, value: float, *, low: float = 0.0, high: float = SECONDS_MAX) -> float | None:
     """None for 0."""
-    return _positive(field, value, 0.0, high=high) or None
+    return _positive(field, value, 0.0, low=low, high=high) or None
 
 
 def _too_large(field: str, problem: str) -> Invalid:

@@ -72,6 +72,9 @@ class Twin:
             ready_s = self._starting_s.pop()
             # A server that a request was promised is not told from one that none was; either is as good.
             later = [at for at, free_s in enumerate(self._free_s) if free_s >= ready_s][: self.slots]
+            if len(later) < self.slots:  # another one that ended before was taken for it
+                later = sorted(range(len(self._free_s)), key=self._free_s.__getitem__)[-self.slots :]
+                later.sort()
             for at in reversed(later):
                 del self._free_s[at]
             heapify(self._free_s)
@@ -124,7 +127,8 @@ class Twin:
             prompt_s = slower * requests * tokens * (token_s + step_s / chunk_tokens)
             first_s = begin_s + prompt_s
             heapreplace(free, first_s)
-            prompts = prompts * exp((prompts_at_s - at_s) / PROMPTS_S) + prompt_s / (PROMPTS_S * ready)
+            # What came before the twin began, in a long interval, finds none.
+            prompts = prompts * exp(min(0.0, prompts_at_s - at_s) / PROMPTS_S) + prompt_s / (PROMPTS_S * ready)
             prompts_at_s = at_s
             reading = min(1.0, prompts)
             pace = reading / (step_s + chunk_s) + (1 - reading) / step_s
