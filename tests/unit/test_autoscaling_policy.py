@@ -17,7 +17,7 @@ from switchgear.autoscaler.observation import Decision, Engine, Observation, Pha
 from switchgear.autoscaler.simulate.conditions import Blindness, Conditions, Outcome, Throttle, keeps
 from switchgear.autoscaler.simulate.replica import Request, ServiceModel
 from switchgear.autoscaler.simulate.world import run
-from switchgear.autoscaler.sizing.load import Jumps, Load
+from switchgear.autoscaler.sizing.load import Jumps, Load, Peaks
 from switchgear.autoscaler.sizing.policy import PART_S, Policy
 from switchgear.autoscaler.sizing.rules import RULES, Ahead, Evidence, Levels, Rule, Shadow, choose, wanted
 from switchgear.autoscaler.sizing.starts import Starts
@@ -398,3 +398,15 @@ def test_it_goes_on_from_its_memory() -> None:
     seen = replace(quiet(5), arrived=Work(30, 30_000), completed=Work(30, 30_000, 6000), kept=30, broken=0)
     assert [one.decide(5.0 * at, seen) for at in range(1, 9)] == [two.decide(5.0 * at, seen) for at in range(1, 9)]
     assert Policy.restored({"version": 0}).memory() == Policy().memory()
+
+
+def test_the_highest_level_of_hours_outlives_a_restart() -> None:
+    before, after = Peaks(28_800.0), Peaks(28_800.0)
+    for at in range(2000):
+        before.add(5.0 * at, 9.0 - at / 400)
+    memory = before.memory()
+    assert len(memory) <= 2 * 24
+    after.remember(77.0, memory)
+    for at in range(2000, 8000):
+        expected, found = before.add(5.0 * at, 1.0), after.add(77.0 + 5.0 * (at - 1999), 1.0)
+        assert expected <= found <= expected + 0.25

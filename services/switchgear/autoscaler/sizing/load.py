@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+#: Levels of a window that are remembered over a restart.
+REMEMBERED_MAX = 24
 #: Intervals are kept for so long.
 KEPT_S = 300.0
 KNOWN_S_MIN = 20.0
@@ -38,6 +40,17 @@ class Peaks:
         while levels[0][0] <= now_s - self.window_s:
             levels.popleft()
         return levels[0][1]
+
+    def memory(self) -> list[float]:
+        """An age, its level, and so on, for `remember`; of many, runs count as their highest for as long as their last."""
+        levels = list(self.levels)
+        together = max(1, math.ceil(len(levels) / REMEMBERED_MAX))
+        runs = [levels[at : at + together] for at in range(0, len(levels), together)]
+        return [number for run in runs for number in (levels[-1][0] - run[-1][0], run[0][1])]
+
+    def remember(self, now_s: float, memory: Sequence[float]) -> None:
+        """Before the first level: goes on at `now_s` as if no time had passed."""
+        self.levels.extend((now_s - age_s, level) for age_s, level in zip(memory[::2], memory[1::2], strict=False))
 
 
 #: Requests of so long are a rate, when there are so many of them; so much of the past is needed to call one a jump, and so much counts.

@@ -43,7 +43,7 @@ JUMPED = 2.0
 #: So much of the fleet goes at once, one replica at least, and then nothing for so long: what was too much shows before it is dear.
 PART, PART_S = 0.15, 200.0
 #: Newest memory that `restored` takes.
-VERSION = 3
+VERSION = 4
 
 
 class Policy:
@@ -56,6 +56,8 @@ class Policy:
         self._learned, self._means, self._starts, self._load = Learned(), Means(), Starts(), Load()
         self._experts = Experts()
         self._peaks = {(ahead, window_s): Peaks(window_s) for ahead in Ahead for window_s in WINDOWS_S}
+        #: Those of before a restart, until the first observation says what time it is.
+        self._remembered: list[list[float]] = []
         self._quick = Peaks(QUICK_S)
         self._jumps = Jumps()
         #: Real requests that ended lately, and those of them that broke the promise.
@@ -107,6 +109,7 @@ class Policy:
             "starts": self._starts.memory(),
             "load": self._load.memory(),
             "experts": self._experts.memory(),
+            "peaks": self._remembered or [peaks.memory() for peaks in self._peaks.values()],
         }
 
     @classmethod
@@ -119,6 +122,7 @@ class Policy:
             policy._starts = Starts.restored(memory["starts"])
             policy._load = Load.restored(memory["load"])
             policy._experts = Experts.restored(memory["experts"])
+            policy._remembered = [list(one) for one in memory["peaks"]]
         return policy
 
     def _steps(self, seen: Observation) -> Steps:
@@ -171,6 +175,10 @@ class Policy:
             Ahead.TREND: trend,
             Ahead.PATTERN: max(trend, load.pattern(wall_s, start_s)),
         }
+        if len(self._remembered) == len(self._peaks):
+            for peaks, memory in zip(self._peaks.values(), self._remembered, strict=True):
+                peaks.remember(now_s, memory)
+        self._remembered = []
         peak = {key: peaks.add(now_s, ahead[key[0]]) for key, peaks in self._peaks.items()}
         return Levels(level, ahead, peak, short, per_replica, start_s, jump)
 
