@@ -20,8 +20,17 @@ import json, os, socket, sys, time
 rank, world, generation = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "SWITCHGEAR_GENERATION"))
 folder, resume = os.environ["SWITCHGEAR_CHECKPOINT_DIR"], os.environ["SWITCHGEAR_RESUME_FROM"]
 steps, node = int(sys.argv[2]), os.environ.get("SLURMD_NODENAME") or os.environ.get("NODE", "")
+at = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+def reach():
+    while True:
+        try:
+            return socket.create_connection(at)
+        except OSError:
+            time.sleep(0.02)
 if sys.argv[3] == "torch":
     import torch, torch.distributed as dist
+    if rank:
+        reach().close()  # torch itself, where rank 0 does not listen yet, waits for half a second, by chance, and all with it
     dist.init_process_group("gloo")
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=1.0)
@@ -31,15 +40,10 @@ if sys.argv[3] == "torch":
         optimizer.step()
 else:
     from switchgear.train import progress
-    at, peers = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), []
+    peers = [reach()] if rank else []
     if world > 1 and rank == 0:
         server = socket.create_server(at)
         peers = [server.accept()[0] for _ in range(world - 1)]
-    while rank and not peers:
-        try:
-            peers = [socket.create_connection(at)]
-        except OSError:
-            time.sleep(0.02)
     def make(step):
         for peer in peers:
             peer.send(b"x")
