@@ -59,8 +59,33 @@ def test_the_best_target_reaches_the_objective_for_less_than_lower_ones(trace: T
     assert best is not None
     cost_s, dearer_s = (tried_out(trace, Hpa(target), conditions).replica_s for target in (best, best / 2))
     assert cost_s < dearer_s < float("inf")
-    assert tried_out(trace, Hpa(best / 2), conditions, cost_s).too_dear
+    assert not tried_out(trace, Hpa(best / 2), conditions, cost_s).reaches
     assert not tried_out(trace, Hpa(best * 2), conditions).reaches
+
+
+class Recorded(Static):
+    """A fleet of the static peak at `good`, none above it but at `dear`, where it is as large as may be."""
+
+    good, dear, asked = 0.0, 0.0, [0.0]
+
+    def __init__(self, target: float) -> None:
+        self.asked.append(target)
+        super().__init__(200 if target == self.dear else 4 if target <= self.good else 0)
+
+
+def test_a_target_that_is_too_dear_does_not_end_the_search(trace: Trace) -> None:
+    class Dear(Recorded):
+        good, dear, asked = 16.0, 32.0, []
+
+    assert best_target(trace, Dear, Conditions(initial=4, cold_start_s=0.0)) == 16.0
+
+
+def test_whole_targets_of_the_grid_are_exact(trace: Trace) -> None:
+    class Fitting(Recorded):
+        good, asked = 1.0, []
+
+    assert best_target(trace, Fitting, Conditions(initial=4)) == 1.0
+    assert {2.0**power for power in range(9)} <= set(Fitting.asked)
 
 
 def test_no_target_is_told_when_none_reaches_the_objective(trace: Trace) -> None:

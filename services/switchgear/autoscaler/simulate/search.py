@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 from switchgear.autoscaler.baselines.static import Static
 from switchgear.autoscaler.observation import Scaler
-from switchgear.autoscaler.simulate.conditions import Conditions, GivenUp, keeps
+from switchgear.autoscaler.simulate.conditions import Conditions, keeps
 from switchgear.autoscaler.simulate.trace import Trace
 from switchgear.autoscaler.simulate.world import run
 
-#: Targets of the grid, from the highest down, each this factor below the one before.
-TARGET_MAX, TARGET_MIN, TARGET_STEP = 256.0, 0.25, math.sqrt(2)
+#: Targets of the grid, from the highest down, each the root of this factor below the one before.
+TARGET_MAX, TARGET_MIN, TARGET_STEP_SQUARED = 256.0, 0.25, 2.0
 #: Targets of the grid that are tried below the highest that reaches the objective; targets between that one and the next above it.
 BELOW, BETWEEN = 1, 7
 #: A target is no candidate when it costs so many times the fleet at the start: runs with hundreds of replicas take long.
@@ -45,40 +45,37 @@ def best_target(trace: Trace, make: Callable[[float], Scaler], conditions: Condi
     """The cheapest target that reaches the objective; None: none from `TARGET_MIN` to `TARGET_MAX` does within `COST_MAX`.
 
     A higher target needs fewer replicas, so it is looked for from above: on a geometric grid to a bit below the first that does, then on a
-    finer one between that and the next above it. The cheapest of all these is taken.
+    finer one between that and the next above it. The cheapest of all these is taken. One that is too dear says nothing about lower ones: a
+    fleet that is too small for long piles up what it then multiplies by.
     """
     costs_s: dict[float, float] = {}
     most_s = COST_MAX * max(1, conditions.initial) * float(trace.arrival_s[-1])
 
-    def tried(target: float) -> Trial:
+    def tried(target: float) -> None:
         trial = tried_out(trace, make(target), conditions, min((most_s, *costs_s.values())))
         if trial.reaches:
             costs_s[target] = trial.replica_s
-        return trial
 
-    target, left = TARGET_MAX, BELOW + 1
-    while left and target >= TARGET_MIN:
-        trial = tried(target)
-        if trial.reaches or costs_s:
-            left -= 1
-        elif trial.too_dear:
-            return None
-        target /= TARGET_STEP
+    step, left = 0, BELOW + 1
+    # Not by division again and again: a hair below a whole number, a fleet that fits exactly gets a replica more.
+    while left and (target := TARGET_MAX * TARGET_STEP_SQUARED ** (-step / 2)) >= TARGET_MIN:
+        tried(target)
+        left -= bool(costs_s)
+        step += 1
     if not costs_s:
         return None
     low = max(costs_s)
     for part in range(BETWEEN if low < TARGET_MAX else 0, 0, -1):
-        tried(low * TARGET_STEP ** (part / (BETWEEN + 1)))
+        tried(low * TARGET_STEP_SQUARED ** (part / (BETWEEN + 1) / 2))
     return min(costs_s, key=lambda one: costs_s[one])
 
 
 @dataclass(frozen=True)
 class Trial:
-    """replica_s: of a run that reaches the objective. too_dear: it was given up for its cost."""
+    """replica_s: of a run that reaches the objective."""
 
     reaches: bool
     replica_s: float = math.inf
-    too_dear: bool = False
 
 
 def tried_out(trace: Trace, scaler: Scaler, conditions: Conditions, most_s: float = math.inf) -> Trial:
@@ -88,5 +85,5 @@ def tried_out(trace: Trace, scaler: Scaler, conditions: Conditions, most_s: floa
     outcome = run(requests, scaler, conditions, broken_max=broken_max, replica_s_max=most_s)
     unkept = sum(not keeps(request, conditions.slo, conditions.model) for request in requests)
     if outcome.given_up or unkept > broken_max:
-        return Trial(reaches=False, too_dear=outcome.given_up is GivenUp.COST)
+        return Trial(reaches=False)
     return Trial(reaches=True, replica_s=outcome.replica_s)
