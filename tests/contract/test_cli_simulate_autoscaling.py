@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +148,11 @@ def test_a_service_that_no_fixed_fleet_can_hold_is_told(trace: Path, capsys: pyt
         (["--start", "1000"], "it has them from 0 s to 300 s"),
         (["--scale", "2"], "--scale is for rates"),
         (["--min", "3", "--max", "2"], "--min 3 is above --max 2"),
+        (["--target", "3"], "--target is for hpa, kpa"),
+        (["--lengths", "x.csv"], "--lengths is for rates"),
+        (["--throttle-told"], "give --throttle-at as well"),
+        (["--blind-silently"], "give --blind-at as well"),
+        (["--speed", "1e-9"], "are its times in seconds?"),
         (["--initial", "5", "--max", "2"], "--initial 5 is not within"),
         (["--step-ms", "0", "--step-ms-per-sequence", "0"], "an iteration takes time"),
     ],
@@ -154,6 +162,37 @@ def test_flags_that_are_wrong_are_refused_with_the_remedy(
 ) -> None:
     assert main(["simulate", "autoscaling", "--trace", str(trace), *options]) != 0
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        (["--jobs", "0"], "'0' is no whole number from 1 on"),
+        (["--cold-fail", "1.0"], "'1.0' is no number from 0 to 0.9"),
+        (["--cold-start", "1e300"], "'1e300' is no number from 0 to 604800"),
+        (["--cold-jitter", "1e6"], "'1e6' is no number from 0 to 3"),
+        (["--max", "1e12"], "'1e12' is no whole number from 1 to 10000"),
+    ],
+)
+def test_numbers_beyond_all_measure_are_refused(
+    trace: Path, capsys: pytest.CaptureFixture[str], option: list[str], says: str
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["simulate", "autoscaling", "--trace", str(trace), *option])
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_processes_end_with_the_one_that_started_them(how: signal.Signals) -> None:
+    command = (sys.executable, "-m", "switchgear.cli.main", "simulate", "autoscaling", "--trace", "synthetic:step")
+    options = ("--policy", "kpa,apa,oracle", "--target", "best", "--jobs", "2")
+    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        told = process.stderr.readline()
+        assert "looks for its best target" in told
+        process.send_signal(how)
+        # The pipe ends with the last process that has it.
+        process.communicate(timeout=10)
 
 
 def test_a_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,6 +49,29 @@ def test_service_seconds_are_of_a_model_without_tokens() -> None:
     assert rows(trace) == [(0.0, 1, 2500), (9.0, 1, 100)]
 
 
+def test_rates_at_unix_times_give_the_trace_a_date() -> None:
+    rates = read_lines(iter(["t_s,rate_rps\n", "1700000000,1\n", "1700000600,1\n"]), "rates")
+    assert isinstance(rates, Rates)
+    trace = sample(rates, 1.0, 0)
+    assert trace.start_unix_s == 1_700_000_000
+    assert 0 <= trace.arrival_s[0] < trace.arrival_s[-1] < 1200
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("t_s,input_tokens,output_tokens\n1700000000000,1,1\n", "line 2: t_s .* from 0 to 1e.11"),
+        ("t_s,service_s\n0,1e308\n", "line 2: service_s .* from 0 to 100000"),
+        ("t_s,rate_rps\n0,1e308\n600,1\n", "line 2: rate_rps .* from 0 to 1e.06"),
+        ("t_s,rate_rps,rate_weighted_cv\n0,1,1e300\n600,1,1\n", "line 2: rate_weighted_cv .* from 0 to 100"),
+        ('{"timestamp":' + "[" * 100_000 + "\n", "line 1: no JSON object"),
+    ],
+)
+def test_values_beyond_all_measure_are_refused(text: str, says: str) -> None:
+    with pytest.raises(Invalid, match=says):
+        of(text)
+
+
 def test_mooncake_has_milliseconds() -> None:
     assert rows(of(MOONCAKE)) == [(0.0, 6758, 500), (1.5, 12, 1)]
 

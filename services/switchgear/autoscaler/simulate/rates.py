@@ -18,7 +18,7 @@ def sample(rates: Rates, scale: float, seed: int, lengths: Trace | None = None) 
 
     Raises Invalid when these would be too many or none.
     """
-    expected = float(rates.rate_rps.sum() * rates.window_s * scale)
+    expected = float(rates.rate_rps.sum()) * rates.window_s * scale
     if not 1 <= expected <= REQUESTS_MAX:
         raise Invalid(
             f"{rates.name} at --scale {scale:g} makes {expected:.0f} requests; choose a scale that makes 1 to {REQUESTS_MAX}",
@@ -38,7 +38,7 @@ def sample(rates: Rates, scale: float, seed: int, lengths: Trace | None = None) 
         inputs = draw.lognormal(np.log(INPUT_TOKENS_MEDIAN), INPUT_TOKENS_SIGMA, count).astype(np.int64)
         outputs = draw.lognormal(np.log(OUTPUT_TOKENS_MEDIAN), OUTPUT_TOKENS_SIGMA, count).astype(np.int64)
         in_seconds = False
-    return trace_of(rates.name, arrival_s, inputs, outputs, in_seconds=in_seconds)
+    return trace_of(rates.name, arrival_s, inputs, outputs, in_seconds=in_seconds, start_unix_s=rates.start_unix_s)
 
 
 def arrivals(

@@ -32,6 +32,18 @@ LINE_CHARS_MAX = 1_000_000
 TOKENS_MAX = 100_000_000
 #: Seconds from here on are of the Unix epoch (March 1973): the trace has a date.
 UNIX_S_MIN = 1e8
+#: The largest value that makes sense of a column or key; beyond it the unit is another one, or a run would have no end.
+MOST: Mapping[str, float] = {
+    "t_s": 1e11,  # the year 5138: Unix times in milliseconds are beyond
+    "timestamp": 1e14,
+    "input_tokens": TOKENS_MAX,
+    "output_tokens": TOKENS_MAX,
+    "input_length": TOKENS_MAX,
+    "output_length": TOKENS_MAX,
+    "service_s": TOKENS_MAX * SERVICE_UNIT_S,
+    "rate_rps": 1e6,
+    "rate_weighted_cv": 100,
+}
 
 Reals = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -82,12 +94,13 @@ class Trace:
 
 @dataclass(frozen=True)
 class Rates:
-    """Requests a second in windows of equal length; cv: of the gaps between requests of a window. Shapes (windows,)."""
+    """Requests a second in windows of equal length; cv: of the gaps between requests of a window. Shapes (windows,). start_unix_s: as of a trace."""
 
     name: str
     window_s: float
     rate_rps: Reals
     cv: Reals
+    start_unix_s: float | None = None
 
 
 def trace_of(
@@ -155,8 +168,8 @@ def _lines(file: TextIO) -> Iterator[str]:
 
 
 def _columns(header: Sequence[str], names: Sequence[str], lines: Iterator[str]) -> list[Reals]:
-    """Of the rows behind the header; each a number from 0 on, tokens of at most `TOKENS_MAX`."""
-    places = [(name, header.index(name), TOKENS_MAX if name.endswith("tokens") else math.inf) for name in names]
+    """Of the rows behind the header; each a number from 0 to `MOST`."""
+    places = [(name, header.index(name)) for name in names]
     found = [array("d") for _ in names]
     table = csv.reader(lines)
     for cells in table:
@@ -164,29 +177,29 @@ def _columns(header: Sequence[str], names: Sequence[str], lines: Iterator[str]) 
             continue
         if len(cells) != len(header):
             raise _wrong(table.line_num + 1, f"{len(cells)} cells, and the header has {len(header)}")
-        for (name, at, most), column in zip(places, found, strict=True):
-            column.append(_number(cells[at], name, most, table.line_num + 1))
+        for (name, at), column in zip(places, found, strict=True):
+            column.append(_number(cells[at], name, table.line_num + 1))
         _bound(len(found[0]))
     return _whole(found)
 
 
 def _mooncake(lines: Iterable[str], name: str) -> Trace:
     found = [array("d") for _ in range(3)]
-    keys = (("timestamp", math.inf), ("input_length", TOKENS_MAX), ("output_length", TOKENS_MAX))
+    keys = ("timestamp", "input_length", "output_length")
     number = 0
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, Mapping):
             raise _wrong(number, "no JSON object; give one a line with timestamp (ms), input_length, output_length")
-        for (key, most), column in zip(keys, found, strict=True):
+        for key, column in zip(keys, found, strict=True):
             if key not in row:
                 raise _wrong(number, f"no {key}; timestamp (ms), input_length and output_length are needed")
-            column.append(_number(str(row[key]), key, most, number))
+            column.append(_number(str(row[key]), key, number))
         _bound(len(found[0]))
     arrival_ms, inputs, outputs = _whole(found)
     return trace_of(name, arrival_ms / 1e3, inputs.astype(np.int64), outputs.astype(np.int64))
@@ -200,7 +213,8 @@ def _rates(name: str, at_s: Reals, rate_rps: Reals, cv: Reals | None = None) -> 
             f"give two windows or more, in order, and 0 as the rate of an empty one",
             Reason.BODY_INVALID,
         )
-    return Rates(name, float(steps[0]), rate_rps, np.ones(len(at_s)) if cv is None else cv)
+    start_unix_s = float(at_s[0]) if at_s[0] >= UNIX_S_MIN else None
+    return Rates(name, float(steps[0]), rate_rps, np.ones(len(at_s)) if cv is None else cv, start_unix_s)
 
 
 def _whole(found: Sequence[array[float]]) -> list[Reals]:
@@ -209,14 +223,13 @@ def _whole(found: Sequence[array[float]]) -> list[Reals]:
     return [np.array(column) for column in found]
 
 
-def _number(text: str, name: str, most: float, line: int) -> float:
+def _number(text: str, name: str, line: int) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not (0 <= value <= most and math.isfinite(value)):
-        to = f" to {most:g}" if math.isfinite(most) else ""
-        raise _wrong(line, f'{name} "{text[:40]}" is no number from 0{to or " on"}')
+    if not 0 <= value <= MOST[name]:
+        raise _wrong(line, f'{name} "{text[:40]}" is no number from 0 to {MOST[name]:g}')
     return value
 
 

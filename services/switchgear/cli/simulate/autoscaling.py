@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,8 +29,14 @@ from switchgear.autoscaler.simulate.trace import Trace
 from switchgear.autoscaler.simulate.world import Watch, run
 from switchgear.cli import exits
 from switchgear.cli.output import print_json, print_line, print_table, tell
-from switchgear.cli.simulate.autoscaling_flags import add_conditions, add_source, conditions_of, trace_of
-from switchgear.core.errors import Invalid, Reason
+from switchgear.cli.simulate.autoscaling_flags import (
+    add_conditions,
+    add_source,
+    conditions_of,
+    from_one,
+    trace_of,
+)
+from switchgear.core.errors import Invalid, Reason, ResourceExhausted
 
 STATIC, ORACLE = "static-peak", "oracle"
 NAMES = (OURS, STATIC, *REACTIVE, ORACLE)
@@ -71,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help=f"of the reactive ones, or {BEST}: the cheapest that reaches the objective (default: each its own)",
     )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: %(default)d)")
+    parser.add_argument("--jobs", type=from_one, default=1, metavar="N", help="processes (default: %(default)d)")
     parser.add_argument("--decisions", type=Path, metavar="FILE", help="write the decision log, for `services replay`")
     add_conditions(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -97,6 +107,8 @@ class Ran:
 
 def main(args: argparse.Namespace) -> int:
     asked = _asked(args.policy, args.target or "")
+    if args.target and not any(one.name in REACTIVE for one in asked):
+        raise Invalid(f"--target is for {', '.join(REACTIVE)}; --policy names none of them", Reason.BAD_FIELD)
     if args.decisions and (len(asked) > 1 or asked[0].name == STATIC):
         raise Invalid("--decisions is the log of one policy that decides; name one with --policy", Reason.BAD_FIELD)
     trace = trace_of(args)
@@ -176,9 +188,32 @@ def _all(trace: Trace, conditions: Conditions, asked: Sequence[Asked], args: arg
         for one in asked:
             yield judged(trace, conditions, one, args.decisions)
         return
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        for future in [pool.submit(judged, trace, conditions, one) for one in asked]:
-            yield future.result()
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=_end_with_parent) as pool:
+        try:
+            for future in [pool.submit(judged, trace, conditions, one) for one in asked]:
+                yield future.result()
+        except BrokenProcessPool:
+            raise ResourceExhausted(
+                "a process was ended from outside, maybe for want of memory; give fewer --jobs or a part of the trace",
+                Reason.LIMIT_EXCEEDED,
+            ) from None
+        except KeyboardInterrupt:
+            # Nobody waits for what they look for.
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def _end_with_parent() -> None:
+    """In a worker: a parent that was killed takes it along, since no more work comes and nobody reads what it finds."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def watch() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _static(trace: Trace, conditions: Conditions, peak: int | None) -> Ran:

@@ -18,6 +18,12 @@ from switchgear.core.errors import Invalid, Reason
 _MODEL = ServiceModel()
 #: Beyond it a start without a cold start would be tried for ever.
 FAIL_MAX = 0.9
+#: What a policy decides of each few seconds ends within hours.
+DAYS_MAX = 366
+COLD_START_S_MAX = 7 * 86400.0
+#: A start that takes 20 times the median, or a twentieth of it, every third time.
+JITTER_MAX = 3.0
+REPLICAS_MAX = 10_000
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +32,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         "--trace",
         required=True,
         metavar="FILE",
-        help="CSV t_s,input_tokens,output_tokens or t_s,service_s or t_s,rate_rps; or JSON lines of Mooncake; plain or gzip; or synthetic:NAME[:SEED]",
+        help="CSV t_s,input_tokens,output_tokens or t_s,service_s or t_s,rate_rps; or JSON lines of Mooncake; or a decision log; plain or gzip; or synthetic:NAME[:SEED]",
     )
     group.add_argument("--start", type=_from_zero, default=0.0, metavar="S", help="leave out what came before")
     group.add_argument("--duration", type=_positive, default=math.inf, metavar="S", help="and what came so much later")
@@ -56,16 +62,16 @@ def add_conditions(parser: argparse.ArgumentParser) -> None:
     promise.add_argument("--slo-wait", type=_from_zero, default=0.0, metavar="S", help="until a replica begins")
     fleet = parser.add_argument_group("replicas")
     fleet.add_argument(
-        "--cold-start", type=_from_zero, default=30.0, metavar="S", help="median of a start (default: 30)"
+        "--cold-start", type=_cold_start, default=30.0, metavar="S", help="median of a start (default: 30)"
     )
-    fleet.add_argument("--cold-jitter", type=_from_zero, default=0.0, metavar="X", help="sigma of its logarithm")
+    fleet.add_argument("--cold-jitter", type=_jitter, default=0.0, metavar="X", help="sigma of its logarithm")
     fleet.add_argument("--cold-fail", type=_share, default=0.0, metavar="F", help="starts that fail, at their end")
     fleet.add_argument(
         "--initial", type=_initial, metavar="N", help="READY at the start (default: auto, what static peak has)"
     )
     fleet.add_argument("--min", type=_whole, default=0, metavar="N", help="replicas (default: 0)")
-    fleet.add_argument("--max", type=_from_one, default=1000, metavar="N", help="replicas (default: 1000)")
-    fleet.add_argument("--gpus-per-replica", type=_from_one, default=1, metavar="N", help="default: 1")
+    fleet.add_argument("--max", type=_replicas, default=1000, metavar="N", help="replicas (default: 1000)")
+    fleet.add_argument("--gpus-per-replica", type=from_one, default=1, metavar="N", help="default: 1")
     model = parser.add_argument_group("one replica")
     for flag, default, text in (
         ("--prefill-ms-per-token", _MODEL.prefill_s_per_token * 1e3, "of the GPU, beside the rest of an iteration"),
@@ -79,7 +85,7 @@ def add_conditions(parser: argparse.ArgumentParser) -> None:
         ("--kv-tokens", _MODEL.kv_tokens, "of the cache"),
         ("--concurrency", 1, "of a model without tokens: requests at once"),
     ):
-        model.add_argument(flag, type=_from_one, default=number, metavar="N", help=f"{text} (default: %(default)d)")
+        model.add_argument(flag, type=from_one, default=number, metavar="N", help=f"{text} (default: %(default)d)")
     faults = parser.add_argument_group("faults")
     faults.add_argument(
         "--throttle-at", type=_from_zero, metavar="S", help="half of the READY replicas fall to half speed"
@@ -93,17 +99,29 @@ def add_conditions(parser: argparse.ArgumentParser) -> None:
 
 def trace_of(args: argparse.Namespace) -> Trace:
     """Raises Invalid when it is no trace; OSError when it cannot be read."""
-    if args.trace.startswith(PREFIX):
-        return synthetic(args.trace).part(args.start, args.duration, args.speed)
-    found = read(Path(args.trace))
+    found = _whole_trace(args).part(args.start, args.duration, args.speed)
+    days = float(found.arrival_s[-1]) / 86400
+    if days > DAYS_MAX:
+        raise Invalid(
+            f"{found.name} goes on for {days:.3g} days, and at most {DAYS_MAX} can be run; are its times in seconds? "
+            f"If so, cut it with --start and --duration",
+            Reason.LIMIT_EXCEEDED,
+        )
+    return found
+
+
+def _whole_trace(args: argparse.Namespace) -> Trace:
+    found = synthetic(args.trace) if args.trace.startswith(PREFIX) else read(Path(args.trace))
     if isinstance(found, Rates):
         lengths = read(args.lengths) if args.lengths else None
         if isinstance(lengths, Rates):
             raise Invalid("--lengths names a file of rates; name one of requests", Reason.BAD_FIELD)
-        found = sample(found, args.scale, args.seed, lengths)
-    elif args.scale != 1:
+        return sample(found, args.scale, args.seed, lengths)
+    if args.scale != 1:
         raise Invalid("--scale is for rates; requests can be compressed in time with --speed", Reason.BAD_FIELD)
-    return found.part(args.start, args.duration, args.speed)
+    if args.lengths:
+        raise Invalid("--lengths is for rates; these requests have lengths of their own", Reason.BAD_FIELD)
+    return found
 
 
 def conditions_of(args: argparse.Namespace, trace: Trace) -> Conditions:
@@ -113,6 +131,10 @@ def conditions_of(args: argparse.Namespace, trace: Trace) -> Conditions:
     """
     if args.min > args.max:
         raise Invalid(f"--min {args.min} is above --max {args.max}", Reason.BAD_FIELD)
+    if args.throttle_told and args.throttle_at is None:
+        raise Invalid("--throttle-told says how; give --throttle-at as well, which says when", Reason.BAD_FIELD)
+    if args.blind_silently and args.blind_at is None:
+        raise Invalid("--blind-silently says how; give --blind-at as well, which says when", Reason.BAD_FIELD)
     initial = 1 if args.initial is None else args.initial
     if not args.min <= initial <= args.max and args.initial is not None:
         raise Invalid(f"--initial {initial} is not within --min {args.min} and --max {args.max}", Reason.BAD_FIELD)
@@ -185,11 +207,24 @@ def _share(text: str) -> float:
     return _number(text, lambda value: 0 <= value <= FAIL_MAX, f"number from 0 to {FAIL_MAX:g}")
 
 
+def _cold_start(text: str) -> float:
+    return _number(text, lambda value: 0 <= value <= COLD_START_S_MAX, f"number from 0 to {COLD_START_S_MAX:g}")
+
+
+def _jitter(text: str) -> float:
+    return _number(text, lambda value: 0 <= value <= JITTER_MAX, f"number from 0 to {JITTER_MAX:g}")
+
+
+def _replicas(text: str) -> int:
+    what = f"whole number from 1 to {REPLICAS_MAX}"
+    return int(_number(text, lambda value: 1 <= value <= REPLICAS_MAX and value == int(value), what))
+
+
 def _whole(text: str) -> int:
     return int(_number(text, lambda value: value >= 0 and value == int(value), "whole number from 0 on"))
 
 
-def _from_one(text: str) -> int:
+def from_one(text: str) -> int:
     return int(_number(text, lambda value: value >= 1 and value == int(value), "whole number from 1 on"))
 
 
