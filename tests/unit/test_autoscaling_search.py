@@ -10,7 +10,7 @@ import pytest
 
 from switchgear.autoscaler.baselines.hpa import Hpa
 from switchgear.autoscaler.baselines.static import Static
-from switchgear.autoscaler.observation import Decision
+from switchgear.autoscaler.observation import Decision, Slo
 from switchgear.autoscaler.simulate.conditions import Conditions, Taken
 from switchgear.autoscaler.simulate.foresight import oracle
 from switchgear.autoscaler.simulate.score import Score, flaps
@@ -86,6 +86,15 @@ def test_whole_targets_of_the_grid_are_exact(trace: Trace) -> None:
 
     assert best_target(trace, Fitting, Conditions(initial=4)) == 1.0
     assert {2.0**power for power in range(9)} <= set(Fitting.asked)
+
+
+def test_a_target_of_the_grid_that_fails_hides_none_above_it(trace: Trace) -> None:
+    def hidden(target: float) -> Static:
+        return Static(3 if 16 < target < 20 else 4 if target < 16 else 0)
+
+    best = best_target(trace, hidden, Conditions(initial=4, slo=Slo(objective=0.9)))
+    assert best is not None
+    assert 16 < best < 20
 
 
 def test_no_target_is_told_when_none_reaches_the_objective(trace: Trace) -> None:

@@ -14,8 +14,9 @@ from switchgear.autoscaler.simulate.world import run
 
 #: Targets of the grid, from the highest down, each the root of this factor below the one before.
 TARGET_MAX, TARGET_MIN, TARGET_STEP_SQUARED = 256.0, 0.25, 2.0
-#: Targets of the grid that are tried below the highest that reaches the objective; targets between that one and the next above it.
-BELOW, BETWEEN = 1, 7
+#: Targets of the grid that are tried below the highest that reaches the objective; how far above it is looked closer, since a target of the
+#: grid may fail where its neighbours do not; targets between two of the grid then.
+BELOW, ABOVE, BETWEEN = 1, 2, 7
 #: A target is no candidate when it costs so many times the fleet at the start: runs with hundreds of replicas take long.
 COST_MAX = 5.0
 
@@ -45,7 +46,7 @@ def best_target(trace: Trace, make: Callable[[float], Scaler], conditions: Condi
     """The cheapest target that reaches the objective; None: none from `TARGET_MIN` to `TARGET_MAX` does within `COST_MAX`.
 
     A higher target needs fewer replicas, so it is looked for from above: on a geometric grid to a bit below the first that does, then on a
-    finer one between that and the next above it. The cheapest of all these is taken. One that is too dear says nothing about lower ones: a
+    finer one between that and the second above it. The cheapest of all these is taken. One that is too dear says nothing about lower ones: a
     fleet that is too small for long piles up what it then multiplies by.
     """
     costs_s: dict[float, float] = {}
@@ -65,8 +66,10 @@ def best_target(trace: Trace, make: Callable[[float], Scaler], conditions: Condi
     if not costs_s:
         return None
     low = max(costs_s)
-    for part in range(BETWEEN if low < TARGET_MAX else 0, 0, -1):
-        tried(low * TARGET_STEP_SQUARED ** (part / (BETWEEN + 1) / 2))
+    for part in range(ABOVE * (BETWEEN + 1) - 1, 0, -1):
+        target = low * TARGET_STEP_SQUARED ** (part / (BETWEEN + 1) / 2)
+        if part % (BETWEEN + 1) and target < TARGET_MAX:
+            tried(target)
     return min(costs_s, key=lambda one: costs_s[one])
 
 
