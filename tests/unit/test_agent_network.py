@@ -87,6 +87,22 @@ def test_a_nic_that_loses_its_link_is_told_and_cleared(tree: NodeTree, told: Tol
     assert told.kinds() == ["LINK_UP"]
 
 
+def test_a_carrier_that_is_gone_before_the_kernel_says_down_is_no_bounce(tree: NodeTree, told: Told) -> None:
+    folder = tree.interface("eth2", ADDRESS, carrier="1")
+    source = network(tree, told)
+    source.sample()
+    tree.write(folder, {"carrier": "0", "carrier_down_count": "2"})
+    for _ in range(4):
+        source.sample()
+        told.clock.advance(1)
+    assert told.kinds() == ["LINK_DOWN"]
+    tree.write(folder, {"carrier": "1"})
+    source.sample()
+    tree.write(folder, {"carrier_down_count": "3"})
+    source.sample()
+    assert told.kinds() == ["LINK_UP", "LINK_BOUNCED"]
+
+
 @pytest.mark.parametrize("kind", ["NET_LINK_DOWN", "NET_LINK_LOST_CARRIER"])
 def test_what_the_kernel_log_says_of_a_watched_link_is_not_told_beside_it(
     tree: NodeTree, told: Told, kind: str

@@ -76,10 +76,11 @@ class NetworkSource:
             readings += [
                 known(key, int(values[column])) for key, column in zip(interface.counters, _COLUMNS, strict=True)
             ]
+            downs = self._number(f"{interface.folder}/carrier_down_count")
             state = self._state(interface, readings)
             readings.append(self._files.reading(f"{interface.folder}/carrier_changes", interface.carrier_changes))
             if interface.watched:
-                links.append(self._link(name, interface, state))
+                links.append(self._link(name, interface, state, downs))
         for name in self._interfaces.keys() - rows.keys():
             self._files.close_under(f"{self._interfaces.pop(name).folder}/")
         self._watch.see(links)
@@ -106,20 +107,23 @@ class NetworkSource:
         readings.append(known(interface.up, state == "up"))
         return state
 
-    def _link(self, name: str, interface: _Interface, state: str) -> Link:
-        up = state in _WORKING if state else None
+    def _link(self, name: str, interface: _Interface, state: str, downs: int | None) -> Link:
+        """downs: read before this, so that a port which counted a down and has its carrier is really back."""
+        # The kernel tells operstate up to a second after the carrier; until then the port looks as if it had bounced.
+        carrier = self._number(f"{interface.folder}/carrier")
+        up = state in _WORKING and carrier != 0 if state else None
         return Link(
             name,
             up,
             off=not up and _is_off(interface.folder),
-            downs=self._downs(interface),
+            downs=downs,
             address=interface.address,
             state=state,
         )
 
-    def _downs(self, interface: _Interface) -> int | None:
+    def _number(self, path: str) -> int | None:
         try:
-            return int(self._files.read(f"{interface.folder}/carrier_down_count"))
+            return int(self._files.read(path))
         except (OSError, ValueError):
             return None
 
