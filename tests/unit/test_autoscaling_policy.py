@@ -18,7 +18,7 @@ from switchgear.autoscaler.simulate.conditions import Blindness, Conditions, Out
 from switchgear.autoscaler.simulate.replica import Request, ServiceModel
 from switchgear.autoscaler.simulate.world import run
 from switchgear.autoscaler.sizing.load import Jumps, Load, Peaks
-from switchgear.autoscaler.sizing.policy import PART_S, Policy
+from switchgear.autoscaler.sizing.policy import PART, PART_S, Policy
 from switchgear.autoscaler.sizing.rules import RULES, Ahead, Evidence, Levels, Rule, Shadow, choose, wanted
 from switchgear.autoscaler.sizing.starts import Starts
 from switchgear.autoscaler.sizing.steps import Learned, Steps
@@ -284,16 +284,31 @@ def test_a_model_without_tokens_is_sized_by_the_seconds_of_its_requests() -> Non
     assert 2.0 <= outcome.replica_s / outcome.span_s <= 5.0
 
 
-def test_a_fleet_goes_down_part_by_part_and_so_does_not_one_whose_user_said_how_fast() -> None:
-    for delay_s, parts in ((None, {1, 2, 3}), (20.0, {20})):
-        policy, desired, changes = Policy(), 20, list[tuple[float, int]]()
-        for at in range(1, 800):
-            found = policy.decide(5.0 * at, quiet(desired, delay_s)).replicas
-            if found != desired:
-                changes.append((5.0 * at, desired - found))
-                desired = found
-        assert {gone for _, gone in changes} <= parts
-        assert all(later - before >= PART_S for (before, _), (later, _) in pairwise(changes))
+@pytest.mark.parametrize(
+    ("start_s", "delay_s", "parts", "apart_s"),
+    [(120.0, None, {1, 2, 3}, PART_S), (30.0, None, {1, 2, 3, 4, 6}, PART_S / 2), (30.0, 20.0, {20}, 0.0)],
+)
+def test_a_fleet_goes_down_part_by_part_and_so_does_not_one_whose_user_said_how_fast(
+    start_s: float, delay_s: float | None, parts: set[int], apart_s: float
+) -> None:
+    policy, desired, changes = Policy(), 20, list[tuple[float, int]]()
+    for at in range(1, 800):
+        found = policy.decide(5.0 * at, replace(quiet(desired, delay_s), cold_start_s=start_s)).replicas
+        if found != desired:
+            changes.append((5.0 * at, desired - found))
+            desired = found
+    assert {gone for _, gone in changes} == parts
+    assert all(later - before >= apart_s for (before, _), (later, _) in pairwise(changes))
+
+
+def test_what_is_too_much_at_first_goes_when_the_level_has_been_seen_and_comes_back_as_it_went() -> None:
+    conditions = Conditions(initial=20, cold_start_s=30.0)
+    outcome = run(poisson(lambda at_s: 10 if at_s < 320 else 36, 600), Policy(), conditions)
+    moves = [(one.at_s, one.replicas - one.before) for one in outcome.changes]
+    assert 120 <= moves[0][0] <= 130
+    assert moves[0][1] < 0
+    back = next(at for at, (_, by) in enumerate(moves) if by > 0)
+    assert moves[back][1] >= math.ceil(PART * outcome.changes[back].before)
 
 
 def test_the_first_request_to_nobody_asks_for_a_replica_at_once() -> None:

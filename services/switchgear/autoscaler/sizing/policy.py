@@ -16,7 +16,7 @@ from switchgear.autoscaler.observation import Decision, Observation, Phase, Repl
 from switchgear.autoscaler.sizing.experts import Experts
 from switchgear.autoscaler.sizing.load import Jumps, Load, Peaks
 from switchgear.autoscaler.sizing.means import Means
-from switchgear.autoscaler.sizing.rules import WINDOWS_S, Ahead, Levels, Rule, wanted
+from switchgear.autoscaler.sizing.rules import STAY_S, WINDOWS_S, Ahead, Levels, Rule, wanted
 from switchgear.autoscaler.sizing.starts import Starts
 from switchgear.autoscaler.sizing.steps import Learned, Steps
 
@@ -40,8 +40,9 @@ RECENT_S, RECENT_MIN, RECENT_BROKEN = 30.0, 20.0, 0.1
 PRESSED_S, PRESSED = 60.0, 0.2
 #: After a jump, so many times what it takes to serve it: until replicas have started, as much comes to wait.
 JUMPED = 2.0
-#: So much of the fleet goes at once, one replica at least, and then nothing for so long: what was too much shows before it is dear.
-PART, PART_S = 0.15, 200.0
+#: So much of the fleet goes at once, one replica at least, and then nothing for so long: what was too much shows before it is dear. More and
+#: sooner where a start is shorter than that, at most so many times: what is missed is back the sooner.
+PART, PART_S, PART_START_S, PART_TIMES = 0.15, 200.0, 120.0, 2.0
 #: Newest memory that `restored` takes.
 VERSION = 4
 
@@ -73,7 +74,8 @@ class Policy:
         """O(replicas) and a bounded number of fleets: a few milliseconds for a thousand replicas."""
         self._starts.take(seen.cold_starts_s, seen.failed_starts_s, seen.cold_start_s)
         if self._asked_s is None:
-            self._asked_s = now_s
+            # Nobody asked for this fleet just now: of what is too much some may go as soon as its level has been seen.
+            self._asked_s = now_s - (STAY_S - SMOOTH_S)
         held = seen.bounded(seen.desired)
         if why := _blind(seen):
             # When it sees again, the level of before is no level, and what suffices has to show anew.
@@ -226,6 +228,9 @@ class Policy:
         }
         why = self._why(seen, levels, up, late_s=late_s, slow=slow, lost=lost)
         if need > seen.desired:
+            if seen.scale_down_delay_s is None and now_s - self._less_s < STAY_S:
+                # Too much went a moment ago: a whole part comes back, not one after another while the first one starts.
+                need = max(need, seen.desired + math.ceil(seen.desired * PART))
             return need, "LOAD" if seen.desired else "HELD", why, evidence
         asked_s = self._asked_s if self._asked_s is not None else -math.inf
         if keep >= seen.desired:
@@ -233,14 +238,11 @@ class Policy:
         if now_s - asked_s < stay_s:
             return seen.desired, "LESS", f"{why}; {keep} must suffice for {stay_s:g} s first", evidence
         if seen.scale_down_delay_s is None:
-            if now_s - self._less_s < PART_S:
-                return (
-                    seen.desired,
-                    "LESS",
-                    f"{why}; {keep} are enough, but some went less than {PART_S:g} s ago",
-                    evidence,
-                )
-            keep = max(keep, seen.desired - max(1, math.floor(seen.desired * PART)))
+            times = min(PART_TIMES, max(1.0, PART_START_S / max(levels.start_s, 1.0)))
+            if now_s - self._less_s < PART_S / times:
+                text = f"{why}; {keep} are enough, but some went less than {PART_S / times:.0f} s ago"
+                return seen.desired, "LESS", text, evidence
+            keep = max(keep, seen.desired - max(1, math.floor(seen.desired * PART * times)))
         return keep, "DOWN" if keep else "IDLE", why, evidence
 
     def _in_use(self, now_s: float, seen: Observation, rows: list[ReplicaRow]) -> bool:
