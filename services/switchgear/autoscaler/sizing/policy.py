@@ -232,18 +232,24 @@ class Policy:
                 # Too much went a moment ago: a whole part comes back, not one after another while the first one starts.
                 need = max(need, seen.desired + math.ceil(seen.desired * PART))
             return need, "LOAD" if seen.desired else "HELD", why, evidence
-        asked_s = self._asked_s if self._asked_s is not None else -math.inf
         if keep >= seen.desired:
             return seen.desired, "FITS", why, evidence
+        fewer, yet = self._fewer(now_s, seen, keep, levels.start_s, stay_s)
+        if yet:
+            return seen.desired, "LESS", f"{why}; {yet}", evidence
+        return fewer, "DOWN" if fewer else "IDLE", why, evidence
+
+    def _fewer(self, now_s: float, seen: Observation, keep: int, start_s: float, stay_s: float) -> tuple[int, str]:
+        """How many stay when `keep` are enough, and why all do yet, if they do."""
+        asked_s = self._asked_s if self._asked_s is not None else -math.inf
         if now_s - asked_s < stay_s:
-            return seen.desired, "LESS", f"{why}; {keep} must suffice for {stay_s:g} s first", evidence
-        if seen.scale_down_delay_s is None:
-            times = min(PART_TIMES, max(1.0, PART_START_S / max(levels.start_s, 1.0)))
-            if now_s - self._less_s < PART_S / times:
-                text = f"{why}; {keep} are enough, but some went less than {PART_S / times:.0f} s ago"
-                return seen.desired, "LESS", text, evidence
-            keep = max(keep, seen.desired - max(1, math.floor(seen.desired * PART * times)))
-        return keep, "DOWN" if keep else "IDLE", why, evidence
+            return seen.desired, f"{keep} must suffice for {stay_s:g} s first"
+        if seen.scale_down_delay_s is not None:
+            return keep, ""
+        times = min(PART_TIMES, max(1.0, PART_START_S / max(start_s, 1.0)))
+        if now_s - self._less_s < PART_S / times:
+            return seen.desired, f"{keep} are enough, but some went less than {PART_S / times:.0f} s ago"
+        return max(keep, seen.desired - max(1, math.floor(seen.desired * PART * times))), ""
 
     def _in_use(self, now_s: float, seen: Observation, rows: list[ReplicaRow]) -> bool:
         """Whether somebody waits or is served, or was a moment ago by the user's word."""
