@@ -301,6 +301,12 @@ def test_a_fleet_goes_down_part_by_part_and_so_does_not_one_whose_user_said_how_
     assert all(later - before >= apart_s for (before, _), (later, _) in pairwise(changes))
 
 
+@pytest.mark.parametrize(("policy", "first_s"), [(Policy(), 125.0), (Policy.restored(Policy().memory()), 305.0)])
+def test_a_policy_that_was_restored_keeps_what_may_have_been_asked_for_just_now(policy: Policy, first_s: float) -> None:
+    seen = replace(quiet(20), cold_start_s=15.0)
+    assert next(5.0 * at for at in range(1, 99) if policy.decide(5.0 * at, seen).replicas < 20) == first_s
+
+
 def test_what_is_too_much_at_first_goes_when_the_level_has_been_seen_and_comes_back_as_it_went() -> None:
     conditions = Conditions(initial=20, cold_start_s=30.0)
     outcome = run(poisson(lambda at_s: 10 if at_s < 320 else 36, 600), Policy(), conditions)

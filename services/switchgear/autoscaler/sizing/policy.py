@@ -69,13 +69,14 @@ class Policy:
         self._less_s = -math.inf
         #: When a replica was asked for last; unset before the first observation.
         self._asked_s: float | None = None
+        #: Nobody asked for the first fleet just now: of what is too much some may go as soon as its level has been seen.
+        self._stayed_s = STAY_S - SMOOTH_S
 
     def decide(self, now_s: float, seen: Observation) -> Decision:
         """O(replicas) and a bounded number of fleets: a few milliseconds for a thousand replicas."""
         self._starts.take(seen.cold_starts_s, seen.failed_starts_s, seen.cold_start_s)
         if self._asked_s is None:
-            # Nobody asked for this fleet just now: of what is too much some may go as soon as its level has been seen.
-            self._asked_s = now_s - (STAY_S - SMOOTH_S)
+            self._asked_s = now_s - self._stayed_s
         held = seen.bounded(seen.desired)
         if why := _blind(seen):
             # When it sees again, the level of before is no level, and what suffices has to show anew.
@@ -125,6 +126,8 @@ class Policy:
             policy._load = Load.restored(memory["load"])
             policy._experts = Experts.restored(memory["experts"])
             policy._remembered = [list(one) for one in memory["peaks"]]
+            # Its last replica may have been asked for a moment before.
+            policy._stayed_s = 0.0
         return policy
 
     def _steps(self, seen: Observation) -> Steps:
