@@ -209,6 +209,17 @@ def test_what_a_day_did_not_break_may_be_spent() -> None:
     assert choose(shadows, replace(day, broken=0.008)).up.margin == 3.3
 
 
+def test_of_rare_requests_a_few_late_ones_may_be_chance_for_who_goes_up_and_of_many_they_are_a_rate() -> None:
+    for offered, up in ((300.0, 1.0), (100_000.0, 2.1)):
+        shadows = [
+            Shadow(Rule(margin, 300.0, Ahead.TREND), Twin(1, 0.0), kept=offered * (1 - broken), replica_s=margin)
+            for margin, broken in ((1.0, 0.013), (2.1, 0.0))
+        ]
+        seen = Evidence(offered, 1e7, 0.99, 0.1, 0.0, 0.008)
+        assert choose(shadows, seen).up.margin == up
+        assert choose(shadows, seen).hold.margin == 2.1
+
+
 def test_a_rule_is_as_dear_as_it_is_now() -> None:
     night = Shadow(Rule(5.5, 300.0, Ahead.TREND), Twin(55, 0.0), kept=100_000, replica_s=1e5)
     more = Shadow(Rule(1.0, 1800.0, Ahead.TREND, extra=12), Twin(22, 0.0), kept=100_000, replica_s=1.2e5)

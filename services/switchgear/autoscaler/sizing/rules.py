@@ -177,6 +177,7 @@ def choose(shadows: Sequence[Shadow], seen: Evidence) -> Choice:
             seen.offered,
             allowed,
             HOPED_S / max(seen.span_s, 1.0),
+            CHANCE,
         ),
         _cheapest(
             [(one, one.rule.feared(seen.level)) for one in shadows],
@@ -194,6 +195,8 @@ UNSPENT_S = 4 * 3600.0
 #: A guess counts as much as what was seen in so much time. A cluster of late requests in the first minutes is no reason to double the
 #: fleet; its absence is none to halve it.
 HOPED_S, FEARED_S = 1800.0, 900.0
+#: Who goes up wants more than chance, in standard deviations of the count of broken requests: where requests are rare, one of them is a percent of a day's.
+CHANCE = 1.0
 
 
 #: A rule is as dear as it was, and as it is now for so long again: ten times the night's level was cheap at night.
@@ -202,11 +205,14 @@ COMING_S = 1800.0
 NEAR = 0.003
 
 
-def _cheapest(shadows: Sequence[tuple[Shadow, float]], offered: float, allowed: float, prior: float) -> Rule:
-    """shadows: with the guess for each. prior: what the guess weighs, in units of what was seen."""
+def _cheapest(
+    shadows: Sequence[tuple[Shadow, float]], offered: float, allowed: float, prior: float, chance: float = 0.0
+) -> Rule:
+    """shadows: with the guess for each. prior: what the guess weighs, in units of what was seen. chance: standard deviations to be let off."""
     broken = [
         (max(0.0, offered - one.kept) / max(offered, 1e-9) + guess * prior) / (1 + prior) for one, guess in shadows
     ]
+    broken = [max(0.0, lost - chance * math.sqrt(lost / max(offered, 1.0))) for lost in broken]
     # When none would have kept it, a little worse than the best is good enough: nobody pays tenfold for the last of what is lost anyway.
     limit = max(allowed, min(broken) + NEAR)
     return min((one for (one, _), lost in zip(shadows, broken, strict=True) if lost <= limit), key=_cost).rule
