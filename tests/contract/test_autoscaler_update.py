@@ -11,6 +11,7 @@ from autoscaler_plane import SERVICE, Plane, Replica, Router, running
 from recovery_plane import refusal
 from scheduler_plane import until
 
+from switchgear.cli import exits
 from switchgear.cli.main import main
 from switchgear.core.errors import Reason
 from switchgear.store.database import Database
@@ -174,3 +175,32 @@ async def test_the_command_changes_what_is_given_and_nothing_else(
     assert (dict(after.environment), after.working_directory) == ({"A": "1", "C": "3"}, str(tmp_path))
     assert (after.drain_timeout_seconds, after.max_replicas, after.slo) == (30, 2, before.slo)
     assert "queue: a, priority 7" in await services("chat")
+
+
+async def test_what_the_policy_goes_by_is_changed_and_taken_back_without_a_new_replica(
+    plane: Plane, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await plane.agent("a")
+    before = (await plane.create(1, 2, cold_start_seconds=30)).spec
+    await plane.ready(1)
+
+    async def services(*words: str) -> tuple[int, str]:
+        code = await asyncio.to_thread(main, ["services", "--server", plane.address, "update", "chat", *words])
+        return code, capsys.readouterr().err
+
+    def of(spec: pb.InferenceServiceSpec) -> tuple[float, float]:
+        return spec.cold_start_seconds, spec.scale_down_delay_seconds
+
+    await services("--scale-down-delay", "300")
+    assert of((await plane.get()).spec) == (30, 300)
+    await services("--cold-start", "12.5")
+    assert of((await plane.get()).spec) == (12.5, 300)
+    for wrong in ("-1", "nan", "inf", "604801"):
+        code, told = await services("--cold-start", wrong)
+        assert code == exits.USAGE
+        assert "spec.cold_start_seconds must be above 0 and at most 604800, or 0 for not set" in told
+    assert of((await plane.get()).spec) == (12.5, 300)
+    await services("--cold-start", "0", "--scale-down-delay", "0")
+    before.cold_start_seconds = 0
+    after = await plane.get()
+    assert (after.spec, after.outdated_replicas) == (before, 0)

@@ -170,8 +170,8 @@ def _priority(priority: int) -> int:
 
 def _positive(field: str, value: float, default: float, *, low: float = 0.0, high: float = SECONDS_MAX) -> float:
     if value != 0 and not low <= value <= high:
-        least = f"at least {low:g}" if low else "above 0"
-        raise bad(f"spec.{field}", f"must be {least} and at most {high:g}, or 0 for {default:g}; not {value}")
+        least, zero = f"at least {low:g}" if low else "above 0", f"{default:g}" if default else "not set"
+        raise bad(f"spec.{field}", f"must be {least} and at most {high:g}, or 0 for {zero}; not {value}")
     return value or default
 
 

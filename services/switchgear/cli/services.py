@@ -26,7 +26,7 @@ EPILOG = """examples:
   switchgear services create chat --max 8 --slo-ttft 1 --slo-tpot 0.05 --gpu-budget 12 --shadow hpa:8 -- serve.py
   switchgear services scale chat --min 1 --max 4
   switchgear services update chat -- serve_gpt.py --checkpoint /data/gpt-2     (replaced one by one)
-  switchgear services update chat --slo-ttft 1                                 (nothing is replaced)
+  switchgear services update chat --slo-ttft 1 --scale-down-delay 300          (nothing is replaced)
   switchgear services update chat --queue inference --priority 100             (may borrow GPUs of training)
   switchgear services decisions chat --follow
   switchgear services decisions chat --json > chat.jsonl
@@ -322,7 +322,12 @@ def _add_update(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--python", default=None, help="interpreter of the replicas")
     parser.add_argument("--gpus-per-replica", type=_count, default=None, metavar="K")
     parser.add_argument("--gpu-budget", type=_count, default=None, metavar="N", help="0: max_replicas alone limits")
-    parser.add_argument("--drain-timeout", type=float, default=None, metavar="X", help="seconds")
+    for flag, text in (
+        ("--cold-start", "seconds from asking for a replica to its answers, until measured; 0: unknown"),
+        ("--scale-down-delay", "seconds for which less must suffice; 0: as the policy has it"),
+        ("--drain-timeout", "seconds that a replica gets to finish its requests; 0: 60"),
+    ):
+        parser.add_argument(flag, type=float, default=None, metavar="X", help=text)
     _add_promise(parser, defaults=False)
     _add_claim(parser)
 
@@ -344,6 +349,8 @@ def _update(args: argparse.Namespace) -> int:
             ("python", args.python),
             ("gpus_per_replica", args.gpus_per_replica),
             ("gpu_budget", args.gpu_budget),
+            ("cold_start_seconds", args.cold_start),
+            ("scale_down_delay_seconds", args.scale_down_delay),
             ("drain_timeout_seconds", args.drain_timeout),
         ):
             if given is not None:
