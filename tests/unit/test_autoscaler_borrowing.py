@@ -41,6 +41,8 @@ def test_who_takes_the_place_of_a_borrower_has_what_it_had() -> None:
     (one,) = borrowed([ended, replica(2), replica(3)], lent("jobs/llama", 1), 1)
     assert (one.replica, one.since_unix_ns) == (replica(2).name, 1000 * S)
     assert borrowed([ended], lent("jobs/llama", 1), 1) == ()
+    waits = replace(replica(2), state=ReplicaState.REQUESTED, node="")
+    assert borrowed([ended, waits], lent("jobs/llama", 1), 1) == ()  # others may get there first
     assert borrowed([replica(0), ended], lent("jobs/llama", 1), 1) == ()
 
 

@@ -75,6 +75,19 @@ def test_an_update_that_wants_one_gpu_more_than_its_queue_may_have_is_named_and_
     assert one.action.startswith("gives up the extra replica after 30 s")
 
 
+def test_an_update_whose_gpu_would_go_to_another_service_says_that_it_keeps_what_it_has() -> None:
+    cluster = Cluster()
+    cluster.service("chat", outdated=1)
+    cluster.has("chat", 1, READY)
+    cluster.has("chat", 2, WAITS, cause="GPUS")
+    cluster.service("code")
+    cluster.has("code", 7, WAITS, cause="GPUS")
+    cluster.jobs["jobs/chat-r2"] = replace(cluster.jobs["jobs/chat-r2"], queue="queues/research", create_time_unix_ns=2)
+    cluster.jobs["jobs/code-r7"] = replace(cluster.jobs["jobs/code-r7"], queue="queues/research", create_time_unix_ns=1)
+    (one,) = cluster.found()
+    assert one.action.startswith("keeps the old ones while inferenceServices/code/replicas/7 waits before it")
+
+
 @pytest.mark.parametrize(("cause", "queue", "waits"), [("QUOTA", "queues/research", True), ("QUOTA", "queues/b", False), ("GPUS", "queues/b", True)])  # fmt: skip
 def test_updates_that_wait_for_each_others_gpus_are_one_standoff_of_both(cause: str, queue: str, waits: bool) -> None:
     cluster = Cluster()

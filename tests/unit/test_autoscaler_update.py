@@ -26,6 +26,8 @@ class Cluster:
         self.service = ServiceRecord(CHAT, spec, 0, desired)
         self.replicas: dict[str, ReplicaRecord] = {}
         self.jobs: dict[str, JobView] = {}
+        #: Of other services; they get no GPU here.
+        self.held: dict[str, JobView] = {}
         #: When the job of a replica got its GPU.
         self.placed_s: dict[str, int] = {}
         #: What jobs wait for.
@@ -40,12 +42,12 @@ class Cluster:
             for one in self.replicas.values()
             if not one.ended and self.answers(one)
         }
-        seen = Seen(self.now_s * S, dict(self.jobs), loads=loads)
+        seen = Seen(self.now_s * S, self.jobs | self.held, loads=loads)
         plan = reconcile(self.service, list(self.replicas.values()), seen)
         self.service = plan.service
         self.replicas |= {one.name: one for one in plan.replicas}
         for one in effects(self.service, self.replicas.values(), seen).create:
-            self.jobs[one.job] = JobView(one.name, cause=self.cause)
+            self.jobs[one.job] = JobView(one.name, cause=self.cause, create_time_unix_ns=self.now_s * S)
         for one in self.replicas.values():
             drained = one.drain_time_unix_ns is not None and (
                 one.ready_time_unix_ns is None or self.now_s * S - one.drain_time_unix_ns >= 3 * S
@@ -134,6 +136,32 @@ def test_no_old_one_makes_room_where_that_would_not_help(cause: str) -> None:
     for _ in range(100):
         cluster.turn()
     assert cluster.ready() == [1]
+
+
+@pytest.mark.parametrize(
+    ("queue", "priority", "made_s", "goes_on"),
+    [("", 0, 1, False), ("", 5, 9999, False), ("", 0, 9999, True), ("", -1, 1, True), ("queues/b", 9, 1, True)],
+)
+@pytest.mark.parametrize("budget", [None, 1])
+def test_no_old_one_makes_room_for_another_service_that_waits_before_it(
+    budget: int | None, queue: str, priority: int, made_s: int, goes_on: bool
+) -> None:
+    spec = ServiceSpec(("new.py",), "/w", max_replicas=9, gpus_per_replica=1, gpu_budget=budget)
+    cluster = running(1, 1, spec)
+    cluster.update()
+    other = JobView(
+        "inferenceServices/code/replicas/1",
+        cause="GPUS",
+        queue=queue,
+        priority=priority,
+        create_time_unix_ns=made_s * S,
+    )
+    cluster.held["jobs/code-r1"] = other
+    for _ in range(100):
+        cluster.turn()
+    assert cluster.ready() == ([2] if goes_on else [1])
+    cluster.held.clear()
+    list(cluster.until_ready([2]))
 
 
 def test_fewer_that_are_desired_meanwhile_take_old_ones_away_first() -> None:

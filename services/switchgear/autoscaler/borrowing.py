@@ -28,14 +28,17 @@ def borrowed(
     """What the live replicas of a service have of others, the oldest loan first.
 
     A lender gives up all of its nodes, of which the replica takes what it needs; several lenders may have had to leave for one replica.
-    Of a replica that has ended (`replicas` has the newest of these as well) the next one that came after the loan has taken the place.
+    Of a replica that has ended (`replicas` has the newest of these as well) the next one that came after the loan has taken the place, once it
+    has a node: until then it waits, and another job may get there first.
     """
     mine = {one.job: one for one in sorted(replicas, key=lambda one: one.number)}
     found: list[Borrowed] = []
     taken: dict[str, int] = {}
     for loan in sorted(loans.values(), key=lambda loan: (loan.since_unix_ns, loan.lender)):
         first = mine.get(loan.to_job)
-        heirs = (one.name for one in mine.values() if first and first.number < one.number and not one.ended)
+        heirs = (
+            one.name for one in mine.values() if first and first.number < one.number and one.node and not one.ended
+        )
         replica = first.name if first and not first.ended else next((one for one in heirs if one not in taken), None)
         if replica is None:
             continue

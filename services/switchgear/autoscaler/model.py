@@ -145,6 +145,10 @@ class JobView:
     cause: str = ""
     #: GPUs that it holds.
     gpus: int = 0
+    #: Whose turn it is: of jobs of one queue the higher priority goes first, then the older.
+    queue: str = ""
+    priority: int = 0
+    create_time_unix_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

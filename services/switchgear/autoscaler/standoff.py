@@ -165,7 +165,10 @@ def _stuck(side: _Side, cycle: Sequence[str], sides: Mapping[str, _Side], world:
     replica, job, cause = f"replica {side.waits.number}", side.waits.job, side.cause
     why = side.job.message or cause
     if side.surges:
-        return _surge(side, replica, [sides[name].id for name in cycle], why)
+        first = update.ahead(
+            side.service, [one for one in side.replicas if one.number > side.service.outdated_number], world
+        )
+        return _surge(side, replica, [sides[name].id for name in cycle], why, first)
     drains = [one for one in side.replicas if one.state is ReplicaState.DRAINING]
     if drains and cause in update.FOR_GPUS:
         names = ", ".join(str(one.number) for one in drains)
@@ -199,8 +202,10 @@ def _stuck(side: _Side, cycle: Sequence[str], sides: Mapping[str, _Side], world:
     return None
 
 
-def _surge(side: _Side, replica: str, others: Sequence[str], why: str) -> Standoff:
+def _surge(side: _Side, replica: str, others: Sequence[str], why: str, first: str) -> Standoff:
     action = f"gives up the extra replica after {update.SURGE_PATIENCE_S:g} s: an old one drains first, and the next each in its turn"
+    if first:
+        action = f"keeps the old ones while {first} waits before it: what they gave back would go there"
     if others:
         names = " and ".join(others)
         return Standoff(

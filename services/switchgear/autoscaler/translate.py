@@ -172,6 +172,9 @@ def job_view(job: job_pb.Job) -> JobView | None:
         node=job.placement.nodes[0].node if job.placement.nodes else "",
         cause=job.wait_cause,
         gpus=sum(len(seat.gpu_indices) for seat in job.placement.nodes),
+        queue=job.spec.queue,
+        priority=job.spec.priority,
+        create_time_unix_ns=job.create_time.ToNanoseconds(),
     )
 
 

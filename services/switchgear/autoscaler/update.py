@@ -52,7 +52,8 @@ def step(service: ServiceRecord, replicas: Sequence[ReplicaRecord], desired: int
 
     With room for one more, a new replica answers before an old one drains, so that never fewer than desired do. Where the budget forbids one
     more, or no GPU came for it within `SURGE_PATIENCE_S`, an old one drains first, and one fewer answers meanwhile; requests wait in the router
-    where it was the only one. When new replicas do not come to answer, nothing more is drained: the old ones serve on.
+    where it was the only one. None drains for a replica of another service that waits before the new one: it would take that GPU, and nobody give it
+    back. When new replicas do not come to answer, nothing more is drained: the old ones serve on.
     """
     old = outdated(service, replicas)
     answers = [one for one in old if one.state is ReplicaState.READY]
@@ -65,7 +66,8 @@ def step(service: ServiceRecord, replicas: Sequence[ReplicaRecord], desired: int
     surge, room = desired < most, most - sum(not one.ended for one in replicas)
     start = int(max(0, min(desired - len(fresh), desired + surge - len(answers) - len(fresh), room)))
     idle = not surge and not coming and not start and len(fresh) < desired
-    if (idle or given_up(fresh, world)) and not any(one.state is ReplicaState.DRAINING for one in replicas):
+    drains = any(one.state is ReplicaState.DRAINING for one in replicas)
+    if (idle or given_up(fresh, world)) and not drains and not ahead(service, fresh, world):
         spare += 1
     return Step(useless, min(max(spare, 0), len(answers)), start)
 
@@ -84,3 +86,25 @@ def given_up(fresh: Sequence[ReplicaRecord], world: World) -> bool:
     if not all(view is not None and view.cause in FOR_GPUS for view in views):
         return False
     return world.now_unix_ns - min(one.create_time_unix_ns for one in coming) >= SURGE_PATIENCE_S * 1e9
+
+
+def ahead(service: ServiceRecord, fresh: Sequence[ReplicaRecord], world: World) -> str:
+    """The replica of another service to which a GPU that this one's update gives back would go first; empty when there is none.
+
+    Only its own queue has an order that is known here. It is a strict one, so that of updates that wait for each other the first goes on.
+    """
+    spec, jobs = service.spec, world.jobs or {}
+    mine = (jobs[one.job] for one in fresh if one.counts and one.job in jobs)
+    # What has no job yet would be the youngest.
+    own = -spec.priority, min((one.create_time_unix_ns for one in mine if not one.node), default=world.now_unix_ns)
+    others = (
+        (-view.priority, view.create_time_unix_ns, view.replica)
+        for view in jobs.values()
+        if view.end is None
+        and not view.node
+        and view.cause in FOR_GPUS
+        and view.queue == spec.queue
+        and not view.replica.startswith(f"{service.name}/")
+    )
+    first = min(others, default=None)
+    return first[2] if first is not None and first[:2] < own else ""

@@ -151,12 +151,13 @@ def _promise(service: pb.InferenceService) -> list[str]:
 def _shares(service: pb.InferenceService) -> list[str]:
     lines = []
     if service.outdated_replicas:
-        lines.append(f"update: {service.outdated_replicas} replicas are still to be replaced")
+        left = service.outdated_replicas
+        lines.append(f"update: {left} replica{'s are' if left != 1 else ' is'} still to be replaced")
     if service.spec.queue or service.spec.priority:
         lines.append(f"queue: {last(service.spec.queue) or 'none'}, priority {service.spec.priority}")
     lines.extend(
         f"borrows {loan.gpus} GPU{'s' * (loan.gpus != 1)} of {loan.lender} since {local_time(loan.since)} for replica {last(loan.replica)}; "
-        f"back when fewer than {service.desired_replicas} replicas do"
+        f"back when fewer than {service.desired_replicas} replica{'s do' if service.desired_replicas != 1 else ' does'}"
         for loan in service.loans
     )
     return lines
