@@ -86,10 +86,14 @@ def main() -> int:
     )
     parser.add_argument("--policy", default=OURS, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: %(default)s)"
+    )
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "switchgear-autoscaling", metavar="DIR")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error(f"--jobs is {args.jobs}; give 1 or more")
     sources = [str(path) for path in sorted(args.traces.rglob("requests*.csv.gz"))] if args.traces else []
     sources += [PREFIX + kind for kind in KINDS] if args.hard else []
     wanted = args.only.split(",")

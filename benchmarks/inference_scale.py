@@ -20,7 +20,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from switchgear.autoscaler.external.main import ScaleSettings, running
-from switchgear.autoscaler.external.settings import of_flags
+from switchgear.autoscaler.external.settings import REPLICAS_MAX, of_flags
 from switchgear.core.clock import SystemClock
 from switchgear.core.process import allow_many_open_files
 
@@ -122,6 +122,12 @@ def main() -> int:
     parser.add_argument("--interval", type=float, default=10.0, help="seconds between looks (default: %(default)g)")
     parser.add_argument("--looks", type=int, default=4, help="that are measured (default: %(default)s)")
     args = parser.parse_args()
+    if not 1 <= args.replicas <= REPLICAS_MAX // 2:
+        parser.error(f"--replicas is {args.replicas}; give 1 to {REPLICAS_MAX // 2}")
+    if not 0.1 <= args.interval <= 300:
+        parser.error(f"--interval is {args.interval:g}; give 0.1 to 300 seconds")
+    if args.looks < 1:
+        parser.error(f"--looks is {args.looks}; give 1 or more")
     allow_many_open_files()
     ours, theirs = multiprocessing.Pipe()
     server = multiprocessing.Process(target=serve, args=(theirs,), daemon=True)

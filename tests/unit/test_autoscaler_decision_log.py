@@ -68,6 +68,7 @@ def test_fields_of_a_newer_version_are_passed_over_and_defaults_are_left_out() -
     [
         ([], "line 1: it is empty"),
         (['{"t_s": 1}'], "line 1: it does not begin with"),
+        (['{"log": 9, "service": "s", "policy": "p"}'], "of version 9 of decision logs, and version 1 is read"),
         (["[1]"], "line 1: the line is no JSON object"),
         ([head_line(Head("s", "p")), "", '{"now_s": 1}'], "line 3: seen: Field required"),
     ],

@@ -107,7 +107,7 @@ def test_a_part_begins_at_its_start_and_may_be_faster() -> None:
         (CSV + "-1,1,5\n", 'line 5: t_s "-1"'),
         (CSV + "nan,1,5\n", 'line 5: t_s "nan"'),
         (CSV + "4,1,1e12\n", 'line 5: output_tokens "1e12"'),
-        (CSV + "4,1\n", "line 5: 2 cells, and the header has 3"),
+        (CSV + "4,1\n", "line 5: 2 cells, and the header has 3; give one for each column"),
         ("t_s,input_tokens,output_tokens\n", "no request"),
         (MOONCAKE + "[1]\n", "line 3: no JSON object"),
         (MOONCAKE + '{"timestamp": 1, "input_length": 1}\n', "line 3: no output_length"),
@@ -115,8 +115,8 @@ def test_a_part_begins_at_its_start_and_may_be_faster() -> None:
         ('{"log":1,"service":"s","policy":"p"}\n', "no request that came"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_line(text: str, told: str) -> None:
-    with pytest.raises(Invalid, match=told):
+def test_what_is_wrong_is_told_with_its_file_and_line(text: str, told: str) -> None:
+    with pytest.raises(Invalid, match=f"^some.csv.*{told}"):
         read_lines(iter(text.splitlines(keepends=True)), "some.csv")
 
 
@@ -134,10 +134,10 @@ def test_a_file_that_is_no_text_or_cut_is_refused(tmp_path: Path) -> None:
 
 def test_a_trace_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(reading, "REQUESTS_MAX", 2)
-    with pytest.raises(Invalid, match="more than 2 requests"):
+    with pytest.raises(Invalid, match=r"^some\.csv has more than 2 requests"):
         of(CSV)
     (tmp_path / "long").write_text("x" * (reading.LINE_CHARS_MAX + 1))
-    with pytest.raises(Invalid, match="characters"):
+    with pytest.raises(Invalid, match=r"^long, line 1: .* characters; give CSV"):
         read(tmp_path / "long")
 
 

@@ -16,6 +16,7 @@ from switchgear.autoscaler.adapters.scrape import Reading
 from switchgear.autoscaler.external import prometheus, settings, state
 from switchgear.autoscaler.external.board import Board, Published
 from switchgear.autoscaler.external.deciding import Decided, Deciding
+from switchgear.autoscaler.external.main import deciding_of
 from switchgear.autoscaler.external.presence import Look, NoPage
 from switchgear.autoscaler.external.settings import Service
 from switchgear.autoscaler.external.starts import Starts
@@ -371,6 +372,20 @@ def test_what_was_kept_and_is_not_as_it_should_be_is_left_out(tmp_path: Path, wr
     assert state.load(path) is not None
     path.write_text(json.dumps(kept | wrong))
     assert state.load(path) is None
+
+
+@pytest.mark.parametrize("wrong", [{"learned": {}}, {"peaks": [["x"]]}, {"starts": None}])
+def test_what_a_policy_learned_and_is_not_as_it_should_be_is_forgotten_alone(
+    caplog: pytest.LogCaptureFixture, wrong: dict[str, object]
+) -> None:
+    world = World("ab", policy="switchgear")
+    kept = replace(world.state(), desired=7)
+    assert kept.memory is not None
+    damaged = replace(kept, memory={**kept.memory, **wrong})
+    assert deciding_of(world.service, damaged).state(1.0, 2.0).desired == 7
+    assert "begins anew" in caplog.text
+    with pytest.raises(Invalid, match="means nothing"):
+        Deciding(world.service, damaged)
 
 
 def test_what_is_kept_comes_back(tmp_path: Path) -> None:

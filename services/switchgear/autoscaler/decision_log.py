@@ -75,7 +75,13 @@ def read(lines: Iterable[str], source: str) -> Iterator[Head | Record]:
         version = fields.pop("log", None)
         if version == VERSION:
             yield _validated(_HEAD, fields, source, number)
-        elif version is not None or not begun:
+        elif version is not None:
+            raise _invalid(
+                source,
+                number,
+                f"it is of version {version!r:.20} of decision logs, and version {VERSION} is read here; use the switchgear that wrote it",
+            )
+        elif not begun:
             raise _invalid(source, number, f'it does not begin with {{"log": {VERSION}, …}}: this is no decision log')
         else:
             yield _validated(_RECORD, fields, source, number)

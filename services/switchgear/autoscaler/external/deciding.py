@@ -9,6 +9,7 @@ from typing import Protocol, Self, runtime_checkable
 
 from pydantic import JsonValue
 
+from switchgear.autoscaler import policies
 from switchgear.autoscaler.adapters.fleet import Fleet
 from switchgear.autoscaler.adapters.scrape import Reading
 from switchgear.autoscaler.adapters.table import BY_NAME
@@ -19,6 +20,7 @@ from switchgear.autoscaler.external.settings import Service
 from switchgear.autoscaler.external.starts import Starts
 from switchgear.autoscaler.external.state import State
 from switchgear.autoscaler.observation import Observation, ReplicaRow, Scaler
+from switchgear.autoscaler.sizing.policy import Policy
 
 #: Between two looks at a Prometheus: twice the time in which most scrape, so that each look finds a new sample of each replica.
 PROMETHEUS_S = 30.0
@@ -46,7 +48,7 @@ class Deciding:
     """One service. state: from before a restart; None: there is none, and what is there is taken for what is desired."""
 
     def __init__(self, service: Service, state: State | None) -> None:
-        """Raises Invalid when the service's policy does not exist."""
+        """Raises Invalid when the service's policy does not exist, or what it remembered means nothing to it."""
         self.name = service.name
         self._service = service
         memory = state.memory if state is not None and state.policy == service.policy else None
@@ -164,6 +166,8 @@ def _there(look: Look) -> int:
 
 def _begun(policy: str, memory: Mapping[str, JsonValue] | None) -> Scaler:
     made = scaler(policy)
+    if memory is not None and isinstance(made, Policy):
+        return policies.restored(memory)
     return type(made).restored(memory) if memory is not None and isinstance(made, Remembering) else made
 
 

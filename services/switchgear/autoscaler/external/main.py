@@ -23,7 +23,7 @@ from switchgear.autoscaler.external.metrics import BoardCollector, ExternalMetri
 from switchgear.autoscaler.external.settings import Service
 from switchgear.core import rpc
 from switchgear.core.clock import Clock
-from switchgear.core.errors import FailedPrecondition, Reason
+from switchgear.core.errors import FailedPrecondition, Invalid, Reason
 from switchgear.core.metrics import MetricsServer
 from switchgear.core.observation import Observation
 from switchgear.core.process import only_one
@@ -95,7 +95,7 @@ async def follower(
     folder = state_dir / service.name
     folder.mkdir(parents=True, exist_ok=True)
     kept = state.load(folder / state.FILE)
-    deciding = _deciding(service, kept)
+    deciding = deciding_of(service, kept)
     interval_s = deciding.interval_s
     unix_s = clock.unix_ns() / 1e9
     ahead_s = 0.0
@@ -107,13 +107,14 @@ async def follower(
         yield Follower(deciding, looker_of(service, fetcher, interval_s), edges, interval_s=interval_s, ahead_s=ahead_s)
 
 
-def _deciding(service: Service, kept: state.State | None) -> Deciding:
+def deciding_of(service: Service, kept: state.State | None) -> Deciding:
+    """That goes on from what was kept; without what its policy had learned, when that means nothing to it."""
     try:
         return Deciding(service, kept)
-    except (KeyError, TypeError, ValueError) as error:
-        if kept is None:
+    except (Invalid, LookupError, TypeError, ValueError) as error:
+        if kept is None or kept.memory is None:
             raise
-        log.warning("what %s learned about %s cannot be used (%r); it begins anew", service.policy, service.name, error)
+        log.warning("what %s learned about %s cannot be used (%s); it begins anew", service.policy, service.name, error)
         return Deciding(service, replace(kept, memory=None))
 
 

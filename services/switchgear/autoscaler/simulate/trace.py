@@ -121,12 +121,12 @@ def trace_of(
 
 
 def read(path: Path) -> Trace | Rates:
-    """The file, in any of the formats. Raises Invalid, with the line and what to do about it; OSError when it cannot be read."""
+    """The file, in any of the formats. Raises Invalid, with its name, the line and what to do about it; OSError when it cannot be read."""
     with path.open("rb") as raw:
         packed = raw.peek(2)[:2] == b"\x1f\x8b"
         with io.TextIOWrapper(gzip.open(raw) if packed else raw, encoding="utf-8-sig", newline="") as file:
             try:
-                return read_lines(_lines(file), path.name)
+                return read_lines(_lines(file, path.name), path.name)
             except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error, csv.Error) as error:
                 raise Invalid(
                     f"{path.name} is no whole text file ({error}); give CSV or JSON lines, plain or packed with gzip",
@@ -146,29 +146,32 @@ def read_lines(lines: Iterator[str], name: str) -> Trace | Rates:
     header = [cell.strip() for cell in next(csv.reader([first]), [])]
     if {"t_s", "rate_rps"} <= set(header):
         columns = ("t_s", "rate_rps", *(["rate_weighted_cv"] if "rate_weighted_cv" in header else []))
-        return _rates(name, *_columns(header, columns, lines))
+        return _rates(name, *_columns(header, columns, lines, name))
     if {"t_s", "service_s"} <= set(header):
-        arrival_s, service_s = _columns(header, ("t_s", "service_s"), lines)
+        arrival_s, service_s = _columns(header, ("t_s", "service_s"), lines, name)
         units = np.rint(service_s / SERVICE_UNIT_S).astype(np.int64)
         return trace_of(name, arrival_s, np.ones(len(units), np.int64), units, in_seconds=True)
     if {"t_s", "input_tokens", "output_tokens"} <= set(header):
-        arrival_s, inputs, outputs = _columns(header, ("t_s", "input_tokens", "output_tokens"), lines)
+        arrival_s, inputs, outputs = _columns(header, ("t_s", "input_tokens", "output_tokens"), lines, name)
         return trace_of(name, arrival_s, inputs.astype(np.int64), outputs.astype(np.int64))
-    raise Invalid(
-        f"line 1: columns t_s,input_tokens,output_tokens or t_s,service_s or t_s,rate_rps are needed, not {first.strip()[:80]!r}",
-        Reason.BODY_INVALID,
-    )
+    columns_needed = "columns t_s,input_tokens,output_tokens or t_s,service_s or t_s,rate_rps are needed"
+    raise _wrong(name, 1, f"{columns_needed}, not {first.strip()[:80]!r}")
 
 
-def _lines(file: TextIO) -> Iterator[str]:
+def _lines(file: TextIO, name: str) -> Iterator[str]:
+    number = 0
     while line := file.readline(LINE_CHARS_MAX + 1):
+        number += 1
         if len(line) > LINE_CHARS_MAX:
-            raise Invalid(f"a line has more than {LINE_CHARS_MAX} characters; this is no trace", Reason.LIMIT_EXCEEDED)
+            raise Invalid(
+                f"{name}, line {number}: it has more than {LINE_CHARS_MAX} characters; give CSV or JSON lines, one request a line",
+                Reason.LIMIT_EXCEEDED,
+            )
         yield line
 
 
-def _columns(header: Sequence[str], names: Sequence[str], lines: Iterator[str]) -> list[Reals]:
-    """Of the rows behind the header; each a number from 0 to `MOST`."""
+def _columns(header: Sequence[str], names: Sequence[str], lines: Iterator[str], source: str) -> list[Reals]:
+    """Of the rows behind the header; each a number from 0 to `MOST`. source: what errors call the file."""
     places = [(name, header.index(name)) for name in names]
     found = [array("d") for _ in names]
     table = csv.reader(lines)
@@ -176,11 +179,12 @@ def _columns(header: Sequence[str], names: Sequence[str], lines: Iterator[str]) 
         if not cells:
             continue
         if len(cells) != len(header):
-            raise _wrong(table.line_num + 1, f"{len(cells)} cells, and the header has {len(header)}")
+            what = f"{len(cells)} cells, and the header has {len(header)}; give one for each column"
+            raise _wrong(source, table.line_num + 1, what)
         for (name, at), column in zip(places, found, strict=True):
-            column.append(_number(cells[at], name, table.line_num + 1))
-        _bound(len(found[0]))
-    return _whole(found)
+            column.append(_number(cells[at], name, source, table.line_num + 1))
+        _bound(len(found[0]), source)
+    return _whole(found, source)
 
 
 def _mooncake(lines: Iterable[str], name: str) -> Trace:
@@ -195,13 +199,15 @@ def _mooncake(lines: Iterable[str], name: str) -> Trace:
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, Mapping):
-            raise _wrong(number, "no JSON object; give one a line with timestamp (ms), input_length, output_length")
+            raise _wrong(
+                name, number, "no JSON object; give one a line with timestamp (ms), input_length, output_length"
+            )
         for key, column in zip(keys, found, strict=True):
             if key not in row:
-                raise _wrong(number, f"no {key}; timestamp (ms), input_length and output_length are needed")
-            column.append(_number(str(row[key]), key, number))
-        _bound(len(found[0]))
-    arrival_ms, inputs, outputs = _whole(found)
+                raise _wrong(name, number, f"no {key}; timestamp (ms), input_length and output_length are needed")
+            column.append(_number(str(row[key]), key, name, number))
+        _bound(len(found[0]), name)
+    arrival_ms, inputs, outputs = _whole(found, name)
     return trace_of(name, arrival_ms / 1e3, inputs.astype(np.int64), outputs.astype(np.int64))
 
 
@@ -217,29 +223,33 @@ def _rates(name: str, at_s: Reals, rate_rps: Reals, cv: Reals | None = None) -> 
     return Rates(name, float(steps[0]), rate_rps, np.ones(len(at_s)) if cv is None else cv, start_unix_s)
 
 
-def _whole(found: Sequence[array[float]]) -> list[Reals]:
+def _whole(found: Sequence[array[float]], source: str) -> list[Reals]:
     if not found[0]:
-        raise Invalid("the trace has no request; one line for each is needed", Reason.BODY_INVALID)
+        raise Invalid(f"{source} has no request; one line for each is needed", Reason.BODY_INVALID)
     return [np.array(column) for column in found]
 
 
-def _number(text: str, name: str, line: int) -> float:
+def _number(text: str, name: str, source: str, line: int) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not 0 <= value <= MOST[name]:
-        raise _wrong(line, f'{name} "{text[:40]}" is no number from 0 to {MOST[name]:g}')
+        raise _wrong(
+            source,
+            line,
+            f'{name} "{text[:40]}" is no number from 0 to {MOST[name]:g}; correct it, or the unit of the column',
+        )
     return value
 
 
-def _bound(rows: int) -> None:
+def _bound(rows: int, source: str) -> None:
     if rows > REQUESTS_MAX:
         raise Invalid(
-            f"more than {REQUESTS_MAX} requests; cut the file into parts, or give its rates with --scale",
+            f"{source} has more than {REQUESTS_MAX} requests; cut the file into parts, or give its rates with --scale",
             Reason.LIMIT_EXCEEDED,
         )
 
 
-def _wrong(line: int, what: str) -> Invalid:
-    return Invalid(f"line {line}: {what}", Reason.BODY_INVALID)
+def _wrong(source: str, line: int, what: str) -> Invalid:
+    return Invalid(f"{source}, line {line}: {what}", Reason.BODY_INVALID)
