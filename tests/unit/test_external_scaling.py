@@ -148,6 +148,30 @@ def test_a_replica_that_comes_and_answers_with_an_error_is_starting_for_a_while(
     assert "it answers 503 (c)" in world.look().blind
 
 
+def test_one_that_answered_and_is_gone_unasked_lets_none_go_until_it_is_replaced_or_long_gone() -> None:
+    world = World("abc", policy="static:3")
+    world.look(), world.look()
+    world.deciding = Deciding(service(policy="static:1"), replace(world.state(), policy="static:1"))
+    world.look()
+    gone = world.pages.pop("c")
+    told = world.look()
+    assert (told.blind, told.current, told.desired) == ("", 2, 3)
+    assert "one that answered is gone" in told.text
+    assert world.look(500).desired == 3
+    world.pages["d"] = gone
+    assert world.look().desired == 1
+
+
+def test_what_left_the_list_is_not_waited_for_for_ever() -> None:
+    world = World("abc", policy="static:3")
+    world.look(), world.look()
+    world.deciding = Deciding(service(policy="static:1"), replace(world.state(), policy="static:1"))
+    world.look()
+    del world.pages["c"]
+    assert world.look().desired == 3
+    assert world.look(601).desired == 1
+
+
 def test_when_all_that_answered_are_gone_at_once_none_counts_as_taken_away() -> None:
     world = World("ab")
     world.look(), world.look()
@@ -363,7 +387,16 @@ def test_an_answer_that_is_none_is_named(text: str, told: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"desired": "x"}, {"now_s": None}, {"now_s": math.nan}, {"asked_s": [None]}, {"memory": [1]}]
+    "wrong",
+    [
+        {"desired": "x"},
+        {"desired": 10**9},
+        {"desired": -1},
+        {"now_s": None},
+        {"now_s": math.nan},
+        {"asked_s": [None]},
+        {"memory": [1]},
+    ],
 )
 def test_what_was_kept_and_is_not_as_it_should_be_is_left_out(tmp_path: Path, wrong: dict[str, object]) -> None:
     kept = asdict(state.State(1.0, 2.0, 3, (), ("a",), "hpa:4", None)) | {"version": state.VERSION}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
+from switchgear.autoscaler.external.settings import REPLICAS_MAX
 from switchgear.core.errors import FailedPrecondition, Reason
 from switchgear.core.tls import write_private
 
@@ -59,6 +60,8 @@ def load(path: Path) -> State | None:
         kept = _STATE.validate_python(read)
         if not all(map(math.isfinite, (kept.now_s, kept.unix_s, *kept.asked_s))):
             raise ValueError("a time in it is no number")
+        if not 0 <= kept.desired <= REPLICAS_MAX:
+            raise ValueError(f"desired is {kept.desired}, not 0 to {REPLICAS_MAX}")
         return kept
     except FileNotFoundError:
         return None
