@@ -73,6 +73,7 @@ class Agent:
         self._channel = channel
         self._events = 0
         self._stream: Any = None
+        self._writes = asyncio.Lock()
         self.started: dict[str, agent_pb.StartLauncher] = {}
         self.stopped: list[agent_pb.StopLauncher] = []
 
@@ -95,7 +96,8 @@ class Agent:
         running = [
             agent_pb.RunningLauncher(job=s.job, placement_epoch=s.placement_epoch) for s in self.started.values()
         ]
-        await self._stream.write(agent_pb.NodeAgentReport(heartbeat=agent_pb.NodeAgentHeartbeat(launchers=running)))
+        async with self._writes:
+            await self._stream.write(agent_pb.NodeAgentReport(heartbeat=agent_pb.NodeAgentHeartbeat(launchers=running)))
 
     async def event(self, *, code: int, text: str) -> None:
         """Tells the collector of an XID of GPU 0, and returns when it is stored."""
@@ -137,6 +139,8 @@ class Launcher:
         self.forget_reports = False
         self._stream: Any = None
         self._connected = asyncio.Event()
+        #: Two writes at once end a call, and its reader never hears of that.
+        self._writes = asyncio.Lock()
 
     async def run(self) -> None:
         """Stays connected until it is told that the job has ended."""
@@ -152,7 +156,8 @@ class Launcher:
             await asyncio.sleep(0.02)
 
     async def _converse(self, stream: Any) -> None:
-        await stream.write(self.hello())
+        async with self._writes:
+            await stream.write(self.hello())
         self._stream = stream
         self._connected.set()
         self.connections += 1
@@ -182,7 +187,8 @@ class Launcher:
         if self.forget_reports or self._stream is None:
             return False
         try:
-            await self._stream.write(wire.LauncherReport(**{"generation": self.generation, **kind}))
+            async with self._writes:
+                await self._stream.write(wire.LauncherReport(**{"generation": self.generation, **kind}))
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
             return False
         return True
