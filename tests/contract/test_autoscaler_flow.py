@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -122,7 +123,10 @@ async def test_a_drained_replica_ends_only_when_every_router_knows_and_nothing_i
     await until(lambda: _is(second.sent_away is not None))
 
 
-async def test_a_drain_waits_for_a_router_that_was_cut_off_a_moment_ago(plane: Plane) -> None:
+async def test_a_drain_waits_for_a_router_that_was_cut_off_a_moment_ago(
+    plane: Plane, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     await plane.agent("a")
     await plane.create(1, 1, drain_timeout_seconds=600)
     router, lost = Router(plane, "router"), Router(plane, "lost")
@@ -131,6 +135,8 @@ async def test_a_drain_waits_for_a_router_that_was_cut_off_a_moment_ago(plane: P
         await one.routes(1)
     plane.clock.advance(21)
     lost.cut_off()
+    # From then on its minute runs; that it says nothing would be known without.
+    await until(lambda: _is("router disconnected" in caplog.messages))
     await until(
         lambda: _is(plane.metric("demand_tokens_per_second") != plane.metric("demand_tokens_per_second"))
     )  # NaN
