@@ -156,9 +156,11 @@ class Launcher:
             await asyncio.sleep(0.02)
 
     async def _converse(self, stream: Any) -> None:
-        async with self._writes:
-            await stream.write(self.hello())
-        self._stream = stream
+        await stream.write(self.hello())
+        self._stream, self._writes = (
+            stream,
+            asyncio.Lock(),
+        )  # a write that never ends must not hold up the next stream's
         self._connected.set()
         self.connections += 1
         async for command in stream:
