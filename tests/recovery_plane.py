@@ -73,7 +73,7 @@ class Agent:
         self._channel = channel
         self._events = 0
         self._stream: Any = None
-        self._writes = asyncio.Lock()
+        self._turn = asyncio.Lock()
         self.started: dict[str, agent_pb.StartLauncher] = {}
         self.stopped: list[agent_pb.StopLauncher] = []
 
@@ -96,7 +96,7 @@ class Agent:
         running = [
             agent_pb.RunningLauncher(job=s.job, placement_epoch=s.placement_epoch) for s in self.started.values()
         ]
-        async with self._writes:
+        async with self._turn:
             await self._stream.write(agent_pb.NodeAgentReport(heartbeat=agent_pb.NodeAgentHeartbeat(launchers=running)))
 
     async def event(self, *, code: int, text: str) -> None:
@@ -139,8 +139,8 @@ class Launcher:
         self.forget_reports = False
         self._stream: Any = None
         self._connected = asyncio.Event()
-        #: Two writes at once end a call, and its reader never hears of that.
-        self._writes = asyncio.Lock()
+        #: Of the stream: two writes at once end a call, and its reader never hears of that.
+        self._turn = asyncio.Lock()
 
     async def run(self) -> None:
         """Stays connected until it is told that the job has ended."""
@@ -157,10 +157,7 @@ class Launcher:
 
     async def _converse(self, stream: Any) -> None:
         await stream.write(self.hello())
-        self._stream, self._writes = (
-            stream,
-            asyncio.Lock(),
-        )  # a write that never ends must not hold up the next stream's
+        self._stream, self._turn = stream, asyncio.Lock()
         self._connected.set()
         self.connections += 1
         async for command in stream:
@@ -188,9 +185,10 @@ class Launcher:
         """Tells it on the connection that there is; whether that took it."""
         if self.forget_reports or self._stream is None:
             return False
+        stream, turn, report = self._stream, self._turn, wire.LauncherReport(**{"generation": self.generation, **kind})
         try:
-            async with self._writes:
-                await self._stream.write(wire.LauncherReport(**{"generation": self.generation, **kind}))
+            async with turn:
+                await stream.write(report)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
             return False
         return True

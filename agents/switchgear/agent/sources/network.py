@@ -76,7 +76,8 @@ class NetworkSource:
             readings += [
                 known(key, int(values[column])) for key, column in zip(interface.counters, _COLUMNS, strict=True)
             ]
-            downs = self._number(f"{interface.folder}/carrier_down_count")
+            # Read first: a port that counted a down and has its carrier after that is really back.
+            downs = self._number(f"{interface.folder}/carrier_down_count") if interface.watched else None
             state = self._state(interface, readings)
             readings.append(self._files.reading(f"{interface.folder}/carrier_changes", interface.carrier_changes))
             if interface.watched:
@@ -108,7 +109,6 @@ class NetworkSource:
         return state
 
     def _link(self, name: str, interface: _Interface, state: str, downs: int | None) -> Link:
-        """downs: read before this, so that a port which counted a down and has its carrier is really back."""
         # The kernel tells operstate up to a second after the carrier; until then the port looks as if it had bounced.
         carrier = self._number(f"{interface.folder}/carrier")
         up = state in _WORKING and carrier != 0 if state else None

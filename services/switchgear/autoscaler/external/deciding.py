@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, Self, runtime_checkable
 
@@ -55,9 +55,6 @@ class Deciding:
         self._scaler = _begun(service.policy, memory)
         self._fleet = Fleet(service.engine)
         grace_s = max(GRACE_S, 3 * (service.cold_start_s or 0.0))
-        self._grace_s = grace_s
-        #: Since when fewer answer than are desired because one that answered is gone.
-        self._missed_s: float | None = None
         self._presence = Presence(grace_s, () if state is None else state.answered)
         self._starts = Starts() if state is None else Starts(state.asked_s, state.answered)
         self._desired = state.desired if state is not None else None
@@ -77,9 +74,7 @@ class Deciding:
         """now_s: the policy's clock."""
         ready = {name: one for name, one in look.found.items() if isinstance(one, Reading)}
         desired = _there(look) if self._desired is None else self._desired
-        answered = self._presence.answered
         unseen, lost = self._presence.unseen(now_s, look, desired)
-        self._miss(now_s, {*answered} - ready.keys() - unseen.keys(), len(ready) + len(unseen) < desired)
         cold_starts_s = self._starts.came(now_s, ready)
         self._starts.want(now_s, desired, len(ready))
         front = look.gateway.why if isinstance(look.gateway, NoPage) else look.gateway
@@ -136,11 +131,9 @@ class Deciding:
         before, desired, text = seen.bounded(seen.desired), seen.bounded(decision.replicas), decision.text
         if not seen.blind:
             self._held = None
-            if desired < before and self._missed_s is not None:
-                desired, text = (
-                    before,
-                    f"stays at {before}: one that answered is gone, perhaps only from the list, and what it does is not seen",
-                )
+            if desired < before and self._presence.misses:
+                why = "one that answered is gone, perhaps only from the list, and what it does is not seen"
+                desired, text = before, f"stays at {before}: {why}"
         else:
             if self._held is None:
                 self._held = before
@@ -152,13 +145,6 @@ class Deciding:
         self._starts.want(now_s, desired, current)
         held = desired if self._held is None else self._held
         return Decided(Record(now_s, seen, decision), desired, current, seen.blind, held, text)
-
-    def _miss(self, now_s: float, gone: Collection[str], fewer: bool) -> None:
-        """One of fewer than desired that nobody asked to go may serve on, off the list: without it less seems to come."""
-        if fewer and gone:
-            self._missed_s = now_s
-        elif not fewer or (self._missed_s is not None and now_s - self._missed_s > self._grace_s):
-            self._missed_s = None
 
     def _aged(self, now_s: float, row: ReplicaRow) -> ReplicaRow:
         return replace(row, age_s=now_s - self._presence.listed_s(row.name))

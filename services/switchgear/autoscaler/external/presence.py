@@ -34,7 +34,8 @@ class Look:
 
 
 class Presence:
-    """Remembers of each listed replica since when it is listed and whether it has answered; one that is listed no more is forgotten.
+    """Remembers of each listed replica since when it is listed and whether it has answered; one that is listed no more is forgotten, but
+    that it is gone is known for a while.
 
     answered: those that had, before a restart.
     """
@@ -45,12 +46,19 @@ class Presence:
         self._listed_s: dict[str, float] = {}
         self._answered = set(answered)
         self._had = bool(self._answered)
+        #: When one that had answered went and fewer than desired were left.
+        self._missed_s: float | None = None
         #: Since when nobody has answered although somebody should.
         self._empty_s: float | None = None
 
     @property
     def answered(self) -> tuple[str, ...]:
         return tuple(sorted(self._answered))
+
+    @property
+    def misses(self) -> bool:
+        """Whether one that nobody asked to go is gone, and not replaced: it may serve on, off the list, and without it less seems to come."""
+        return self._missed_s is not None
 
     def listed_s(self, name: str) -> float:
         """Since when the replica is listed."""
@@ -66,6 +74,7 @@ class Presence:
         self._first_s = now_s if self._first_s is None else self._first_s
         self._listed_s = {name: self._listed_s.get(name, now_s) for name in found}
         pages = {name for name, one in found.items() if isinstance(one, Reading)}
+        before = frozenset(self._answered)
         self._answered = (self._answered | pages) & set(found)
         missing = {name: one for name, one in found.items() if isinstance(one, NoPage)}
         told = {
@@ -74,10 +83,17 @@ class Presence:
             if (why := self._why(now_s, name, one, look.certain, bool(pages)))
         }
         self._answered -= {name for name in missing if name not in told}
+        self._miss(now_s, gone=not before <= self._answered, fewer=len(pages) + len(told) < desired)
         if pages or desired == 0:
             self._had, self._empty_s = bool(pages), None
             return told, ""
         return told, "" if told else self._none(now_s, look.certain and bool(missing))
+
+    def _miss(self, now_s: float, *, gone: bool, fewer: bool) -> None:
+        if gone and fewer:
+            self._missed_s = now_s
+        elif not fewer or (self._missed_s is not None and now_s - self._missed_s > self._grace_s):
+            self._missed_s = None
 
     def _why(self, now_s: float, name: str, one: NoPage, certain: bool, others: bool) -> str:
         if not one.off and not self._came(name):
